@@ -1,0 +1,89 @@
+"""What a condition is: an annotator (draws and scores maps) and the facts around it. Data only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+RGBImage = NDArray[np.uint8]
+"""A picture: uint8 (H, W, 3), RGB, 0..255. The only picture form between modules."""
+ControlMap = NDArray[np.uint8]
+"""A control map: uint8 (H, W, 3), channels as the network wants them (so not always RGB)."""
+
+ALREADY_A_MAP = "None"
+"""The preprocessor name that means "my image is already a control map" (v1.1's word for it)."""
+
+Interpolation = Literal["nearest", "linear", "area", "lanczos", "lines"]
+"""How a map is resized; "lines" keeps thin white lines whole and unblended (see core.images)."""
+InputKind = Literal["photo", "drawing", "canvas"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one map agrees with another."""
+
+    headline: float
+    """0..100, higher is better."""
+    metric: str
+    """The name, in `metrics`, of the paper's figure behind the headline, such as "F1"."""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """One way to draw a condition's map."""
+
+    name: str
+    draw: Callable[[RGBImage, Any], ControlMap]
+    """Pure: never edits its input; the same picture and params give the same map, same size."""
+    needs: str = ""
+    """What must be downloaded first, in words; "" for nothing."""
+    help: str = ""
+
+
+def shown_as_fed(control_map: ControlMap) -> RGBImage:
+    """Show a map exactly as the network gets it."""
+    return control_map
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Draws control maps, and says how they are resized, shown and compared."""
+
+    name: str
+    preprocessors: tuple[Preprocessor, ...]
+    """The first is the default."""
+    params: type
+    """A frozen dataclass of fields from core.params; may have none."""
+    score: Callable[[ControlMap, ControlMap], Score]
+    """score(wanted, found), two maps of one size."""
+    interpolation: Interpolation
+    detect_resolution: int | None = None
+    """Short side the map is drawn at, in pixels; None draws at the size of the output."""
+    preview: Callable[[ControlMap], RGBImage] = shown_as_fed
+    empty_message: str = ""
+    """Said when the map is all one value; "" where that is nothing unusual."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One ready-made input: a file in test_imgs/ and a prompt that goes with it."""
+
+    image: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One app's facts."""
+
+    name: str
+    title: str
+    blurb: str
+    annotator: Annotator
+    weights: str
+    """The control's name in every model card, such as "canny"."""
+    input: InputKind = "photo"
+    examples: tuple[Example, ...] = field(default=())

@@ -1,0 +1,66 @@
+"""What the pipeline asks of a model: text encoder, UNet, ControlNets and autoencoder as one thing.
+
+models/networks.py implements it on diffusers' modules; tests hand in small fakes. Every setting is
+an argument: nothing is ever written on a network, so two requests cannot mix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ControlInput:
+    """One ControlNet's part in a prediction."""
+
+    name: str
+    hint: Tensor
+    """(B, 3, H, W) in [0, 1], B as the latents'."""
+    scales: tuple[float, ...]
+    """One weight per residual, shallowest encoder block first, the middle block last."""
+
+
+class Networks(Protocol):
+    """A loaded model with its ControlNets, on one device."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    latent_channels: int
+    downscale: int
+    """Pixels per latent cell along a side."""
+    hashes: dict[str, str]
+    """Short SHA-256 of each weights file, by part."""
+
+    def make_scheduler(self, sampler: str) -> Any:
+        """Return a fresh diffusers scheduler made from the model's own config."""
+
+    def fit_prompt(self, prompt: str) -> tuple[int, str]:
+        """Return how many of the 75 tokens the prompt uses, and the text that did not fit."""
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Return embeddings (B, 77, C)."""
+
+    def residual_count(self, name: str) -> int:
+        """Return how many residuals the named ControlNet adds (13 for SD 1.5)."""
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        controls: Sequence[ControlInput],
+    ) -> Tensor:
+        """Return the UNet's raw output (B, C, h, w), noise or velocity as the scheduler has it."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return float32 pictures (B, 3, H, W) in [-1, 1] from the scheduler's latents."""
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """Return cheap small pictures (B, 3, h, w) in [-1, 1] from the scheduler's latents."""
+
+    def in_float32(self) -> "Networks":
+        """Return the same weights in float32, for the retry after a non-finite result."""

@@ -1,0 +1,153 @@
+"""What is asked for and what comes back: enough, together, to make the same picture again.
+
+Ranges and defaults are those of ControlNet v1.0's apps (lllyasviel/ControlNet, gradio_*2image.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from core.condition import ControlMap, RGBImage, Score
+from core.errors import BadInput
+from core.params import bounded, checked, choice, text, toggle
+
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that numpy and torch both take."""
+
+NEGATIVE_PROMPT = (
+    "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, "
+    "fewer digits, cropped, worst quality, low quality"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationRequest:
+    """Everything that decides the pictures; checked when made.
+
+    Raises:
+        BadInput: no picture, or a value of the wrong kind or out of its bounds.
+    """
+
+    image: RGBImage
+    prompt: str = text("", "Prompt", "What the picture should show.")
+    added_prompt: str = text(
+        "best quality, extremely detailed", "Added prompt", "Put behind the prompt."
+    )
+    negative_prompt: str = text(
+        NEGATIVE_PROMPT, "Negative prompt", "What the picture should not show."
+    )
+    preprocessor: str = text(
+        "", "Preprocessor", "How the control map is drawn; empty for the usual way.", 100
+    )
+    params: Any = None
+    """The annotator's params record; None for its defaults."""
+    num_samples: int = bounded(1, 1, 12, 1, "Images", "How many pictures; each has its own seed.")
+    image_resolution: int = bounded(
+        512, 256, 768, 64, "Image resolution", "Length of the short side, in pixels."
+    )
+    detect_resolution: int | None = bounded(
+        None, 128, 1024, 1, "Detect resolution", "Short side the map is drawn at, in pixels."
+    )
+    """None for the annotator's own; without effect where the annotator draws at output size."""
+    strength: float = bounded(
+        1.0, 0.0, 2.0, 0.01, "Control strength", "How strongly the map is followed; 0 ignores it."
+    )
+    guess_mode: bool = toggle(
+        False, "Guess mode", "Let the map alone decide; works best with guidance 3 to 5."
+    )
+    steps: int = bounded(20, 1, 100, 1, "Steps", "Denoising steps; fewer than 5 stay noisy.")
+    guidance_scale: float = bounded(
+        9.0, 0.1, 30.0, 0.1, "Guidance scale", "How strictly the prompt is followed; 1 is fastest."
+    )
+    seed: int = bounded(-1, -1, LARGEST_SEED, 1, "Seed", "Same seed, same picture; -1 draws one.")
+    eta: float = bounded(
+        0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Fresh noise per step; 0 makes DDIM deterministic."
+    )
+    control_start: float = bounded(
+        0.0, 0.0, 1.0, 0.01, "Control start", "Part of the steps before the map is followed."
+    )
+    control_end: float = bounded(
+        1.0, 0.0, 1.0, 0.01, "Control end", "Part of the steps after which the map is let go."
+    )
+    model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
+    sampler: str = choice("ddim", ("ddim",), "Sampler")
+
+    def __post_init__(self) -> None:
+        if self.image is None:
+            raise BadInput("There is no picture yet: please add one.")
+        if (
+            not isinstance(self.image, np.ndarray)
+            or self.image.dtype != np.uint8
+            or self.image.ndim != 3
+            or self.image.shape[2] != 3
+            or 0 in self.image.shape
+        ):
+            raise BadInput(
+                "The picture must be an array of 8-bit RGB pixels, shape (height, width, 3)."
+            )
+        checked(self)
+        if self.control_start >= self.control_end:
+            raise BadInput(
+                f"Control start ({self.control_start:g}) must be smaller than "
+                f"control end ({self.control_end:g})."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationResult:
+    """What was made. The tuples hold one entry per finished image, in the order made."""
+
+    images: tuple[RGBImage, ...]
+    control_map: ControlMap
+    """The map fed to the ControlNet, at output size."""
+    reextracted: tuple[ControlMap, ...]
+    scores: tuple[Score, ...]
+    seeds: tuple[int, ...]
+    """The seed that makes each image alone."""
+    seconds: dict[str, float]
+    """Per stage: prepare, map, load, text, sample, decode, reextract."""
+    warnings: tuple[str, ...]
+    request: GenerationRequest
+    """As asked, with everything left open filled in: seed, preprocessor, params."""
+    condition_name: str
+    model: str
+    device: str
+    dtype: str
+    width: int
+    height: int
+    hashes: dict[str, str]
+    cancelled: bool
+
+    def report(self) -> dict[str, Any]:
+        """Return the figures as the JSON contract of design.md, section 6, has them."""
+        return {
+            "model": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "width": self.width,
+            "height": self.height,
+            "seeds": list(self.seeds),
+            "scores": [
+                {"headline": score.headline, "metrics": dict(score.metrics)}
+                for score in self.scores
+            ],
+            "seconds": dict(self.seconds),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """One report from a running generation."""
+
+    stage: str
+    """prepare, map, load, text, sample, decode or reextract."""
+    step: int
+    """Finished steps of this image, 0..steps."""
+    steps: int
+    image_index: int
+    seconds_left: float | None
+    """Estimate for the whole request; None until something is known."""
+    preview: RGBImage | None
+    """What the image looks like so far, small; None where it was not asked for."""
