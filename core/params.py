@@ -146,7 +146,7 @@ def bounded(
     high: float,
     step: float,
     label: str,
-    help: str = "",  # noqa: A002 - the word the page uses
+    help: str = "",
 ) -> Any:
     """Make a field for a number; whole if default (or, for None, the lower bound) is an int.
 
@@ -157,19 +157,19 @@ def bounded(
     return field(default=default, metadata={"control": control})
 
 
-def choice(default: str, options: tuple[str, ...], label: str, help: str = "") -> Any:  # noqa: A002
+def choice(default: str, options: tuple[str, ...], label: str, help: str = "") -> Any:
     """Make a field for one of a few options."""
     return field(
         default=default, metadata={"control": Choice(default, tuple(options), label, help)}
     )
 
 
-def toggle(default: bool, label: str, help: str = "") -> Any:  # noqa: A002, FBT001
+def toggle(default: bool, label: str, help: str = "") -> Any:
     """Make a field for yes or no."""
     return field(default=default, metadata={"control": Toggle(default, label, help)})
 
 
-def text(default: str, label: str, help: str = "", max_length: int = 4000) -> Any:  # noqa: A002
+def text(default: str, label: str, help: str = "", max_length: int = 4000) -> Any:
     """Make a field for text; the cap keeps hostile or accidental megabytes out of tokenizers."""
     return field(default=default, metadata={"control": Text(default, label, help, max_length)})
 

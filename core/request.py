@@ -93,6 +93,11 @@ class GenerationRequest:
                 f"control end ({self.control_end:g})."
             )
 
+    @property
+    def full_prompt(self) -> str:
+        """The prompt and the added prompt, joined by a comma where both say something."""
+        return ", ".join(part for part in (self.prompt, self.added_prompt) if part.strip())
+
 
 @dataclass(frozen=True, eq=False)
 class GenerationResult:

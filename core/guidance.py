@@ -1,0 +1,85 @@
+"""Guidance: how the prompt, its absence and the control map are weighed against each other.
+
+Sources: classifier-free guidance, Ho and Salimans 2022 (arXiv 2207.12598); guess mode,
+lllyasviel/ControlNet gradio_canny2image.py and cldm/ddim_hacked.py; control window, diffusers'
+StableDiffusionControlNetPipeline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from core.networks import ControlInput, Networks
+
+GUESS_DECAY = 0.825
+"""Guess mode weakens each shallower residual by this: with SD 1.5's 13 residuals (12 skips and the
+middle block) the shallowest, which fix the finest detail, keep a tenth, and the prompt-free half
+of the model can move. The number is v1.0's."""
+
+
+def residual_scales(count: int, strength: float, guess_mode: bool) -> tuple[float, ...]:
+    """Return a weight per residual, shallowest first: equal, or in guess mode rising to the last.
+
+    Example:
+        >>> [round(scale, 3) for scale in residual_scales(3, 1.0, guess_mode=True)]
+        [0.681, 0.825, 1.0]
+    """
+    decay = GUESS_DECAY if guess_mode else 1.0
+    return tuple(strength * decay ** (count - 1 - index) for index in range(count))
+
+
+def in_window(step: int, steps: int, start: float, end: float) -> bool:
+    """Tell whether control acts at a step (from 0): the step must lie wholly inside the window."""
+    return step / steps >= start and (step + 1) / steps <= end
+
+
+@dataclass(frozen=True, eq=False)
+class Guidance:
+    """What steers one batch of images; `predict` is the model as the sampler wants it."""
+
+    networks: Networks
+    steps: int
+    positive: Tensor
+    """(1, 77, C)"""
+    negative: Tensor
+    """(1, 77, C)"""
+    controls: Sequence[ControlInput]
+    """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
+    guidance_scale: float
+    guess_mode: bool
+    control_start: float
+    control_end: float
+
+    def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+        """Return the guided output, float32, for latents (B, C, h, w)."""
+        controls = self._acting(step)
+        if self.guidance_scale == 1:  # then the negative half cancels out
+            return self._half(latents, timestep, self.positive, controls)
+        if self.guess_mode and controls:
+            unconditional = self._half(latents, timestep, self.negative, ())
+            conditional = self._half(latents, timestep, self.positive, controls)
+        else:
+            batch = latents.shape[0]
+            text = torch.cat([_repeated(self.negative, batch), _repeated(self.positive, batch)])
+            both = self._half(torch.cat([latents, latents]), timestep, text, controls)
+            unconditional, conditional = both.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _half(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, controls: Sequence[ControlInput]
+    ) -> Tensor:
+        batch = latents.shape[0]
+        hinted = [replace(c, hint=_repeated(c.hint, batch)) for c in controls]
+        return self.networks.predict(latents, timestep, _repeated(text, batch), hinted).float()
+
+    def _acting(self, step: int) -> Sequence[ControlInput]:
+        if not in_window(step, self.steps, self.control_start, self.control_end):
+            return ()
+        return [control for control in self.controls if any(control.scales)]
+
+
+def _repeated(tensor: Tensor, batch: int) -> Tensor:
+    """Return one row as a batch of the same, without copying; a batch passes as it is."""
+    return tensor.expand(batch, *tensor.shape[1:])

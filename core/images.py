@@ -1,0 +1,257 @@
+"""Pictures: reading them from anybody, fitting them to a size, and turning them into tensors.
+
+The only place where arrays become tensors and tensors arrays. Between modules a picture is uint8
+(H, W, 3) RGB; for the networks a control map is (B, 3, H, W) in [0, 1] and a generated picture
+(B, 3, H, W) in [-1, 1].
+"""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from core.condition import ControlMap, Interpolation, RGBImage
+from core.errors import BadInput
+from core.png import read_bytes, without_text
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 40_000_000
+"""Larger than any camera most people own, small enough to decode in a second or so."""
+MAX_ASPECT = 8
+"""A longer strip has no use as a picture and would ask for gigabytes once its short side is 512."""
+GRID = 64
+"""Output sides are multiples of this: 8 pixels a latent cell, 8 cells for the UNet's halvings."""
+SIXTEEN_TO_EIGHT = 257
+"""65535 / 255."""
+
+_ASK_FOR = "Please save it as PNG or JPEG and try again."
+
+
+# Reading a picture file
+
+
+def read_image(source: str | Path | bytes) -> tuple[RGBImage, list[str]]:
+    """Decode a picture file from its path or bytes.
+
+    Upright (EXIF), in sRGB, transparency on white, first frame of an animation; 16-bit values are
+    scaled, not cut. Returns the picture and a note for each thing a person may not expect.
+
+    Raises:
+        BadInput: not a picture of FORMATS, incomplete, larger than MAX_PIXELS, or a long strip.
+    """
+    data = without_text(read_bytes(source))
+    picture = _open(data)
+    check_shape(*picture.size)
+    notes = []
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        part = "page" if picture.format == "TIFF" else "frame of the animation"
+        notes.append(f"Only the first {part} is used.")
+    try:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        pixels = _to_rgb(picture, notes)
+    # A broken file can fail in as many ways as there are decoders; all mean the same to its owner.
+    except (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError) as error:
+        raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
+    return pixels, notes
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header alone."""
+    if not data:
+        raise BadInput("The file is empty; please choose a picture (PNG, JPEG, WebP, ...).")
+    foreign = _foreign_format(data)
+    if foreign:
+        raise BadInput(f"{foreign} files cannot be read here. {_ASK_FOR}")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large() from error
+    except UnidentifiedImageError as error:
+        if _is_ours(data):
+            raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
+        raise BadInput(
+            "This file is not an image we can read; please choose a PNG, JPEG, WebP, AVIF, BMP, "
+            "TIFF or GIF."
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError) as error:
+        raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
+
+
+def _foreign_format(data: bytes) -> str:
+    """Return the name of a well-known format that is not read here, or ""."""
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"%pdf"):
+        return "PDF"
+    if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!--", b"<!d")) and b"<svg" in start):
+        return "SVG"
+    if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
+        return "JPEG XL"
+    brands = data[8:64]
+    if data[4:8] == b"ftyp" and b"avi" not in brands and any(b in brands for b in (b"hei", b"hev", b"mif1", b"msf1")):
+        return "HEIC (iPhone)"
+    return ""
+
+
+def _is_ours(data: bytes) -> bool:
+    """Tell whether the first bytes are those of one of FORMATS."""
+    return data.startswith(
+        (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+    ) or data[8:12] in (b"WEBP", b"avif", b"avis")
+
+
+def check_shape(width: int, height: int) -> None:
+    """Refuse pictures that are too large or too long.
+
+    Raises:
+        BadInput: more than MAX_PIXELS, or sides further apart than MAX_ASPECT : 1.
+    """
+    if width * height > MAX_PIXELS:
+        raise _too_large()
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadInput(
+            f"The picture is a strip of {width} x {height} pixels; please crop it to "
+            f"{MAX_ASPECT}:1 or less."
+        )
+
+
+def _too_large() -> BadInput:
+    return BadInput(
+        f"The picture has more than {MAX_PIXELS // 1_000_000} million pixels; please shrink it."
+    )
+
+
+def _to_rgb(picture: Image.Image, notes: list[str]) -> RGBImage:
+    """Turn any mode of Pillow's into RGB; adds notes."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey = _to_eight_bits(np.asarray(picture), picture.mode, notes)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    profile = picture.info.get("icc_profile")
+    alpha = None
+    if picture.has_transparency_data:
+        with_alpha = picture.convert("RGBA")
+        alpha = with_alpha.getchannel("A")
+        picture = picture.convert("L") if picture.mode == "LA" else with_alpha.convert("RGB")
+    if picture.mode in ("P", "1"):
+        picture = picture.convert("RGB")
+    rgb = _to_srgb(picture, profile, notes)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        notes.append("Transparent parts were filled with white.")
+        paper = Image.new("RGB", rgb.size, "white")
+        paper.paste(rgb, mask=alpha)
+        rgb = paper
+    return np.array(rgb)
+
+
+def _to_eight_bits(values: NDArray[Any], mode: str, notes: list[str]) -> NDArray[np.uint8]:
+    """Scale grey (H, W) of 16 bits, 32 bits or floats to 0..255.
+
+    16-bit values keep their meaning (65535 is white), floats in [0, 1] too; any other range has no
+    agreed white, so it is stretched to fit, and said.
+    """
+    numbers = np.nan_to_num(values.astype(np.float64))
+    low, high = float(numbers.min()), float(numbers.max())
+    if mode.startswith("I;16"):
+        numbers /= SIXTEEN_TO_EIGHT
+    elif mode == "F" and low >= 0 and high <= 1:
+        numbers *= 255
+    else:
+        notes.append(f"The picture's values, {low:g} to {high:g}, were stretched to black to white.")
+        numbers = (numbers - low) * (255 / (high - low)) if high > low else numbers * 0
+    return numbers.round().astype(np.uint8)
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """Convert to RGB through the embedded colour profile, if there is one and it is not sRGB."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "srgb" not in ImageCms.getProfileDescription(source).lower():
+                converted = ImageCms.profileToProfile(
+                    picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+                )
+                if converted is not None:
+                    return converted
+        except (ImageCms.PyCMSError, OSError):
+            notes.append("The picture's colour profile could not be used; colours may differ.")
+    return picture.convert("RGB")
+
+
+# Sizes
+
+
+def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Return (width, height) with the short side near `resolution`, both multiples of GRID.
+
+    As ControlNet v1.0's resize_image (annotator/util.py): scale first, then round each side.
+
+    Raises:
+        BadInput: the picture is too large or too long a strip.
+    """
+    check_shape(width, height)
+    scale = resolution / min(width, height)
+    wide, high = (max(GRID, round(side * scale / GRID) * GRID) for side in (width, height))
+    return wide, high
+
+
+def resize(image: RGBImage, size: tuple[int, int]) -> RGBImage:
+    """Resize a picture to (width, height): Lanczos when enlarging, area means when shrinking."""
+    if (image.shape[1], image.shape[0]) == size:
+        return image
+    enlarging = min(size) > min(image.shape[:2])
+    return _resized(image, size, cv2.INTER_LANCZOS4 if enlarging else cv2.INTER_AREA)
+
+
+def resize_map(control_map: ControlMap, size: tuple[int, int], interpolation: Interpolation) -> ControlMap:
+    """Resize a control map to (width, height) in the way its annotator asks for.
+
+    "nearest" invents no values; "lines" neither, and a thin white line survives shrinking: each
+    output pixel is the brightest of those it covers.
+    """
+    height, width = control_map.shape[:2]
+    if (width, height) == size:
+        return control_map
+    if interpolation == "lines":
+        reach = (max(1, math.ceil(height / size[1])), max(1, math.ceil(width / size[0])))
+        brightest = cv2.dilate(control_map, np.ones(reach, np.uint8), anchor=(0, 0))
+        return _resized(_as_bytes(brightest), size, cv2.INTER_NEAREST)
+    flags = {
+        "nearest": cv2.INTER_NEAREST,
+        "linear": cv2.INTER_LINEAR,
+        "area": cv2.INTER_AREA,
+        "lanczos": cv2.INTER_LANCZOS4,
+    }
+    return _resized(control_map, size, flags[interpolation])
+
+
+def _resized(image: NDArray[np.uint8], size: tuple[int, int], flag: int) -> NDArray[np.uint8]:
+    return _as_bytes(cv2.resize(image, size, interpolation=flag))
+
+
+def _as_bytes(array: Any) -> NDArray[np.uint8]:
+    """Give an OpenCV result its type: its own stubs know only "some array"."""
+    return np.asarray(array, dtype=np.uint8)
+
+
+# Arrays and tensors
+
+
+def to_tensor(control_map: ControlMap) -> Tensor:
+    """Return a control map as float32 (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(control_map.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def to_images(pictures: Tensor) -> list[RGBImage]:
+    """Return pictures (B, 3, H, W) in [-1, 1] as B arrays; values beyond are cut.
+
+    Not for non-finite values: they would turn black in silence, so the caller checks first.
+    """
+    levels = ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    return list(levels.permute(0, 2, 3, 1).cpu().numpy())
