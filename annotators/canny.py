@@ -15,6 +15,8 @@ from core.params import bounded, checked
 
 TOLERANCE_PX = 1
 """An edge redrawn one pixel off is the same edge to the eye; the exact figure stands beside it."""
+HALF_BRIGHT = 127
+"""A map that was resized or saved as JPEG elsewhere has greys; brighter than this is a line."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,20 @@ class CannyParams:
     """The two thresholds on the gradient; if low is above high they are swapped."""
 
     low_threshold: int = bounded(
-        100, 1, 255, 1, "Canny low threshold", "A weak edge above this is kept if it meets a strong one."
+        100,
+        1,
+        255,
+        1,
+        "Canny low threshold",
+        "A weak edge above this is kept if it meets a strong one.",
     )
     high_threshold: int = bounded(
-        200, 1, 255, 1, "Canny high threshold", "An edge above this is always kept; lower it for more."
+        200,
+        1,
+        255,
+        1,
+        "Canny high threshold",
+        "An edge above this is always kept; lower it for more.",
     )
 
     def __post_init__(self) -> None:
@@ -50,7 +62,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 
 
 def _edges(control_map: ControlMap) -> Mask:
-    return np.asarray(control_map.max(axis=2) > 127, dtype=bool)
+    return np.asarray(control_map.max(axis=2) > HALF_BRIGHT, dtype=bool)
 
 
 ANNOTATOR = Annotator(

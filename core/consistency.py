@@ -1,5 +1,6 @@
 """Was the control kept? Draw the map of the result the way the first map was drawn, and compare."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,36 +14,32 @@ Mask = NDArray[np.bool_]
 """(H, W), true on the lines."""
 
 
-def extract(  # noqa: PLR0913 - all six decide the map
-    annotator: Annotator,
-    preprocessor: Preprocessor,
-    params: Any,
-    image: RGBImage,
-    size: tuple[int, int],
-    detect_resolution: int | None,
-) -> ControlMap:
-    """Draw a picture's control map at its own resolution and return it at size (width, height).
+@dataclass(frozen=True)
+class Extractor:
+    """An annotator with its settings chosen: draws a picture's map, the same way each time."""
 
-    Without a detect resolution the map is drawn at the output size, as v1.0 does for canny.
-    """
-    height, width = image.shape[:2]
-    drawn_at = size if detect_resolution is None else fit_size(width, height, detect_resolution)
-    drawn = preprocessor.draw(resize(image, drawn_at), params)
-    return resize_map(drawn, size, annotator.interpolation)
+    annotator: Annotator
+    preprocessor: Preprocessor
+    params: Any
+    """A record of the annotator's params type."""
+    detect_resolution: int | None
+    """Short side the map is drawn at; None for the output size, as v1.0 does for canny."""
 
+    def extract(self, image: RGBImage, size: tuple[int, int]) -> ControlMap:
+        """Draw the map at its own resolution and return it at size (width, height)."""
+        height, width = image.shape[:2]
+        drawn_at = size
+        if self.detect_resolution is not None:
+            drawn_at = fit_size(width, height, self.detect_resolution)
+        drawn = self.preprocessor.draw(resize(image, drawn_at), self.params)
+        return resize_map(drawn, size, self.annotator.interpolation)
 
-def reextract_and_score(
-    annotator: Annotator,
-    preprocessor: Preprocessor,
-    params: Any,
-    image: RGBImage,
-    control_map: ControlMap,
-    detect_resolution: int | None,
-) -> tuple[ControlMap, Score]:
-    """Return the map found in a generated image and how well it agrees with the one wanted."""
-    size = (control_map.shape[1], control_map.shape[0])
-    found = extract(annotator, preprocessor, params, image, size, detect_resolution)
-    return found, annotator.score(control_map, found)
+    def reextract_and_score(
+        self, image: RGBImage, control_map: ControlMap
+    ) -> tuple[ControlMap, Score]:
+        """Return the map found in a generated image and how well it agrees with the one wanted."""
+        found = self.extract(image, (control_map.shape[1], control_map.shape[0]))
+        return found, self.annotator.score(control_map, found)
 
 
 def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
@@ -67,4 +64,6 @@ def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
 
 def _widened(mask: Mask, radius_px: int) -> Mask:
     side = 2 * radius_px + 1
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)), dtype=bool)
+    return np.asarray(
+        cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)), dtype=bool
+    )

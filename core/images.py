@@ -90,12 +90,18 @@ def _foreign_format(data: bytes) -> str:
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"%pdf"):
         return "PDF"
-    if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!--", b"<!d")) and b"<svg" in start):
+    if start.startswith(b"<svg") or (
+        start.startswith((b"<?xml", b"<!--", b"<!d")) and b"<svg" in start
+    ):
         return "SVG"
     if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
         return "JPEG XL"
     brands = data[8:64]
-    if data[4:8] == b"ftyp" and b"avi" not in brands and any(b in brands for b in (b"hei", b"hev", b"mif1", b"msf1")):
+    if (
+        data[4:8] == b"ftyp"
+        and b"avi" not in brands
+        and any(b in brands for b in (b"hei", b"hev", b"mif1", b"msf1"))
+    ):
         return "HEIC (iPhone)"
     return ""
 
@@ -163,7 +169,9 @@ def _to_eight_bits(values: NDArray[Any], mode: str, notes: list[str]) -> NDArray
     elif mode == "F" and low >= 0 and high <= 1:
         numbers *= 255
     else:
-        notes.append(f"The picture's values, {low:g} to {high:g}, were stretched to black to white.")
+        notes.append(
+            f"The picture's values, {low:g} to {high:g}, were stretched to black to white."
+        )
         numbers = (numbers - low) * (255 / (high - low)) if high > low else numbers * 0
     return numbers.round().astype(np.uint8)
 
@@ -209,7 +217,9 @@ def resize(image: RGBImage, size: tuple[int, int]) -> RGBImage:
     return _resized(image, size, cv2.INTER_LANCZOS4 if enlarging else cv2.INTER_AREA)
 
 
-def resize_map(control_map: ControlMap, size: tuple[int, int], interpolation: Interpolation) -> ControlMap:
+def resize_map(
+    control_map: ControlMap, size: tuple[int, int], interpolation: Interpolation
+) -> ControlMap:
     """Resize a control map to (width, height) in the way its annotator asks for.
 
     "nearest" invents no values; "lines" neither, and a thin white line survives shrinking: each

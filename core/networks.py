@@ -26,14 +26,29 @@ class ControlInput:
 class Networks(Protocol):
     """A loaded model with its ControlNets, on one device."""
 
-    name: str
-    device: torch.device
-    dtype: torch.dtype
-    latent_channels: int
-    downscale: int
-    """Pixels per latent cell along a side."""
-    hashes: dict[str, str]
-    """Short SHA-256 of each weights file, by part."""
+    @property
+    def name(self) -> str:
+        """The model's name, as the page and the report show it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where predictions run."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number format."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along a side."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Short SHA-256 of each weights file, by part."""
 
     def make_scheduler(self, sampler: str) -> Any:
         """Return a fresh diffusers scheduler made from the model's own config."""

@@ -18,6 +18,9 @@ from typing import Any
 
 from core.errors import BadInput
 
+NAMES_LISTED = 5
+"""Unknown names shown in a note; a hostile file may hold thousands."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -210,6 +213,7 @@ def restored(record_type: type, values: Mapping[str, object]) -> tuple[dict[str,
             notes.append(f"{note}.")
     unknown = [str(name)[:40] for name in values if name not in known]
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        notes.append(f"Not known here and left out: {', '.join(unknown[:5])}{more}.")
+        rest = len(unknown) - NAMES_LISTED
+        more = f" and {rest} more" if rest > 0 else ""
+        notes.append(f"Not known here and left out: {', '.join(unknown[:NAMES_LISTED])}{more}.")
     return settings, notes

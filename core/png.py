@@ -41,7 +41,9 @@ A1111_NAMES = {
 """AUTOMATIC1111's names for the settings that mean the same here."""
 
 
-def save_png(target: str | Path | IO[bytes], image: RGBImage, result: GenerationResult, index: int) -> None:
+def save_png(
+    target: str | Path | IO[bytes], image: RGBImage, result: GenerationResult, index: int
+) -> None:
     """Write image `index` of a result, exact and with its settings; a path is replaced whole.
 
     Nothing of the uploaded file goes in (its EXIF may hold a position), only what was asked for.
@@ -70,7 +72,9 @@ def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
         if field.name not in ("image", "params")
     }
     params = result.request.params
-    request["params"] = asdict(params) if is_dataclass(params) else {}
+    request["params"] = (
+        asdict(params) if is_dataclass(params) and not isinstance(params, type) else {}
+    )
     request |= {"seed": result.seeds[index], "num_samples": 1}
     return {
         "schema": SCHEMA,
@@ -160,7 +164,9 @@ def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> 
         del settings["params"]
         settings.pop("preprocessor", None)
         settings.pop("detect_resolution", None)
-        return [f"The picture was made by another app ({made_by!s:.40}); its map settings stay out."]
+        return [
+            f"The picture was made by another app ({made_by!s:.40}); its map settings stay out."
+        ]
     settings["params"], notes = restored(condition.annotator.params, settings["params"])
     names = [ALREADY_A_MAP, "", *(p.name for p in condition.annotator.preprocessors)]
     if settings.get("preprocessor", "") not in names:
@@ -232,7 +238,7 @@ def read_bytes(source: str | Path | bytes) -> bytes:
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Yield (kind, body, whole chunk) of a PNG, up to the first that is cut off; no PNG, nothing."""
+    """Yield (kind, body, whole chunk) of a PNG up to the first cut off; nothing of other files."""
     position = len(SIGNATURE) if data.startswith(SIGNATURE) else len(data)
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
@@ -258,7 +264,7 @@ def without_text(data: bytes) -> bytes:
 
 def _texts(data: bytes) -> dict[str, str]:
     """Return our two text chunks by keyword, where present, whole and not too long."""
-    found = {}
+    found: dict[str, str] = {}
     for kind, body, _ in chunks(data):
         keyword, _, rest = body.partition(b"\0")
         if kind not in TEXT_CHUNKS or keyword not in (b"parameters", b"controlloop"):

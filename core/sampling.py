@@ -29,7 +29,7 @@ def seeded_noise(
     return torch.cat(noise), generators
 
 
-def denoise(  # noqa: PLR0913 - the loop's plain parts; a record for them would have this one user
+def denoise(
     predict: Predict,
     scheduler: Any,
     noise: Tensor,
@@ -41,7 +41,7 @@ def denoise(  # noqa: PLR0913 - the loop's plain parts; a record for them would 
 
     Everything but the model's own forward pass is float32, whatever the weights are.
     """
-    latents = noise * scheduler.init_noise_sigma
+    latents: Tensor = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         output = predict(scheduler.scale_model_input(latents, timestep), timestep, step)
         moved = scheduler.step(output, timestep, latents, eta=eta, generator=generators)

@@ -1,0 +1,84 @@
+"""One generation's clock, its warnings, and its line to the caller: progress out, cancel in."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.images import to_images
+from core.networks import Networks
+from core.request import Progress
+
+STAGES = ("prepare", "map", "load", "text", "sample", "decode", "reextract")
+
+
+class Stopped(Exception):
+    """The user asked to stop; no error, and caught by the pipeline."""
+
+
+@dataclass
+class Run:
+    """What one generation has done so far."""
+
+    on_progress: Callable[[Progress], None] | None
+    cancelled: Callable[[], bool] | None
+    preview_every: int
+    steps: int
+    images: int
+    warnings: list[str] = field(default_factory=list)
+    images_done: int = 0
+    was_cancelled: bool = False
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    _steps_timed: int = 0
+    _seconds_timed: float = 0.0
+    _last_step: float | None = None
+
+    def stop_if_cancelled(self) -> None:
+        """Raise Stopped if the caller asked to stop."""
+        if self.cancelled is not None and self.cancelled():
+            self.was_cancelled = True
+            raise Stopped
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and add up its seconds."""
+        self._tell(Progress(name, 0, self.steps, self.images_done, self._left(0), None))
+        started = time.perf_counter()
+        self._last_step = None
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def stepped(self, step: int, batch: int, networks: Networks, clean: Tensor) -> None:
+        """Report a finished step of a batch, then stop if that was asked."""
+        now = time.perf_counter()
+        if self._last_step is not None:  # a batch's first step also pays for warming up
+            self._steps_timed += batch
+            self._seconds_timed += now - self._last_step
+        self._last_step = now
+        preview = None
+        if self.preview_every and step % self.preview_every == 0 and self.on_progress is not None:
+            preview = to_images(torch.nan_to_num(networks.preview(clean[:1])))[0]
+        left = self._left(step * batch)
+        self._tell(Progress("sample", step, self.steps, self.images_done, left, preview))
+        self.stop_if_cancelled()
+
+    def _left(self, steps_of_batch: int) -> float | None:
+        """Estimate the seconds left: steps still to do, and what follows each image's steps."""
+        if not self._steps_timed:
+            return None
+        per_step = self._seconds_timed / self._steps_timed
+        images_left = self.images - self.images_done
+        after = self.seconds["decode"] + self.seconds["reextract"]
+        per_image = after / self.images_done if self.images_done else 0.0
+        return max(
+            0.0, images_left * (self.steps * per_step + per_image) - steps_of_batch * per_step
+        )
+
+    def _tell(self, progress: Progress) -> None:
+        if self.on_progress is not None:
+            self.on_progress(progress)
