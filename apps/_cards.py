@@ -1,0 +1,199 @@
+"""What the page shows, as HTML: the header, the running picture, the result cards.
+
+All text that came from outside is escaped here; the markup's classes belong to _page.css.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from apps._files import SavedResult
+from apps._suite import duration
+from core.condition import Condition, RGBImage
+from core.request import GenerationResult, Progress
+from models.store import Card
+
+STAGES = {
+    "prepare": "Preparing the picture",
+    "map": "Drawing the control map",
+    "load": "Loading the model",
+    "text": "Reading the prompt",
+    "sample": "Generating",
+    "decode": "Decoding",
+    "reextract": "Re-extracting and scoring",
+}
+
+EMPTY = """
+<div class="cl-stage cl-empty">
+  <div class="cl-trio" aria-hidden="true">
+    <div><span>Control map</span></div><div><span>Generated</span></div><div><span>Re-extracted</span></div>
+  </div>
+  <h3>Your pictures will appear here</h3>
+  <p>Add a picture or take an example, say what it should become, and press <b>Run</b>.
+  Each result is shown between the control map it was given and the map found in it again,
+  with a score for how well the two agree.</p>
+</div>"""
+
+WAITING = """
+<div class="cl-stage cl-running" role="status">
+  <div class="cl-frame cl-pulse"></div>
+  <div class="cl-progress"><b>Waiting for the machine</b><div class="cl-track cl-indeterminate"><i></i></div>
+  <span>Another run may be ahead of this one. Esc stops.</span></div>
+</div>"""
+
+
+def escape(text: str) -> str:
+    """Make text safe to stand in HTML and still readable as plain text (quotes stay)."""
+    return html.escape(text, quote=False)
+
+
+def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
+    """Show how far a run is: the picture so far, the step and the time left."""
+    total = max(images * progress.steps, 1)
+    done = min(progress.image_index * progress.steps + progress.step, total)
+    words = STAGES.get(progress.stage, progress.stage.capitalize())
+    details = []
+    if images > 1:
+        details.append(f"image {min(progress.image_index + 1, images)} of {images}")
+    if progress.stage == "sample":
+        details.append(f"step {progress.step} of {progress.steps}")
+    if progress.seconds_left is not None:
+        details.append(f"about {duration(progress.seconds_left)} left")
+    picture = '<div class="cl-frame cl-pulse"></div>'
+    if preview is not None:
+        picture = f'<div class="cl-frame"><img alt="The picture so far" src="{_inline(preview)}"></div>'
+    return f"""
+<div class="cl-stage cl-running" role="status">
+  {picture}
+  <div class="cl-progress"><b>{escape(words)}</b>
+  <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
+  <span>{" · ".join(details) or "Esc stops."}</span></div>
+</div>"""
+
+
+def note(text: str) -> str:
+    """Show one sentence where the results would stand."""
+    return f'<div class="cl-stage cl-note" role="status"><p>{escape(text)}</p></div>'
+
+
+def results(result: GenerationResult, saved: SavedResult) -> str:
+    """Show each image between its control map and the map found in it, with its score."""
+    if not result.images:
+        return ""
+    count = len(result.images)
+    by_score = sorted(range(count), key=lambda i: -result.scores[i].headline)
+    took = sum(result.seconds.values())
+    facts = [
+        f"{count} image{'s' if count > 1 else ''}",
+        f"{result.width} × {result.height}",
+        duration(took),
+    ]
+    if result.cancelled:
+        facts.append(f"stopped; {count} of {result.request.num_samples} finished")
+    cards = "".join(_card(result, saved, i, by_score.index(i)) for i in range(count))
+    order = (
+        '<button type="button" class="cl-button" data-cl="order" aria-pressed="false">'
+        "Order by score</button>"
+        if count > 1
+        else ""
+    )
+    warnings = "".join(f"<li>{escape(text)}</li>" for text in result.warnings)
+    return f"""
+<section class="cl-results">
+  <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>
+    <span class="cl-actions">{order}
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
+  {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
+  <div class="cl-cards">{cards}</div>
+</section>"""
+
+
+def _card(result: GenerationResult, saved: SavedResult, index: int, rank: int) -> str:
+    score, seed = result.scores[index], result.seeds[index]
+    figures = " · ".join(f"{name} {_figure(value)}" for name, value in score.metrics.items())
+    wanted, found = _url(saved.shown_map), _url(saved.shown_reextracted[index])
+    size = f'width="{result.width}" height="{result.height}"'
+    return f"""
+<article class="cl-card" style="--rank:{rank}">
+  <header>
+    <div class="cl-score" title="How well the re-extracted map agrees with the control map, 0 to 100">
+      <b>{score.headline:.0f}</b><span>/ 100</span></div>
+    <div class="cl-metric"><b>{escape(score.metric)} {_figure(score.metrics.get(score.metric))}</b>
+      <span>{escape(figures)}</span></div>
+    <div class="cl-seed"><span>Seed</span> <code>{seed}</code>
+      <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
+  </header>
+  <div class="cl-three">
+    {_picture(wanted, size, "Control map", "cl-map")}
+    {_picture(_url(saved.images[index]), size, "Generated", "cl-made", download=saved.images[index].name)}
+    {_picture(found, size, "Re-extracted", "cl-map", download=saved.reextracted[index].name)}
+  </div>
+  <details class="cl-compare">
+    <summary>Compare the two maps</summary>
+    <div class="cl-pair" style="--split:50%;--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{result.width}/{result.height}">
+      <div class="cl-layer cl-wanted"></div><div class="cl-layer cl-found"></div></div>
+    <div class="cl-tools">
+      <input type="range" min="0" max="100" value="50" data-cl="split" aria-label="Slide between the control map and the re-extracted map">
+      <button type="button" class="cl-button" data-cl="overlay" aria-pressed="false">Overlay</button></div>
+    <p class="cl-legend"><span class="cl-key-wanted">Control map</span>
+      <span class="cl-key-found">Re-extracted</span><span class="cl-key-both">Both</span></p>
+  </details>
+</article>"""
+
+
+def _picture(url: str, size: str, caption: str, kind: str, download: str = "") -> str:
+    link = (
+        f'<a href="{url}" download="{html.escape(download)}">Save PNG</a>' if download else ""
+    )
+    return f"""<figure class="{kind}"><button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
+      <img src="{url}" {size} alt="{caption}"></button><figcaption><span>{caption}</span>{link}</figcaption></figure>"""
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _url(path: Path) -> str:
+    """Return where the browser gets a file of ours; relative, so that it holds behind a proxy."""
+    return "gradio_api/file=" + quote(str(path))
+
+
+def _inline(image: RGBImage) -> str:
+    memory = io.BytesIO()
+    Image.fromarray(image).save(memory, "PNG")
+    return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
+
+
+def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
+    """Show what the page is, what it runs on, and what the model can be asked for."""
+    chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    prompts = "".join(f"<li>{escape(text)}</li>" for text in card.prompts)
+    return f"""
+<div class="cl-head"><div><h1>{escape(condition.title)}</h1><p>{escape(condition.blurb)}</p></div>
+  <div class="cl-chips" role="status">{chips}</div></div>
+<details class="cl-about"><summary>What {escape(card.title)} knows</summary>
+  <p>{escape(card.blurb)}</p><ul>{prompts}</ul></details>"""
+
+
+def home(conditions: Sequence[Condition]) -> str:
+    """Show the suite's front page: a link to each app."""
+    links = "".join(
+        f'<a href="{html.escape(c.name)}"><h2>{escape(c.title)}</h2><p>{escape(c.blurb)}</p></a>'
+        for c in conditions
+    )
+    return f"""
+<div class="cl-head"><div><h1>ControlLoop</h1><p>Pictures that follow a control map, and a measure
+of how well they do: every result is looked at again and scored.</p></div></div>
+<nav class="cl-home" aria-label="Apps">{links}</nav>"""
+
+
+def restored(labels: Sequence[str], notes: Sequence[str]) -> str:
+    """Say which settings a file gave, and what could not be taken."""
+    first = f"Restored: {', '.join(labels)}." if labels else ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in notes)
+    return f'<div class="cl-restored" role="status"><p>{escape(first)}</p><ul>{items}</ul></div>'

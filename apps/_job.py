@@ -1,0 +1,101 @@
+"""One generation in a thread of its own, watched and stopped from outside. Knows no widgets."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from core.condition import Condition
+from core.pipeline import Pipeline
+from core.request import GenerationRequest, GenerationResult, Progress
+
+PREVIEW_EVERY = 2
+"""Steps from one live preview to the next."""
+
+HEARTBEAT_S = 0.5
+"""The longest silence of `Job.run`: how soon a closed tab is noticed."""
+
+_DEVICE = threading.Lock()
+"""Held while pictures are made: two runs at once would need twice the memory and gain no time."""
+
+
+class Job:
+    """A checked request on its way to pictures; `notes` on its picture join the result's warnings."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        condition: Condition,
+        request: GenerationRequest,
+        notes: Sequence[str] = (),
+    ):
+        self._pipeline = pipeline
+        self._condition = condition
+        self.request = request
+        self._notes = tuple(notes)
+        self._stopped = threading.Event()
+        self.finished = False
+
+    def stop(self) -> None:
+        """End within one step; finished images are kept. May be called at any time, by anyone."""
+        self._stopped.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stopped.is_set()
+
+    def run(self) -> Iterator[Progress | GenerationResult | None]:
+        """Make the pictures: yield progress as it comes, None in silence, and the result last.
+
+        A stop before the first step yields no result. Closing the iterator stops the work.
+
+        Raises:
+            SuiteError: as Pipeline.generate.
+        """
+        reports: queue.SimpleQueue[Progress | GenerationResult | BaseException | None]
+        reports = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                reports.put(self._generate(reports))
+            except BaseException as error:  # noqa: BLE001 - raised again in the watching thread
+                reports.put(error)
+
+        threading.Thread(target=work, name="generation", daemon=True).start()
+        try:
+            while True:
+                try:
+                    report = reports.get(timeout=HEARTBEAT_S)
+                    while isinstance(report, Progress) and not reports.empty():
+                        report = reports.get()  # a slow watcher sees the newest only
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(report, BaseException):
+                    raise report
+                if report is not None:
+                    yield report
+                if not isinstance(report, Progress):
+                    return
+        finally:
+            self._stopped.set()
+            self.finished = True
+
+    def _generate(self, reports: "queue.SimpleQueue[object]") -> GenerationResult | None:
+        while not _DEVICE.acquire(timeout=HEARTBEAT_S):
+            if self.stopped:
+                return None
+        try:
+            if self.stopped:
+                return None
+            result = self._pipeline.generate(
+                self._condition,
+                self.request,
+                on_progress=reports.put,
+                cancelled=self._stopped.is_set,
+                preview_every=PREVIEW_EVERY,
+            )
+            return replace(result, warnings=(*self._notes, *result.warnings))
+        finally:
+            _DEVICE.release()

@@ -1,0 +1,528 @@
+"""Condition -> page: the widgets, their order and what happens when they are used.
+
+Settings' labels, bounds and helps come from the records; what is shown, from _cards.
+"""
+
+import functools
+import inspect
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+
+from apps import _cards
+from apps._files import SavedResult, save
+from apps._job import Job
+from apps._suite import Suite
+from core.condition import ALREADY_A_MAP, Condition
+from core.errors import BadInput, SuiteError
+from core.images import read_image
+from core.params import Bounds, Choice, Control, Text, Toggle, controls
+from core.png import read_settings
+from core.request import GenerationRequest, GenerationResult, Progress
+
+log = logging.getLogger(__name__)
+
+TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
+
+ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
+"""The same for every run of every page: one queue for the device."""
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+"""An event of the page alone, without Gradio's own progress curtain."""
+
+MOST_SLIDER_STOPS = 10_000
+"""A number with more values than this gets a box: nobody hits a seed with a slider."""
+
+
+def build_page(condition: Condition, suite: Suite) -> gr.Blocks:
+    """Build one condition's page, to be launched alone or rendered into a site."""
+    with gr.Blocks(
+        title=f"{condition.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
+    ) as page:
+        _Page(condition, suite).build()
+    return page
+
+
+def build_site(conditions: Sequence[Condition], suite: Suite) -> gr.Blocks:
+    """Build the home page and behind it a page for each condition; one queue serves them all."""
+    pages = [(condition, build_page(condition, suite)) for condition in conditions]
+    with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
+        gr.HTML(_cards.home(conditions), elem_classes="cl-header")
+    for condition, page in pages:
+        with site.route(condition.title, f"/{condition.name}"):
+            page.render()
+    return site
+
+
+CACHE = (600, 24 * 3600)
+"""Every ten minutes, uploads and results older than a day are deleted."""
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn any failure into one sentence; a bug gets an id that finds it in the log."""
+    try:
+        yield
+    except SuiteError as error:
+        raise gr.Error(_cards.escape(str(error)), title="Not yet", print_exception=False) from None
+    except gr.Error:
+        raise
+    except Exception:
+        number = uuid.uuid4().hex[:8]
+        log.exception("Error %s", number)
+        raise gr.Error(
+            f"Something went wrong on our side; the server's log has it under {number}.",
+            print_exception=False,
+        ) from None
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(path: str) -> tuple[np.ndarray, list[str]]:
+    """Read an upload once for the many looks a moving slider takes; its path is its content's."""
+    return read_image(path)
+
+
+class _Page:
+    def __init__(self, condition: Condition, suite: Suite):
+        self.condition = condition
+        self.suite = suite
+        self.annotator = condition.annotator
+        self.params = controls(condition.annotator.params)
+        self.defaults = suite.defaults(suite.model)
+        self.fields: dict[str, gr.components.Component] = {}
+
+    # What stands where
+
+    def build(self) -> None:
+        self.header = gr.HTML(self._header(self.suite.model), elem_classes="cl-header")
+        with gr.Row(elem_classes="cl-columns"):
+            with gr.Column(elem_classes="cl-left", min_width=300):
+                self._input_column()
+            with gr.Column(elem_classes="cl-right", min_width=300):
+                self.stage = gr.HTML(_cards.EMPTY, elem_id="stage")
+                self.results = gr.HTML("", elem_id="results")
+        self.job = gr.State(None)
+        self.last_seed = gr.State(-1)
+        self.shown_model = gr.State(self.suite.model)
+        self._wire()
+        self._publish()
+
+    def _input_column(self) -> None:
+        self.fields["image"] = gr.Image(
+            label="Input",
+            type="filepath",
+            image_mode=None,
+            format="png",
+            sources=["upload", "clipboard", "webcam"],
+            height=280,
+            elem_id="image",
+            buttons=["fullscreen"],
+            placeholder="Drop, paste or click to add a picture",
+        )
+        self._examples()
+        self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
+                  placeholder=self._prompt_hint())  # fmt: skip
+        with gr.Row(elem_classes="cl-run"):
+            self.run = gr.Button("Run", variant="primary", elem_id="run")
+            self.stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
+        gr.HTML(
+            '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>'
+        )
+        with gr.Accordion("Control map", open=True, elem_classes="cl-section"):
+            self._map_controls()
+        with gr.Accordion("Advanced options", open=False, elem_classes="cl-section",
+                          elem_id="advanced"):  # fmt: skip
+            self._advanced()
+        self.restore = gr.File(
+            label="Restore settings: drop a PNG saved here",
+            file_types=[".png"],
+            height=90,
+            elem_id="restore",
+            elem_classes="cl-restore",
+        )
+        self.restored = gr.HTML("", elem_id="restored")
+
+    def _examples(self) -> None:
+        here = [e for e in self.condition.examples if (TEST_IMAGES / e.image).is_file()]
+        self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in here]
+        with gr.Row(visible=bool(here)):
+            self.examples = gr.Dataset(
+                label="Examples",
+                components=[gr.Image(visible=False, format="png")],
+                samples=[[path] for path, _ in self.example_values],
+                type="index",
+                elem_classes="cl-examples",
+            )
+
+    def _map_controls(self) -> None:
+        names = [p.name for p in self.annotator.preprocessors]
+        options = [(name, name) for name in names]
+        options.append((f"{ALREADY_A_MAP}: my image is already a control map", ALREADY_A_MAP))
+        self.fields["preprocessor"] = gr.Radio(
+            options, value=names[0], label="Preprocessor", elem_id="preprocessor"
+        )
+        for name, control in self.params.items():
+            self.fields[name] = _widget(control, control.default, elem_id=name)
+        if self.annotator.detect_resolution is not None:
+            self._add("detect_resolution", GenerationRequest)
+            self.fields["detect_resolution"].value = self.annotator.detect_resolution
+        self.preview = gr.Button("Preview map", elem_id="preview", size="md")
+        self.map = gr.Image(
+            label="Control map",
+            format="png",
+            interactive=False,
+            visible=False,
+            height=260,
+            elem_id="map",
+            elem_classes="cl-map",
+            buttons=["download", "fullscreen"],
+        )
+        self.invert = gr.Checkbox(
+            label="Show maps as black lines on white",
+            info="Display only: the model is always given white on black.",
+            elem_id="invert",
+        )
+
+    def _advanced(self) -> None:
+        models = self.suite.models(self.condition)
+        self.fields["model"] = gr.Dropdown(
+            [(self.suite.card(name).title, name) for name in models],
+            value=self.suite.model,
+            label="Model",
+            elem_id="model",
+        )
+        for name in ("num_samples", "image_resolution", "strength"):
+            self._add(name, GenerationRequest)
+        with gr.Row():
+            self._add("control_start", GenerationRequest, min_width=140)
+            self._add("control_end", GenerationRequest, min_width=140)
+        for name in ("guess_mode", "steps", "guidance_scale"):
+            self._add(name, GenerationRequest)
+        with gr.Row(elem_classes="cl-seed-row"):
+            self._add("seed", GenerationRequest, min_width=140, elem_id="seed")
+            with gr.Column(min_width=120, scale=0):
+                self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="reuse")
+                self.random = gr.Button("Random", size="sm")
+        for name in ("eta", "added_prompt", "negative_prompt"):
+            self._add(name, GenerationRequest)
+
+    def _add(self, name: str, record: type, **options: Any) -> None:
+        control = controls(record)[name]
+        options.setdefault("elem_id", name)
+        self.fields[name] = _widget(control, self.defaults[name], **options)
+
+    def _prompt_hint(self) -> str:
+        prompts = self.suite.card(self.suite.model).prompts
+        return f"For example: {prompts[0]}" if prompts else ""
+
+    def _header(self, model: str) -> str:
+        return _cards.header(self.condition, self.suite.facts(model), self.suite.card(model))
+
+    # What happens when
+
+    def _wire(self) -> None:
+        fields = list(self.fields.values())
+        begun = self.run.click(
+            self._begin,
+            [self.job, *fields],
+            [self.job, self.run, self.stop, self.stage],
+            queue=False,
+            preprocess=False,
+            **PRIVATE,
+        )
+        ran = begun.success(
+            self._generate,
+            [self.job, self.last_seed],
+            [self.stage, self.results, self.last_seed],
+            **ONE_AT_A_TIME,
+            **PRIVATE,
+        )
+        ran.then(
+            self._settle,
+            [self.job, self.fields["model"], self.last_seed],
+            [self.job, self.run, self.stop, self.stage, self.header],
+            queue=False,
+            **PRIVATE,
+        )
+        self.stop.click(self._stop, [self.job], [self.stop], queue=False, **PRIVATE)
+
+        look = {
+            "fn": self._draw_map,
+            "inputs": fields,
+            "outputs": [self.map],
+            "preprocess": False,
+            "concurrency_id": "map",
+            "concurrency_limit": 2,
+            "trigger_mode": "always_last",
+            **PRIVATE,
+        }
+        self.preview.click(**look)
+        for name in ("preprocessor", *self.params):
+            self.fields[name].input(**look)
+        self.fields["image"].change(
+            lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
+        )
+        self.invert.change(
+            None, [self.invert], None, js="(on) => document.body.classList.toggle('cl-invert', on)"
+        )
+        self.examples.click(
+            lambda index: self.example_values[index],
+            [self.examples],
+            [self.fields["image"], self.fields["prompt"]],
+            queue=False,
+            **PRIVATE,
+        )
+        self.random.click(lambda: -1, None, [self.fields["seed"]], queue=False, **PRIVATE)
+        self.reuse.click(
+            lambda seed: seed, [self.last_seed], [self.fields["seed"]], queue=False, **PRIVATE
+        )
+        self.fields["model"].input(
+            self._change_model,
+            [self.shown_model, *fields],
+            [self.shown_model, self.header, *fields],
+            queue=False,
+            preprocess=False,
+            **PRIVATE,
+        )
+        self.restore.upload(
+            self._restore, [self.restore], [self.restored, self.restore, *fields], **PRIVATE
+        )
+        loading = gr.Timer(1.5)
+        loading.tick(
+            self._look_at_loading,
+            [self.fields["model"]],
+            [self.header, loading],
+            queue=False,
+            **PRIVATE,
+        )
+
+    def _begin(self, job: Job | None, *values: Any) -> tuple[Any, ...]:
+        """Check everything before a place in the queue is taken."""
+        with _plain_errors():
+            if job is None or job.finished:
+                job = self._job(values)
+        return job, gr.Button(visible=False), gr.Button(visible=True), _cards.WAITING
+
+    def _generate(self, job: Job, last_seed: int) -> Iterator[tuple[Any, ...]]:
+        with _plain_errors():
+            try:
+                yield from self._watch(job)
+            except Exception:
+                yield self._blank(last_seed), gr.skip(), gr.skip()
+                raise
+
+    def _watch(self, job: Job) -> Iterator[tuple[Any, ...]]:
+        preview = None
+        for report in job.run():
+            if isinstance(report, Progress):
+                preview = preview if report.preview is None else report.preview
+                shown = _cards.running(report, job.request.num_samples, preview)
+                yield shown, gr.skip(), gr.skip()
+            elif isinstance(report, GenerationResult) and report.images:
+                self.suite.measured(report)
+                saved = self._save(report)
+                yield "", _cards.results(report, saved), report.seeds[0]
+            elif isinstance(report, GenerationResult) or job.stopped:
+                yield _cards.note(STOPPED_EARLY), gr.skip(), gr.skip()
+            else:
+                yield gr.skip(), gr.skip(), gr.skip()
+
+    def _settle(self, job: Job | None, model: str, last_seed: int) -> tuple[Any, ...]:
+        """Bring the buttons back, whatever happened: done, stopped, refused or failed."""
+        never_ran = job is not None and not job.finished
+        return (
+            None,
+            gr.Button(visible=True),
+            gr.Button(visible=False, value="Stop"),
+            self._blank(last_seed) if never_ran else gr.skip(),
+            self._header(model),
+        )
+
+    def _blank(self, last_seed: int) -> str:
+        """Return what stands above the results when nothing runs."""
+        return _cards.EMPTY if last_seed < 0 else ""
+
+    def _stop(self, job: Job | None) -> Any:
+        if job is not None:
+            job.stop()
+        return gr.Button(value="Stopping …")
+
+    def _draw_map(self, *values: Any) -> Any:
+        with _plain_errors():
+            request, _ = self._request(values)
+            control_map = self.suite.pipeline.draw_map(self.condition, request)
+            if self.annotator.empty_message and control_map.min() == control_map.max():
+                gr.Warning(_cards.escape(self.annotator.empty_message))
+            return gr.Image(value=self.annotator.preview(control_map), visible=True)
+
+    def _change_model(self, before: str, *values: Any) -> list[Any]:
+        """Move settings that still stand at the old model's defaults to the new one's."""
+        with _plain_errors():
+            given = dict(zip(self.fields, values, strict=True))
+            model = given["model"]
+            old, new = self.suite.defaults(before), self.suite.defaults(model)
+            moved = [
+                new[name] if name in new and given[name] == old[name] != new[name] else gr.skip()
+                for name in self.fields
+            ]
+            return [model, self._header(model), *moved]
+
+    def _restore(self, path: str | None) -> list[Any]:
+        with _plain_errors():
+            settings, notes = read_settings(path or b"", self.condition)
+            settings |= settings.pop("params", {})
+            if settings.get("model", self.suite.model) not in self.suite.models(self.condition):
+                settings.pop("model")
+                notes.append("The model that made it is not on offer here.")
+            if not settings.get("preprocessor", "-"):
+                settings["preprocessor"] = self.annotator.preprocessors[0].name
+            found = [name for name in self.fields if name in settings]
+            labels = [getattr(self.fields[name], "label", name) for name in found]
+            values = [settings.get(name, gr.skip()) for name in self.fields]
+            return [_cards.restored(labels, notes), None, *values]
+
+    def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
+        return self._header(model), gr.Timer(active=not self.suite.settled(model))
+
+    # The same for programs
+
+    def _publish(self) -> None:
+        """Offer `/<name>` to gradio_client and MCP, with the page's own fields as arguments."""
+        names = ["image", *(name for name in self.fields if name != "image")]
+        names.sort(key=self._place_in_api)
+        call = gr.Button(visible=False)
+        call.click(
+            self._api(names),
+            [self.fields[name] for name in names],
+            [
+                gr.Image(label="Control map", type="filepath", format="png", visible=False),
+                gr.File(label="Images", file_count="multiple", visible=False),
+                gr.File(label="Re-extracted maps", file_count="multiple", visible=False),
+                gr.JSON(label="Report", visible=False),
+            ],
+            api_name=self.condition.name,
+            preprocess=False,
+            **ONE_AT_A_TIME,
+        )
+
+    def _place_in_api(self, name: str) -> int:
+        return API_ORDER.index(name if name in API_ORDER else "params")
+
+    def _api(self, names: list[str]) -> Callable[..., Iterator[tuple[Any, ...]]]:
+        def generate(*values: Any) -> Iterator[tuple[Any, ...]]:
+            with _plain_errors():
+                job = self._job(values, names)
+                for report in job.run():
+                    if isinstance(report, GenerationResult):
+                        self.suite.measured(report)
+                        saved = self._save(report)
+                        yield (
+                            str(saved.control_map),
+                            [str(path) for path in saved.images],
+                            [str(path) for path in saved.reextracted],
+                            report.report(),
+                        )
+                    else:
+                        yield None, None, None, None  # a call whose caller left ends here
+
+        every = {**controls(GenerationRequest), **self.params}
+        lines = [f"{name}: {_help(every.get(name), name)}" for name in names]
+        generate.__doc__ = "\n".join(
+            [
+                f"{self.condition.blurb} Returns the control map, the generated images, the maps "
+                "re-extracted from them, and a report with a seed and a score for each image.",
+                "Args:",
+                *(f"    {line}" for line in lines),
+            ]
+        )
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, kind) for name in names]
+        )
+        return generate
+
+    # Shared by both
+
+    def _job(self, values: Iterable[Any], names: Iterable[str] = ()) -> Job:
+        return Job(self.suite.pipeline, self.condition, *self._request(values, names))
+
+    def _request(
+        self, values: Iterable[Any], names: Iterable[str] = ()
+    ) -> tuple[GenerationRequest, list[str]]:
+        """Make the checked request of the widgets' raw values, and notes on the picture.
+
+        Raises:
+            SuiteError: something is missing, unreadable or out of its bounds.
+        """
+        given = dict(zip(names or self.fields, values, strict=True))
+        self.suite.card(given["model"])
+        names_of_maps = [*(p.name for p in self.annotator.preprocessors), ALREADY_A_MAP]
+        if given["preprocessor"] not in names_of_maps:
+            raise BadInput(f"The preprocessor must be one of: {', '.join(names_of_maps)}.")
+        picture = given.pop("image")
+        params = self.annotator.params(**{name: given.pop(name) for name in self.params})
+        path = picture.get("path") if isinstance(picture, dict) else None
+        if not path:
+            raise BadInput("There is no picture yet: please add one, or take an example.")
+        image, notes = _decoded(path)
+        return GenerationRequest(image=image, params=params, **given), notes
+
+    def _save(self, result: GenerationResult) -> SavedResult:
+        saved = save(result, self.annotator, Path(get_upload_folder()), self.suite.keep)
+        self.results.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
+        return saved
+
+
+API_ORDER = (
+    "image",
+    "prompt",
+    "added_prompt",
+    "negative_prompt",
+    "num_samples",
+    "image_resolution",
+    "detect_resolution",
+    "steps",
+    "strength",
+    "guess_mode",
+    "guidance_scale",
+    "seed",
+    "eta",
+    "params",
+    "preprocessor",
+    "model",
+    "control_start",
+    "control_end",
+)
+"""The endpoint's arguments; the annotator's own settings stand in the place of "params"."""
+
+STOPPED_EARLY = "Stopped before the first image was finished."
+
+
+def _help(control: Control | None, name: str) -> str:
+    if control is None:
+        return "The picture to start from." if name == "image" else name
+    limits = f" ({control.low:g} to {control.high:g})" if isinstance(control, Bounds) else ""
+    return f"{control.label}{limits}. {control.help}".strip()
+
+
+def _widget(control: Control, value: Any, **options: Any) -> gr.components.Component:
+    """Return the widget that fits a setting."""
+    options |= {"label": control.label, "info": control.help or None, "value": value}
+    match control:
+        case Bounds() if (control.high - control.low) / control.step > MOST_SLIDER_STOPS:
+            return gr.Number(precision=0 if control.whole else None, step=control.step, **options)
+        case Bounds():
+            return gr.Slider(control.low, control.high, step=control.step, **options)
+        case Choice():
+            return gr.Radio(list(control.options), **options)
+        case Toggle():
+            return gr.Checkbox(**options)
+        case Text():
+            return gr.Textbox(max_length=control.max_length, **{"lines": 2, **options})

@@ -1,0 +1,124 @@
+"""What all pages of one process share: the models on offer, the pipeline, what was measured."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from core.condition import Condition
+from core.errors import BadInput, SuiteError
+from core.networks import Networks
+from core.params import controls
+from core.pipeline import Pipeline
+from core.request import GenerationRequest, GenerationResult
+from models.store import Card, Store
+
+log = logging.getLogger(__name__)
+
+
+class Suite:
+    """The pages' common ground; safe to use from many threads."""
+
+    def __init__(self, store: Store, model: str = "", keep: Path | None = None) -> None:
+        """Read the cards; nothing is loaded yet.
+
+        Raises:
+            BadInput: there is no such model.
+        """
+        self.store = store
+        self.model = store.card(model or store.default_model()).name
+        """The model a page starts with."""
+        self.keep = keep
+        """A folder that gets a copy of every finished picture; None keeps none."""
+        self.pipeline = Pipeline(self._load)
+        self._cards = {card.name: card for card in store.cards()}
+        self._lock = threading.Lock()
+        self._state: dict[str, str] = {}
+        self._speed: dict[str, str] = {}
+
+    def models(self, condition: Condition) -> list[str]:
+        """Return the names of the models a condition can be used with, the first one first."""
+        able = [name for name, card in self._cards.items() if card.has_control(condition.weights)]
+        return [self.model, *(name for name in able if name != self.model)]
+
+    def card(self, model: object) -> Card:
+        """Return an offered model's card.
+
+        Raises:
+            BadInput: the model is not on offer.
+        """
+        if not isinstance(model, str) or model not in self._cards:
+            raise BadInput(f"This model is not on offer here; choose {' or '.join(self._cards)}.")
+        return self._cards[model]
+
+    def defaults(self, model: str) -> dict[str, Any]:
+        """Return every setting's default: v1.0's, except where the model's card says otherwise."""
+        plain = {name: c.default for name, c in controls(GenerationRequest).items()}
+        return {**plain, **self.card(model).defaults, "model": model}
+
+    def load_in_background(self, condition: Condition) -> threading.Thread:
+        """Fetch the first model's weights while the server already answers."""
+
+        def work() -> None:
+            try:
+                self._load(self.model, condition.weights)
+            except SuiteError as error:
+                log.warning("%s", error)  # the page's header says it too
+
+        self._note(self.model, LOADING)
+        thread = threading.Thread(target=work, name="load", daemon=True)
+        thread.start()
+        return thread
+
+    def _load(self, model: str, control: str) -> Networks:
+        self._note(model, LOADING)
+        try:
+            networks = self.store.load(model, control)
+        except SuiteError as error:
+            self._note(model, str(error))
+            raise
+        except Exception:
+            self._note(model, "The model could not be loaded; the server's log says why.")
+            raise
+        self._note(model, READY)
+        return networks
+
+    def _note(self, model: str, state: str) -> None:
+        with self._lock:
+            if state != LOADING or self._state.get(model) != READY:
+                self._state[model] = state
+
+    def measured(self, result: GenerationResult) -> None:
+        """Remember how long an image took, for the header."""
+        if not result.images or result.cancelled:
+            return
+        spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
+        with self._lock:
+            self._speed[result.model] = (
+                f"about {duration(spent / len(result.images))} an image "
+                f"({result.request.steps} steps, {result.width} × {result.height})"
+            )
+
+    def facts(self, model: str) -> list[str]:
+        """Return the header's short facts: model, machine, and how long an image takes."""
+        with self._lock:
+            state = self._state.get(model, "loads at the first run")
+            speed = self._speed.get(model, "speed: measured at the first run")
+        machine = self.store.device_note.partition(" (")[0]
+        return [self.card(model).title, machine, speed if state == READY else state]
+
+    def settled(self, model: str) -> bool:
+        """Tell whether there is nothing to wait for: loaded, failed, or not begun."""
+        with self._lock:
+            return self._state.get(model) != LOADING
+
+
+LOADING = "loading the weights …"
+READY = "ready"
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words: "0.8 s", "12 s", "3 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

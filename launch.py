@@ -1,0 +1,34 @@
+"""The whole suite as one site: a home page, and a page for each app; they share one queue.
+
+`python launch.py`, `python launch.py --list`, `python launch.py --only canny2image --port 7870`.
+"""
+
+import apps
+from apps._serve import Environment, arguments, launch, make_suite
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = arguments("ControlLoop: every app on one site.")
+    parser.add_argument("--list", action="store_true", help="print the apps' names and stop")
+    parser.add_argument("--only", metavar="NAMES", help="serve these apps only (a,b,c)")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(apps.names()))
+        return
+    wanted = options.only.split(",") if options.only else apps.names()
+    unknown = [name for name in wanted if name not in apps.names()]
+    if unknown:
+        parser.error(f"no app is called {unknown[0]!r}; there are: {', '.join(apps.names())}")
+    environment = Environment.read()
+    suite = make_suite(options.model, environment)
+    from apps._page import build_site  # noqa: PLC0415 - --list and --help must not wait for gradio
+
+    chosen = [condition for condition in apps.conditions() if condition.name in wanted]
+    site = build_site(chosen, suite)
+    suite.load_in_background(chosen[0])
+    launch(site, environment, options)
+
+
+if __name__ == "__main__":
+    main()
