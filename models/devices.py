@@ -1,0 +1,89 @@
+"""Chooses the device and the number format that the networks run in.
+
+The format is what the device does well: bfloat16 on processors with instructions for it, float16 on
+NVIDIA cards since Volta (Stable Diffusion 1.x is published in it, and bfloat16 keeps three bits
+fewer of each weight), float32 elsewhere.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from core.errors import BadInput, DeviceUnavailable
+
+DEVICE_VARIABLE = "CONTROLLOOP_DEVICE"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Names in /proc/cpuinfo: AVX-512 BF16, AMX, and Arm's extension. Without one of them bfloat16 is
+emulated and slower than float32."""
+VOLTA = (7, 0)
+"""First CUDA compute capability with float16 tensor cores."""
+
+
+def choose_device(
+    requested: str | None = None, dtype: str | None = None
+) -> tuple[torch.device, torch.dtype, str]:
+    """Return the device, the format, and a note for the page that says which and why.
+
+    `requested` is auto, cpu, cuda or cuda:N; without it the environment variable CONTROLLOOP_DEVICE
+    is read. `dtype` is float32, bfloat16 or float16; without it the device's best is taken.
+
+    Raises:
+        BadInput: the device or the format is not one of these.
+        DeviceUnavailable: the device is not in this machine, or its driver does not work.
+    """
+    name = requested or os.environ.get(DEVICE_VARIABLE) or "auto"
+    asker = "The device" if requested else DEVICE_VARIABLE
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise BadInput(f"{asker} is '{name}': it must be auto, cpu, cuda or cuda:N.")
+    if dtype is not None and dtype not in DTYPES:
+        raise BadInput(f"The number format is '{dtype}': it must be {', '.join(DTYPES)}.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        _require_cuda(device, asker)
+    best, reason = _best_dtype(device)
+    if dtype is not None:
+        best, reason = DTYPES[dtype], "as asked"
+    if device.type == "cuda":
+        title = torch.cuda.get_device_name(device)
+    else:
+        title = f"CPU, {torch.get_num_threads()} threads"
+    return device, best, f"{title}, {str(best).removeprefix('torch.')} ({reason})"
+
+
+def _require_cuda(device: torch.device, asker: str) -> None:
+    if not torch.cuda.is_available():
+        raise DeviceUnavailable(
+            f"{asker} asks for {device}, but PyTorch finds no working NVIDIA GPU here: "
+            "use cpu, or check the driver."
+        )
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceUnavailable(
+            f"{asker} asks for {device}, but the last GPU here is "
+            f"cuda:{torch.cuda.device_count() - 1}."
+        )
+
+
+def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= VOLTA:
+            return torch.float16, "this GPU has float16 tensor cores"
+        return torch.float32, "this GPU is slow in float16"
+    if _cpu_flags() & CPU_BFLOAT16_FLAGS:
+        return torch.bfloat16, "this processor has bfloat16 instructions"
+    return torch.float32, "this processor has no bfloat16 instructions"
+
+
+def _cpu_flags() -> set[str]:
+    """Read the first core's feature names; none where the system does not list them."""
+    listing = Path("/proc/cpuinfo")
+    if not listing.exists():
+        return set()
+    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()

@@ -1,0 +1,229 @@
+"""Says what a weights file holds, from its header, before anything is built from it.
+
+A safetensors header is read alone; a pickle is opened with `weights_only=True` and memory-mapped,
+never otherwise, so nothing in it can run. The key names are those of the original repositories
+(CompVis latent-diffusion, lllyasviel/ControlNet) and of diffusers.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import WeightsMismatch, WeightsMissing
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+LARGEST_HEADER = 100 * 2**20
+"""Bytes; safetensors' own limit for its header."""
+
+PICKLE_START = b"\x80"
+"""First byte of every pickle since protocol 2, as torch before 1.6 wrote them without a zip."""
+
+SD1_WIDTH = 768
+WIDTHS = {
+    SD1_WIDTH: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "Stable Diffusion XL",
+}
+"""Family by the width of its text embeddings (columns of attn2.to_k)."""
+
+BASE = "a base checkpoint"
+CONTROLNET = "a ControlNet"
+MERGED = "a base checkpoint with a ControlNet inside"
+"""v1.0's layout: control_sd15_canny.pth serves as either."""
+
+_SIGNS = (
+    ("a LoRA", r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_|\.hada_w1|\.lokr_w1"),
+    ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_l)$"),
+    ("an IP-Adapter", r"^(image_proj|ip_adapter)\."),
+    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\."),
+    (
+        CONTROLNET,
+        r"^(control_model\.)?(input_hint_block\.0\.|controlnet_cond_embedding\.conv_in\.)",
+    ),
+    ("a Flux checkpoint", r"(^|\.)double_blocks\.\d+\."),
+    ("a Stable Diffusion 3 checkpoint", r"(^|\.)joint_blocks\.\d+\."),
+    (BASE, r"^model\.diffusion_model\.input_blocks\."),
+    ("a UNet alone", r"^(input_blocks|down_blocks)\.0\."),
+    ("an autoencoder alone", r"^(first_stage_model\.)?decoder\.(conv_in|layers\.0)\."),
+    ("a text encoder alone", r"(^|\.)text_model\.|^embeddings\.token_embedding\."),
+)
+"""What a file is, by the first pattern that one of its keys matches."""
+
+_MERGED_KEYS = ("model.diffusion_model.", "control_model.")
+_TEXT_KEY = re.compile(r"attn2\.to_k\.weight$")
+_FIRST_CONVOLUTION = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was recognised in a file or folder."""
+
+    kind: str
+    """BASE, CONTROLNET, MERGED, or words for something that cannot be used here."""
+    text_width: int | None
+    """Width of the text embeddings it attends to; None where it has no such attention."""
+    in_channels: int | None
+    """Channels of its latents: 4, or 9 for inpainting, 8 for instruct-pix2pix."""
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return each tensor's shape, reading no more of the file than that needs.
+
+    Raises:
+        WeightsMissing: there is no such file.
+        WeightsMismatch: it is cut short, no weights file, or a pickle that asks to run code.
+    """
+    _refuse_what_is_no_weights_file(path)
+    if path.suffix != ".safetensors":
+        return {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
+    header = _safetensors_header(path)
+    return {key: tuple(facts["shape"]) for key, facts in header.items() if key != "__metadata__"}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the file's tensors, memory-mapped where its format allows it.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: as read_shapes.
+    """
+    _refuse_what_is_no_weights_file(path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        _safetensors_header(path)
+        return load_file(path)
+    held = _unpickle(path)
+    while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
+        held = held["state_dict"]
+    if not isinstance(held, dict):
+        raise WeightsMismatch(f"{path.name} holds no named tensors: choose another file.")
+    return {str(key): value for key, value in held.items() if isinstance(value, Tensor)}
+
+
+def identify(shapes: Shapes) -> Contents:
+    """Return what the tensors of these names and shapes belong to."""
+    kind = "a file of a kind we do not know"
+    if all(any(key.startswith(prefix) for key in shapes) for prefix in _MERGED_KEYS):
+        kind = MERGED
+    else:
+        for name, pattern in _SIGNS:
+            if any(re.search(pattern, key) for key in shapes):
+                kind = name
+                break
+    widths = [shape[1] for key, shape in shapes.items() if _TEXT_KEY.search(key)]
+    channels = [
+        shape[1]
+        for key, shape in shapes.items()
+        if _FIRST_CONVOLUTION.search(key) and "cond" not in key and "stage" not in key
+    ]
+    return Contents(kind, widths[0] if widths else None, channels[0] if channels else None)
+
+
+def describe(contents: Contents) -> str:
+    """Return the contents in words, with the family where its width is a known one."""
+    family = WIDTHS.get(contents.text_width or 0)
+    return f"{contents.kind} of {family}" if family else contents.kind
+
+
+def require(
+    name: str, contents: Contents, kinds: tuple[str, ...], text_width: int, in_channels: int
+) -> None:
+    """Refuse, in one sentence, what does not fit.
+
+    Raises:
+        WeightsMismatch: another kind of file, another family, or other latents.
+    """
+    wanted = f"{kinds[0]} of {WIDTHS.get(text_width, f'text width {text_width}')}"
+    if contents.kind not in kinds:
+        raise WeightsMismatch(f"{name} is {describe(contents)}: {wanted} is needed here.")
+    if contents.text_width != text_width:
+        found = describe(contents)
+        if contents.text_width not in WIDTHS:
+            found += f" with text width {contents.text_width}"
+        raise WeightsMismatch(f"{name} is {found}: {wanted} is needed here.")
+    if contents.in_channels != in_channels:
+        special = {9: " made for inpainting", 8: " made for instruct-pix2pix"}
+        raise WeightsMismatch(
+            f"{name} is {contents.kind}{special.get(contents.in_channels or 0, '')} with "
+            f"{contents.in_channels} latent channels: one with {in_channels} is needed here."
+        )
+
+
+def _refuse_what_is_no_weights_file(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsMissing(f"There is no weights file {path}: check the path.")
+    with path.open("rb") as file:
+        start = file.read(256).lstrip()
+    for magic, what in (
+        (b"<", "a web page, probably a login or error page saved as weights"),
+        (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull to get the weights"),
+        (b"GGUF", "a GGUF file, quantised for other programs"),
+    ):
+        if start[: len(magic)].lower() == magic.lower():
+            raise WeightsMismatch(f"{path.name} is {what}: download the file itself again.")
+    if not start:
+        raise WeightsMismatch(f"{path.name} is empty: download it again.")
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Return the JSON header, having checked that the file is as long as it says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first[:2] in (b"PK", b"\x80\x02"):
+            raise WeightsMismatch(
+                f"{path.name} is a pickle named .safetensors: rename it to .ckpt if you trust it."
+            )
+        if len(first) < 8 or length > LARGEST_HEADER or 8 + length > size:
+            raise WeightsMismatch(
+                f"{path.name} is cut short or no safetensors file: download it again."
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        end = max(
+            facts["data_offsets"][1] for key, facts in header.items() if key != "__metadata__"
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsMismatch(
+            f"{path.name} has a damaged safetensors header: download it again."
+        ) from error
+    if 8 + length + end != size:
+        raise WeightsMismatch(
+            f"{path.name} should be {8 + length + end:,} bytes long but is {size:,}: "
+            "download it again."
+        )
+    return dict(header)
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(2)
+    zipped = start == b"PK"
+    if not zipped and start[:1] != PICKLE_START:
+        raise WeightsMismatch(
+            f"{path.name} is no weights file: choose a .safetensors, .ckpt or .pth file."
+        )
+    try:
+        # Only the zip format of torch >= 1.6 can be memory-mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise WeightsMismatch(
+                f"{path.name} holds more than tensors and would run code when loaded: "
+                "use a .safetensors version of it."
+            ) from error
+        raise WeightsMismatch(f"{path.name} is damaged: download it again.") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsMismatch(
+            f"{path.name} is cut short or no PyTorch weights file: download it again."
+        ) from error

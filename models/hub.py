@@ -1,0 +1,77 @@
+"""Fetches weights from the model hub at the pinned revision, or says exactly what is missing.
+
+The hub client's own cache is used, which writes under a temporary name and renames when complete: a
+half file is never taken for a whole one.
+"""
+
+from pathlib import Path
+
+from core.errors import WeightsMissing
+from models.cards import Source
+
+HUB_SECONDS = 10
+"""How long the hub may take to answer at all."""
+
+
+def fetch(source: Source, title: str, destination: Path) -> Path:
+    """Return the local folder of a source, from the cache or over the network.
+
+    `title` names the model and `destination` the folder to fill by hand, both for the error.
+
+    Raises:
+        WeightsMissing: a file is not in the cache and cannot be fetched now.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    prefix = f"{source.subfolder}/" if source.subfolder else ""
+    patterns = [prefix + name for name in source.files]
+    folder: Path | None = None
+    problem = ""
+    for cached in (True, False):  # the cache first: a pinned revision never changes
+        try:
+            if not cached:
+                _reach_hub(source)
+            folder = Path(
+                snapshot_download(
+                    source.hub,
+                    revision=source.revision,
+                    allow_patterns=patterns,
+                    local_files_only=cached,
+                )
+            )
+        except LocalEntryNotFoundError:
+            problem = "the hub cannot be reached"
+        except (HfHubHTTPError, OSError) as error:
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        if folder and not _absent(source, folder / prefix):
+            return folder / prefix
+    absent = _absent(source, folder / prefix) if folder else dict(source.files)
+    largest = max(absent, key=lambda name: absent[name])
+    others = f" and {len(absent) - 1} smaller files" if len(absent) > 1 else ""
+    raise WeightsMissing(
+        f"{title} needs {prefix}{largest} ({absent[largest] / 1e9:.2g} GB){others} of "
+        f"huggingface.co/{source.hub}, but {problem}: connect and try again, or put them into "
+        f"{destination}."
+    )
+
+
+def _reach_hub(source: Source) -> None:
+    """Ask for the repository once, since a download tries again for half a minute before it fails.
+
+    Raises:
+        LocalEntryNotFoundError: the network or the hub does not answer, or is switched off.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        HfApi().model_info(source.hub, revision=source.revision, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        raise
+    except Exception as error:  # the client's transport library is an implementation detail
+        raise LocalEntryNotFoundError("the hub cannot be reached") from error
+
+
+def _absent(source: Source, folder: Path) -> dict[str, int]:
+    return {name: size for name, size in source.files.items() if not (folder / name).is_file()}

@@ -1,0 +1,209 @@
+"""The networks of a loaded model, on diffusers' and transformers' own modules.
+
+Latents stay float32 outside: the scheduler's arithmetic loses a visible part of a picture in
+bfloat16, so every cast to the networks' format happens in here, and every result is float32 again.
+"""
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import BadInput
+from core.networks import ControlInput
+
+TEXT_TOKENS = 77
+"""CLIP's text length, start and end token included."""
+
+PATCHES, PATCH_CELLS = 64, 4
+"""What a preview is fitted on: this many squares of this many latent cells a side, about the work
+of decoding one 256-pixel picture."""
+
+_TOKENIZER_LOCK = threading.Lock()
+"""A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
+
+
+@dataclass(eq=False)
+class DiffusersNetworks:
+    """Implements core.networks.Networks; fields are only read after it is made."""
+
+    name: str
+    tokenizer: Any
+    """transformers' CLIPTokenizer."""
+    text_encoder: nn.Module
+    unet: nn.Module
+    vae: nn.Module
+    """AutoencoderKL or AutoencoderTiny."""
+    controlnets: Mapping[str, nn.Module]
+    scheduler_config: Mapping[str, Any]
+    preview_matrix: Tensor
+    """(latent channels, 3), or one row more, which is then the bias."""
+    hashes: dict[str, str]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(_config(self.unet).in_channels)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along a side."""
+        return int(2 ** (len(_config(self.vae).block_out_channels) - 1))
+
+    def make_scheduler(self, sampler: str) -> Any:
+        """Return a fresh scheduler with this model's betas and prediction type.
+
+        Leading spacing with offset 1 is the original's schedule (latent-diffusion's "uniform").
+
+        Raises:
+            BadInput: the sampler is not known.
+        """
+        if sampler != "ddim":
+            raise BadInput(f"The sampler '{sampler}' is not known: use ddim.")
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        return DDIMScheduler.from_config(
+            dict(self.scheduler_config),
+            timestep_spacing="leading",
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+        )
+
+    def fit_prompt(self, prompt: str) -> tuple[int, str]:
+        """Return how many of the 75 free tokens the prompt uses, and the text behind the last."""
+        free = TEXT_TOKENS - 2
+        with _TOKENIZER_LOCK:
+            offsets = self.tokenizer(
+                prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
+        if len(offsets) <= free:
+            return len(offsets), ""
+        return free, prompt[offsets[free][0] :].strip()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do."""
+        with _TOKENIZER_LOCK:
+            tokens = self.tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=TEXT_TOKENS,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+        embeddings: Tensor = self.text_encoder(tokens.to(self.device))[0]
+        return embeddings
+
+    def residual_count(self, name: str) -> int:
+        """Return how many residuals the named ControlNet adds: its skips and the middle block."""
+        skips: Any = self.controlnets[name].controlnet_down_blocks
+        return len(skips) + 1
+
+    @torch.no_grad()
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        controls: Sequence[ControlInput] = (),
+    ) -> Tensor:
+        """Return the UNet's raw output (B, C, h, w) in float32.
+
+        Each ControlNet's residuals are multiplied by its scales and summed over the ControlNets; a
+        control whose scales are all zero is not run.
+        """
+        latents, text = self._cast(latents), self._cast(text)
+        timestep = torch.as_tensor(timestep).to(self.device)
+        residuals: list[Tensor] = []
+        for control in controls:
+            if not any(control.scales):
+                continue
+            skips, middle = self.controlnets[control.name](
+                latents,
+                timestep,
+                encoder_hidden_states=text,
+                controlnet_cond=self._cast(control.hint),
+                return_dict=False,
+            )
+            scaled = [
+                residual * scale
+                for residual, scale in zip((*skips, middle), control.scales, strict=True)
+            ]
+            summed = (
+                [a + b for a, b in zip(residuals, scaled, strict=True)] if residuals else scaled
+            )
+            residuals = summed
+        output: Tensor = self.unet(
+            latents,
+            timestep,
+            encoder_hidden_states=text,
+            down_block_additional_residuals=tuple(residuals[:-1]) or None,
+            mid_block_additional_residual=residuals[-1] if residuals else None,
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return float32 pictures (B, 3, H, W), nominally in [-1, 1]."""
+        return decode(self.vae, latents.to(self.device), self.dtype)
+
+    @torch.no_grad()
+    def preview(self, latents: Tensor) -> Tensor:
+        """Return pictures (B, 3, h, w) in [-1, 1], one pixel per latent cell."""
+        matrix = self.preview_matrix.to(latents.device)
+        weights, bias = matrix[: self.latent_channels], matrix[self.latent_channels :].sum(0)
+        pictures = torch.einsum("bchw,cr->brhw", latents.float(), weights)
+        return (pictures + bias[:, None, None]).clamp(-1, 1)
+
+    def in_float32(self) -> "DiffusersNetworks":
+        """Return a copy with the same weights in float32, or itself where they are already."""
+        if self.dtype == torch.float32:
+            return self
+        return replace(
+            self,
+            text_encoder=copy.deepcopy(self.text_encoder).float(),
+            unet=copy.deepcopy(self.unet).float(),
+            vae=copy.deepcopy(self.vae).float(),
+            controlnets={name: copy.deepcopy(n).float() for name, n in self.controlnets.items()},
+            dtype=torch.float32,
+        )
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype)
+
+
+@torch.no_grad()
+def decode(vae: nn.Module, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the autoencoder's float32 pictures (B, 3, H, W) of the scheduler's latents."""
+    config = _config(vae)
+    raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    autoencoder: Any = vae
+    pictures: Tensor = autoencoder.decode(raw.to(dtype), return_dict=False)[0]
+    return pictures.float()
+
+
+def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the matrix (channels + 1, 3) that best predicts the decoder's colours, bias last.
+
+    Fitted by least squares on flat patches of random latents, which the scheduler's latents
+    resemble in scale.
+    """
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randn(PATCHES, channels, generator=generator)
+    latents = colours[:, :, None, None].expand(-1, -1, PATCH_CELLS, PATCH_CELLS)
+    pictures = decode(vae, latents.to(device), dtype).cpu().clamp(-1, 1)
+    inputs = torch.cat([colours, torch.ones(PATCHES, 1)], dim=1)
+    matrix: Tensor = torch.linalg.lstsq(inputs, pictures.mean(dim=(2, 3))).solution
+    return matrix.to(device)
+
+
+def _config(module: nn.Module) -> Any:
+    return module.config

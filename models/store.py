@@ -1,0 +1,222 @@
+"""Turns a model's name, or the path of a checkpoint, into loaded networks.
+
+One base is kept at a time: choosing another drops it, while a running request keeps what it was
+given. ControlNets are kept, the least recently used dropped first. Loading is safe from any thread.
+"""
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.errors import BadInput, WeightsMissing
+from models import hub, loading
+from models.cards import Card, read_card
+from models.devices import choose_device
+from models.networks import DiffusersNetworks
+
+__all__ = ["Card", "Store", "choose_device"]
+
+HERE = Path(__file__).parent
+MODEL_VARIABLE = "CONTROLLOOP_MODEL"
+FIRST_MODEL = "diorama"
+SD1_CARD = "sd15"
+"""The card that a user's own Stable Diffusion 1.x checkpoint is shown and read with."""
+CONTROL_BYTES = 2 * 2**30
+"""How much of the ControlNets stays loaded: two of Stable Diffusion 1.5's in half precision."""
+HASH_LENGTH = 10
+"""Characters of a hash; as many as AUTOMATIC1111 prints, whose users compare them."""
+
+
+class Store:
+    """The models of a folder of cards, loaded on one device.
+
+    Raises:
+        BadInput: a malformed device, format, card or environment variable.
+        DeviceUnavailable: the device asked for is not there.
+    """
+
+    def __init__(
+        self, device: str | None = None, dtype: str | None = None, folder: Path = HERE
+    ) -> None:
+        self.device, self.dtype, self.device_note = choose_device(device, dtype)
+        self._form = loading.Format(self.device, self.dtype)
+        self._folder = folder
+        self._lock = threading.RLock()
+        self._cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.toml"))}
+        self._base: tuple[str, loading.Base] | None = None
+        self._controls: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
+        self._hashes: dict[tuple[str, int, int], str] = {}
+
+    def cards(self) -> list[Card]:
+        """Return every card, those of checkpoints named by path last."""
+        with self._lock:
+            return list(self._cards.values())
+
+    def default_model(self) -> str:
+        """Return the model named by CONTROLLOOP_MODEL, else Diorama.
+
+        Raises:
+            BadInput: the variable names neither a card nor a path.
+        """
+        asked = os.environ.get(MODEL_VARIABLE)
+        if not asked:
+            return FIRST_MODEL
+        try:
+            return self.card(asked).name
+        except (BadInput, WeightsMissing) as error:
+            raise BadInput(f"{MODEL_VARIABLE}: {error}") from error
+
+    def card(self, model: str) -> Card:
+        """Return the card of a name, or make and keep one for the path of a checkpoint.
+
+        A folder's own card is the TOML file of its name beside it; anything else is shown as
+        Stable Diffusion 1.x.
+
+        Raises:
+            BadInput: no card has this name and no file or folder this path.
+        """
+        with self._lock:
+            if model in self._cards:
+                return self._cards[model]
+            path = Path(model).expanduser()
+            if not model.strip() or not path.exists():
+                raise BadInput(
+                    f"There is no model '{model}': choose {', '.join(self._cards)}, "
+                    "or give the path of a checkpoint."
+                )
+            card = self._card_of_path(path.resolve())
+            return self._cards.setdefault(card.name, card)
+
+    def load(self, model: str, control: str = "") -> DiffusersNetworks:
+        """Return the model's networks, with the named ControlNet where one is named.
+
+        Files are checked before anything is built from them. Waits while another thread loads.
+
+        Raises:
+            BadInput: there is no such model.
+            WeightsMissing: a file is not here and cannot be fetched.
+            WeightsMismatch: a file is of another family, or damaged.
+        """
+        card = self.card(model)
+        base_path = self._find_base(card)  # not under the lock: a download may take long
+        width, channels = loading.inspect_base(base_path, card.folder)
+        control_path = self._find_control(card, control) if control else None
+        if control_path:
+            loading.inspect_control(control_path, width, channels)
+        with self._lock:
+            base = self._load_base(base_path, card.folder)
+            hashes = {
+                part: self._hash(files) for part, files in loading.weights_files(base_path).items()
+            }
+            controlnets = {}
+            if control_path:
+                controlnets[control] = self._load_control(control_path, base_path, base)
+                hashes[f"controlnet {control}"] = self._hash(
+                    loading.network_files(control_path)[0]
+                    if control_path.is_dir()
+                    else [control_path]
+                )
+        own = card.preview_matrix
+        return DiffusersNetworks(
+            name=card.name,
+            tokenizer=base.tokenizer,
+            text_encoder=base.text_encoder,
+            unet=base.unet,
+            vae=base.vae,
+            controlnets=controlnets,
+            scheduler_config=base.scheduler_config,
+            preview_matrix=torch.tensor(own, device=self.device) if own else base.preview_matrix,
+            hashes=hashes,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def _card_of_path(self, path: Path) -> Card:
+        own = path.with_suffix(".toml")
+        if path.is_dir() and own.is_file():
+            return read_card(own)
+        if SD1_CARD not in self._cards:
+            raise BadInput(f"There is no card {SD1_CARD} to read the checkpoint {path.name} with.")
+        card = replace(
+            self._cards[SD1_CARD],
+            name=path.stem,
+            title=path.stem,
+            blurb=f"Your own Stable Diffusion 1.x model, {path.name}.",
+            licence="see where it came from",
+            base=None,
+        )
+        return replace(card, folder=path) if path.is_dir() else replace(card, file=path)
+
+    def _find_base(self, card: Card) -> Path:
+        if card.file:
+            return card.file
+        try:
+            loading.weights_files(card.folder)
+        except WeightsMissing:
+            if card.base is None:
+                raise
+            return hub.fetch(card.base, card.title, card.folder)
+        return card.folder
+
+    def _find_control(self, card: Card, control: str) -> Path:
+        local = card.local_control(control)
+        if local:
+            return local
+        if control in card.controls:
+            place = card.folder / "controlnet" / control
+            return hub.fetch(card.controls[control], f"{card.title}'s {control} control", place)
+        known = ", ".join(card.control_names()) or "none yet"
+        raise WeightsMissing(
+            f"{card.title} has no ControlNet '{control}' (it has: {known}): choose another model, "
+            f"or put one into {card.folder / 'controlnet' / control}."
+        )
+
+    def _load_base(self, path: Path, shape: Path) -> loading.Base:
+        key = str(path)
+        if self._base is None or self._base[0] != key:
+            self._base = None  # dropped first: two bases may not fit
+            self._forget_gpu_memory()
+            self._base = (key, loading.load_base(path, shape, self._form))
+        return self._base[1]
+
+    def _load_control(self, path: Path, base_path: Path, base: loading.Base) -> nn.Module:
+        key = (str(path), str(base_path))
+        if key not in self._controls:
+            self._controls[key] = loading.load_control(path, base.unet, self._form)
+        self._controls.move_to_end(key)
+        while len(self._controls) > 1 and _bytes(self._controls.values()) > CONTROL_BYTES:
+            self._controls.popitem(last=False)
+            self._forget_gpu_memory()
+        return self._controls[key]
+
+    def _forget_gpu_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _hash(self, files: list[Path]) -> str:
+        """Return the short SHA-256 of the files' bytes in order; each file is read once."""
+        parts = []
+        for file in files:
+            facts = file.stat()
+            key = (str(file), facts.st_size, facts.st_mtime_ns)
+            if key not in self._hashes:
+                with file.open("rb") as stream:
+                    self._hashes[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            parts.append(self._hashes[key])
+        whole = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+        return whole[:HASH_LENGTH]
+
+
+def _bytes(modules: Iterable[nn.Module]) -> int:
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for module in modules
+        for parameter in module.parameters()
+    )
