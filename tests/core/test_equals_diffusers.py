@@ -1,0 +1,260 @@
+"""Our loop gives the latents of diffusers' own pipeline on the same weights, seeds and settings."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from core import diffusion
+from core.diffusion import Diffusion
+from core.guidance import residual_scales
+from core.progress import Run
+from core.request import GenerationRequest
+from models.networks import DiffusersNetworks
+
+SIDE = 64
+SD15_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def letter_tokenizer():
+    """Return CLIP's tokenizer with the letters alone, so that no vocabulary file is needed."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    vocabulary |= {"<|startoftext|>": len(words), "<|endoftext|>": len(words) + 1}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
+    tokenizer.model_max_length = 77
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Tiny random networks, with zero convolutions that are not zero: else control does nothing."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    with torch.no_grad():
+        for block in (
+            *controlnet.controlnet_down_blocks,
+            controlnet.controlnet_mid_block,
+            controlnet.controlnet_cond_embedding.conv_out,
+        ):
+            torch.nn.init.normal_(block.weight, std=0.5)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=54,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=52,
+            eos_token_id=53,
+        )
+    )
+    modules = {
+        "unet": unet,
+        "controlnet": controlnet,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "tokenizer": letter_tokenizer(),
+    }
+    for module in (unet, controlnet, vae, text_encoder):
+        module.eval().requires_grad_(False)
+    return modules
+
+
+def networks_of(parts, **scheduler):
+    return DiffusersNetworks(
+        name="tiny",
+        tokenizer=parts["tokenizer"],
+        text_encoder=parts["text_encoder"],
+        unet=parts["unet"],
+        vae=parts["vae"],
+        controlnets={"canny": parts["controlnet"]},
+        scheduler_config={"num_train_timesteps": 1000, **SD15_BETAS, **scheduler},
+        preview_matrix=torch.zeros(4, 3),
+        hashes={},
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+
+
+@pytest.fixture
+def control_map():
+    return np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
+    """Return the latents that the pipeline would decode, and how often the ControlNet ran."""
+    networks = networks_of(parts, **(scheduler or {}))
+    request = GenerationRequest(
+        image=control_map, prompt="a red ball", added_prompt="", negative_prompt="blur", **settings
+    )
+    latents = []
+    monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
+    run = Run(None, None, 0, request.steps, len(seeds))
+    Diffusion(networks, "canny", request, control_map, run).pictures(seeds)
+    return torch.cat(latents)
+
+
+def theirs(parts, control_map, seeds, scheduler=None, **settings):
+    reference = StableDiffusionControlNetPipeline(
+        **parts,
+        scheduler=DDIMScheduler(
+            **SD15_BETAS,
+            **(scheduler or {}),
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            timestep_spacing="leading",
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    reference.set_progress_bar_config(disable=True)
+    hint = torch.from_numpy(control_map).permute(2, 0, 1)[None].float() / 255
+    return reference(
+        "a red ball",
+        image=hint,
+        negative_prompt="blur",
+        num_images_per_prompt=len(seeds),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["guidance_scale"],
+        eta=settings["eta"],
+        controlnet_conditioning_scale=settings["strength"],
+        guess_mode=settings.get("guess_mode", False),
+        control_guidance_start=settings.get("control_start", 0.0),
+        control_guidance_end=settings.get("control_end", 1.0),
+        output_type="latent",
+    ).images
+
+
+def assert_close(mine, reference):
+    assert torch.isfinite(reference).all()
+    assert (mine - reference).norm() <= 1e-4 * reference.norm()
+
+
+def with_our_ramp(monkeypatch, count):
+    """Give diffusers v1.0's ramp: its own goes from 0.1 in equal ratios, off by up to 0.0012."""
+    ramp = torch.tensor(residual_scales(count, 1.0, guess_mode=True))
+    monkeypatch.setattr(torch, "logspace", lambda *_, **__: ramp)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 9.0])
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+def test_ddim(parts, control_map, monkeypatch, strength, guidance_scale, eta):
+    settings = {
+        "steps": 5,
+        "strength": strength,
+        "guidance_scale": guidance_scale,
+        "eta": eta,
+    }
+    mine = ours(parts, control_map, [3], monkeypatch, **settings)
+    assert_close(mine, theirs(parts, control_map, [3], **settings))
+
+
+@pytest.mark.parametrize("strength", [0.7, 2.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 9.0])
+def test_guess_mode(parts, control_map, monkeypatch, strength, guidance_scale):
+    with_our_ramp(monkeypatch, networks_of(parts).residual_count("canny"))
+    settings = {
+        "steps": 5,
+        "strength": strength,
+        "guidance_scale": guidance_scale,
+        "eta": 0.3,
+        "guess_mode": True,
+    }
+    mine = ours(parts, control_map, [3], monkeypatch, **settings)
+    assert_close(mine, theirs(parts, control_map, [3], **settings))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_several_images_in_any_batch_size(parts, control_map, monkeypatch, batch, guess_mode):
+    with_our_ramp(monkeypatch, networks_of(parts).residual_count("canny"))
+    seeds = [7, 8, 9, 10]
+    settings = {
+        "steps": 4,
+        "strength": 1.0,
+        "guidance_scale": 9.0,
+        "eta": 0.5,
+        "guess_mode": guess_mode,
+    }
+    groups = [seeds[i : i + batch] for i in range(0, 4, batch)]
+    mine = torch.cat([ours(parts, control_map, g, monkeypatch, **settings) for g in groups])
+    assert_close(mine, theirs(parts, control_map, seeds, **settings))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.4), (0.3, 1.0), (0.25, 0.75)])
+def test_control_window(parts, control_map, monkeypatch, start, end):
+    settings = {"steps": 7, "strength": 1.0, "guidance_scale": 9.0, "eta": 0.0}
+    window = {"control_start": start, "control_end": end}
+    mine = ours(parts, control_map, [3], monkeypatch, **settings, **window)
+    assert_close(mine, theirs(parts, control_map, [3], **settings, **window))
+    whole = theirs(parts, control_map, [3], **settings)
+    assert (mine - whole).norm() > 1e-2 * whole.norm()
+
+
+def test_velocity_prediction(parts, control_map, monkeypatch):
+    settings = {"steps": 5, "strength": 1.0, "guidance_scale": 4.0, "eta": 0.2}
+    velocity = {"prediction_type": "v_prediction"}
+    mine = ours(parts, control_map, [3], monkeypatch, scheduler=velocity, **settings)
+    assert_close(mine, theirs(parts, control_map, [3], scheduler=velocity, **settings))
+
+
+def test_control_matters_here(parts, control_map, monkeypatch):
+    """The comparisons above would prove nothing if the map changed nothing."""
+    settings = {"steps": 5, "guidance_scale": 9.0, "eta": 0.0}
+    without, weak, guess = (
+        ours(parts, control_map, [3], monkeypatch, **settings, **control)
+        for control in ({"strength": 0.0}, {"strength": 0.7}, {"strength": 0.7, "guess_mode": True})
+    )
+    assert (weak - without).norm() > 1e-2 * without.norm()
+    assert (weak - guess).norm() > 1e-2 * without.norm()
+
+
+def test_controlnet_is_not_evaluated_where_it_has_no_part(parts, control_map, monkeypatch):
+    calls = []
+    hook = parts["controlnet"].register_forward_hook(lambda *_: calls.append(1))
+    settings = {"steps": 4, "guidance_scale": 9.0, "eta": 0.0}
+    try:
+        ours(parts, control_map, [3], monkeypatch, strength=0.0, **settings)
+        assert calls == []
+        ours(parts, control_map, [3], monkeypatch, strength=1.0, control_end=0.5, **settings)
+        assert len(calls) == 2
+    finally:
+        hook.remove()
+
+
+def test_gpu_batches_hold_every_seed_once():
+    seeds = list(range(10))
+    groups = diffusion.batches(seeds, torch.device("cuda"))
+    assert [seed for group in groups for seed in group] == seeds
+    assert max(len(group) for group in groups) == diffusion.GPU_BATCH
+    assert all(len(group) == 1 for group in diffusion.batches(seeds, torch.device("cpu")))
