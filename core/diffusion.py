@@ -38,6 +38,8 @@ class Diffusion:
     request: GenerationRequest
     control_map: ControlMap
     run: Run
+    _text: Tensor | None = None
+    """Embeddings (2, 77, C) of the negative prompt and the prompt, once they are needed."""
 
     def pictures(self, seeds: Sequence[int]) -> Tensor:
         """Return pictures (B, 3, H, W) in [-1, 1], all finite, one per seed.
@@ -55,7 +57,7 @@ class Diffusion:
                 self.run.warnings.append(
                     f"The result was not finite in {dtype}, so it was made again in float32."
                 )
-                self.networks = self.networks.in_float32()
+                self.networks, self._text = self.networks.in_float32(), None
                 pictures = self._attempt(seeds)
         except torch.OutOfMemoryError as error:
             raise DeviceUnavailable(
@@ -74,15 +76,17 @@ class Diffusion:
         """Encode, sample and decode; None if anything came out that is not finite."""
         networks, request, run = self.networks, self.request, self.run
         run.stop_if_cancelled()
-        with run.stage("text"):
-            text = networks.encode_text([request.negative_prompt, request.full_prompt])
+        if self._text is None:
+            with run.stage("text"):
+                prompts = [request.negative_prompt, request.full_prompt]
+                self._text = networks.encode_text(prompts)
         height, width = (side // networks.downscale for side in self.control_map.shape[:2])
         with run.stage("sample"):
             noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))
             scheduler = networks.make_scheduler(request.sampler)
             scheduler.set_timesteps(request.steps)
             latents = denoise(
-                self._guidance(text).predict,
+                self._guidance(self._text).predict,
                 scheduler,
                 noise.to(networks.device),
                 generators,
@@ -96,7 +100,6 @@ class Diffusion:
             pictures = torch.cat([networks.decode(one[None]) for one in latents])
         if not torch.isfinite(pictures).all():
             return None
-        run.images_done += len(seeds)
         return pictures
 
     def _guidance(self, text: Tensor) -> Guidance:

@@ -11,13 +11,14 @@ from them, the API and the library check with them, and a restored file is clamp
             checked(self)
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from core.errors import BadInput
 
+BEYOND_REASON = 1e300
+"""No number from here on is taken for one; Python's ints may exceed what a float can hold."""
 NAMES_LISTED = 5
 """Unknown names shown in a note; a hostile file may hold thousands."""
 
@@ -47,7 +48,7 @@ class Bounds:
             raise BadInput(
                 f"{self.label} is {number:.10g}, but must lie from {self.low} to {self.high}."
             )
-        return int(number) if self.whole else number
+        return int(number) if self.whole else float(number)
 
     def clamp(self, value: object) -> tuple[Any, str]:
         """Return the nearest allowed value and a note ("" when nothing changed)."""
@@ -57,7 +58,7 @@ class Bounds:
         if number is None:
             raise BadInput(f"{self.label} is not a number")
         nearest = min(max(number, self.low), self.high)
-        nearest = round(nearest) if self.whole else nearest
+        nearest = round(nearest) if self.whole else float(nearest)
         note = "" if nearest == number else f"{self.label} {number:.10g} became {nearest:.10g}"
         return nearest, note
 
@@ -140,7 +141,7 @@ def _as_number(value: object) -> float | None:
         value = item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    return value if -BEYOND_REASON < value < BEYOND_REASON else None  # NaN is neither
 
 
 def bounded(
@@ -149,7 +150,7 @@ def bounded(
     high: float,
     step: float,
     label: str,
-    help: str = "",
+    help: str = "",  # noqa: A002 - the word a page uses, and Bounds.help
 ) -> Any:
     """Make a field for a number; whole if default (or, for None, the lower bound) is an int.
 
@@ -160,19 +161,19 @@ def bounded(
     return field(default=default, metadata={"control": control})
 
 
-def choice(default: str, options: tuple[str, ...], label: str, help: str = "") -> Any:
+def choice(default: str, options: tuple[str, ...], label: str, help: str = "") -> Any:  # noqa: A002
     """Make a field for one of a few options."""
     return field(
         default=default, metadata={"control": Choice(default, tuple(options), label, help)}
     )
 
 
-def toggle(default: bool, label: str, help: str = "") -> Any:
+def toggle(default: bool, label: str, help: str = "") -> Any:  # noqa: A002
     """Make a field for yes or no."""
     return field(default=default, metadata={"control": Toggle(default, label, help)})
 
 
-def text(default: str, label: str, help: str = "", max_length: int = 4000) -> Any:
+def text(default: str, label: str, help: str = "", max_length: int = 4000) -> Any:  # noqa: A002
     """Make a field for text; the cap keeps hostile or accidental megabytes out of tokenizers."""
     return field(default=default, metadata={"control": Text(default, label, help, max_length)})
 

@@ -100,6 +100,7 @@ class Pipeline:
                 networks = diffusion.networks
                 with run.stage("reextract"):
                     finished += _scored(extractor, control_map, pictures, batch)
+                run.finished(len(batch))
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
         except SuiteError as error:

@@ -35,6 +35,8 @@ class Run:
     _steps_timed: int = 0
     _seconds_timed: float = 0.0
     _last_step: float | None = None
+    _steps_of_batch: int = 0
+    """Finished steps of the batch under way, summed over its images."""
 
     def stop_if_cancelled(self) -> None:
         """Raise Stopped if the caller asked to stop."""
@@ -45,7 +47,7 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage and add up its seconds."""
-        self._tell(Progress(name, 0, self.steps, self.images_done, self._left(0), None))
+        self._tell(Progress(name, 0, self.steps, self.images_done, self._left(), None))
         started = time.perf_counter()
         self._last_step = None
         try:
@@ -63,21 +65,26 @@ class Run:
         preview = None
         if self.preview_every and step % self.preview_every == 0 and self.on_progress is not None:
             preview = to_images(torch.nan_to_num(networks.preview(clean[:1])))[0]
-        left = self._left(step * batch)
+        self._steps_of_batch = step * batch
+        left = self._left()
         self._tell(Progress("sample", step, self.steps, self.images_done, left, preview))
         self.stop_if_cancelled()
 
-    def _left(self, steps_of_batch: int) -> float | None:
+    def finished(self, images: int) -> None:
+        """Count images that are decoded and scored."""
+        self.images_done += images
+        self._steps_of_batch = 0
+
+    def _left(self) -> float | None:
         """Estimate the seconds left: steps still to do, and what follows each image's steps."""
         if not self._steps_timed:
             return None
         per_step = self._seconds_timed / self._steps_timed
         images_left = self.images - self.images_done
+        steps_left = images_left * self.steps - self._steps_of_batch
         after = self.seconds["decode"] + self.seconds["reextract"]
         per_image = after / self.images_done if self.images_done else 0.0
-        return max(
-            0.0, images_left * (self.steps * per_step + per_image) - steps_of_batch * per_step
-        )
+        return steps_left * per_step + images_left * per_image
 
     def _tell(self, progress: Progress) -> None:
         if self.on_progress is not None:

@@ -1,0 +1,96 @@
+"""Canny on pictures whose edges a person can point at."""
+
+import cv2
+import numpy as np
+import pytest
+
+from annotators.canny import ANNOTATOR, CannyParams, draw, score
+from core.condition import ControlMap
+from core.errors import BadInput
+from core.images import resize_map
+
+
+@pytest.fixture
+def square():
+    """A white square, 16 pixels wide, in the middle of 32 x 48 pixels of black."""
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[8:24, 16:32] = 255
+    return picture
+
+
+def test_white_lines_one_pixel_wide_around_the_square(square):
+    edges = draw(square, CannyParams())
+    assert edges.shape == square.shape
+    assert edges.dtype == np.uint8
+    assert set(np.unique(edges)) == {0, 255}
+    assert (edges[:, :, 0] == edges[:, :, 1]).all()
+    across = np.flatnonzero(edges[16, :, 0])
+    assert len(across) == 2
+    assert abs(across - [16, 32]).max() <= 1
+    assert edges[10:22, 18:30].max() == 0
+
+
+def test_is_opencv_on_rgb(square):
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    assert np.array_equal(draw(noisy, CannyParams())[:, :, 2], cv2.Canny(noisy, 100, 200))
+
+
+def test_thresholds_decide_what_is_kept():
+    """A step of 30 grey levels: gradient 4 * 30 = 120 for a 3x3 Sobel."""
+    step = np.full((32, 32, 3), 100, np.uint8)
+    step[:, 16:] = 130
+    assert draw(step, CannyParams()).max() == 0
+    assert draw(step, CannyParams(high_threshold=119)).max() == 255
+    assert draw(step, CannyParams(high_threshold=120)).max() == 0
+
+
+def test_low_above_high_means_the_two_swapped():
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    assert np.array_equal(draw(noisy, CannyParams(250, 50)), draw(noisy, CannyParams(50, 250)))
+    draw(noisy, CannyParams(100, 100))
+
+
+def test_pure(square):
+    before = square.copy()
+    assert np.array_equal(draw(square, CannyParams()), draw(square, CannyParams()))
+    assert np.array_equal(square, before)
+
+
+@pytest.mark.parametrize("flat", [0, 128, 255])
+def test_a_flat_picture_has_no_edges(flat):
+    assert draw(np.full((16, 16, 3), flat, np.uint8), CannyParams()).max() == 0
+
+
+def test_thresholds_are_bounded():
+    for wrong in (0, 256, 1.5, float("nan")):
+        with pytest.raises(BadInput, match="Canny low threshold"):
+            CannyParams(low_threshold=wrong)
+
+
+def lines(*columns) -> ControlMap:
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[:, columns] = 255
+    return picture
+
+
+def test_score():
+    same = score(lines(4), lines(4))
+    assert (same.headline, same.metric, same.metrics) == (100, "F1", {"F1": 1.0, "F1 exact": 1.0})
+    beside = score(lines(4), lines(5))
+    assert beside.headline == 100
+    assert beside.metrics["F1 exact"] == 0
+    assert score(lines(4), lines(9)).headline == 0
+    assert score(lines(), lines()).headline == 100
+    assert score(lines(4), lines()).headline == 0
+
+
+def test_a_map_made_elsewhere_keeps_its_lines_when_shrunk():
+    """Every 1-pixel line survives, whole and white, at half and at a third of the size."""
+    grid = np.zeros((96, 96, 3), np.uint8)
+    grid[7::12] = 255
+    grid[:, 5::12] = 255
+    for side in (48, 32):
+        small = resize_map(grid, (side, side), ANNOTATOR.interpolation)
+        assert set(np.unique(small)) == {0, 255}
+        assert (small.max(axis=(1, 2)) > 0).all()
+        assert (small[:, :, 0].min(axis=1) == 255).sum() == 8

@@ -1,0 +1,139 @@
+"""A picture, a condition and a fake model whose answer is known: it paints the control map."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch.nn import functional
+
+from core.condition import Annotator, Condition, Preprocessor, Score
+from core.params import bounded, checked
+from core.pipeline import Pipeline
+
+
+@dataclass
+class FakeNetworks:
+    """Predicts the noise between the latents and the control map, with a little of the seed left.
+
+    Faults to inject: from call `broken_at` predictions are NaN, or `broken_decode` gives infinity;
+    in float32 only if `broken_for_good`.
+    """
+
+    name: str = "fake"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    latent_channels: int = 3
+    downscale: int = 8
+    hashes: dict = field(default_factory=lambda: {"unet": "abc123"})
+    broken_at: int | None = None
+    broken_decode: bool = False
+    broken_for_good: bool = False
+    calls: list = field(default_factory=list)
+
+    def make_scheduler(self, sampler):
+        assert sampler == "ddim"
+        return DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+        )
+
+    def fit_prompt(self, prompt):
+        words = prompt.split()
+        return min(len(words), 75), " ".join(words[75:])
+
+    def encode_text(self, prompts):
+        return torch.tensor([float(len(p)) for p in prompts])[:, None, None].expand(-1, 77, 4)
+
+    def residual_count(self, name):
+        assert name == "weights-name"
+        return 13
+
+    def _faulty(self):
+        return self.broken_for_good or self.dtype != torch.float32
+
+    def predict(self, latents, timestep, text, controls):
+        self.calls.append((float(timestep), text[:, 0, 0].tolist(), [c.scales for c in controls]))
+        if self.broken_at is not None and len(self.calls) > self.broken_at and self._faulty():
+            return torch.full_like(latents, float("nan"))
+        wanted = torch.zeros_like(latents)
+        for control in controls:
+            assert control.hint.shape[0] == latents.shape[0]
+            wanted += (
+                functional.avg_pool2d(control.hint, self.downscale) * control.scales[-1] * 2 - 1
+            )
+        alpha = self.make_scheduler("ddim").alphas_cumprod[int(timestep)]
+        clean = wanted + 0.01 * torch.tanh(latents)
+        return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+
+    def decode(self, latents):
+        if self.broken_decode and self._faulty():
+            return torch.full((len(latents), 3, 8, 8), float("inf"))
+        return functional.interpolate(latents, scale_factor=self.downscale, mode="nearest")
+
+    def preview(self, latents):
+        return latents.clamp(-1, 1)
+
+    def in_float32(self):
+        return replace(self, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class ThresholdParams:
+    level: int = bounded(127, 0, 254, 1, "Level")
+
+    def __post_init__(self):
+        checked(self)
+
+
+def draw_bright(image, params):
+    return np.where(image > params.level, 255, 0).astype(np.uint8)
+
+
+def same_pixels(wanted, found):
+    same = float((wanted == found).mean())
+    return Score(100 * same, "same", {"same": same})
+
+
+@pytest.fixture
+def condition():
+    """A condition that is no real one: bright pixels. Nothing in core may know the difference."""
+    annotator = Annotator(
+        name="bright",
+        preprocessors=(
+            Preprocessor("Bright", draw_bright),
+            Preprocessor("Dark", lambda image, params: 255 - draw_bright(image, params)),
+        ),
+        params=ThresholdParams,
+        score=same_pixels,
+        interpolation="nearest",
+        empty_message="Nothing bright was found.",
+    )
+    return Condition("bright2image", "Bright", "", annotator, weights="weights-name")
+
+
+@pytest.fixture
+def image():
+    """Left half dark, right half white; 256 pixels, so nothing is resized at resolution 256."""
+    picture = np.zeros((256, 256, 3), np.uint8)
+    picture[:, 128:] = 255
+    return picture
+
+
+@pytest.fixture
+def networks():
+    return FakeNetworks()
+
+
+@pytest.fixture
+def pipeline(networks):
+    def load(model, control):
+        assert (model, control) == ("diorama", "weights-name")
+        return networks
+
+    return Pipeline(load)

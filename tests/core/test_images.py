@@ -1,0 +1,332 @@
+"""The decoder against the files people really have, and sizes, maps and tensors."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, ImageOps
+
+from core.errors import BadInput
+from core.images import fit_size, read_image, resize, resize_map, to_images, to_tensor
+
+SIDE = 48
+
+
+@pytest.fixture
+def pixels():
+    """A smooth picture with a red left, a green top and a blue corner: no two turns look alike."""
+    y, x = np.mgrid[0:SIDE, 0 : SIDE + 16].astype(np.float32) / SIDE
+    return np.stack([255 * (1 - x.clip(0, 1)), 255 * (1 - y), 255 * (x * y).clip(0, 1)], -1).astype(
+        np.uint8
+    )
+
+
+def saved(picture, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def png_chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_bomb(width, height):
+    """A PNG of width x height black 1-bit pixels; its data is never looked at."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    data = png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + data + png_chunk(b"IEND", b"")
+
+
+# What is read exactly
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG", {}),
+        ("AVIF", {}),
+    ],
+)
+def test_every_format_in_the_list(pixels, kind, options):
+    image, notes = read_image(saved(Image.fromarray(pixels), kind, **options))
+    assert image.dtype == np.uint8
+    assert image.shape == pixels.shape
+    worst = {"JPEG": 40, "AVIF": 40}.get(kind, 0)
+    assert np.abs(image.astype(int) - pixels).max() <= worst
+    assert notes == []
+
+
+def test_from_a_path_and_from_bytes(pixels, tmp_path):
+    path = tmp_path / "a picture ü.png"
+    path.write_bytes(saved(Image.fromarray(pixels)))
+    assert np.array_equal(read_image(path)[0], pixels)
+    assert np.array_equal(read_image(str(path))[0], pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_made_upright(pixels, orientation):
+    """A camera stores the turned picture and the number that turns it back."""
+    turn_back = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = Image.fromarray(pixels)
+    if turn_back is not None:
+        stored = stored.transpose(turn_back)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image, _ = read_image(saved(stored, exif=exif))
+    assert np.array_equal(image, pixels)
+
+
+def test_sixteen_bits_are_scaled_not_cut():
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(8, 0)
+    for kind in ("PNG", "TIFF"):
+        image, _ = read_image(saved(Image.fromarray(ramp), kind))
+        assert image.shape == (8, 64, 3)
+        assert np.array_equal(image[0, :, 0], np.round(ramp[0] / 257).astype(np.uint8))
+
+
+def test_floats_and_wide_integers():
+    unit = np.linspace(0, 1, 32, dtype=np.float32)[None].repeat(8, 0)
+    image, notes = read_image(saved(Image.fromarray(unit), "TIFF"))
+    assert image[0, [0, -1], 0].tolist() == [0, 255]
+    assert notes == []
+    image, notes = read_image(saved(Image.fromarray(unit * 3000 - 100), "TIFF"))
+    assert image[0, [0, -1], 0].tolist() == [0, 255]
+    assert "stretched" in notes[0]
+    broken = unit.copy()
+    broken[0, 0] = np.nan
+    assert read_image(saved(Image.fromarray(broken), "TIFF"))[0][0, -1, 0] == 255
+
+
+def test_one_bit():
+    image, _ = read_image(saved(Image.fromarray(np.eye(9, dtype=np.uint8) * 255).convert("1")))
+    assert np.array_equal(image[:, :, 1], np.eye(9, dtype=np.uint8) * 255)
+
+
+def test_alpha_is_put_on_white_in_every_encoding():
+    """Left half opaque red, right half transparent over hidden green."""
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:, :4] = (255, 0, 0, 255)
+    rgba[:, 4:] = (0, 255, 0, 0)
+    wanted = np.full((8, 8, 3), 255, np.uint8)
+    wanted[:, :4] = (255, 0, 0)
+    picture = Image.fromarray(rgba)
+    palette = Image.fromarray(np.where(rgba[:, :, 3] > 0, 0, 1).astype(np.uint8), mode="P")
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    for data in (
+        saved(picture),
+        saved(picture, "WEBP", lossless=True, exact=True),
+        saved(picture, "TIFF"),
+        saved(palette, transparency=1),
+        saved(palette, "GIF", transparency=1),
+        saved(picture.convert("RGB"), transparency=(0, 255, 0)),
+    ):
+        image, notes = read_image(data)
+        assert np.array_equal(image, wanted)
+        assert notes == ["Transparent parts were filled with white."]
+    grey = Image.fromarray(np.dstack([rgba[:, :, 0], rgba[:, :, 3]]))
+    assert np.array_equal(read_image(saved(grey))[0], np.full((8, 8, 3), 255))
+
+
+def test_half_transparent_is_mixed_and_opaque_alpha_is_no_news():
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[..., 3] = 128
+    assert read_image(saved(Image.fromarray(rgba)))[0].max() == 127
+    rgba[..., 3] = 255
+    assert read_image(saved(Image.fromarray(rgba)))[1] == []
+
+
+def test_cmyk_keeps_its_colours():
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    for kind in ("JPEG", "TIFF"):
+        red = read_image(saved(cmyk, kind))[0][8, 8]
+        assert red[0] > 240
+        assert red[1:].max() < 15
+
+
+def test_colour_profiles_are_applied():
+    """A profile with another gamma changes the values, sRGB's own changes nothing."""
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.unique(read_image(saved(grey, icc_profile=srgb))[0]).tolist() == [128]
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    image, notes = read_image(saved(grey, icc_profile=lab))
+    assert np.unique(image).tolist() != [128] or notes
+    image, notes = read_image(saved(grey, icc_profile=b"no profile at all"))
+    assert np.unique(image).tolist() == [128]
+    assert "profile" in notes[0]
+
+
+def test_first_frame_of_an_animation(pixels):
+    first = Image.fromarray(pixels)
+    others = [ImageOps.invert(first)]
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        animated = saved(first, kind, save_all=True, append_images=others, **options)
+        image, notes = read_image(animated)
+        assert np.array_equal(image, pixels)
+        assert notes == ["Only the first frame of the animation is used."]
+    image, notes = read_image(saved(first, "GIF", save_all=True, append_images=others))
+    assert np.abs(image.astype(int) - pixels).mean() < 12
+    assert "first frame" in notes[0]
+    image, notes = read_image(saved(first, "TIFF", save_all=True, append_images=others))
+    assert np.array_equal(image, pixels)
+    assert notes == ["Only the first page is used."]
+
+
+def test_huge_text_beside_the_picture_does_not_matter(pixels):
+    """Pillow refuses the whole picture; the picture itself is fine."""
+    data = saved(Image.fromarray(pixels))
+    bomb = png_chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 2_000_000))
+    plain = png_chunk(b"tEXt", b"Comment\0" + b"a" * 2_000_000)
+    with_text = data[:33] + bomb + plain + data[33:]
+    assert np.array_equal(read_image(with_text)[0], pixels)
+
+
+# What is refused, in one sentence
+
+
+def refusal(data):
+    with pytest.raises(BadInput) as caught:
+        read_image(data)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    return sentence
+
+
+def test_text_and_empty_files():
+    assert "not an image we can read" in refusal(b"just some words, named .png")
+    assert "empty" in refusal(b"")
+
+
+def test_missing_file(tmp_path):
+    assert "could not be opened" in refusal(tmp_path / "gone.png")
+    assert "could not be opened" in refusal("\0")
+    assert "could not be opened" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_cut_files_are_incomplete_not_grey(kind, part):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise), kind)
+    assert "incomplete" in refusal(data[: int(len(data) * part)])
+
+
+def test_bombs_are_refused_from_the_header():
+    assert "million pixels" in refusal(png_bomb(20_000, 20_000))
+    assert "million pixels" in refusal(png_bomb(12_000, 10_000))
+    assert "million pixels" in refusal(png_bomb(6_400, 6_400))
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (16, 8192), (4000, 1)])
+def test_strips(size):
+    assert "strip" in refusal(saved(Image.new("RGB", size)))
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"<svg xmlns='x'><script>alert(1)</script></svg>", "SVG"),
+        (b"<?xml version='1.0'?>\n<!-- hi -->\n<svg/>", "SVG"),
+        (b"%PDF-1.7\n", "PDF"),
+    ],
+)
+def test_foreign_formats_are_named(start, name):
+    assert refusal(start + b"\0" * 100).startswith(name)
+
+
+def test_damaged_inside():
+    data = bytearray(saved(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "PNG"))
+    position = data.index(b"IDAT") + 6
+    data[position : position + 8] = b"\xff" * 8
+    assert "damaged" in refusal(bytes(data))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "resolution", "size"),
+    [
+        (512, 512, 512, (512, 512)),
+        (640, 480, 512, (704, 512)),  # 682.7 rounds to 11 cells of 64
+        (480, 640, 512, (512, 704)),
+        (1, 1, 256, (256, 256)),
+        (100, 100, 300, (320, 320)),
+        (800, 100, 256, (2048, 256)),
+        (100, 96, 96, (128, 128)),  # 1.5 cells round to the even number, as in v1.0
+    ],
+)
+def test_fit_size(width, height, resolution, size):
+    assert fit_size(width, height, resolution) == size
+
+
+def test_fit_size_refuses_strips():
+    with pytest.raises(BadInput, match="8:1"):
+        fit_size(801, 100, 256)
+
+
+def test_resize_of_a_flat_picture_stays_flat():
+    flat = np.full((40, 40, 3), 77, np.uint8)
+    for size in ((64, 64), (20, 30), (1, 1)):
+        resized = resize(flat, size)
+        assert resized.shape == (size[1], size[0], 3)
+        assert np.unique(resized).tolist() == [77]
+
+
+def test_shrinking_takes_means():
+    checks = np.indices((8, 8)).sum(0) % 2 * 200
+    image = np.repeat(checks[:, :, None], 3, 2).astype(np.uint8)
+    assert np.unique(resize(image, (4, 4))).tolist() == [100]
+
+
+@pytest.mark.parametrize("size", [(24, 24), (100, 100), (20, 70)])
+@pytest.mark.parametrize("interpolation", ["nearest", "lines"])
+def test_maps_of_classes_and_lines_get_no_new_values(size, interpolation):
+    classes = np.random.default_rng(0).choice([0, 90, 255], (48, 48, 1)).astype(np.uint8)
+    resized = resize_map(classes.repeat(3, 2), size, interpolation)
+    assert resized.shape == (size[1], size[0], 3)
+    assert set(np.unique(resized)) <= {0, 90, 255}
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "area", "lanczos"])
+def test_smooth_maps_are_blended(interpolation):
+    step = np.zeros((8, 8, 3), np.uint8)
+    step[:, 4:] = 200
+    blended = resize_map(step, (9, 9), interpolation)
+    assert len(np.unique(blended)) > 2
+
+
+# Tensors
+
+
+def test_maps_become_tensors_and_pictures_come_back():
+    image = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    tensor = to_tensor(image)
+    assert tensor.shape == (1, 3, 8, 16)
+    assert tensor.dtype == torch.float32
+    assert float(tensor[0, 2, 5, 7]) == pytest.approx(image[5, 7, 2] / 255)
+    (back,) = to_images(tensor * 2 - 1)
+    assert np.array_equal(back, image)
+    assert to_images(torch.tensor([[[[-9.0]], [[0.0]], [[9.0]]]]))[0].tolist() == [[[0, 128, 255]]]

@@ -1,0 +1,302 @@
+"""The pipeline on a fake model that paints the control map."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.condition import ALREADY_A_MAP
+from core.errors import BadInput, DeviceUnavailable, SuiteError
+from core.images import resize_map
+from core.pipeline import Pipeline, image_seeds, settled
+from core.request import GenerationRequest
+
+
+def ask(image, **settings):
+    defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
+    return GenerationRequest(image=image, **(defaults | settings))
+
+
+def test_the_map_is_kept_and_scored(pipeline, condition, image):
+    result = pipeline.generate(condition, ask(image))
+    assert (result.width, result.height) == (256, 256)
+    assert result.control_map.dtype == np.uint8
+    assert np.array_equal(result.control_map, image)
+    assert result.images[0].shape == (256, 256, 3)
+    assert result.images[0][:, :120].max() < 32
+    assert result.images[0][:, 136:].min() > 223
+    assert np.array_equal(result.reextracted[0], result.control_map)
+    assert result.scores[0].headline == 100
+    assert result.hashes == {"unet": "abc123"}
+    assert not result.warnings
+
+
+def test_without_control_the_score_falls(pipeline, condition, image):
+    result = pipeline.generate(condition, ask(image, strength=0))
+    assert result.scores[0].headline < 60
+
+
+def test_the_report_is_the_contract(pipeline, condition, image):
+    report = pipeline.generate(condition, ask(image, num_samples=2)).report()
+    assert list(report) == [
+        "model",
+        "device",
+        "dtype",
+        "width",
+        "height",
+        "seeds",
+        "scores",
+        "seconds",
+        "warnings",
+    ]
+    assert report["model"] == "fake"
+    assert report["device"] == "cpu"
+    assert report["dtype"] == "float32"
+    assert report["seeds"] == [5, 6]
+    assert report["scores"][1] == {"headline": 100.0, "metrics": {"same": 1.0}}
+    assert set(report["seconds"]) == {
+        "prepare",
+        "map",
+        "load",
+        "text",
+        "sample",
+        "decode",
+        "reextract",
+    }
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_image_i_is_the_image_made_alone(pipeline, condition, image, eta):
+    together = pipeline.generate(condition, ask(image, num_samples=3, eta=eta))
+    assert together.seeds == (5, 6, 7)
+    for seed, picture in zip(together.seeds, together.images, strict=True):
+        alone = pipeline.generate(condition, ask(image, seed=seed, eta=eta))
+        assert np.array_equal(alone.images[0], picture)
+    assert not np.array_equal(together.images[0], together.images[1])
+
+
+def test_a_drawn_seed_is_reported_and_makes_the_picture_again(pipeline, condition, image):
+    drawn = pipeline.generate(condition, ask(image, seed=-1))
+    assert drawn.request.seed == drawn.seeds[0] >= 0
+    again = pipeline.generate(condition, drawn.request)
+    assert np.array_equal(again.images[0], drawn.images[0])
+    other = pipeline.generate(condition, ask(image, seed=-1))
+    assert other.seeds != drawn.seeds
+
+
+def test_seeds_start_again_behind_the_largest():
+    assert image_seeds(2**32 - 1, 3) == [2**32 - 1, 0, 1]
+
+
+def test_prompt_parts_are_joined_only_where_both_speak(pipeline, condition, image, networks):
+    pipeline.generate(condition, ask(image, prompt="", added_prompt="ab", negative_prompt="xyz"))
+    assert networks.calls[0][1] == [3.0, 2.0]
+    assert ask(image, prompt="a", added_prompt="b").full_prompt == "a, b"
+    assert ask(image, prompt=" ", added_prompt="").full_prompt == ""
+
+
+def test_guidance_one_runs_one_half(pipeline, condition, image, networks):
+    pipeline.generate(condition, ask(image, guidance_scale=1, steps=3))
+    assert [len(text) for _, text, _ in networks.calls] == [1, 1, 1]
+
+
+def test_guess_mode_gives_the_unconditional_half_no_control(pipeline, condition, image, networks):
+    pipeline.generate(condition, ask(image, guess_mode=True, steps=2, strength=0.5))
+    controlled = [bool(scales) for _, _, scales in networks.calls]
+    assert controlled == [False, True, False, True]
+    scales = networks.calls[1][2][0]
+    assert scales[-1] == 0.5
+    assert scales[0] == pytest.approx(0.5 * 0.825**12)
+
+
+def test_control_window(pipeline, condition, image, networks):
+    pipeline.generate(condition, ask(image, control_start=0.25, control_end=0.75, steps=4))
+    assert [bool(scales) for _, _, scales in networks.calls] == [False, True, True, False]
+
+
+def test_already_a_map_is_fed_as_it_is_and_reextracted_the_default_way(pipeline, condition, image):
+    grey = image // 2 + 10
+    request = ask(grey, preprocessor=ALREADY_A_MAP)
+    result = pipeline.generate(condition, request)
+    assert np.array_equal(result.control_map, grey)
+    assert set(np.unique(result.reextracted[0])) <= {0, 255}
+
+
+def test_the_chosen_preprocessor_draws_both_maps(pipeline, condition, image):
+    result = pipeline.generate(condition, ask(image, preprocessor="Dark"))
+    assert np.array_equal(result.control_map, 255 - image)
+    assert np.array_equal(result.reextracted[0], 255 - (result.images[0] > 127) * np.uint8(255))
+
+
+def test_params_reach_the_map(pipeline, condition, image):
+    params = condition.annotator.params(level=200)
+    drawn = pipeline.draw_map(condition, ask(image // 2, params=params))
+    assert drawn.max() == 0
+    assert pipeline.draw_map(condition, ask(image // 2, params=None)).max() == 0
+    params = condition.annotator.params(level=100)
+    assert pipeline.draw_map(condition, ask(image // 2, params=params)).max() == 255
+
+
+def test_a_map_is_drawn_at_its_own_resolution(condition, image):
+    seen = []
+
+    def draw(picture, params):
+        seen.append(picture.shape)
+        return picture
+
+    first, second = condition.annotator.preprocessors
+    annotator = replace(
+        condition.annotator,
+        preprocessors=(replace(first, draw=draw), second),
+        detect_resolution=128,
+    )
+    own = replace(condition, annotator=annotator)
+    drawn = Pipeline(None).draw_map(own, ask(image))
+    assert seen == [(128, 128, 3)]
+    assert drawn.shape == (256, 256, 3)
+    Pipeline(None).draw_map(own, ask(image, detect_resolution=192))
+    assert seen[1] == (192, 192, 3)
+    Pipeline(None).draw_map(condition, ask(image, detect_resolution=192))
+    assert settled(ask(image, detect_resolution=192), condition.annotator).detect_resolution is None
+
+
+def test_unknown_preprocessor_and_foreign_params(pipeline, condition, image):
+    with pytest.raises(BadInput, match="Bright, Dark, None"):
+        pipeline.generate(condition, ask(image, preprocessor="HED"))
+    with pytest.raises(BadInput, match="bright"):
+        pipeline.generate(condition, ask(image, params=object()))
+
+
+def test_a_flat_map_is_said_and_still_runs(pipeline, condition):
+    result = pipeline.generate(condition, ask(np.zeros((256, 256, 3), np.uint8)))
+    assert result.warnings == ("Nothing bright was found.",)
+    assert len(result.images) == 1
+
+
+def test_dropped_words_are_named(pipeline, condition, image):
+    prompt = " ".join(f"w{i}" for i in range(80))
+    result = pipeline.generate(condition, ask(image, prompt=prompt, added_prompt="best"))
+    assert any("w75" in w and "best" in w and "w74" not in w for w in result.warnings)
+
+
+def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, condition):
+    result = pipeline.generate(condition, ask(np.zeros((5, 5, 3), np.uint8), image_resolution=300))
+    assert (result.width, result.height) == (320, 320)
+    assert "multiple of 64" in result.warnings[0]
+    assert "only 5 x 5 pixels" in result.warnings[1]
+
+
+def test_strips_are_refused(pipeline, condition):
+    with pytest.raises(BadInput, match="strip"):
+        pipeline.generate(condition, ask(np.zeros((16, 8192, 3), np.uint8)))
+
+
+# Progress and cancel
+
+
+def test_progress_counts_steps_images_and_time(pipeline, condition, image):
+    heard = []
+    pipeline.generate(
+        condition, ask(image, num_samples=2), on_progress=heard.append, preview_every=2
+    )
+    steps = [(p.image_index, p.step) for p in heard if p.stage == "sample" and p.step]
+    assert steps == [(i, s) for i in (0, 1) for s in (1, 2, 3, 4)]
+    assert max(p.image_index for p in heard) == 1
+    stages = list(dict.fromkeys(p.stage for p in heard))
+    assert stages == ["prepare", "map", "load", "text", "sample", "decode", "reextract"]
+    previews = [p.preview.shape for p in heard if p.preview is not None]
+    assert previews == [(32, 32, 3)] * 4
+    assert heard[0].seconds_left is None
+    assert all(p.seconds_left is not None and p.seconds_left >= 0 for p in heard[-5:])
+
+
+def test_time_left_counts_what_is_left(condition, image, networks, pipeline, monkeypatch):
+    """One second a step: after step 2 of the first of two images, 4 steps each, 6 s are left."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("core.progress.time.perf_counter", lambda: float(next(clock)))
+    heard = []
+    pipeline.generate(condition, ask(image, num_samples=2), on_progress=heard.append)
+    second = next(p for p in heard if p.stage == "sample" and p.step == 2)
+    assert second.seconds_left == 6
+
+
+@pytest.mark.parametrize(("stop_at", "kept"), [(0, 0), (3, 0), (6, 1), (12, 2)])
+def test_cancel_ends_within_a_step_and_keeps_finished_images(
+    pipeline, condition, image, networks, stop_at, kept
+):
+    result = pipeline.generate(
+        condition, ask(image, num_samples=3), cancelled=lambda: len(networks.calls) >= stop_at
+    )
+    assert len(networks.calls) == stop_at
+    assert result.cancelled
+    assert len(result.images) == len(result.seeds) == len(result.scores) == kept
+    assert result.control_map.max() == 255
+    again = pipeline.generate(condition, ask(image))
+    assert not again.cancelled
+    assert len(again.images) == 1
+
+
+# Numbers that are none, and memory
+
+
+@pytest.mark.parametrize("fault", [{"broken_at": 2}, {"broken_decode": True}])
+def test_not_finite_is_made_again_in_float32(condition, image, networks, fault):
+    half = replace(networks, dtype=torch.float16, **fault)
+    result = Pipeline(lambda *_: half).generate(condition, ask(image, num_samples=2))
+    assert len([w for w in result.warnings if "float32" in w]) == 1
+    assert result.dtype == "float32"
+    good = Pipeline(lambda *_: networks).generate(condition, ask(image, num_samples=2))
+    for mine, wanted in zip(result.images, good.images, strict=True):
+        assert np.array_equal(mine, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("fault", [{"broken_at": 0}, {"broken_decode": True}])
+def test_not_finite_even_in_float32_is_an_error_not_a_black_image(
+    condition, image, networks, dtype, fault
+):
+    broken = replace(networks, dtype=dtype, broken_for_good=True, **fault)
+    with pytest.raises(SuiteError, match="not numbers"):
+        Pipeline(lambda *_: broken).generate(condition, ask(image))
+
+
+def test_a_later_failure_keeps_the_finished_images(condition, image, networks):
+    broken = replace(networks, broken_at=6, broken_for_good=True)
+    result = Pipeline(lambda *_: broken).generate(condition, ask(image, num_samples=3))
+    assert result.seeds == (5,)
+    assert "Only 1 of 3" in result.warnings[0]
+
+
+def test_previews_of_nothing_do_not_hide_it(condition, image, networks):
+    broken = replace(networks, broken_at=0, broken_for_good=True)
+    heard = []
+    with pytest.raises(SuiteError, match="not numbers"):
+        Pipeline(lambda *_: broken).generate(condition, ask(image), heard.append, preview_every=1)
+    assert len(heard) > 4
+
+
+def test_out_of_memory_is_one_sentence(condition, image, networks, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(networks, "predict", full)
+    with pytest.raises(DeviceUnavailable, match="smaller image resolution"):
+        Pipeline(lambda *_: networks).generate(condition, ask(image))
+
+
+def test_the_map_shown_is_the_map_fed(condition, image, networks):
+    hints = []
+    predict = networks.predict
+
+    def spy(latents, timestep, text, controls):
+        hints.extend(c.hint for c in controls)
+        return predict(latents, timestep, text, controls)
+
+    networks.predict = spy
+    request = ask(image[:, 100:150], preprocessor=ALREADY_A_MAP)
+    result = Pipeline(lambda *_: networks).generate(condition, request)
+    shown = resize_map(image[:, 100:150], (result.width, result.height), "nearest")
+    assert np.array_equal(result.control_map, shown)
+    fed = (hints[0][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    assert np.array_equal(fed, result.control_map)

@@ -1,0 +1,271 @@
+"""What a PNG remembers is enough to make the picture again, and no hostile PNG does harm."""
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from core.errors import BadInput
+from core.images import read_image
+from core.png import SCHEMA, read_settings, save_png
+from core.request import GenerationRequest
+
+PROMPT = "a ball\nNegative prompt: not this one\n“ünï” 🎈 <script>${x}</script> \0 end"
+
+
+@pytest.fixture
+def result(pipeline, condition, image):
+    request = GenerationRequest(
+        image=image,
+        prompt=PROMPT,
+        added_prompt="sharp",
+        negative_prompt="blur,\nSteps: 99",
+        params=condition.annotator.params(level=99),
+        preprocessor="Dark",
+        num_samples=2,
+        image_resolution=256,
+        strength=0.75,
+        steps=3,
+        guidance_scale=4.5,
+        seed=2**32 - 1,
+        eta=0.5,
+        control_end=0.9,
+    )
+    return pipeline.generate(condition, request)
+
+
+def with_texts(**texts):
+    """Return a small PNG that carries the given texts."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def ours(**request):
+    return with_texts(
+        controlloop=json.dumps({"schema": SCHEMA, "condition": "bright2image", "request": request})
+    )
+
+
+def test_the_settings_make_the_same_picture_again(pipeline, condition, image, result, tmp_path):
+    path = tmp_path / "out.png"
+    save_png(path, result.images[1], result, 1)
+    assert np.array_equal(read_image(path)[0], result.images[1])
+    fields, notes = read_settings(path, condition)
+    assert notes == []
+    assert fields["prompt"] == PROMPT
+    assert fields["seed"] == 0
+    assert fields["params"] == {"level": 99}
+    fields["params"] = condition.annotator.params(**fields["params"])
+    again = pipeline.generate(condition, GenerationRequest(image=image, **fields))
+    assert len(again.images) == 1
+    assert np.array_equal(again.images[0], result.images[1])
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_the_chunks_hold_what_the_contract_says(result):
+    file = io.BytesIO()
+    save_png(file, result.images[0], result, 0)
+    texts = Image.open(io.BytesIO(file.getvalue())).text
+    stored = json.loads(texts["controlloop"])
+    assert stored["schema"] == SCHEMA
+    assert stored["condition"] == "bright2image"
+    assert stored["seed"] == stored["request"]["seed"] == 2**32 - 1
+    assert stored["model"] == "fake"
+    assert stored["hashes"] == {"unet": "abc123"}
+    assert stored["score"]["metrics"].keys() == {"same"}
+    assert "image" not in stored["request"]
+    last = texts["parameters"].splitlines()[-1]
+    assert last.startswith(
+        "Steps: 3, Sampler: DDIM, CFG scale: 4.5, Seed: 4294967295, Size: 256x256"
+    )
+
+
+def test_a_failed_save_leaves_nothing_and_keeps_the_old_file(result, tmp_path, monkeypatch):
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+
+    def half_written(self, target, **_):
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(path, result.images[0], result, 0)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a1111_text_is_the_fallback():
+    text = (
+        "a cat, <lora:x:1>\nsecond line\nNegative prompt: blurry, ugly\n"
+        "Steps: 28, Sampler: Euler a, CFG scale: 7.5, Seed: 123, Size: 640x512, "
+        'Model hash: abc, ControlNet 0: "Module: canny, Weight: 1", Version: v1.9'
+    )
+    fields, notes = read_settings(with_texts(parameters=text))
+    assert fields == {
+        "prompt": "a cat, <lora:x:1>\nsecond line",
+        "added_prompt": "",
+        "negative_prompt": "blurry, ugly",
+        "steps": 28,
+        "guidance_scale": 7.5,
+        "seed": 123,
+        "image_resolution": 512,
+    }
+    assert any("Euler a" in note for note in notes)
+    assert any("Model hash" in note for note in notes)
+
+
+def test_a1111_text_of_ours_reads_the_same_numbers(result):
+    file = io.BytesIO()
+    save_png(file, result.images[0], result, 0)
+    text = Image.open(io.BytesIO(file.getvalue())).text["parameters"]
+    fields, _ = read_settings(with_texts(parameters=text))
+    assert (fields["steps"], fields["guidance_scale"], fields["eta"]) == (3, 4.5, 0.5)
+    assert (fields["seed"], fields["image_resolution"]) == (2**32 - 1, 256)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "only a prompt",
+        "a\nNegative prompt: b",
+        "Steps: 1e9, Size: 0x0, Seed: NaN, CFG scale: -inf",
+        "p\nSteps: 5, Seed: " + "9" * 4000,
+        "p\nSteps: 5, Size: axb, Seed: 0x10, CFG scale: 7,5",
+        "p\n" + "Steps: 5, " + " " * 100_000 + "x" * 100_000,
+        "p\nSteps: 5, " + ", ".join(f"k{i}: {i}" for i in range(10_000)),
+        "Negative prompt:" * 10_000 + "\nSteps: 3",
+    ],
+)
+def test_hostile_a1111_text(text, image):
+    fields, notes = read_settings(with_texts(parameters=text))
+    GenerationRequest(image=image, **fields)
+    assert notes or fields
+    assert sum(len(note) for note in notes) < 2000
+
+
+def test_ranges_are_clamped_with_a_note(condition, image):
+    fields, notes = read_settings(
+        ours(
+            steps=10**9,
+            seed=float("nan"),
+            strength=-5,
+            prompt="x" * 9999,
+            guess_mode="yes",
+            num_samples=1e300,
+            image=[1, 2],
+            params={"level": 999, "colour": "red"},
+            preprocessor="Nothing",
+        ),
+        condition,
+    )
+    assert fields.pop("params") == {"level": 254}
+    GenerationRequest(image=image, **fields)
+    assert (fields["steps"], fields["strength"], len(fields["prompt"])) == (100, 0.0, 4000)
+    assert "seed" not in fields
+    assert "guess_mode" not in fields
+    assert "preprocessor" not in fields
+    said = " ".join(notes)
+    for word in ("Steps", "Seed", "strength", "Prompt", "Guess", "image", "Level", "colour"):
+        assert word in said
+
+
+def test_a_window_that_never_opens_is_left_out(image):
+    fields, notes = read_settings(ours(control_start=0.9, control_end=0.1))
+    del fields["params"]
+    GenerationRequest(image=image, **fields)
+    assert "Control start" in notes[0]
+
+
+def test_from_another_app_the_map_settings_stay_out(result, condition):
+    other = json.dumps(
+        {
+            "schema": SCHEMA,
+            "condition": "pose2image",
+            "request": {"steps": 7, "params": {"level": 3}, "preprocessor": "Bright"},
+        }
+    )
+    fields, notes = read_settings(with_texts(controlloop=other), condition)
+    assert fields == {"steps": 7}
+    assert "pose2image" in notes[0]
+
+
+def test_a_later_version_gives_what_is_known(image):
+    later = {"schema": SCHEMA + 1, "request": {"steps": 7, "warp": 9}, "more": {}}
+    fields, notes = read_settings(with_texts(controlloop=json.dumps(later)))
+    assert fields == {"steps": 7, "params": {}}
+    assert "another version" in notes[0]
+    assert "warp" in notes[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        "{",
+        "null",
+        "[]",
+        '{"request": 3}',
+        '{"request": {"steps": ' + "9" * 5000 + "}}",
+        '{"schema": null, "request": {"params": [1], "seed": {"a": []}, "model": null}}',
+        '{"schema": 1, "request": {"params": {"level": {"deep": []}, "' + "x" * 999 + '": 1}}}',
+    ],
+)
+def test_hostile_json(text, condition):
+    for about in (None, condition):
+        fields, notes = read_settings(with_texts(controlloop=text), about)
+        assert notes or about is None
+        assert fields.get("params", {}) in ({}, {"x" * 40: 1})
+
+
+def raw_png(*chunks):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", 0)
+
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no png",
+        b"\x89PNG\r\n\x1a\n",
+        raw_png((b"tEXt", b"parameters")),
+        raw_png((b"zTXt", b"parameters\0\0broken")),
+        raw_png((b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 50_000_000))),
+        raw_png((b"iTXt", b"controlloop\0")),
+        raw_png((b"iTXt", b"controlloop\0\1\0\0\0broken")),
+        raw_png((b"tEXt", b"controlloop\0" + b"[" * 5_000_000)),
+        raw_png((b"tEXt", b"parameters\0p\nSteps: 3"))[:-9],
+    ],
+)
+def test_broken_chunks_mean_no_settings(data):
+    fields, notes = read_settings(data)
+    assert fields == {}
+    assert len(notes) == 1
+
+
+def test_compressed_and_international_text_are_read():
+    text = b"p\nSteps: 3, Seed: 4"
+    for chunk in (
+        (b"zTXt", b"parameters\0\0" + zlib.compress(text)),
+        (b"iTXt", b"parameters\0\1\0en\0Parameter\0" + zlib.compress(text)),
+        (b"iTXt", b"parameters\0\0\0\0\0" + text),
+    ):
+        assert read_settings(raw_png(chunk))[0]["seed"] == 4
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(BadInput, match="could not be opened"):
+        read_settings(tmp_path / "gone.png")

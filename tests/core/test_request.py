@@ -1,0 +1,87 @@
+"""The request refuses what cannot work, where it is made."""
+
+import numpy as np
+import pytest
+
+from core.errors import BadInput
+from core.params import controls
+from core.request import GenerationRequest
+
+
+@pytest.fixture
+def picture():
+    return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_defaults_are_v1(picture):
+    request = GenerationRequest(picture)
+    assert request.added_prompt == "best quality, extremely detailed"
+    assert request.negative_prompt.startswith("longbody, lowres, bad anatomy")
+    assert (request.num_samples, request.image_resolution, request.steps) == (1, 512, 20)
+    assert (request.strength, request.guidance_scale, request.eta) == (1.0, 9.0, 0.0)
+    assert not request.guess_mode
+
+
+def test_ranges_are_v1():
+    limits = {
+        n: (c.low, c.high, c.step)
+        for n, c in controls(GenerationRequest).items()
+        if hasattr(c, "low")
+    }
+    assert limits["num_samples"] == (1, 12, 1)
+    assert limits["image_resolution"] == (256, 768, 64)
+    assert limits["strength"] == (0.0, 2.0, 0.01)
+    assert limits["steps"] == (1, 100, 1)
+    assert limits["guidance_scale"] == (0.1, 30.0, 0.1)
+    assert limits["seed"] == (-1, 2**32 - 1, 1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "photo.png",
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_no_picture_or_not_a_picture(image):
+    with pytest.raises(BadInput, match="picture"):
+        GenerationRequest(image)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": 101},
+        {"steps": 2.5},
+        {"steps": float("nan")},
+        {"guidance_scale": 0},
+        {"guidance_scale": float("inf")},
+        {"strength": -1},
+        {"strength": 99},
+        {"num_samples": 0},
+        {"num_samples": 13},
+        {"eta": -1},
+        {"eta": 2},
+        {"seed": -2},
+        {"seed": 2**32},
+        {"seed": 1.5},
+        {"seed": "abc"},
+        {"image_resolution": 0},
+        {"image_resolution": 4096},
+        {"control_start": 0.5, "control_end": 0.5},
+        {"control_start": 0.9, "control_end": 0.1},
+        {"prompt": "x" * 4001},
+        {"prompt": None},
+        {"sampler": "euler"},
+    ],
+)
+def test_numbers_out_of_range(picture, wrong):
+    with pytest.raises(BadInput) as caught:
+        GenerationRequest(picture, **wrong)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
