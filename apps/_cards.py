@@ -31,7 +31,9 @@ STAGES = {
 EMPTY = """
 <div class="cl-stage cl-empty">
   <div class="cl-trio" aria-hidden="true">
-    <div><span>Control map</span></div><div><span>Generated</span></div><div><span>Re-extracted</span></div>
+    <div><span>Control map</span></div>
+    <div><span>Generated</span></div>
+    <div><span>Re-extracted</span></div>
   </div>
   <h3>Your pictures will appear here</h3>
   <p>Add a picture or take an example, say what it should become, and press <b>Run</b>.
@@ -42,7 +44,8 @@ EMPTY = """
 WAITING = """
 <div class="cl-stage cl-running" role="status">
   <div class="cl-frame cl-pulse"></div>
-  <div class="cl-progress"><b>Waiting for the machine</b><div class="cl-track cl-indeterminate"><i></i></div>
+  <div class="cl-progress"><b>Waiting for the machine</b>
+  <div class="cl-track cl-indeterminate"><i></i></div>
   <span>Another run may be ahead of this one. Esc stops.</span></div>
 </div>"""
 
@@ -66,7 +69,9 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
         details.append(f"about {duration(progress.seconds_left)} left")
     picture = '<div class="cl-frame cl-pulse"></div>'
     if preview is not None:
-        picture = f'<div class="cl-frame"><img alt="The picture so far" src="{_inline(preview)}"></div>'
+        picture = (
+            f'<div class="cl-frame"><img alt="The picture so far" src="{_inline(preview)}"></div>'
+        )
     return f"""
 <div class="cl-stage cl-running" role="status">
   {picture}
@@ -115,43 +120,52 @@ def results(result: GenerationResult, saved: SavedResult) -> str:
 
 def _card(result: GenerationResult, saved: SavedResult, index: int, rank: int) -> str:
     score, seed = result.scores[index], result.seeds[index]
-    figures = " · ".join(f"{name} {_figure(value)}" for name, value in score.metrics.items())
+    others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
+    image, found_map = saved.images[index], saved.reextracted[index]
     wanted, found = _url(saved.shown_map), _url(saved.shown_reextracted[index])
-    size = f'width="{result.width}" height="{result.height}"'
+    size = (result.width, result.height)
+    pair = f"--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{size[0]}/{size[1]}"
     return f"""
 <article class="cl-card" style="--rank:{rank}">
   <header>
-    <div class="cl-score" title="How well the re-extracted map agrees with the control map, 0 to 100">
+    <div class="cl-score" title="How well the two maps agree, 0 to 100">
       <b>{score.headline:.0f}</b><span>/ 100</span></div>
-    <div class="cl-metric"><b>{escape(score.metric)} {_figure(score.metrics.get(score.metric))}</b>
-      <span>{escape(figures)}</span></div>
+    <div class="cl-metric"><b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>
+      <span>{escape(" · ".join(others))}</span></div>
     <div class="cl-seed"><span>Seed</span> <code>{seed}</code>
       <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
   </header>
   <div class="cl-three">
-    {_picture(wanted, size, "Control map", "cl-map")}
-    {_picture(_url(saved.images[index]), size, "Generated", "cl-made", download=saved.images[index].name)}
-    {_picture(found, size, "Re-extracted", "cl-map", download=saved.reextracted[index].name)}
+    {_picture("Control map", "cl-map", wanted, size, saved.control_map)}
+    {_picture("Generated", "cl-made", _url(image), size, image)}
+    {_picture("Re-extracted", "cl-map", found, size, found_map)}
   </div>
   <details class="cl-compare">
     <summary>Compare the two maps</summary>
-    <div class="cl-pair" style="--split:50%;--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{result.width}/{result.height}">
+    <div class="cl-pair" style="--split:50%;{pair}">
       <div class="cl-layer cl-wanted"></div><div class="cl-layer cl-found"></div></div>
     <div class="cl-tools">
-      <input type="range" min="0" max="100" value="50" data-cl="split" aria-label="Slide between the control map and the re-extracted map">
-      <button type="button" class="cl-button" data-cl="overlay" aria-pressed="false">Overlay</button></div>
-    <p class="cl-legend"><span class="cl-key-wanted">Control map</span>
-      <span class="cl-key-found">Re-extracted</span><span class="cl-key-both">Both</span></p>
+      <span>Control map</span>
+      <input type="range" min="0" max="100" value="50" data-cl="split"
+        aria-label="Slide from one map to the other">
+      <span>Re-extracted</span>
+      <button type="button" class="cl-button" data-cl="overlay" aria-pressed="false">
+        Overlay</button>
+    </div>
+    <p class="cl-legend"><span class="cl-key-wanted">only in the control map</span>
+      <span class="cl-key-found">only re-extracted</span>
+      <span class="cl-key-both">in both</span></p>
   </details>
 </article>"""
 
 
-def _picture(url: str, size: str, caption: str, kind: str, download: str = "") -> str:
-    link = (
-        f'<a href="{url}" download="{html.escape(download)}">Save PNG</a>' if download else ""
-    )
-    return f"""<figure class="{kind}"><button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
-      <img src="{url}" {size} alt="{caption}"></button><figcaption><span>{caption}</span>{link}</figcaption></figure>"""
+def _picture(caption: str, kind: str, url: str, size: tuple[int, int], file: Path) -> str:
+    return f"""<figure class="{kind}">
+      <button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
+      <img src="{url}" width="{size[0]}" height="{size[1]}" alt="{caption}"></button>
+      <figcaption><span>{caption}</span>
+      <a href="{_url(file)}" download="{html.escape(file.name)}">Save PNG</a>
+      </figcaption></figure>"""
 
 
 def _figure(value: float | None) -> str:
@@ -172,12 +186,18 @@ def _inline(image: RGBImage) -> str:
 def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
     """Show what the page is, what it runs on, and what the model can be asked for."""
     chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
-    prompts = "".join(f"<li>{escape(text)}</li>" for text in card.prompts)
+    prompts = "".join(
+        f'<li><button type="button" data-cl="prompt">{escape(text)}</button></li>'
+        for text in card.prompts
+    )
+    tries = (
+        f'<details class="cl-about"><summary>Prompts to try</summary><ul>{prompts}</ul></details>'
+    )
     return f"""
 <div class="cl-head"><div><h1>{escape(condition.title)}</h1><p>{escape(condition.blurb)}</p></div>
-  <div class="cl-chips" role="status">{chips}</div></div>
-<details class="cl-about"><summary>What {escape(card.title)} knows</summary>
-  <p>{escape(card.blurb)}</p><ul>{prompts}</ul></details>"""
+  <div class="cl-chips" role="status">{chips}</div>
+  <p class="cl-model"><b>{escape(card.title)}.</b> {escape(card.blurb)}</p></div>
+{tries if prompts else ""}"""
 
 
 def home(conditions: Sequence[Condition]) -> str:

@@ -1,6 +1,5 @@
 """Where finished pictures go: exact PNGs, the settings inside, in a folder the page may serve."""
 
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -78,4 +77,4 @@ def _keep(path: Path, folder: Path) -> None:
     target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{path.name}"
     partial = target.with_suffix(".part")
     shutil.copyfile(path, partial)
-    os.replace(partial, target)
+    partial.replace(target)

@@ -15,12 +15,15 @@ PREVIEW_EVERY = 2
 HEARTBEAT_S = 0.5
 """The longest silence of `Job.run`: how soon a closed tab is noticed."""
 
+Reports = queue.SimpleQueue[Progress | GenerationResult | BaseException | None]
+"""What the working thread tells the watching one; the last is no Progress."""
+
 _DEVICE = threading.Lock()
 """Held while pictures are made: two runs at once would need twice the memory and gain no time."""
 
 
 class Job:
-    """A checked request on its way to pictures; `notes` on its picture join the result's warnings."""
+    """A checked request on its way to pictures; notes on its picture join the warnings."""
 
     def __init__(
         self,
@@ -53,8 +56,7 @@ class Job:
         Raises:
             SuiteError: as Pipeline.generate.
         """
-        reports: queue.SimpleQueue[Progress | GenerationResult | BaseException | None]
-        reports = queue.SimpleQueue()
+        reports: Reports = queue.SimpleQueue()
 
         def work() -> None:
             try:
@@ -82,7 +84,7 @@ class Job:
             self._stopped.set()
             self.finished = True
 
-    def _generate(self, reports: "queue.SimpleQueue[object]") -> GenerationResult | None:
+    def _generate(self, reports: Reports) -> GenerationResult | None:
         while not _DEVICE.acquire(timeout=HEARTBEAT_S):
             if self.stopped:
                 return None

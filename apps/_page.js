@@ -36,6 +36,13 @@
     return on;
   };
 
+  const type = (selector, text) => {
+    const box = document.querySelector(selector);
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    box.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+
   const actions = {
     zoom: (button) => enlarge(button.querySelector("img")),
     order: (button) => button.closest(".cl-results").classList.toggle("cl-by-score", press(button)),
@@ -44,12 +51,8 @@
       button.closest(".cl-compare").querySelector(".cl-pair").classList.toggle("cl-both", on);
       button.closest(".cl-compare").classList.toggle("cl-overlaid", on);
     },
-    seed: (button) => {
-      const box = document.querySelector("#seed input");
-      box.value = button.dataset.seed;
-      box.dispatchEvent(new Event("input", { bubbles: true }));
-      box.dispatchEvent(new Event("change", { bubbles: true }));
-    },
+    seed: (button) => type("#seed input", button.dataset.seed),
+    prompt: (button) => type("#prompt textarea", button.textContent),
     "save-all": (button) => {
       const links = button.closest(".cl-results").querySelectorAll(".cl-made a[download]");
       links.forEach((link, i) => setTimeout(() => link.click(), 250 * i)); // browsers drop a burst
@@ -60,7 +63,7 @@
     const button = event.target.closest?.("[data-cl]");
     if (button) actions[button.dataset.cl]?.(button);
     if (event.target.closest?.("#run") && window.innerWidth <= 860) {
-      document.getElementById("stage")?.scrollIntoView({ behavior: "smooth", block: "start" });
+      document.getElementById("results-column")?.scrollIntoView({ behavior: "smooth", block: "start" });
     }
   });
 

@@ -103,9 +103,11 @@ class _Page:
     def build(self) -> None:
         self.header = gr.HTML(self._header(self.suite.model), elem_classes="cl-header")
         with gr.Row(elem_classes="cl-columns"):
-            with gr.Column(elem_classes="cl-left", min_width=300):
-                self._input_column()
-            with gr.Column(elem_classes="cl-right", min_width=300):
+            with gr.Column(elem_classes="cl-input"):
+                self._input()
+            with gr.Column(elem_classes="cl-settings"):
+                self._settings()
+            with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self.stage = gr.HTML(_cards.EMPTY, elem_id="stage")
                 self.results = gr.HTML("", elem_id="results")
         self.job = gr.State(None)
@@ -114,7 +116,7 @@ class _Page:
         self._wire()
         self._publish()
 
-    def _input_column(self) -> None:
+    def _input(self) -> None:
         self.fields["image"] = gr.Image(
             label="Input",
             type="filepath",
@@ -133,8 +135,11 @@ class _Page:
             self.run = gr.Button("Run", variant="primary", elem_id="run")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
         gr.HTML(
-            '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>'
+            '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>',
+            elem_classes="cl-hint",
         )
+
+    def _settings(self) -> None:
         with gr.Accordion("Control map", open=True, elem_classes="cl-section"):
             self._map_controls()
         with gr.Accordion("Advanced options", open=False, elem_classes="cl-section",
@@ -143,7 +148,7 @@ class _Page:
         self.restore = gr.File(
             label="Restore settings: drop a PNG saved here",
             file_types=[".png"],
-            height=90,
+            height=76,
             elem_id="restore",
             elem_classes="cl-restore",
         )
@@ -198,12 +203,8 @@ class _Page:
             label="Model",
             elem_id="model",
         )
-        for name in ("num_samples", "image_resolution", "strength"):
-            self._add(name, GenerationRequest)
-        with gr.Row():
-            self._add("control_start", GenerationRequest, min_width=140)
-            self._add("control_end", GenerationRequest, min_width=140)
-        for name in ("guess_mode", "steps", "guidance_scale"):
+        for name in ("num_samples", "image_resolution", "strength", "control_start",
+                     "control_end", "guess_mode", "steps", "guidance_scale"):  # fmt: skip
             self._add(name, GenerationRequest)
         with gr.Row(elem_classes="cl-seed-row"):
             self._add("seed", GenerationRequest, min_width=140, elem_id="seed")

@@ -38,23 +38,33 @@ class Environment:
         """
         queue = variables.get("CONTROLLOOP_MAX_QUEUE") or str(DEFAULT_QUEUE)
         if not queue.isdecimal() or not 1 <= int(queue) <= 1000:
-            sys.exit(f"CONTROLLOOP_MAX_QUEUE is {queue!r}; it must be a whole number from 1 to 1000.")
+            sys.exit(
+                f"CONTROLLOOP_MAX_QUEUE is {queue!r}; it must be a whole number from 1 to 1000."
+            )
         output = variables.get("CONTROLLOOP_OUTPUT")
         folder = Path(output).expanduser().resolve() if output else None
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError:
-                sys.exit(f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to.")
+                sys.exit(
+                    f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
+                )
         return cls(int(queue), folder)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """Return the options that an app alone and the whole suite have in common."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=_port, help="port to listen on (default: the first free from 7860)")
-    parser.add_argument("--model", help="a model's name, or a path to a checkpoint (default: diorama)")
+    parser.add_argument(
+        "--host", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=_port, help="port to listen on (default: the first free from 7860)"
+    )
+    parser.add_argument(
+        "--model", help="a model's name, or a path to a checkpoint (default: diorama)"
+    )
     parser.add_argument("--mcp", action="store_true", help="also serve the apps as MCP tools")
     return parser
 

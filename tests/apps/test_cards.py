@@ -1,0 +1,87 @@
+"""The page's HTML: nothing from outside becomes markup, and the figures stand where they belong."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from apps import _cards
+from apps._files import SavedResult, save
+from core.condition import Condition, Score
+from core.request import GenerationRequest, GenerationResult, Progress
+
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
+
+
+def _result(condition: Condition, *headlines: float) -> GenerationResult:
+    picture = np.zeros((64, 128, 3), np.uint8)
+    count = len(headlines)
+    return GenerationResult(
+        images=(picture,) * count,
+        control_map=picture,
+        reextracted=(picture,) * count,
+        scores=tuple(Score(h, "F1", {"F1": h / 100, "F1 exact": 0.25}) for h in headlines),
+        seeds=tuple(range(7, 7 + count)),
+        seconds={"sample": 1.5},
+        warnings=(),
+        request=GenerationRequest(image=picture, params=condition.annotator.params()),
+        condition_name=condition.name,
+        model="tiny",
+        device="cpu",
+        dtype="float32",
+        width=128,
+        height=64,
+        hashes={},
+        cancelled=False,
+    )
+
+
+def _saved(count: int) -> SavedResult:
+    paths = tuple(Path(f"/cache/{i}.png") for i in range(count))
+    return SavedResult(Path("/cache/map.png"), paths, paths, Path("/cache/map.png"), paths)
+
+
+def test_a_card_shows_score_metric_and_seed(canny: Condition) -> None:
+    page = _cards.results(_result(canny, 81.6), _saved(1))
+    assert re.search(r'class="cl-score".*?<b>82</b>', page, re.DOTALL)
+    assert "F1 0.816" in page and "F1 exact 0.25" in page
+    assert "<code>7</code>" in page
+    assert page.count("<img") == 3
+
+
+def test_cards_stand_as_made_and_know_their_rank(canny: Condition) -> None:
+    page = _cards.results(_result(canny, 20.0, 90.0, 50.0), _saved(3))
+    assert re.findall(r"--rank:(\d)", page) == ["2", "0", "1"]
+    assert re.findall(r"<code>(\d)</code>", page) == ["7", "8", "9"]
+
+
+def test_text_from_outside_stays_text(canny: Condition) -> None:
+    result = replace(_result(canny, 50.0), warnings=(HOSTILE,))
+    for page in (
+        _cards.results(result, _saved(1)),
+        _cards.note(HOSTILE),
+        _cards.restored([HOSTILE], [HOSTILE]),
+        _cards.running(Progress(HOSTILE, 1, 2, 0, None, None), 1, None),
+    ):
+        assert "<img src=x" not in page and "&lt;img" in page
+
+
+def test_progress_counts_all_images() -> None:
+    page = _cards.running(Progress("sample", 10, 20, 1, 75.0, None), 2, None)
+    assert "image 2 of 2 · step 10 of 20 · about 75 s left" in page
+    assert "width:75%" in page
+
+
+def test_files_are_exact_and_kept_apart(canny: Condition, tmp_path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    result = replace(_result(canny, 50.0), images=(noise,))
+    first = save(result, canny.annotator, tmp_path / "cache", tmp_path / "keep")
+    second = save(result, canny.annotator, tmp_path / "cache", None)
+    assert np.array_equal(np.asarray(Image.open(first.images[0])), noise)
+    assert not first.all() & second.all()
+    assert first.shown_map == first.control_map, "a map shown as it is needs no second file"
+    kept = list((tmp_path / "keep").iterdir())
+    assert [path.read_bytes() for path in kept] == [first.images[0].read_bytes()]

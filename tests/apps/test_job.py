@@ -1,0 +1,104 @@
+"""A run in its own thread: what is told, how it stops, what is let go."""
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps._job import Job
+from core.errors import BadInput
+from core.request import GenerationRequest, GenerationResult, Progress
+
+REQUEST = GenerationRequest(image=np.zeros((8, 8, 3), np.uint8), steps=5)
+
+
+class FakePipeline:
+    """Takes five steps of `pause` seconds, looking at `cancelled` after each."""
+
+    def __init__(self, pause: float = 0.0, error: Exception | None = None) -> None:
+        self.pause, self.error = pause, error
+        self.steps = 0
+        self.ended = threading.Event()
+
+    def generate(self, condition: Any, request: Any, on_progress: Any, cancelled: Any, **_: Any):
+        try:
+            if self.error:
+                raise self.error
+            for step in range(1, 6):
+                time.sleep(self.pause)
+                self.steps = step
+                on_progress(Progress("sample", step, 5, 0, None, None))
+                if cancelled():
+                    break
+            return _result(cancelled())
+        finally:
+            self.ended.set()
+
+
+def _result(cancelled: bool) -> GenerationResult:
+    facts = dict.fromkeys(("condition_name", "model", "device", "dtype"), "x")
+    empty = dict.fromkeys(("images", "reextracted", "scores", "seeds"), ())
+    return GenerationResult(
+        **facts, **empty, control_map=REQUEST.image, seconds={}, warnings=("second",),
+        request=REQUEST, width=8, height=8, hashes={}, cancelled=cancelled,
+    )  # fmt: skip
+
+
+def _job(pipeline: FakePipeline, *notes: str) -> Job:
+    return Job(pipeline, SimpleNamespace(), REQUEST, notes)  # type: ignore[arg-type]
+
+
+def test_progress_comes_first_and_the_result_last() -> None:
+    job = _job(FakePipeline(pause=0.02), "first")
+    reports = [report for report in job.run() if report is not None]
+    assert [type(r) for r in reports[-2:]] == [Progress, GenerationResult]
+    assert reports[-1].warnings == ("first", "second")
+    assert job.finished
+
+
+def test_stop_ends_within_a_step() -> None:
+    pipeline = FakePipeline(pause=0.1)
+    job = _job(pipeline)
+    for report in job.run():
+        if isinstance(report, Progress):
+            job.stop()
+    assert isinstance(report, GenerationResult) and report.cancelled
+    assert pipeline.steps <= 2
+
+
+def test_a_stop_while_waiting_never_starts() -> None:
+    pipeline = FakePipeline()
+    job = _job(pipeline)
+    job.stop()
+    assert [r for r in job.run() if r is not None] == []
+    assert pipeline.steps == 0
+
+
+def test_closing_the_iterator_stops_the_work_and_frees_the_device() -> None:
+    pipeline = FakePipeline(pause=0.1)
+    reports = _job(pipeline).run()
+    assert isinstance(next(r for r in reports if r is not None), Progress)
+    reports.close()
+    assert pipeline.ended.wait(2) and pipeline.steps < 5
+    assert _job(FakePipeline()).run().__next__() is not None  # the next one gets the device
+
+
+def test_only_one_runs_at_a_time() -> None:
+    first, second = FakePipeline(pause=0.05), FakePipeline()
+    waits = threading.Thread(target=lambda: list(_job(second).run()))
+    for report in _job(first).run():
+        if isinstance(report, Progress) and report.step == 1:
+            waits.start()
+        if isinstance(report, Progress):
+            assert second.steps == 0
+    waits.join(5)
+    assert second.steps == 5
+
+
+def test_an_error_rises_where_it_is_watched_and_the_device_is_free_again() -> None:
+    with pytest.raises(BadInput, match="no good"):
+        list(_job(FakePipeline(error=BadInput("no good"))).run())
+    assert isinstance(list(_job(FakePipeline()).run())[-1], GenerationResult)

@@ -1,0 +1,116 @@
+"""Every condition gets its page and its name, from its file alone; the command line around them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import apps
+from apps._serve import Environment
+from apps._suite import Suite
+from core.condition import Condition
+from core.errors import BadInput
+from core.params import Bounds, controls
+from core.request import GenerationRequest
+from models.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+HIDDEN = {"sampler", "detect_resolution"}
+"""Shown only where there is something to choose."""
+
+
+@pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
+def test_every_page_has_every_control_within_its_bounds(condition: Condition, suite: Suite) -> None:
+    from apps._page import build_page
+
+    page = build_page(condition, suite)
+    found = {getattr(block, "label", None): block for block in page.blocks.values()}
+    wanted = {**controls(GenerationRequest), **controls(condition.annotator.params)}
+    for name, control in wanted.items():
+        if name in HIDDEN and control.label not in found:
+            continue
+        widget = found[control.label]
+        if isinstance(control, Bounds) and hasattr(widget, "maximum") and widget.maximum:
+            assert (widget.minimum, widget.maximum) == (control.low, control.high)
+
+
+@pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
+def test_a_condition_is_named_as_its_file_and_its_examples_exist(condition: Condition) -> None:
+    assert condition.name in apps.names()
+    assert (ROOT / "apps" / f"{condition.name}.py").is_file()
+    assert condition.examples
+    for example in condition.examples:
+        assert example.prompt
+        file = ROOT / "test_imgs" / example.image
+        if not file.is_file():
+            pytest.fail(f"{example.image} is not in test_imgs/")
+        with Image.open(file) as picture:
+            assert max(picture.size) <= 512
+
+
+def test_examples_name_their_licence() -> None:
+    text = (ROOT / "test_imgs" / "README.md").read_text(encoding="utf-8")
+    for file in (ROOT / "test_imgs").iterdir():
+        if file.suffix != ".md":
+            assert file.name in text or f"{file.stem.split('_')[0]}_*" in text, file.name
+
+
+def test_a_model_without_the_control_is_not_offered(
+    canny: Condition, models_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("tiny", "bare"):
+        shutil.copy(models_folder / "tiny.toml", tmp_path / f"{name}.toml")
+    (tmp_path / "tiny").symlink_to(models_folder / "tiny")
+    suite = Suite(Store("cpu", "float32", tmp_path), "tiny")
+    assert suite.models(canny) == ["tiny"]
+    with pytest.raises(BadInput, match="not on offer"):
+        suite.card("/etc/passwd")
+
+
+def test_the_card_changes_defaults(suite: Suite) -> None:
+    assert suite.defaults("tiny")["steps"] == 2
+    assert suite.defaults("tiny")["guidance_scale"] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONTROLLOOP_MAX_QUEUE", "many"),
+        ("CONTROLLOOP_MAX_QUEUE", "0"),
+        ("CONTROLLOOP_OUTPUT", f"{ROOT / 'launch.py'}/below-a-file"),
+    ],
+)
+def test_a_malformed_variable_stops_the_start_with_its_name(name: str, value: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        Environment.read({name: value})
+    message = str(stopped.value)
+    assert name in message and "\n" not in message
+
+
+def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_list_prints_the_names_and_loads_no_page(tmp_path: Path) -> None:
+    done = _python("-X", "importtime", str(ROOT / "launch.py"), "--list", cwd=tmp_path)
+    assert done.stdout.split() == apps.names()
+    assert " gradio" not in done.stderr and " torch" not in done.stderr
+
+
+@pytest.mark.parametrize("name", apps.names())
+def test_an_app_runs_by_its_path_from_anywhere(name: str, tmp_path: Path) -> None:
+    done = _python(str(ROOT / "apps" / f"{name}.py"), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for option in ("--host", "--port", "--model", "--mcp"):
+        assert option in done.stdout
+
+
+def test_only_refuses_an_app_that_is_not_there(tmp_path: Path) -> None:
+    done = _python(str(ROOT / "launch.py"), "--only", "cany2image", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cany2image" in done.stderr and "canny2image" in done.stderr
