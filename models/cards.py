@@ -1,7 +1,8 @@
 """The cards: what each model family is, where its weights come from, and what suits it.
 
 A card is `models/<name>.toml`; the folder `models/<name>/` beside it holds what is kept locally, in
-diffusers' layout, with its ControlNets in `controlnet/<control>/` or `controlnet/<control>.<suffix>`.
+diffusers' layout, with each ControlNet as a folder `controlnet/<control>/` or as a single file
+`controlnet/<control>.safetensors` (or .pth, .ckpt).
 """
 
 import tomllib

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import WeightsMismatch, WeightsMissing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+ROOT = Path(__file__).resolve().parents[1]
 LARGEST_HEADER = 100 * 2**20
 """Bytes; safetensors' own limit for its header."""
 
+LENGTH_BYTES = 8
+"""A safetensors file begins with its header's length in so many bytes, little-endian."""
 PICKLE_START = b"\x80"
 """First byte of every pickle since protocol 2, as torch before 1.6 wrote them without a zip."""
 
@@ -74,6 +78,11 @@ class Contents:
     """Channels of its latents: 4, or 9 for inpainting, 8 for instruct-pix2pix."""
 
 
+def shown(path: Path) -> str:
+    """Return a path for a message: from the repository on where it is inside it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return each tensor's shape, reading no more of the file than that needs.
 
@@ -96,8 +105,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     _refuse_what_is_no_weights_file(path)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         _safetensors_header(path)
         return load_file(path)
     held = _unpickle(path)
@@ -159,7 +166,7 @@ def require(
 
 def _refuse_what_is_no_weights_file(path: Path) -> None:
     if not path.is_file():
-        raise WeightsMissing(f"There is no weights file {path}: check the path.")
+        raise WeightsMissing(f"There is no weights file {shown(path)}: check the path.")
     with path.open("rb") as file:
         start = file.read(256).lstrip()
     for magic, what in (
@@ -177,13 +184,13 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     """Return the JSON header, having checked that the file is as long as it says."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(8)
+        first = file.read(LENGTH_BYTES)
         length = int.from_bytes(first, "little")
         if first[:2] in (b"PK", b"\x80\x02"):
             raise WeightsMismatch(
                 f"{path.name} is a pickle named .safetensors: rename it to .ckpt if you trust it."
             )
-        if len(first) < 8 or length > LARGEST_HEADER or 8 + length > size:
+        if length > LARGEST_HEADER or LENGTH_BYTES + length > size:
             raise WeightsMismatch(
                 f"{path.name} is cut short or no safetensors file: download it again."
             )
@@ -197,9 +204,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         raise WeightsMismatch(
             f"{path.name} has a damaged safetensors header: download it again."
         ) from error
-    if 8 + length + end != size:
+    if LENGTH_BYTES + length + end != size:
         raise WeightsMismatch(
-            f"{path.name} should be {8 + length + end:,} bytes long but is {size:,}: "
+            f"{path.name} should be {LENGTH_BYTES + length + end:,} bytes long but is {size:,}: "
             "download it again."
         )
     return dict(header)
@@ -223,7 +230,7 @@ def _unpickle(path: Path) -> Any:
                 "use a .safetensors version of it."
             ) from error
         raise WeightsMismatch(f"{path.name} is damaged: download it again.") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # what torch's reader meets in a damaged file raises anything
         raise WeightsMismatch(
             f"{path.name} is cut short or no PyTorch weights file: download it again."
         ) from error

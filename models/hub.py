@@ -6,8 +6,12 @@ half file is never taken for a whole one.
 
 from pathlib import Path
 
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
 from core.errors import WeightsMissing
 from models.cards import Source
+from models.families import shown
 
 HUB_SECONDS = 10
 """How long the hub may take to answer at all."""
@@ -21,9 +25,6 @@ def fetch(source: Source, title: str, destination: Path) -> Path:
     Raises:
         WeightsMissing: a file is not in the cache and cannot be fetched now.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     patterns = [prefix + name for name in source.files]
     folder: Path | None = None
@@ -52,7 +53,7 @@ def fetch(source: Source, title: str, destination: Path) -> Path:
     raise WeightsMissing(
         f"{title} needs {prefix}{largest} ({absent[largest] / 1e9:.2g} GB){others} of "
         f"huggingface.co/{source.hub}, but {problem}: connect and try again, or put them into "
-        f"{destination}."
+        f"{shown(destination)}."
     )
 
 
@@ -62,9 +63,6 @@ def _reach_hub(source: Source) -> None:
     Raises:
         LocalEntryNotFoundError: the network or the hub does not answer, or is switched off.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
         HfApi().model_info(source.hub, revision=source.revision, timeout=HUB_SECONDS)
     except HfHubHTTPError:

@@ -66,7 +66,8 @@ class DiffusersNetworks:
         """
         if sampler != "ddim":
             raise BadInput(f"The sampler '{sampler}' is not known: use ddim.")
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        # Only here: diffusers takes seconds to import, and the store imports this module at once.
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415
 
         return DDIMScheduler.from_config(
             dict(self.scheduler_config),

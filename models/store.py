@@ -11,15 +11,20 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from core.errors import BadInput, WeightsMissing
-from models import hub, loading
+from models import hub, layout
 from models.cards import Card, read_card
 from models.devices import choose_device
+from models.families import shown
 from models.networks import DiffusersNetworks
+
+if TYPE_CHECKING:
+    from models.loading import Base
 
 __all__ = ["Card", "Store", "choose_device"]
 
@@ -45,13 +50,14 @@ class Store:
     def __init__(
         self, device: str | None = None, dtype: str | None = None, folder: Path = HERE
     ) -> None:
+        """Read the cards in `folder` and choose a device (see choose_device); load nothing."""
         self.device, self.dtype, self.device_note = choose_device(device, dtype)
-        self._form = loading.Format(self.device, self.dtype)
         self._folder = folder
         self._lock = threading.RLock()
         self._cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.toml"))}
-        self._base: tuple[str, loading.Base] | None = None
-        self._controls: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
+        self._base: tuple[Path, Base] | None = None
+        self._controls: OrderedDict[Path, nn.Module] = OrderedDict()
+        self._ready: dict[tuple[str, str], tuple[DiffusersNetworks, Path | None]] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def cards(self) -> list[Card]:
@@ -85,14 +91,21 @@ class Store:
         with self._lock:
             if model in self._cards:
                 return self._cards[model]
-            path = Path(model).expanduser()
-            if not model.strip() or not path.exists():
+            path = Path(model)
+            if not model.strip() or not _exists(path):
                 raise BadInput(
                     f"There is no model '{model}': choose {', '.join(self._cards)}, "
                     "or give the path of a checkpoint."
                 )
-            card = self._card_of_path(path.resolve())
-            return self._cards.setdefault(card.name, card)
+            path = path.resolve()
+            for card in self._cards.values():
+                if path == (card.file or card.folder).resolve():
+                    return card
+            card = self._card_of_path(path)
+            if card.name in self._cards:
+                card = replace(card, name=str(path))
+            self._cards[card.name] = card
+            return card
 
     def load(self, model: str, control: str = "") -> DiffusersNetworks:
         """Return the model's networks, with the named ControlNet where one is named.
@@ -105,38 +118,22 @@ class Store:
             WeightsMismatch: a file is of another family, or damaged.
         """
         card = self.card(model)
-        base_path = self._find_base(card)  # not under the lock: a download may take long
-        width, channels = loading.inspect_base(base_path, card.folder)
+        with self._lock:
+            if (card.name, control) in self._ready:
+                networks, control_path = self._ready[card.name, control]
+                if control_path:
+                    self._controls.move_to_end(control_path)
+                return networks
+        # Not under the lock: a download may take long, and others may have what they need.
+        base_path = self._find_base(card)
+        unet_config = layout.inspect_base(base_path, card.folder)
         control_path = self._find_control(card, control) if control else None
         if control_path:
-            loading.inspect_control(control_path, width, channels)
+            layout.inspect_control(control_path, unet_config)
         with self._lock:
-            base = self._load_base(base_path, card.folder)
-            hashes = {
-                part: self._hash(files) for part, files in loading.weights_files(base_path).items()
-            }
-            controlnets = {}
-            if control_path:
-                controlnets[control] = self._load_control(control_path, base_path, base)
-                hashes[f"controlnet {control}"] = self._hash(
-                    loading.network_files(control_path)[0]
-                    if control_path.is_dir()
-                    else [control_path]
-                )
-        own = card.preview_matrix
-        return DiffusersNetworks(
-            name=card.name,
-            tokenizer=base.tokenizer,
-            text_encoder=base.text_encoder,
-            unet=base.unet,
-            vae=base.vae,
-            controlnets=controlnets,
-            scheduler_config=base.scheduler_config,
-            preview_matrix=torch.tensor(own, device=self.device) if own else base.preview_matrix,
-            hashes=hashes,
-            device=self.device,
-            dtype=self.dtype,
-        )
+            networks = self._build(card, base_path, control, control_path)
+            self._ready[card.name, control] = (networks, control_path)
+            return networks
 
     def _card_of_path(self, path: Path) -> Card:
         own = path.with_suffix(".toml")
@@ -157,11 +154,11 @@ class Store:
     def _find_base(self, card: Card) -> Path:
         if card.file:
             return card.file
+        if card.base is None:
+            return card.folder
         try:
-            loading.weights_files(card.folder)
+            layout.weights_files(card.folder)
         except WeightsMissing:
-            if card.base is None:
-                raise
             return hub.fetch(card.base, card.title, card.folder)
         return card.folder
 
@@ -175,28 +172,60 @@ class Store:
         known = ", ".join(card.control_names()) or "none yet"
         raise WeightsMissing(
             f"{card.title} has no ControlNet '{control}' (it has: {known}): choose another model, "
-            f"or put one into {card.folder / 'controlnet' / control}."
+            f"or put one into {shown(card.folder / 'controlnet' / control)}."
         )
 
-    def _load_base(self, path: Path, shape: Path) -> loading.Base:
-        key = str(path)
-        if self._base is None or self._base[0] != key:
-            self._base = None  # dropped first: two bases may not fit
-            self._forget_gpu_memory()
-            self._base = (key, loading.load_base(path, shape, self._form))
-        return self._base[1]
+    def _build(
+        self, card: Card, base_path: Path, control: str, control_path: Path | None
+    ) -> DiffusersNetworks:
+        # Only here: it imports diffusers, which takes seconds in which the server already answers.
+        from models import loading  # noqa: PLC0415
 
-    def _load_control(self, path: Path, base_path: Path, base: loading.Base) -> nn.Module:
-        key = (str(path), str(base_path))
-        if key not in self._controls:
-            self._controls[key] = loading.load_control(path, base.unet, self._form)
-        self._controls.move_to_end(key)
+        form = loading.Format(self.device, self.dtype)
+        if self._base is None or self._base[0] != base_path:
+            self._base = None  # dropped before the next is loaded: two may not fit
+            self._forget()
+            self._base = (base_path, loading.load_base(base_path, card.folder, form))
+        base = self._base[1]
+        hashes = {
+            part: self._hash(files) for part, files in layout.weights_files(base_path).items()
+        }
+        controlnets = {}
+        if control_path:
+            if control_path not in self._controls:
+                self._controls[control_path] = loading.load_control(control_path, base.unet, form)
+            controlnets[control] = self._controls[control_path]
+            self._drop_controls_but(control_path)
+            files = [control_path]
+            if control_path.is_dir():
+                files = layout.network_files(control_path)[0]
+            hashes[f"controlnet {control}"] = self._hash(files)
+        preview_matrix = base.preview_matrix
+        if card.preview_matrix:
+            preview_matrix = torch.tensor(card.preview_matrix, device=self.device)
+        return DiffusersNetworks(
+            name=card.name,
+            tokenizer=base.tokenizer,
+            text_encoder=base.text_encoder,
+            unet=base.unet,
+            vae=base.vae,
+            controlnets=controlnets,
+            scheduler_config=base.scheduler_config,
+            preview_matrix=preview_matrix,
+            hashes=hashes,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def _drop_controls_but(self, used: Path) -> None:
+        self._controls.move_to_end(used)
         while len(self._controls) > 1 and _bytes(self._controls.values()) > CONTROL_BYTES:
             self._controls.popitem(last=False)
-            self._forget_gpu_memory()
-        return self._controls[key]
+            self._forget()
 
-    def _forget_gpu_memory(self) -> None:
+    def _forget(self) -> None:
+        """Let go of what was handed out, so that what has been dropped can be freed."""
+        self._ready.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -212,6 +241,14 @@ class Store:
             parts.append(self._hashes[key])
         whole = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
         return whole[:HASH_LENGTH]
+
+
+def _exists(path: Path) -> bool:
+    """Tell whether it is there; a name that no file can have is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _bytes(modules: Iterable[nn.Module]) -> int:

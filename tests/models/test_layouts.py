@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput
@@ -86,16 +89,23 @@ def test_a_base_as_a_single_file(
     assert list(loaded.hashes) == ["checkpoint"]
 
 
-@pytest.mark.parametrize("prefix", ["", "control_model."])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_control_in_the_original_names(  # noqa: PLR0913
-    prefix: str,
-    suffix: str,
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("", ".safetensors"),
+        ("", ".pth"),
+        ("control_model.", ".safetensors"),
+        ("control_model.", ".pth"),
+    ],
+)
+def test_a_control_in_the_original_names(
+    layout: tuple[str, str],
     control: dict[str, Tensor],
     models_folder: Path,
     networks: DiffusersNetworks,
     tmp_path: Path,
 ) -> None:
+    prefix, suffix = layout
     state = control_state(control, prefix)
     assert_same(_with_control_file(tmp_path, models_folder, suffix, state), networks, "mine")
 
@@ -163,12 +173,8 @@ def test_a_folder_with_a_weight_missing_is_refused(
         Store("cpu", "float32", tmp_path).load("tiny")
 
 
-def test_the_shipped_shape_is_stable_diffusion_1_5(networks: DiffusersNetworks) -> None:
+def test_the_shipped_shape_is_stable_diffusion_1_5() -> None:
     """models/sd15 builds networks of the published sizes; no weights are made for it."""
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
     folder = Path(__file__).parents[2] / "models" / "sd15"
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(

@@ -1,0 +1,149 @@
+"""Finds the weights in diffusers' folders and single files, and refuses what does not fit.
+
+Only configs and headers are read here, so that the wrong file is named before any work.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from core.errors import WeightsMismatch, WeightsMissing
+from models.families import (
+    BASE,
+    CONTROLNET,
+    MERGED,
+    SD1_WIDTH,
+    WIDTHS,
+    Contents,
+    identify,
+    read_shapes,
+    require,
+    shown,
+)
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+"""Folders of a model in diffusers' layout."""
+
+
+def weights_files(path: Path) -> dict[str, list[Path]]:
+    """Return the files that loading this base reads, by part; a single file is its own part."""
+    if path.is_file():
+        return {"checkpoint": [path]}
+    return {part: network_files(path / part)[0] for part in ("unet", "vae", "text_encoder")}
+
+
+def network_files(folder: Path) -> tuple[list[Path], str | None]:
+    """Return the weights of one network's folder (all shards of one kind) and their variant.
+
+    Raises:
+        WeightsMissing: there are none.
+    """
+    names = sorted(file.name for file in folder.glob("*"))
+    for suffix in ("safetensors", "bin"):
+        for variant in (None, "fp16"):
+            middle = rf"\.{variant}" if variant else ""
+            wanted = rf"(diffusion_pytorch_|pytorch_)?model{middle}(-\d+-of-\d+)?\.{suffix}"
+            files = [folder / name for name in names if re.fullmatch(wanted, name)]
+            if files:
+                return files, variant
+    raise WeightsMissing(f"There are no weights in {shown(folder)}: put a .safetensors file there.")
+
+
+def inspect_base(path: Path, shape: Path) -> dict[str, Any]:
+    """Check a base before any work; return the config of its UNet.
+
+    `shape` is the folder whose configs a single file is measured against.
+
+    Raises:
+        WeightsMissing: the path or a part of the folder is not there.
+        WeightsMismatch: it is something else, or of another family.
+    """
+    if path.is_dir():
+        return _inspect_base_folder(path)
+    unet = read_json(shape / "unet" / "config.json")
+    _require(path, identify(read_shapes(path)), (BASE, MERGED), unet)
+    return unet
+
+
+def _inspect_base_folder(path: Path) -> dict[str, Any]:
+    for part, family in (
+        ("transformer", "a transformer model such as Stable Diffusion 3 or Flux"),
+        ("text_encoder_2", "a Stable Diffusion XL model"),
+    ):
+        if (path / part).is_dir():
+            raise WeightsMismatch(
+                f"The folder {path.name} holds {family}: a Stable Diffusion 1.x model is needed."
+            )
+    config = path / "config.json"
+    if config.is_file():
+        kind = read_json(config).get("_class_name", "something else")
+        raise WeightsMismatch(
+            f"The folder {path.name} holds one network ({kind}): the folder of a whole model, "
+            "with unet, vae and text_encoder in it, is needed."
+        )
+    for part in PARTS:
+        if not (path / part).is_dir():
+            raise WeightsMissing(
+                f"The model folder {shown(path)} has no {part} folder: complete it."
+            )
+    unet = read_json(path / "unet" / "config.json")
+    width, channels = int(unet.get("cross_attention_dim", 0)), int(unet.get("in_channels", 0))
+    if width in WIDTHS and width != SD1_WIDTH:
+        raise WeightsMismatch(
+            f"The folder {path.name} holds a {WIDTHS[width]} model: "
+            "a Stable Diffusion 1.x model is needed."
+        )
+    if channels != int(read_json(path / "vae" / "config.json").get("latent_channels", 0)):
+        raise WeightsMismatch(
+            f"The folder {path.name} holds a model for inpainting or editing, whose UNet takes "
+            f"{channels} channels: a text-to-image model is needed."
+        )
+    return unet
+
+
+def inspect_control(path: Path, unet: dict[str, Any]) -> None:
+    """Check a ControlNet before any work against the config of the UNet it is to steer.
+
+    Raises:
+        WeightsMissing: the file, or the folder's config, is not there.
+        WeightsMismatch: it is something else, or made for another base.
+    """
+    if not path.is_dir():
+        _require(path, identify(read_shapes(path)), (CONTROLNET, MERGED), unet)
+        return
+    config = read_json(path / "config.json")
+    kind = str(config.get("_class_name", "something else"))
+    kind = CONTROLNET if kind == "ControlNetModel" else f"a {kind}"
+    contents = Contents(kind, config.get("cross_attention_dim"), config.get("in_channels"))
+    _require(path, contents, (CONTROLNET,), unet)
+    if any(
+        config.get(name) != unet.get(name) for name in ("block_out_channels", "layers_per_block")
+    ):
+        raise WeightsMismatch(
+            f"The ControlNet in {shown(path)} has other blocks than this model's UNet: "
+            "choose one made for it."
+        )
+
+
+def _require(path: Path, contents: Contents, kinds: tuple[str, ...], unet: dict[str, Any]) -> None:
+    width, channels = int(unet["cross_attention_dim"]), int(unet["in_channels"])
+    require(path.name, contents, kinds, width, channels)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        WeightsMissing: there is no such file.
+        WeightsMismatch: it holds something else.
+    """
+    if not path.is_file():
+        raise WeightsMissing(f"The folder {shown(path.parent)} has no {path.name}: complete it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsMismatch(f"{shown(path)} is damaged: download it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsMismatch(f"{shown(path)} is damaged: download it again.")
+    return content

@@ -1,0 +1,179 @@
+"""A weights file is named for what it is before anything is built from it."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from core.errors import WeightsMismatch, WeightsMissing
+from models.families import (
+    BASE,
+    CONTROLNET,
+    MERGED,
+    describe,
+    identify,
+    read_shapes,
+    read_state,
+    require,
+)
+
+ATTENTION = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+UNET = "model.diffusion_model."
+
+
+def base(width: int, channels: int = 4) -> dict[str, tuple[int, ...]]:
+    """Return the tell-tale shapes of a base checkpoint."""
+    return {
+        f"{UNET}input_blocks.0.0.weight": (320, channels, 3, 3),
+        f"{UNET}{ATTENTION}": (320, width),
+        "first_stage_model.encoder.conv_in.weight": (128, 3, 3, 3),
+    }
+
+
+def control(width: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Return the tell-tale shapes of a ControlNet in the original layout."""
+    return {
+        f"{prefix}input_hint_block.0.weight": (16, 3, 3, 3),
+        f"{prefix}input_blocks.0.0.weight": (320, 4, 3, 3),
+        f"{prefix}{ATTENTION}": (320, width),
+    }
+
+
+DIFFUSERS_CONTROL = {
+    "controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3),
+    "conv_in.weight": (320, 4, 3, 3),
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (base(768), "a base checkpoint of Stable Diffusion 1.x"),
+        (base(1024), "a base checkpoint of Stable Diffusion 2.x"),
+        (base(2048), "a base checkpoint of Stable Diffusion XL"),
+        (control(768), "a ControlNet of Stable Diffusion 1.x"),
+        (control(768, "control_model."), "a ControlNet of Stable Diffusion 1.x"),
+        (control(2048), "a ControlNet of Stable Diffusion XL"),
+        (DIFFUSERS_CONTROL, "a ControlNet of Stable Diffusion 1.x"),
+        (
+            base(768) | control(768, "control_model."),
+            "a base checkpoint with a ControlNet inside of Stable Diffusion 1.x",
+        ),
+        ({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 9)}, "a LoRA"),
+        ({"unet.down_blocks.0.attentions.0.to_q.lora_A.weight": (4, 9)}, "a LoRA"),
+        ({"adapter.body.0.resnets.0.block1.weight": (9, 9, 3, 3)}, "a T2I-Adapter"),
+        ({"body.0.block1.weight": (9, 9, 3, 3), "conv_in.weight": (9, 9)}, "a T2I-Adapter"),
+        ({"image_proj.proj.weight": (9, 9)}, "an IP-Adapter"),
+        ({"emb_params": (3, 768)}, "a textual inversion embedding"),
+        ({"double_blocks.0.img_attn.proj.weight": (9, 9)}, "a Flux checkpoint"),
+        ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (9, 9)}, "a Stable Diffusion 3 checkp"),
+        ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "an autoencoder alone"),
+        ({"layer1.weight": (3, 3)}, "a file of a kind we do not know"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_is_named_by_its_keys(shapes: dict[str, tuple[int, ...]], words: str) -> None:
+    assert describe(identify(shapes)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kinds", "words"),
+    [
+        (base(2048), (BASE, MERGED), "is a base checkpoint of Stable Diffusion XL"),
+        (base(1024), (BASE, MERGED), "is a base checkpoint of Stable Diffusion 2.x"),
+        (base(32), (BASE, MERGED), "is a base checkpoint with text width 32"),
+        (control(768), (BASE, MERGED), "is a ControlNet of Stable Diffusion 1.x"),
+        (base(768), (CONTROLNET, MERGED), "is a base checkpoint of Stable Diffusion 1.x"),
+        (control(2048), (CONTROLNET, MERGED), "is a ControlNet of Stable Diffusion XL"),
+        (base(768, 9), (BASE, MERGED), "is a base checkpoint made for inpainting"),
+        ({"emb_params": (3, 768)}, (BASE, MERGED), "is a textual inversion embedding"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_fit_is_refused(
+    shapes: dict[str, tuple[int, ...]], kinds: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(WeightsMismatch, match=words) as refusal:
+        require("x.safetensors", identify(shapes), kinds, 768, 4)
+    assert str(refusal.value).startswith("x.safetensors ")
+    assert str(refusal.value).count(".") <= 4  # one sentence, apart from names such as 1.x
+
+
+def test_what_fits_passes() -> None:
+    require("x", identify(base(768)), (BASE, MERGED), 768, 4)
+    require("x", identify(control(768)), (CONTROLNET, MERGED), 768, 4)
+    merged = identify(base(768) | control(768, "control_model."))
+    require("x", merged, (CONTROLNET, MERGED), 768, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>Log in</html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"", "empty"),
+        (b"PK\x03\x04" + b"\0" * 60, "pickle"),
+        (b"\xff" * 64, "cut short"),
+        ((40).to_bytes(8, "little") + b"{" * 40, "damaged"),
+        ((2).to_bytes(8, "little") + b"{}", "damaged"),
+        ((22).to_bytes(8, "little") + b'{"a":{"data_offsets":3', "damaged"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_safetensors_file_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsMismatch, match=words):
+        read_shapes(path)
+    with pytest.raises(WeightsMismatch, match=words):
+        read_state(path)
+
+
+def test_a_truncated_file_tells_how_long_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(100)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(WeightsMismatch, match=f"should be {len(whole)} bytes long"):
+        read_shapes(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_refused_and_not_run(zipped: bool, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "it_ran",)
+
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": Bomb()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsMismatch, match="would run code"):
+        read_shapes(path)
+    assert not (tmp_path / "it_ran").exists()
+    pickle.loads(pickle.dumps(Bomb()))
+    assert (tmp_path / "it_ran").exists()  # so the bomb was a real one
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04" + b"\0" * 60, b"\x80\x02}", b"\x80"])
+def test_a_broken_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsMismatch, match=r"^model\.pth"):
+        read_shapes(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_plain_pickle_loads_in_old_and_new_format(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    content = {"state_dict": {"a": torch.arange(6.0).reshape(2, 3)}, "step": 3}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert read_shapes(path) == {"a": (2, 3)}
+    assert torch.equal(read_state(path)["a"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="no weights file"):
+        read_shapes(tmp_path / "none.safetensors")

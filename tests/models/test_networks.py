@@ -1,0 +1,267 @@
+"""The networks behind one protocol compute what diffusers' own pipeline does with them."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionControlNetPipeline
+from torch import Tensor
+
+from core.errors import BadInput
+from core.networks import ControlInput, Networks
+from models.networks import DiffusersNetworks, fit_preview
+from tests.tiny_networks import tiny_networks
+
+TIMESTEP = torch.tensor(401)
+
+
+@pytest.fixture
+def latents() -> Tensor:
+    """Two latents of 8 x 8 cells."""
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def hint() -> Tensor:
+    """Two control maps of 64 x 64 pixels."""
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+
+
+def control(
+    networks: DiffusersNetworks, hint: Tensor, scale: float, name: str = "canny"
+) -> ControlInput:
+    """Return a control with the same scale on every residual."""
+    return ControlInput(name, hint, (scale,) * networks.residual_count(name))
+
+
+def test_it_is_what_the_pipeline_asks_for(networks: DiffusersNetworks) -> None:
+    asked: Networks = networks  # for mypy; the names below for everybody else
+    assert (asked.latent_channels, asked.downscale) == (4, 8)
+    # Two levels of two layers and a downsampler between: 1 + 2 + 1 + 2 skips, and the middle.
+    assert asked.residual_count("canny") == 7
+
+
+def test_text_is_encoded_as_by_diffusers(networks: DiffusersNetworks) -> None:
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=networks.vae,
+        text_encoder=networks.text_encoder,
+        tokenizer=networks.tokenizer,
+        unet=networks.unet,
+        controlnet=networks.controlnets["canny"],
+        scheduler=networks.make_scheduler("ddim"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    prompts = ["the red ball", "", "a very long text " * 60, "Ünïcode 😀 <|endoftext|> , !"]
+    theirs, _ = pipeline.encode_prompt(prompts, torch.device("cpu"), 1, False)
+    ours = networks.encode_text(prompts)
+    assert ours.shape == (4, 77, 32)
+    assert torch.equal(ours, theirs)
+
+
+def test_a_prompt_that_fits(networks: DiffusersNetworks) -> None:
+    # "the", "red" and "ball" are one token each in the tiny vocabulary.
+    assert networks.fit_prompt("the red ball") == (3, "")
+    assert networks.fit_prompt("") == (0, "")
+    assert networks.fit_prompt("red " * 75) == (75, "")
+
+
+def test_the_words_that_do_not_fit_are_named(networks: DiffusersNetworks) -> None:
+    used, dropped = networks.fit_prompt("red  " * 75 + "The BALL, the end")
+    assert (used, dropped) == (75, "The BALL, the end")
+
+
+def test_what_is_named_as_dropped_does_not_reach_the_network(networks: DiffusersNetworks) -> None:
+    long = "red " * 75 + "ball"
+    _, dropped = networks.fit_prompt(long)
+    kept = networks.encode_text([long.removesuffix(dropped)])
+    assert torch.equal(networks.encode_text([long]), kept)
+    assert not torch.equal(networks.encode_text(["ball " + "red " * 74]), kept)
+
+
+def test_the_scheduler_has_the_originals_steps(networks: DiffusersNetworks) -> None:
+    scheduler = networks.make_scheduler("ddim")
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
+    assert scheduler.config.clip_sample is False
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0]
+    assert scheduler.config.beta_start == pytest.approx(0.00085)
+
+
+def test_the_scheduler_keeps_what_the_model_predicts(networks: DiffusersNetworks) -> None:
+    velocity = tiny_networks()
+    velocity.scheduler_config = {  # as Stable Diffusion's own file names another class
+        "_class_name": "PNDMScheduler",
+        "skip_prk_steps": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
+    config = velocity.make_scheduler("ddim").config
+    assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "leading")
+    assert networks.make_scheduler("ddim").config.prediction_type == "epsilon"
+
+
+def test_each_scheduler_is_a_fresh_one(networks: DiffusersNetworks) -> None:
+    networks.make_scheduler("ddim").set_timesteps(7)
+    assert networks.make_scheduler("ddim").num_inference_steps is None
+
+
+def test_an_unknown_sampler_is_refused(networks: DiffusersNetworks) -> None:
+    with pytest.raises(BadInput, match="'euler'"):
+        networks.make_scheduler("euler")
+
+
+def test_the_prediction_is_diffusers_own(
+    networks: DiffusersNetworks, latents: Tensor, hint: Tensor
+) -> None:
+    text = networks.encode_text(["the red ball", ""])
+    with torch.no_grad():
+        skips, middle = networks.controlnets["canny"](
+            latents, TIMESTEP, text, hint, conditioning_scale=0.7, return_dict=False
+        )
+        theirs = networks.unet(
+            latents,
+            TIMESTEP,
+            text,
+            down_block_additional_residuals=skips,
+            mid_block_additional_residual=middle,
+        ).sample
+    ours = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 0.7)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_each_scale_reaches_its_own_residual(
+    networks: DiffusersNetworks, latents: Tensor, hint: Tensor
+) -> None:
+    text = networks.encode_text(["", ""])
+    count = networks.residual_count("canny")
+    alone = [
+        networks.predict(
+            latents,
+            TIMESTEP,
+            text,
+            [ControlInput("canny", hint, tuple(float(i == k) for i in range(count)))],
+        )
+        for k in range(count)
+    ]
+    plain = networks.predict(latents, TIMESTEP, text, [])
+    for k in range(count):
+        assert not torch.allclose(alone[k], plain, atol=1e-4)
+        for j in range(k):
+            assert not torch.allclose(alone[k], alone[j], atol=1e-4)
+
+
+def test_a_control_of_strength_zero_is_not_run(
+    networks: DiffusersNetworks, latents: Tensor
+) -> None:
+    text = networks.encode_text(["", ""])
+    missing = ControlInput("there is none of this name", torch.zeros(2, 3, 64, 64), (0.0,) * 7)
+    with_it = networks.predict(latents, TIMESTEP, text, [missing])
+    assert torch.equal(with_it, networks.predict(latents, TIMESTEP, text, []))
+
+
+def test_two_controls_add_up(latents: Tensor, hint: Tensor) -> None:
+    networks = tiny_networks(controls=("canny", "again"))
+    networks.controlnets["again"].load_state_dict(networks.controlnets["canny"].state_dict())
+    text = networks.encode_text(["", ""])
+    both = [control(networks, hint, 0.5), control(networks, hint, 0.25, "again")]
+    once = [control(networks, hint, 0.75)]
+    torch.testing.assert_close(
+        networks.predict(latents, TIMESTEP, text, both),
+        networks.predict(latents, TIMESTEP, text, once),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_a_wrong_number_of_scales_is_an_error(
+    networks: DiffusersNetworks, latents: Tensor, hint: Tensor
+) -> None:
+    text = networks.encode_text(["", ""])
+    with pytest.raises(ValueError, match="shorter"):
+        networks.predict(latents, TIMESTEP, text, [ControlInput("canny", hint, (1.0,) * 6)])
+
+
+def test_nothing_is_written_on_a_network(
+    networks: DiffusersNetworks, latents: Tensor, hint: Tensor
+) -> None:
+    before = {name: set(vars(network)) for name, network in networks.controlnets.items()}
+    text = networks.encode_text(["", ""])
+    full = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
+    networks.predict(latents, TIMESTEP, text, [control(networks, hint, 0.1)])
+    again = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
+    assert torch.equal(full, again)
+    assert before == {name: set(vars(network)) for name, network in networks.controlnets.items()}
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_decoding_undoes_the_scale_and_shift(kind: str, latents: Tensor) -> None:
+    networks = tiny_networks(autoencoder=kind)
+    config = networks.vae.config
+    raw = latents / config.scaling_factor + (0.1 if kind == "tiny" else 0.0)
+    with torch.no_grad():
+        theirs = networks.vae.decode(raw).sample
+    ours = networks.decode(latents)
+    assert ours.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_preview_is_the_matrix_with_and_without_a_bias() -> None:
+    networks = tiny_networks()
+    networks.preview_matrix = torch.tensor([[0.5, 0, 0], [0, 0.25, 0], [0, 0, 1], [0, 0, 1.0]])
+    latents = torch.tensor([1.0, -2.0, 0.5, 3.0]).reshape(1, 4, 1, 1)
+    assert networks.preview(latents).flatten().tolist() == [0.5, -0.5, 1.0]  # 3.5 is clamped
+    networks.preview_matrix = torch.cat([networks.preview_matrix, torch.tensor([[0, 0.25, -3.0]])])
+    assert networks.preview(latents).flatten().tolist() == [0.5, -0.25, 0.5]
+
+
+def test_the_preview_is_fitted_to_the_decoder() -> None:
+    class Linear(torch.nn.Module):
+        """A decoder whose colours are a known matrix of its latents."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = type("Config", (dict,), {"scaling_factor": 2.0})()
+            self.matrix = torch.tensor([[0.1, 0, 0.02], [0, 0.1, 0], [0, 0, 0.1], [0.05, 0, 0]])
+
+        def decode(self, latents: Tensor, return_dict: bool) -> tuple[Tensor]:
+            small = torch.einsum("bchw,cr->brhw", latents, self.matrix) + 0.2
+            return (torch.nn.functional.interpolate(small, scale_factor=8),)
+
+    decoder = Linear()
+    fitted = fit_preview(decoder, 4, torch.device("cpu"), torch.float32)
+    wanted = torch.cat([decoder.matrix / 2.0, torch.full((1, 3), 0.2)])
+    torch.testing.assert_close(fitted, wanted, rtol=0, atol=1e-5)
+
+
+def test_half_precision_stays_inside(latents: Tensor, hint: Tensor) -> None:
+    exact = tiny_networks()
+    half = tiny_networks()
+    half.dtype = torch.bfloat16
+    for network in (half.text_encoder, half.unet, half.vae, *half.controlnets.values()):
+        torch.nn.Module.to(network, torch.bfloat16)
+    text = half.encode_text(["the red ball", ""])
+    noise = half.predict(latents, TIMESTEP, text, [control(half, hint, 1.0)])
+    picture = half.decode(latents)
+    assert noise.dtype == picture.dtype == torch.float32
+    reference = exact.predict(
+        latents, TIMESTEP, exact.encode_text(["the red ball", ""]), [control(exact, hint, 1.0)]
+    )
+    assert (noise - reference).abs().mean() < 0.05 * reference.abs().mean()
+
+
+def test_the_float32_retry_has_the_same_weights(latents: Tensor) -> None:
+    half = tiny_networks()
+    assert half.in_float32() is half
+    half.dtype = torch.bfloat16
+    for network in (half.text_encoder, half.unet, half.vae, *half.controlnets.values()):
+        torch.nn.Module.to(network, torch.bfloat16)
+    exact = half.in_float32()
+    assert (exact.dtype, exact.unet.dtype, half.unet.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    )
+    for found, wanted in zip(exact.unet.parameters(), half.unet.parameters(), strict=True):
+        assert torch.equal(found, wanted.float())
+    assert exact.controlnets["canny"].dtype == torch.float32
+    assert exact.decode(latents).isfinite().all()

@@ -1,0 +1,322 @@
+"""The store finds, checks, keeps and names models."""
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from core.errors import BadInput, WeightsMismatch, WeightsMissing
+from core.params import controls
+from core.request import GenerationRequest
+from models import loading
+from models import store as store_module
+from models.cards import read_card
+from models.store import HERE, Store
+from tests.conftest import CARD
+
+HUB_CARD = (
+    CARD
+    + """
+[base]
+hub = "someone/tiny"
+revision = "0123456789012345678901234567890123456789"
+[base.files]
+"unet/diffusion_pytorch_model.safetensors" = 1500000000
+"unet/config.json" = 700
+[controls.canny]
+hub = "someone/reward"
+revision = "0123456789012345678901234567890123456789"
+subfolder = "checkpoints/canny/controlnet"
+[controls.canny.files]
+"config.json" = 700
+"diffusion_pytorch_model.safetensors" = 700000000
+"""
+)
+
+
+@pytest.fixture
+def copy(models_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of models, to be changed."""
+    return shutil.copytree(models_folder, tmp_path / "models")
+
+
+@pytest.fixture
+def hub_cache(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's client."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def test_the_shipped_cards_are_right() -> None:
+    cards = {card.name: card for card in Store("cpu").cards()}
+    assert {"diorama", "sd15"} <= cards.keys()
+    assert cards["sd15"].has_control("canny")
+    settings = controls(GenerationRequest)
+    for card in cards.values():
+        assert card.defaults.keys() <= settings.keys()
+        assert card.min_resolution <= card.defaults.get("image_resolution", 512)
+        assert card.title and card.blurb and card.licence and card.prompts
+        for source in (card.base, *card.controls.values()):
+            assert source is None or len(source.revision) == 40  # a commit, not a branch
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title = ", "no valid TOML"),
+        (CARD.replace('title = "Tiny"', ""), "lacks the field title"),
+        ('colour = "red"\n' + CARD, "unknown field colour"),
+        ('preview_matrix = [["x"]]\n' + CARD, "malformed value"),
+        (CARD + "[base]\nhub = 'a/b'\n", "lacks the field"),
+    ],
+)
+def test_a_malformed_card_is_named(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=rf"odd\.toml.*{words}"):
+        read_card(tmp_path / "odd.toml")
+
+
+@pytest.mark.parametrize("name", ["nothing", "", " ", "../nothing", "x" * 300, "a\0b"])
+def test_an_unknown_model_lists_the_known_ones(name: str, store: Store) -> None:
+    with pytest.raises(BadInput, match="choose sd15, tiny"):
+        store.load(name)
+
+
+def test_the_environment_names_the_first_model(
+    store: Store, models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONTROLLOOP_MODEL", raising=False)
+    assert store.default_model() == "diorama"
+    monkeypatch.setenv("CONTROLLOOP_MODEL", "tiny")
+    assert store.default_model() == "tiny"
+    monkeypatch.setenv("CONTROLLOOP_MODEL", "typo")
+    with pytest.raises(BadInput, match=r"^CONTROLLOOP_MODEL: There is no model 'typo'"):
+        store.default_model()
+
+
+def test_a_second_load_is_the_same_networks(store: Store) -> None:
+    first, second = store.load("tiny", "canny"), store.load("tiny", "canny")
+    assert first.unet is second.unet
+    assert first.controlnets["canny"] is second.controlnets["canny"]
+    assert list(store.load("tiny").controlnets) == []
+
+
+def test_another_base_drops_the_first_but_not_from_who_holds_it(store: Store) -> None:
+    held = store.load("tiny", "canny")
+    other = store.load("sd15", "canny")
+    assert other.unet is not held.unet
+    assert store.load("tiny").unet is not held.unet  # it had been dropped
+    assert held.decode(torch.zeros(1, 4, 2, 2)).isfinite().all()
+
+
+def test_the_least_recently_used_control_is_dropped(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("second", "third"):
+        shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet" / name)
+    store = Store("cpu", "float32", copy)
+    first = store.load("tiny", "canny").controlnets["canny"]
+    size = sum(p.numel() * p.element_size() for p in first.parameters())
+    monkeypatch.setattr(store_module, "CONTROL_BYTES", 2 * size)
+    second = store.load("tiny", "second").controlnets["second"]
+    assert store.load("tiny", "canny").controlnets["canny"] is first  # now used more recently
+    store.load("tiny", "third")
+    assert store.load("tiny", "canny").controlnets["canny"] is first
+    assert store.load("tiny", "second").controlnets["second"] is not second
+
+
+def test_threads_share_one_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda *given: calls.append(1) or real(*given))
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(store.load("tiny", "canny"))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len({id(networks.controlnets["canny"]) for networks in found}) == 1
+
+
+def test_hashes_follow_the_bytes(copy: Path) -> None:
+    store = Store("cpu", "float32", copy)
+    before = store.load("tiny", "canny").hashes
+    assert before.keys() == {"unet", "vae", "text_encoder", "controlnet canny"}
+    file = copy / "tiny/controlnet/canny/diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    after = Store("cpu", "float32", copy).load("tiny", "canny").hashes
+    assert after.pop("controlnet canny") != before.pop("controlnet canny")
+    assert after == before
+
+
+def test_a_card_lends_its_preview_matrix(copy: Path) -> None:
+    matrix = "preview_matrix = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]\n"
+    (copy / "tiny.toml").write_text(matrix + CARD, encoding="utf-8")
+    store = Store("cpu", "float32", copy)
+    assert store.load("tiny").preview_matrix.tolist() == torch.eye(4, 3).tolist()
+    assert store.load("sd15").preview_matrix.shape == (5, 3)  # fitted, with a bias
+
+
+def test_a_control_that_is_not_there_lists_those_that_are(store: Store) -> None:
+    with pytest.raises(WeightsMissing, match=r"no ControlNet 'seg' \(it has: canny\)"):
+        store.load("tiny", "seg")
+
+
+def test_a_control_for_another_family_is_refused(copy: Path) -> None:
+    config = copy / "tiny/controlnet/canny/config.json"
+    config.write_text(
+        config.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 2048')
+    )
+    with pytest.raises(WeightsMismatch, match="ControlNet of Stable Diffusion XL"):
+        Store("cpu", "float32", copy).load("tiny", "canny")
+
+
+def test_a_control_with_other_blocks_is_refused(copy: Path) -> None:
+    config = copy / "tiny/controlnet/canny/config.json"
+    config.write_text(config.read_text().replace('"layers_per_block": 2', '"layers_per_block": 1'))
+    with pytest.raises(WeightsMismatch, match="other blocks than this model's UNet"):
+        Store("cpu", "float32", copy).load("tiny", "canny")
+
+
+def test_a_path_never_hides_behind_a_card_of_its_name(store: Store, copy: Path) -> None:
+    named = store.card(str(copy / "tiny"))
+    assert named is not store.card("tiny")
+    assert named.folder == copy / "tiny"
+    assert store.card(named.name) is named is store.card(str(copy / "sd15" / ".." / "tiny"))
+    assert named in store.cards()
+
+
+def test_a_network_of_another_class_is_no_control(copy: Path) -> None:
+    shutil.rmtree(copy / "tiny/controlnet/canny")
+    shutil.copytree(copy / "tiny/unet", copy / "tiny/controlnet/canny")
+    with pytest.raises(WeightsMismatch, match="canny is a UNet2DConditionModel"):
+        Store("cpu", "float32", copy).load("tiny", "canny")
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("text_encoder_2", "a Stable Diffusion XL model"),
+        ("transformer", "Stable Diffusion 3 or Flux"),
+    ],
+)
+def test_the_folder_of_another_family_is_named(folder: str, words: str, copy: Path) -> None:
+    (copy / "tiny" / folder).mkdir()
+    with pytest.raises(WeightsMismatch, match=words):
+        Store("cpu", "float32", copy).load("tiny")
+
+
+def test_a_folder_of_stable_diffusion_2_is_named(copy: Path) -> None:
+    config = copy / "tiny/unet/config.json"
+    config.write_text(
+        config.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 1024')
+    )
+    with pytest.raises(WeightsMismatch, match=r"Stable Diffusion 2\.x"):
+        Store("cpu", "float32", copy).load("tiny")
+
+
+def test_a_single_network_is_no_model(store: Store, models_folder: Path) -> None:
+    with pytest.raises(WeightsMismatch, match=r"one network \(UNet2DConditionModel\)"):
+        store.load(str(models_folder / "tiny" / "unet"))
+
+
+def test_a_single_file_of_another_family_is_refused_before_any_work(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_base", lambda *given: pytest.fail("it began to load"))
+    for name, key, shape, words in (
+        (
+            "xl",
+            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
+            (8, 2048),
+            "Diffusion XL",
+        ),
+        (
+            "two",
+            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+            (8, 1024),
+            r"Diffusion 2\.x",
+        ),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}
+        save_file(first | {f"model.diffusion_model.{key}": torch.zeros(shape)}, path)
+        with pytest.raises(WeightsMismatch, match=rf"^{name}\.safetensors is .*{words}"):
+            store.load(str(path))
+
+
+def test_a_missing_part_is_named(copy: Path) -> None:
+    for path, words in (
+        ("tokenizer", "no tokenizer folder"),
+        ("scheduler/scheduler_config.json", "no scheduler_config.json"),
+    ):
+        target = copy / "tiny" / path
+        kept = target.rename(copy / "aside")
+        with pytest.raises(WeightsMissing, match=words):
+            Store("cpu", "float32", copy).load("tiny")
+        kept.rename(target)
+    assert Store("cpu", "float32", copy).load("tiny").name == "tiny"
+
+
+def test_a_damaged_config_is_named(copy: Path) -> None:
+    (copy / "tiny/unet/config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(WeightsMismatch, match=r"config\.json is damaged"):
+        Store("cpu", "float32", copy).load("tiny")
+
+
+def test_weights_of_other_shapes_than_their_config_are_refused(copy: Path) -> None:
+    config = copy / "tiny/unet/config.json"
+    config.write_text(config.read_text().replace('"layers_per_block": 2', '"layers_per_block": 1'))
+    with pytest.raises(
+        WeightsMismatch, match=r"unet do not fit their config\.json: .* expected shape .*\]\)\.$"
+    ):
+        Store("cpu", "float32", copy).load("tiny")
+
+
+def test_what_is_missing_offline_is_named_with_its_size(copy: Path, hub_cache: Path) -> None:
+    shutil.rmtree(copy / "tiny")
+    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
+    words = r"needs unet/diffusion_pytorch_model\.safetensors \(1\.5 GB\) and 1 smaller files? of "
+    with pytest.raises(
+        WeightsMissing, match=words + r"huggingface\.co/someone/tiny.*cannot be reach"
+    ):
+        Store("cpu", "float32", copy).load("tiny")
+
+
+def test_what_the_hub_client_has_cached_loads_offline(
+    copy: Path, models_folder: Path, hub_cache: Path
+) -> None:
+    """ControlNet++'s layout: the ControlNet in a subfolder of its repository."""
+    shutil.rmtree(copy / "tiny")
+    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
+    card = Store("cpu", "float32", copy).card("tiny")
+    assert card.base
+    for source, folder in (
+        (card.base, models_folder / "tiny"),
+        (card.controls["canny"], models_folder / "tiny/controlnet/canny"),
+    ):
+        repository = hub_cache / f"models--{source.hub.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / source.revision / source.subfolder)
+    loaded = Store("cpu", "float32", copy).load("tiny", "canny")
+    assert list(loaded.controlnets) == ["canny"]
+
+
+def test_diorama_loads_where_it_is_shipped() -> None:
+    if not (HERE / "diorama" / "unet").is_dir():
+        pytest.skip("Diorama's weights are not in this checkout")
+    card = Store("cpu", "float32").card("diorama")
+    networks = Store("cpu", "float32").load("diorama", card.control_names()[0])
+    latents = torch.randn(1, networks.latent_channels, 8, 8)
+    assert networks.decode(latents).shape == (1, 3, 8 * networks.downscale, 8 * networks.downscale)
+    assert replace(networks).name == "diorama"
