@@ -44,6 +44,7 @@ MERGED = "a base checkpoint with a ControlNet inside"
 """v1.0's layout: control_sd15_canny.pth serves as either."""
 
 _SIGNS = (
+    ("a Control-LoRA", r"^lora_controlnet$"),
     ("a LoRA", r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_|\.hada_w1|\.lokr_w1"),
     ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_l)$"),
     ("an IP-Adapter", r"^(image_proj|ip_adapter)\."),
@@ -137,7 +138,7 @@ def identify(shapes: Shapes) -> Contents:
 def describe(contents: Contents) -> str:
     """Return the contents in words, with the family where its width is a known one."""
     family = WIDTHS.get(contents.text_width or 0)
-    return f"{contents.kind} of {family}" if family else contents.kind
+    return f"{contents.kind} ({family})" if family else contents.kind
 
 
 def require(
@@ -148,13 +149,13 @@ def require(
     Raises:
         WeightsMismatch: another kind of file, another family, or other latents.
     """
-    wanted = f"{kinds[0]} of {WIDTHS.get(text_width, f'text width {text_width}')}"
+    wanted = f"{kinds[0]} ({WIDTHS.get(text_width, f'text width {text_width}')})"
     if contents.kind not in kinds:
         raise WeightsMismatch(f"{name} is {describe(contents)}: {wanted} is needed here.")
     if contents.text_width != text_width:
         found = describe(contents)
         if contents.text_width not in WIDTHS:
-            found += f" with text width {contents.text_width}"
+            found += f" (text width {contents.text_width or 'unknown'})"
         raise WeightsMismatch(f"{name} is {found}: {wanted} is needed here.")
     if contents.in_channels != in_channels:
         special = {9: " made for inpainting", 8: " made for instruct-pix2pix"}

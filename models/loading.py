@@ -55,13 +55,12 @@ class Format:
 
         Convolutions run in channels-last order: measured 1.5 times as fast in float32 on a CPU.
         """
-        module = module.to(self.device).eval().requires_grad_(False)
         for parameter in module.parameters():
             if parameter.dtype != self.dtype:
                 parameter.data = parameter.data.to(self.dtype)
             if parameter.ndim == CONVOLUTION_NDIM:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        return module
+        return module.to(self.device).eval().requires_grad_(False)
 
 
 def load_base(path: Path, shape: Path, form: Format) -> Base:

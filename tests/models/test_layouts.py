@@ -150,6 +150,24 @@ def test_a_sharded_half_precision_folder(
         torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
 
 
+def test_a_folder_of_pickles_loads_but_never_runs_code(
+    models_folder: Path, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "it_ran",)
+
+    _copy_model(models_folder, tmp_path)
+    unet = tmp_path / "tiny" / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(networks.unet.state_dict(), unet / "diffusion_pytorch_model.bin")
+    assert_same(Store("cpu", "float32", tmp_path).load("tiny", "canny"), networks, "canny")
+    torch.save({"conv_in.weight": Bomb()}, unet / "diffusion_pytorch_model.bin")
+    with pytest.raises(WeightsMismatch, match="would run code"):
+        Store("cpu", "float32", tmp_path).load("tiny")
+    assert not (tmp_path / "it_ran").exists()
+
+
 def test_an_incomplete_file_is_refused_by_the_missing_weight(
     checkpoint: dict[str, Tensor], store: Store, tmp_path: Path
 ) -> None:

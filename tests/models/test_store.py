@@ -178,7 +178,7 @@ def test_a_control_for_another_family_is_refused(copy: Path) -> None:
     config.write_text(
         config.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 2048')
     )
-    with pytest.raises(WeightsMismatch, match="ControlNet of Stable Diffusion XL"):
+    with pytest.raises(WeightsMismatch, match=r"ControlNet \(Stable Diffusion XL\)"):
         Store("cpu", "float32", copy).load("tiny", "canny")
 
 
