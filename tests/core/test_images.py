@@ -229,6 +229,7 @@ def test_cut_files_are_incomplete_not_grey(kind, part):
     assert "incomplete" in refusal(data[: int(len(data) * part)])
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bombs_are_refused_from_the_header():
     assert "million pixels" in refusal(png_bomb(20_000, 20_000))
     assert "million pixels" in refusal(png_bomb(12_000, 10_000))
