@@ -1,1 +1,25 @@
 """Ways to see: each file draws one kind of control map, and scores how well two maps agree."""
+
+import importlib
+from pathlib import Path
+
+from core.condition import Annotator
+from core.errors import BadInput
+
+
+def annotator_names() -> list[str]:
+    """Name every annotator: the folder is the list, files with an underscore aside."""
+    files = Path(__file__).parent.glob("[!_]*.py")
+    return sorted(file.stem for file in files)
+
+
+def find_annotator(name: str) -> Annotator:
+    """Return the annotator of a name.
+
+    Raises:
+        BadInput: there is none; the message lists those there are.
+    """
+    if name not in annotator_names():
+        raise BadInput(f"There is no condition {name!r}; there are: {', '.join(annotator_names())}.")
+    annotator: Annotator = importlib.import_module(f"annotators.{name}").ANNOTATOR
+    return annotator

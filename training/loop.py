@@ -110,7 +110,8 @@ def train(
         keep = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - keep)
         for name, value in losses.items():
-            recent[name] = 0.98 * recent.get(name, float(value)) + 0.02 * float(value)
+            now = float(value.detach())
+            recent[name] = 0.98 * recent.get(name, now) + 0.02 * now
         if step % 20 == 0:
             total = run.steps if not run.minutes else max(step + 1, min(run.steps, round(step / max(share(), 1e-6))))
             print(clock(step, total, began, "steps"), *(f"{k} {v:.4f}" for k, v in recent.items()), flush=True)

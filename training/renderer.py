@@ -29,6 +29,7 @@ class Truth:
     image (B, H, W, 3) uint8 RGB; depth (B, H, W) float32 metres along the camera's axis, inf for the sky;
     normal (B, H, W, 3) float32 unit vectors in camera axes (x right, y up, z towards the camera), zero for the sky;
     classes (B, H, W) uint8 ADE20K indices; things (B, H, W) int16 index into `scene.things`, -1 where none;
+    painted (B, H, W) bool: where the surface has the colour that the thing's words name;
     keypoints: per scene a (people, 18, 3) float array of x, y in pixels and visibility 0/1.
     """
 
@@ -37,6 +38,7 @@ class Truth:
     normal: Tensor
     classes: Tensor
     things: Tensor
+    painted: Tensor
     keypoints: list[np.ndarray]
 
 
@@ -65,6 +67,10 @@ class _Batch:
         self.pattern = column([p.pattern for _, _, p in solids], dtype=torch.long)
         self.gloss = column([p.gloss for _, _, p in solids])
         self.class_index = column([p.class_index for _, _, p in solids], dtype=torch.long)
+        self.named = column(
+            [t.colour is not None and (not t.coloured or j in t.coloured)
+             for s in scenes for t in s.things for j in range(len(t.primitives))], dtype=torch.bool,
+        )  # fmt: skip
         self.smooth = column([scenes[b].things[k].smooth for b, k, _ in solids], dtype=torch.bool)
         outlines = np.zeros((len(solids), MAX_CORNERS, 2))
         for row, (_, _, part) in enumerate(solids):
@@ -350,6 +356,8 @@ def _shade(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> d
     colour[rows], classes[rows] = _solid_colour(batch, which, local, batch.night[scene[rows]])
     gloss[rows] = batch.gloss[which]
     things[rows] = batch.thing[which]
+    painted = torch.zeros_like(is_solid)
+    painted[rows] = batch.named[which] & (classes[rows] == batch.class_index[which])
 
     ground = (what == _GROUND).nonzero()[:, 0]
     colour[ground] = _ground_colour(batch, point[ground], t[ground], scene[ground])
@@ -396,7 +404,7 @@ def _shade(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> d
     above = (~lit).nonzero()[:, 0]
     result[above] = _sky_colour(batch, direction[above], scene[above])
     return {"colour": result.clamp(0, 1), "t": torch.where(lit, t, torch.inf), "normal": normal, "classes": classes,
-            "things": things, "what": what}  # fmt: skip
+            "things": things, "painted": painted, "what": what}  # fmt: skip
 
 
 def _rays(batch: _Batch, scene: Tensor, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -452,7 +460,7 @@ def render(scenes: Sequence[Scene], size: int = 256, device: str | torch.device 
     return Truth(
         (colour.clamp(0, 1) * 255 + 0.5).to(torch.uint8), depth, camera_normal,
         seen["classes"].view(n, size, size).to(torch.uint8),
-        seen["things"].view(n, size, size).to(torch.int16),
+        seen["things"].view(n, size, size).to(torch.int16), seen["painted"].view(n, size, size),
         [_keypoints(s, depth[b].cpu().numpy(), size) for b, s in enumerate(scenes)],
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ channel towards mean 0 and variance 1, so that the diffusion model needs no scal
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from training.loop import add_run_options, run_from, train
 from training.weights import save_module
 
 CHANNELS = 48
-LATENT_NOISE = 0.1
+LATENT_NOISE = 0.05
 
 
 def make_autoencoder() -> AutoencoderTiny:
@@ -85,6 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     modules = train(run_from(options), {"vae": vae}, loss_at, sheet)
     if options.save:
         save_module(modules["vae"], options.save, vars(options))
+        config = options.save / "config.json"
+        facts = json.loads(config.read_text())
+        facts.pop("block_out_channels", None)  # AutoencoderTiny writes it, and complains when it reads it back
+        config.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

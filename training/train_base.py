@@ -161,10 +161,11 @@ def main(arguments: list[str] | None = None) -> None:
         return {"loss": target.loss(found)}
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
-        chosen = ids[:12].to(device)
-        text, none = text_encoder(chosen).last_hidden_state, text_encoder(empty.to(device)).last_hidden_state
-        made = sample(unet, vae, text, none, latents.shape[-1])
-        contact_sheet([data.batch(range(6)), made[:6], data.batch(range(6, 12)), made[6:]]).save(path)
+        count = min(8, len(data))
+        with torch.no_grad():
+            text = text_encoder(ids[:count].to(device)).last_hidden_state
+            none = text_encoder(empty.to(device)).last_hidden_state
+        contact_sheet([data.batch(range(count)), sample(unet, vae, text, none, latents.shape[-1])]).save(path)
 
     modules = train(run_from(options), {"unet": unet, "text_encoder": text_encoder}, loss_at, sheet)
     if options.save:

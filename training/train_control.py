@@ -8,7 +8,6 @@ any `Examples` will do for data, so a user's own folder trains the same way as D
 """
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from annotators import find_annotator
 from core.condition import Annotator
 from training.dataset import Pictures
 from training.diffusion import NoisyTarget, make_scheduler
@@ -91,12 +91,6 @@ class FolderExamples:
         return np.stack([self._read(self._rows[r]["source"], Image.Resampling.NEAREST) for r in rows])
 
 
-def annotator_of(condition: str) -> Annotator:
-    """The annotator of a condition: `annotators/<condition>.py` holds it."""
-    found: Annotator = importlib.import_module(f"annotators.{condition}").ANNOTATOR
-    return found
-
-
 def hint(maps: np.ndarray, device: str) -> Tensor:
     """(B, H, W, 3) uint8 maps → (B, 3, H, W) in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps)).to(device).permute(0, 3, 1, 2).float().div(255)
@@ -124,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.folder:
         data, cache = FolderExamples(options.folder, size), options.folder
     else:
-        data, cache = DrawnExamples(options.data, annotator_of(options.condition), size), options.data
+        data, cache = DrawnExamples(options.data, find_annotator(options.condition), size), options.data
     vae = AutoencoderTiny.from_pretrained(options.base / "vae", torch_dtype=torch.float32).to(device)
     latents = cached_latents(cache, data, options.base / "vae", device)
     tokenizer = CLIPTokenizer.from_pretrained(options.base / "tokenizer")
@@ -156,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         return {"loss": target.loss(found)}
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
-        chosen = list(range(8))
+        chosen = list(range(min(8, len(data))))
         maps = data.maps(chosen)
         with torch.no_grad():
             text = text_encoder(ids[chosen].to(device)).last_hidden_state

@@ -1,0 +1,104 @@
+"""The whole recipe, from nothing to a measured model, at its smallest size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from benchmarks import controllability
+from models.store import Store
+from training import train_autoencoder, train_base, train_control
+from training.dataset import Pictures, render_scenes
+
+CARD = """
+title = "Diorama"
+blurb = "A few steps old."
+licence = "none"
+prompts = ["a red ball"]
+min_resolution = 64
+max_resolution = 512
+[defaults]
+image_resolution = 256
+added_prompt = ""
+negative_prompt = ""
+guidance_scale = 3.0
+steps = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `scenes`, and `models/diorama` trained for two steps each."""
+    root = tmp_path_factory.mktemp("recipe")
+    scenes, model = root / "scenes", root / "models" / "diorama"
+    render_scenes(8, 64, scenes)
+    few = ["--steps", "2", "--batch", "2", "--device", "cpu", "--data", str(scenes)]
+    small = ["--size", "64"]
+    train_autoencoder.main([*few, "--crop", "32", "--out", str(root / "a"), "--save", str(model / "vae")])
+    base = ["--autoencoder", str(model / "vae"), "--out", str(root / "b"), "--save", str(model)]
+    train_base.main([*few, *small, *base])
+    control = ["--base", str(model), "--out", str(root / "c"), "--save", str(model / "controlnet" / "canny")]
+    train_control.main([*few, *small, *control])
+    (root / "models" / "diorama.toml").write_text(CARD)
+    return root
+
+
+def test_pictures_are_rendered_once(trained):
+    files = {path: path.stat().st_mtime_ns for path in (trained / "scenes").glob("*.npy")}
+    render_scenes(8, 64, trained / "scenes")
+    assert files == {path: path.stat().st_mtime_ns for path in (trained / "scenes").glob("*.npy")}
+    pictures = Pictures(trained / "scenes")
+    assert pictures.batch([0, 5]).shape == (2, 64, 64, 3)
+    assert Pictures(trained / "scenes", 32).batch([0]).shape == (1, 32, 32, 3)
+    assert len(pictures) == len(pictures.captions) == 8
+
+
+def test_weights_are_small_and_know_their_recipe(trained):
+    files = sorted((trained / "models").rglob("*.safetensors"))
+    assert {path.parent.name for path in files} == {"vae", "unet", "text_encoder", "canny"}
+    for path in files:
+        assert path.stat().st_size < 10_000_000
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["controlloop"])
+            assert file.get_tensor(next(iter(file.keys()))).dtype == torch.float16
+        assert facts["recipe"]["steps"] == 2 and facts["recipe"]["seed"] == 0 and facts["commit"]
+
+
+def test_training_resumes(trained, capsys):
+    model = trained / "models" / "diorama"
+    train_control.main(
+        ["--steps", "3", "--batch", "2", "--device", "cpu", "--data", str(trained / "scenes"), "--size", "64",
+         "--base", str(model), "--out", str(trained / "c")]
+    )  # fmt: skip
+    assert "resumed at step 2" in capsys.readouterr().out
+
+
+def test_a_folder_of_ones_own_trains(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = []
+    for k in range(3):
+        for name in ("source", "target"):
+            picture = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / f"{name}{k}.png")
+        lines.append(json.dumps({"source": f"source{k}.png", "target": f"target{k}.png", "prompt": "a ball"}))
+    (tmp_path / "prompt.json").write_text("\n".join(lines))
+    train_control.main(
+        ["--steps", "1", "--batch", "2", "--device", "cpu", "--folder", str(tmp_path), "--size", "64",
+         "--base", str(trained / "models" / "diorama"), "--out", str(tmp_path / "run"),
+         "--save", str(tmp_path / "saved")]
+    )  # fmt: skip
+    assert (tmp_path / "saved" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_the_trained_model_is_measured(trained, tmp_path):
+    store = Store("cpu", "float32", trained / "models")
+    found = controllability.measure(store, "diorama", ["canny"], 2, (0.0, 1.0), tmp_path / "sheet.png")
+    canny = found["conditions"]["canny"]
+    assert canny["metric"] == "F1" and set(canny["strength"]) == {"0", "1"}
+    assert set(canny["headline"]) == {"oracle", "0", "1"}
+    assert 0 <= canny["oracle"] <= 1 and found["autoencoder_psnr"] > 3
+    assert (tmp_path / "sheet-canny.png").exists()
