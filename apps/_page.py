@@ -34,6 +34,9 @@ TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
 ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """The same for every run of every page: one queue for the device."""
 
+AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
+"""An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""
+
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 """An event of the page alone, without Gradio's own progress curtain."""
 
@@ -234,8 +237,8 @@ class _Page:
             self._begin,
             [self.job, *fields],
             [self.job, self.run, self.stop, self.stage],
-            queue=False,
             preprocess=False,
+            **AT_ONCE,
             **PRIVATE,
         )
         ran = begun.success(
@@ -288,8 +291,8 @@ class _Page:
             self._change_model,
             [self.shown_model, *fields],
             [self.shown_model, self.header, *fields],
-            queue=False,
             preprocess=False,
+            **AT_ONCE,
             **PRIVATE,
         )
         self.restore.upload(
@@ -435,6 +438,7 @@ class _Page:
 
         every = {**controls(GenerationRequest), **self.params}
         lines = [f"{name}: {_help(every.get(name), name)}" for name in names]
+        generate.__name__ = self.condition.name  # what MCP calls the tool
         generate.__doc__ = "\n".join(
             [
                 f"{self.condition.blurb} Returns the control map, the generated images, the maps "

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from apps._suite import Suite
 from core.condition import Condition
 from models.store import Store
 
+# Gradio reads it when it is imported, so before any fixture runs.
+UPLOADS = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="controlloop-tests-")
+
 
 @pytest.fixture(scope="session")
 def suite(models_folder: Path) -> Suite:
@@ -21,15 +26,15 @@ def suite(models_folder: Path) -> Suite:
 
 
 @pytest.fixture(scope="session")
-def address(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(suite: Suite) -> Iterator[str]:
     """The address of a running site, ending in a slash."""
     from apps._page import build_site
 
-    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     site = build_site(apps.conditions(), suite)
     options = argparse.Namespace(host=None, port=None, mcp=True)
     yield launch(site, Environment(max_queue=4, output=None), options, block=False)
-    site.close()
+    site.close(verbose=False)
+    shutil.rmtree(UPLOADS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,222 @@
+"""The endpoint, called as other programs call it: gradio_client and MCP, on a running server."""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from core.condition import Condition
+from core.images import read_image
+from core.png import read_settings
+
+PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "coffee.jpg"
+ARGUMENTS = [
+    "image", "prompt", "added_prompt", "negative_prompt", "num_samples", "image_resolution",
+    "steps", "strength", "guess_mode", "guidance_scale", "seed", "eta", "low_threshold",
+    "high_threshold", "preprocessor", "model", "control_start", "control_end",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    downloads = tmp_path_factory.mktemp("downloads")
+    client = Client(address, verbose=False, download_files=downloads)
+    yield client
+    client.close()
+
+
+def _call(client: Client, image: Any = PHOTO, **settings: Any) -> Any:
+    image = handle_file(image) if isinstance(image, Path) else image
+    return client.predict(image=image, api_name="/canny2image", **({"steps": 1} | settings))
+
+
+def test_the_arguments_are_named_typed_and_have_defaults(client: Client) -> None:
+    endpoint = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoint) == ["/canny2image"]
+    parameters = endpoint["/canny2image"]["parameters"]
+    assert [p["parameter_name"] for p in parameters] == ARGUMENTS
+    defaults = {p["parameter_name"]: p["parameter_default"] for p in parameters[1:]}
+    assert all(p["parameter_has_default"] for p in parameters[1:])
+    assert defaults["model"] == "tiny" and defaults["steps"] == 2, "the model's card decides"
+    assert defaults["seed"] == -1 and defaults["strength"] == 1.0
+    assert defaults["preprocessor"] == "Canny" and defaults["low_threshold"] == 100
+
+
+def test_a_call_returns_map_images_maps_and_report(client: Client, canny: Condition) -> None:
+    control_map, images, found, report = _call(client, prompt="the red ball", num_samples=2, seed=5)
+    assert len(images) == len(found) == 2
+    assert report["seeds"] == [5, 6]
+    assert (report["width"], report["height"]) == (384, 256)
+    assert {"model", "device", "dtype", "seconds", "warnings"} <= report.keys()
+    for score in report["scores"]:
+        assert 0 <= score["headline"] <= 100
+        assert set(score["metrics"]) == {"F1", "F1 exact"}
+    wanted = np.asarray(Image.open(control_map))
+    assert wanted.shape == (256, 384, 3) and set(np.unique(wanted)) == {0, 255}
+    again = canny.annotator.preprocessors[0].draw(
+        read_image(images[0])[0], canny.annotator.params()
+    )
+    assert np.array_equal(np.asarray(Image.open(found[0])), again), "the image came back exact"
+    settings, notes = read_settings(images[1], canny)
+    assert (settings["seed"], settings["prompt"], notes) == (6, "the red ball", [])
+
+
+def test_an_image_alone_is_the_image_of_the_batch(client: Client) -> None:
+    _, batch, _, _ = _call(client, num_samples=2, seed=5)
+    _, alone, _, _ = _call(client, seed=6)
+    first, second = (np.asarray(Image.open(files[-1])) for files in (batch, alone))
+    assert np.abs(first.astype(int) - second).max() <= 1
+
+
+def test_a_map_goes_in_as_it_is(client: Client, tmp_path: Path) -> None:
+    drawn = np.zeros((256, 256, 3), np.uint8)
+    drawn[100:103] = 255
+    Image.fromarray(drawn).save(tmp_path / "map.png")
+    control_map, *_ = _call(client, tmp_path / "map.png", preprocessor="None")
+    assert np.array_equal(np.asarray(Image.open(control_map)), drawn)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "Steps is 0"),
+        ({"steps": 2.5}, "Steps must be a whole number"),
+        ({"strength": 99}, "Control strength is 99"),
+        ({"guidance_scale": "NaN"}, "Guidance scale must be a number"),
+        ({"seed": 2**32}, "Seed is 4294967296"),
+        ({"seed": "abc"}, "Seed must be a whole number"),
+        ({"num_samples": 13}, "Images is 13"),
+        ({"image_resolution": 4096}, "Image resolution is 4096"),
+        ({"low_threshold": 0}, "Canny low threshold is 0"),
+        ({"control_start": 0.8, "control_end": 0.2}, "must be smaller"),
+        ({"model": "/etc/passwd"}, "not on offer"),
+        ({"preprocessor": "<b>x</b>"}, "preprocessor must be one of"),
+        ({"prompt": "x" * 5000}, "shorten"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_setting_is_one_sentence(client: Client, settings: dict, sentence: str) -> None:
+    with pytest.raises(AppError, match=sentence) as error:
+        _call(client, **settings)
+    _assert_a_sentence(str(error.value))
+
+
+def _bomb() -> bytes:
+    memory = io.BytesIO()
+    Image.new("1", (12_000, 10_000)).save(memory, "PNG")
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("text.png", b"hello", "not an image we can read"),
+        ("empty.png", b"", "empty"),
+        ("half.jpg", PHOTO.read_bytes()[: PHOTO.stat().st_size // 2], "incomplete"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        ("bomb.png", _bomb(), "million pixels"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(
+    client: Client, tmp_path: Path, name: str, data: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AppError, match=sentence) as error:
+        _call(client, tmp_path / name)
+    _assert_a_sentence(str(error.value))
+
+
+def test_no_image_is_one_sentence(client: Client) -> None:
+    with pytest.raises(AppError, match="no picture yet") as error:
+        _call(client, None)
+    _assert_a_sentence(str(error.value))
+
+
+def test_a_file_of_the_server_is_no_picture(address: str) -> None:
+    import httpx
+
+    data: list[Any] = [None] * len(ARGUMENTS)
+    secret = Path(__file__)
+    data[0] = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    started = httpx.post(f"{address}gradio_api/call/canny2image", json={"data": data})
+    told = httpx.get(
+        f"{address}gradio_api/call/canny2image/{started.json()['event_id']}", timeout=30
+    )
+    assert "event: error" in told.text
+    assert httpx.get(f"{address}gradio_api/file={secret}").status_code == 403
+
+
+def test_a_long_prompt_names_what_had_no_effect(client: Client) -> None:
+    *_, report = _call(client, prompt="the red ball " * 40)
+    assert any("75 tokens" in warning for warning in report["warnings"])
+
+
+def test_a_bug_shows_an_id_and_nothing_else(
+    client: Client, suite: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(suite.pipeline, "generate", broken)
+    with pytest.raises(AppError) as error:
+        _call(client)
+    message = str(error.value)
+    assert "/secret" not in message
+    number = message.rstrip(".").split()[-1]
+    assert number in caplog.text and "/secret/path" in caplog.text
+
+
+def test_a_cancelled_call_frees_the_machine(client: Client) -> None:
+    long = client.submit(
+        image=handle_file(PHOTO), steps=100, num_samples=12, api_name="/canny2image"
+    )
+    time.sleep(1)
+    long.cancel()
+    started = time.monotonic()
+    *_, report = _call(client)
+    assert len(report["seeds"]) == 1
+    assert time.monotonic() - started < 30, "100 steps of 12 images take minutes"
+
+
+def test_the_app_is_an_mcp_tool(address: str) -> None:
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def heard(
+        *_: Any,
+    ) -> None:  # with it, Gradio returns pictures and not their addresses alone
+        pass
+
+    async def call() -> tuple[Any, Any]:
+        async with (
+            streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            picture = "data:image/jpeg;base64," + base64.b64encode(PHOTO.read_bytes()).decode()
+            result = await session.call_tool(
+                tools[0].name, {"image": picture, "steps": 1}, progress_callback=heard
+            )
+            return tools, result
+
+    tools, result = asyncio.run(asyncio.wait_for(call(), 60))
+    assert [tool.name for tool in tools] == ["canny2image"]
+    assert tools[0].inputSchema["required"] == ["image"]
+    assert "1 to 100" in tools[0].inputSchema["properties"]["steps"]["description"]
+    assert not result.isError
+    assert any(part.type == "image" for part in result.content)
+    assert any("headline" in getattr(part, "text", "") for part in result.content)
+
+
+def _assert_a_sentence(message: str) -> None:
+    assert message.endswith(".") and "\n" not in message and "Traceback" not in message

@@ -1,0 +1,232 @@
+"""The page in a real Chromium, as a person uses it, at desktop and phone width.
+
+Skipped, with the reason, where there is none. Set CONTROLLOOP_SHOTS to a folder to keep pictures
+of the page from every stage.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+
+PHOTOS = Path(__file__).resolve().parents[2] / "test_imgs"
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+PATIENCE_MS = 60_000
+"""A busy two-core machine takes its time; nothing here waits without need."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=SCREENS)
+def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The canny page, once in a wide window by day, once on a phone by night."""
+    width, height = SCREENS[request.param]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if request.param == "phone" else "light",
+        has_touch=request.param == "phone",
+        accept_downloads=True,
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    page.screen = request.param
+    page.broken = []
+    page.on("pageerror", lambda error: page.broken.append(str(error)))
+    page.goto(f"{address}canny2image")
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    yield page
+    assert page.broken == []
+    context.close()
+
+
+def _shot(page: Any, stage: str) -> None:
+    folder = os.environ.get("CONTROLLOOP_SHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{page.screen}-{stage}.png", full_page=True)
+
+
+def _upload(page: Any, file: Path = PHOTOS / "coffee.jpg") -> None:
+    page.set_input_files("#image input[type=file]", file)
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def _open_advanced(page: Any) -> None:
+    page.get_by_role("button", name="Advanced options").click()
+    expect(page.locator("#seed input")).to_be_visible()
+
+
+def _set(page: Any, name: str, value: str) -> None:
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(value)
+    box.press("Tab")
+
+
+def _finished(page: Any) -> Any:
+    cards = page.locator(".cl-card")
+    expect(cards.first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    return cards
+
+
+def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
+    expect(page.locator(".cl-empty")).to_be_visible()
+    _shot(page, "1-empty")
+    _upload(page)
+    page.fill("#prompt textarea", "the red ball ${window.broken=1} <b>bold</b>")
+    _open_advanced(page)
+    _set(page, "num_samples", "3")
+    _set(page, "seed", "41")
+    _shot(page, "2-settings")
+    page.locator("#prompt textarea").press("Control+Enter")
+    cards = _finished(page)
+    assert cards.count() == 3
+    seeds = page.locator(".cl-card code").all_inner_texts()
+    assert seeds == ["41", "42", "43"], "as made"
+    for figure in cards.first.locator(".cl-three img").all():
+        assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
+    _shot(page, "3-results")
+
+    page.get_by_role("button", name="Order by score").click()
+    scores = [
+        float(card.locator(".cl-score b").inner_text())
+        for card in sorted(cards.all(), key=lambda card: card.bounding_box()["y"])
+    ]
+    assert scores == sorted(scores, reverse=True)
+
+    card = cards.first
+    card.locator(".cl-compare summary").click()
+    pair = card.locator(".cl-pair")
+    slider = card.locator("input[type=range]")
+    slider.fill("20")
+    assert pair.evaluate("e => getComputedStyle(e).getPropertyValue('--split')") == "20%"
+    for layer in ("wanted", "found"):
+        picture = pair.locator(f".cl-{layer}").evaluate("e => getComputedStyle(e).backgroundImage")
+        url = re.search(r'url\("(.+)"\)', picture).group(1)
+        assert page.request.get(url).status == 200
+    card.get_by_role("button", name="Overlay").click()
+    expect(pair).to_have_class(re.compile("cl-both"))
+    _shot(page, "4-compare")
+
+    with page.expect_download() as download:
+        card.locator(".cl-made a").click()
+    saved = tmp_path / download.value.suggested_filename
+    download.value.save_as(saved)
+    assert Image.open(saved).size == (384, 256)
+
+    page.fill("#prompt textarea", "something else")
+    _set(page, "num_samples", "1")
+    _set(page, "seed", "-1")
+    page.set_input_files("#restore input[type=file]", saved)
+    expect(page.locator(".cl-restored")).to_contain_text("Restored", timeout=PATIENCE_MS)
+    expect(page.locator("#seed input")).to_have_value("41")
+    expect(page.locator("#prompt textarea")).to_have_value(
+        "the red ball ${window.broken=1} <b>bold</b>"
+    )
+    assert page.evaluate("window.broken") is None
+    _shot(page, "5-restored")
+    page.locator("#run").click()
+    expect(page.locator(".cl-card")).to_have_count(1, timeout=PATIENCE_MS)
+    _finished(page)
+    again = page.request.get(page.locator(".cl-made img").evaluate("i => i.src")).body()
+    (tmp_path / "again.png").write_bytes(again)
+    first, second = (np.asarray(Image.open(p)) for p in (saved, tmp_path / "again.png"))
+    assert np.array_equal(first, second), "restored settings make the same picture"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+
+
+def test_stop_keeps_what_is_finished(page: Any) -> None:
+    _upload(page)
+    _open_advanced(page)
+    _set(page, "num_samples", "12")
+    _set(page, "steps", "6")
+    page.locator("#run").click()
+    expect(page.locator(".cl-progress span")).to_contain_text("image 2 of 12", timeout=PATIENCE_MS)
+    expect(page.locator(".cl-frame img")).to_be_visible()
+    expect(page.locator(".cl-progress span")).to_contain_text("left")
+    _shot(page, "6-running")
+    page.keyboard.press("Escape")
+    cards = _finished(page)
+    assert 1 <= cards.count() < 12
+    expect(page.locator(".cl-bar")).to_contain_text("stopped")
+    page.locator(".cl-card [data-cl=seed]").first.click()
+    seed = page.locator(".cl-card code").first.inner_text()
+    expect(page.locator("#seed input")).to_have_value(seed)
+
+
+def test_the_map_follows_the_sliders(page: Any) -> None:
+    _upload(page)
+    page.locator("#preview").click()
+    shown = page.locator("#map img")
+    expect(shown).to_be_visible(timeout=PATIENCE_MS)
+    before = shown.get_attribute("src")
+    _set(page, "high_threshold", "250")
+    expect(shown).not_to_have_attribute("src", before, timeout=PATIENCE_MS)
+    page.get_by_label("Show maps as black lines on white").check()
+    assert shown.evaluate("i => getComputedStyle(i).filter") == "invert(1)"
+    _shot(page, "7-map")
+
+
+def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> None:
+    page.fill("#prompt textarea", "kept")
+    page.locator("#run").click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+    expect(page.locator("#run")).to_be_visible()
+    expect(page.locator("#prompt textarea")).to_have_value("kept")
+    _shot(page, "8-mistake")
+    toast.get_by_test_id("toast-close").click()
+
+    (tmp_path / "text.png").write_text("hello")
+    page.set_input_files("#image input[type=file]", tmp_path / "text.png")
+    page.wait_for_function("document.querySelector('#image img')")
+    page.locator("#run").click()
+    expect(toast).to_contain_text("not an image we can read", timeout=PATIENCE_MS)
+    expect(page.locator("#prompt textarea")).to_have_value("kept")
+
+
+def test_an_example_fills_picture_and_prompt(page: Any) -> None:
+    page.locator(".cl-examples button.gallery-item").first.click()
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+
+
+def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    link = page.locator(".cl-home a", has_text="Canny edges")
+    expect(link).to_be_visible(timeout=PATIENCE_MS)
+    page.screen = "home"
+    _shot(page, "0")
+    link.click()
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    page.close()
