@@ -200,16 +200,23 @@ def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
 {tries if prompts else ""}"""
 
 
-def home(conditions: Sequence[Condition]) -> str:
-    """Show the suite's front page: a link to each app."""
-    links = "".join(
-        f'<a href="{html.escape(c.name)}"><h2>{escape(c.title)}</h2><p>{escape(c.blurb)}</p></a>'
-        for c in conditions
-    )
+def home(conditions: Sequence[Condition], pictures: Path) -> str:
+    """Show the suite's front page: a link to each app, with its examples from a folder."""
+    links = "".join(_link(condition, pictures) for condition in conditions)
     return f"""
 <div class="cl-head"><div><h1>ControlLoop</h1><p>Pictures that follow a control map, and a measure
-of how well they do: every result is looked at again and scored.</p></div></div>
+of how well they do: the map is drawn again from every result, and the two are compared.</p></div>
+</div>
 <nav class="cl-home" aria-label="Apps">{links}</nav>"""
+
+
+def _link(condition: Condition, pictures: Path) -> str:
+    files = [pictures / example.image for example in condition.examples]
+    images = "".join(
+        f'<img src="{_url(file)}" alt="" loading="lazy">' for file in files[:3] if file.is_file()
+    )
+    return f"""<a href="{html.escape(condition.name)}"><div class="cl-strip">{images}</div>
+  <h2>{escape(condition.title)}</h2><p>{escape(condition.blurb)}</p></a>"""
 
 
 def restored(labels: Sequence[str], notes: Sequence[str]) -> str:

@@ -57,7 +57,7 @@ def build_site(conditions: Sequence[Condition], suite: Suite) -> gr.Blocks:
     """Build the home page and behind it a page for each condition; one queue serves them all."""
     pages = [(condition, build_page(condition, suite)) for condition in conditions]
     with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
-        gr.HTML(_cards.home(conditions), elem_classes="cl-header")
+        gr.HTML(_cards.home(conditions, TEST_IMAGES), elem_classes="cl-header")
     for condition, page in pages:
         with site.route(condition.title, f"/{condition.name}"):
             page.render()
@@ -86,7 +86,7 @@ def _plain_errors() -> Iterator[None]:
         ) from None
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # of up to 120 MB each
 def _decoded(path: str) -> tuple[np.ndarray, list[str]]:
     """Read an upload once for the many looks a moving slider takes; its path is its content's."""
     return read_image(path)
@@ -258,7 +258,6 @@ class _Page:
         self.stop.click(self._stop, [self.job], [self.stop], queue=False, **PRIVATE)
 
         look = {
-            "fn": self._draw_map,
             "inputs": fields,
             "outputs": [self.map],
             "preprocess": False,
@@ -267,9 +266,9 @@ class _Page:
             "trigger_mode": "always_last",
             **PRIVATE,
         }
-        self.preview.click(**look)
+        self.preview.click(self._draw_map, **look)
         for name in ("preprocessor", *self.params):
-            self.fields[name].input(**look)
+            self.fields[name].input(self._redraw_map, **look)
         self.fields["image"].change(
             lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
         )
@@ -365,6 +364,11 @@ class _Page:
             if self.annotator.empty_message and control_map.min() == control_map.max():
                 gr.Warning(_cards.escape(self.annotator.empty_message))
             return gr.Image(value=self.annotator.preview(control_map), visible=True)
+
+    def _redraw_map(self, *values: Any) -> Any:
+        """Follow a moving slider; without a picture there is nothing to follow."""
+        given = dict(zip(self.fields, values, strict=True))
+        return self._draw_map(*values) if given["image"] else gr.skip()
 
     def _change_model(self, before: str, *values: Any) -> list[Any]:
         """Move settings that still stand at the old model's defaults to the new one's."""

@@ -16,9 +16,9 @@ CONDITION = Condition(
     annotator=ANNOTATOR,
     weights="canny",
     examples=(
-        Example("astronaut.jpg", "a blue mannequin in front of an orange wall"),
-        Example("coffee.jpg", "a white ball on a brown table"),
-        Example("chelsea.jpg", "a red sculpture on green grass under a blue sky"),
+        Example("astronaut.jpg", "a person in orange in a room with blue walls and a grey floor"),
+        Example("coffee.jpg", "a red cylinder on a white table in a room with a wooden floor"),
+        Example("chelsea.jpg", "an orange blob on grass, a clear blue sky"),
     ),
 )
 

@@ -20,9 +20,17 @@ UPLOADS = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="controlloop-t
 
 
 @pytest.fixture(scope="session")
-def suite(models_folder: Path) -> Suite:
-    """What the pages share, with the tiny model first."""
-    return Suite(Store("cpu", "float32", models_folder), "tiny")
+def suite(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    """What the pages share: the tiny model, and the same with another card."""
+    folder = tmp_path_factory.mktemp("two-models")
+    card = (models_folder / "tiny.toml").read_text(encoding="utf-8")
+    for name, text in (
+        ("tiny", card),
+        ("other", card.replace("Tiny", "Other").replace("steps = 2", "steps = 4")),
+    ):
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+        (folder / name).symlink_to(models_folder / "tiny")
+    return Suite(Store("cpu", "float32", folder), "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apps._job import _DEVICE
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
@@ -218,6 +220,32 @@ def test_an_example_fills_picture_and_prompt(page: Any) -> None:
     page.locator(".cl-examples button.gallery-item").first.click()
     expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#prompt textarea")).not_to_have_value("")
+
+
+def test_a_closed_tab_ends_its_run(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}canny2image")
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    _upload(page)
+    _open_advanced(page)
+    _set(page, "num_samples", "12")
+    _set(page, "steps", "100")
+    page.locator("#run").click()
+    expect(page.locator(".cl-progress span")).to_contain_text("step 1 ", timeout=PATIENCE_MS)
+    assert _DEVICE.locked()
+    page.close()
+    assert _DEVICE.acquire(timeout=30), "12 images of 100 steps take minutes"
+    _DEVICE.release()
+
+
+def test_another_model_brings_its_defaults(page: Any) -> None:
+    _open_advanced(page)
+    _set(page, "guidance_scale", "5")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="Other").click()
+    expect(page.locator(".cl-chips")).to_contain_text("Other", timeout=PATIENCE_MS)
+    expect(page.locator("#steps input[type=number]")).to_have_value("4")
+    expect(page.locator("#guidance_scale input[type=number]")).to_have_value("5")
 
 
 def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
