@@ -1,17 +1,19 @@
-"""Pictures with captions, for every trainer: rendered scenes in chunks on disk, read back without loading them all.
+"""Pictures with captions, for every trainer.
 
     python -m training.dataset --scenes 12000 --out runs/scenes
 
-Chunks that already exist are kept, so the command resumes where it was stopped.
+Rendered scenes stand in chunks on disk and are read back without loading them all. Chunks that
+already exist are kept, so the command resumes where it was stopped.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -26,11 +28,17 @@ HELD_OUT = 1_000_000_000  # seeds from here on are never trained on
 
 
 def render_chunk(first: int, count: int, size: int, out: Path, device: str) -> None:
-    """Renders scenes first..first+count into `<first>.npy` and `<first>.json`, complete or not at all."""
+    """Renders the scenes of `count` seeds from `first` on into `<first>.npy` and `<first>.json`.
+
+    The pictures, (count, size, size, 3) uint8, are written completely or not at all.
+    """
     torch.set_num_threads(1)
     step = 1 if device == "cpu" else 16
     scenes = [make_scene(seed) for seed in range(first, first + count)]
-    pictures = [render(scenes[k : k + step], size, device).image.cpu().numpy() for k in range(0, count, step)]
+    pictures = [
+        render(scenes[k : k + step], size, device).image.cpu().numpy()
+        for k in range(0, count, step)
+    ]
     stem = out / f"{first:09d}"
     stem.with_suffix(".json").write_text(json.dumps([s.caption for s in scenes]))
     part = stem.with_suffix(".part.npy")
@@ -56,15 +64,37 @@ def render_scenes(scenes: int, size: int, out: Path, first: int = 0, device: str
             print(clock(n + 1, len(jobs), began, "chunks"), flush=True)
 
 
+class PictureSource(Protocol):
+    """Anything that hands out square pictures of `size` pixels by their numbers."""
+
+    size: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int]) -> np.ndarray:
+        """The pictures, (N, size, size, 3) uint8 RGB."""
+        ...
+
+
 class Pictures:
-    """The pictures and captions of a folder that `render_scenes` filled, at `size` pixels square (default: as stored)."""
+    """The pictures and captions of a folder that `render_scenes` filled.
+
+    They are `size` pixels square; as stored if that is None.
+
+    Raises:
+        FileNotFoundError: The folder holds no pictures.
+    """
 
     def __init__(self, folder: Path, size: int | None = None) -> None:
         files = sorted(folder.glob("?????????.npy"))
         if not files:
-            raise FileNotFoundError(f"There are no pictures in {folder}; run `python -m training.dataset` first.")
+            raise FileNotFoundError(
+                f"There are no pictures in {folder}; run `python -m training.dataset` first."
+            )
         self._chunks = [np.load(f, mmap_mode="r") for f in files]
-        self.captions: list[str] = [c for f in files for c in json.loads(f.with_suffix(".json").read_text())]
+        self.captions: list[str] = [
+            c for f in files for c in json.loads(f.with_suffix(".json").read_text())
+        ]
         self._place = [(c, k) for c, chunk in enumerate(self._chunks) for k in range(len(chunk))]
         self._stored = int(self._chunks[0].shape[1])
         self.size = size or self._stored
@@ -78,10 +108,12 @@ class Pictures:
         if self.size == self._stored:
             return stored
         side = (self.size, self.size)
-        return np.stack([cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in stored])
+        return np.stack(
+            [cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in stored]
+        )
 
-    def crops(self, rows: Sequence[int], side: int, rng: np.random.Generator) -> np.ndarray:
-        """(N, side, side, 3) uint8: one random crop of each stored picture, every second one mirrored."""
+    def crops(self, rows: Iterable[int], side: int, rng: np.random.Generator) -> np.ndarray:
+        """(N, side, side, 3) uint8: a random crop of each stored picture, half of them mirrored."""
         cut = []
         for r in rows:
             chunk, k = self._place[r]
@@ -92,10 +124,13 @@ class Pictures:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=12_000)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--first", type=int, default=0, help="first seed; held-out pictures start at 1000000000")
+    parser.add_argument(
+        "--first", type=int, default=0, help="first seed; held-out pictures start at 1000000000"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the base model and the ControlNets have in common in training: the noise schedule, the target and its weight."""
+"""The noise schedule, the target and its weight, for the base model and the ControlNets alike."""
 
 import torch
 from diffusers import DDIMScheduler
@@ -10,23 +10,34 @@ MIN_SNR = 5.0  # Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Wei
 def make_scheduler() -> DDIMScheduler:
     """Diorama's schedule.
 
-    Noisier at its end than Stable Diffusion's (beta 0.02 against 0.012), so that sampling may start from pure noise
-    without greying the picture, and v-prediction (Salimans & Ho 2022), which stays well conditioned there.
+    Noisier at its end than Stable Diffusion's (beta 0.02 against 0.012), so that sampling may start
+    from pure noise without greying the picture, and v-prediction (Salimans & Ho 2022), which stays
+    well conditioned there.
     """
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.02,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
 
 
 class NoisyTarget:
     """Draws timesteps and noise for latents (B, 4, h, w) and holds what the network must answer."""
 
-    def __init__(self, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator
+    ) -> None:
         count = len(latents)
-        # One timestep from each of `count` equal stretches: the same uniform law, with less noise in the gradient.
+        # One timestep from each of `count` equal stretches: the same uniform law, with less noise
+        # in the gradient.
         stretch = torch.rand(count, generator=generator) + torch.arange(count)
-        self.timesteps = (stretch / count * scheduler.config.num_train_timesteps).long().to(latents.device)
+        drawn = (stretch / count * scheduler.config.num_train_timesteps).long()
+        self.timesteps = drawn.to(latents.device)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         self.noisy = scheduler.add_noise(latents, noise, self.timesteps)
         self._wanted = scheduler.get_velocity(latents, noise, self.timesteps)
@@ -37,4 +48,5 @@ class NoisyTarget:
     def loss(self, found: Tensor) -> Tensor:
         """The min-SNR weighted mean square error of a v prediction (B, 4, h, w)."""
         error = (found.float() - self._wanted).square().mean((1, 2, 3))
-        return (self._weight * error).sum() / self._weight.sum()
+        loss: Tensor = (self._weight * error).sum() / self._weight.sum()
+        return loss

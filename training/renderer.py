@@ -1,34 +1,52 @@
-"""Ray-traces scenes of `training.world` on tensors: any device, many scenes at once, with the exact truth beside each picture.
+"""Ray-traces scenes of `training.world` on tensors, with the exact truth beside each picture.
 
-Every ray is first tested against the bounding sphere of every solid of its scene; only the pairs that survive are
-intersected. The same tracer serves camera rays, shadow rays and the extra rays that smooth the edges.
+Any device, many scenes at once. Every ray is first tested against the bounding sphere of every
+solid of its scene; only the pairs that survive are intersected. The same tracer serves camera rays,
+shadow rays and the extra rays that smooth the edges.
+
+In the private functions R counts rays and N the rays, points or solids that a step is about;
+`scene` (R,) holds the index of each ray's scene and is sorted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.world import ADE20K, BOX, CHECKER, FACADE, FRUSTUM, MAX_CORNERS, PRISM, SPHERE, STRIPES, Scene
+from training.world import (
+    ADE20K,
+    BOX,
+    CHECKER,
+    FACADE,
+    FRUSTUM,
+    MAX_CORNERS,
+    SPHERE,
+    STRIPES,
+    Scene,
+)
 
 _FAR = 1.0e9
 _EPSILON = 2.0e-3  # metres by which a shadow ray leaves its surface
-_OUTLINE_CONTRAST = 0.08  # colour step between neighbours above which a pixel is traced again, four times
+# The colour step between neighbours above which a pixel is traced again, four times.
+_OUTLINE_CONTRAST = 0.08
 _TONE = 0.8  # exponent that opens the shadows, as a camera's curve does
-_GROUND, _WALL = -1, -2  # what a ray hit when it hit no solid; -3 is the sky
-_SKY = -3
+_GROUND, _WALL, _SKY, _CEILING = -1, -2, -3, -4  # what a ray hit when it hit no solid
 
 
 @dataclass(frozen=True)
 class Truth:
     """What the renderer knows about a batch of pictures.
 
-    image (B, H, W, 3) uint8 RGB; depth (B, H, W) float32 metres along the camera's axis, inf for the sky;
-    normal (B, H, W, 3) float32 unit vectors in camera axes (x right, y up, z towards the camera), zero for the sky;
-    classes (B, H, W) uint8 ADE20K indices; things (B, H, W) int16 index into `scene.things`, -1 where none;
+    image (B, H, W, 3) uint8 RGB;
+    depth (B, H, W) float32 metres along the camera's axis, inf for the sky;
+    normal (B, H, W, 3) float32 unit vectors in camera axes (x right, y up, z towards the camera),
+    zero for the sky;
+    classes (B, H, W) uint8 ADE20K indices;
+    things (B, H, W) int16 index into `scene.things`, -1 where none;
     painted (B, H, W) bool: where the surface has the colour that the thing's words name;
     keypoints: per scene a (people, 18, 3) float array of x, y in pixels and visibility 0/1.
     """
@@ -43,45 +61,68 @@ class Truth:
 
 
 class _Batch:
-    """The scenes of a batch as tensors: solids in one flat list, things as padded bounding spheres."""
+    """The scenes of a batch as tensors: solids in one flat list, things padded to the most."""
 
     def __init__(self, scenes: Sequence[Scene], device: torch.device) -> None:
-        solids = [(b, k, part) for b, s in enumerate(scenes) for k, t in enumerate(s.things) for part in t.primitives]
-        most = max(max(len(s.things) for s in scenes), 1)
+        self._device = device
+        self._take_solids(scenes)
+        self._take_things(scenes)
+        self._take_surroundings(scenes)
 
-        def tensor(rows: object, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.as_tensor(np.asarray(rows), dtype=dtype, device=device)
+    def _tensor(self, rows: object, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.as_tensor(np.asarray(rows), dtype=dtype, device=self._device)
 
-        def column(values: list[object], width: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-            shape = (len(values),) if width is None else (len(values), width)
-            return tensor(np.asarray(values, float).reshape(shape), dtype)
+    def _column(
+        self, values: list[Any], width: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(N,) or (N, width), also where there are no values."""
+        shape = (len(values),) if width is None else (len(values), width)
+        return self._tensor(np.asarray(values, float).reshape(shape), dtype)
 
-        self.kinds = [p.kind for _, _, p in solids]
-        self.thing = column([k for _, k, _ in solids], dtype=torch.long)
-        self.centre = column([p.centre for _, _, p in solids], 3)
-        self.to_local = column([p.to_local for _, _, p in solids], 9).view(-1, 3, 3)
-        self.reach = column([p.reach for _, _, p in solids])
-        self.taper = column([p.taper for _, _, p in solids])
-        self.colour = column([p.colour for _, _, p in solids], 3)
-        self.second = column([p.second_colour for _, _, p in solids], 3)
-        self.pattern = column([p.pattern for _, _, p in solids], dtype=torch.long)
-        self.gloss = column([p.gloss for _, _, p in solids])
-        self.class_index = column([p.class_index for _, _, p in solids], dtype=torch.long)
-        self.named = column(
-            [t.colour is not None and (not t.coloured or j in t.coloured)
-             for s in scenes for t in s.things for j in range(len(t.primitives))], dtype=torch.bool,
-        )  # fmt: skip
-        self.smooth = column([scenes[b].things[k].smooth for b, k, _ in solids], dtype=torch.bool)
+    def _take_solids(self, scenes: Sequence[Scene]) -> None:
+        """One row for each solid, scene by scene and thing by thing."""
+        owners = [(k, t) for s in scenes for k, t in enumerate(s.things) for _ in t.primitives]
+        solids = [part for s in scenes for t in s.things for part in t.primitives]
+        self.kinds = [p.kind for p in solids]
+        self.thing = self._column([k for k, _ in owners], dtype=torch.long)
+        self.centre = self._column([p.centre for p in solids], 3)
+        self.to_local = self._column([p.to_local for p in solids], 9).view(-1, 3, 3)
+        self.reach = self._column([p.reach for p in solids])
+        self.taper = self._column([p.taper for p in solids])
+        self.colour = self._column([p.colour for p in solids], 3)
+        self.second = self._column([p.second_colour for p in solids], 3)
+        self.pattern = self._column([p.pattern for p in solids], dtype=torch.long)
+        self.gloss = self._column([p.gloss for p in solids])
+        self.class_index = self._column([p.class_index for p in solids], dtype=torch.long)
+        # Whether a solid carries the colour that the words for its thing name.
+        self.named = self._column(
+            [
+                t.colour is not None and (not t.coloured or j in t.coloured)
+                for s in scenes
+                for t in s.things
+                for j in range(len(t.primitives))
+            ],
+            dtype=torch.bool,
+        )
+        self.smooth = self._column([t.smooth for _, t in owners], dtype=torch.bool)
         outlines = np.zeros((len(solids), MAX_CORNERS, 2))
-        for row, (_, _, part) in enumerate(solids):
-            if part.outline is not None:  # repeating the last corner adds edges of no length, which no ray meets
-                outlines[row] = part.outline[np.minimum(np.arange(MAX_CORNERS), len(part.outline) - 1)]
-        self.outline = tensor(outlines)
+        for row, part in enumerate(solids):
+            if part.outline is not None:
+                # Repeating the last corner adds edges of no length, which no ray meets.
+                corner = np.minimum(np.arange(MAX_CORNERS), len(part.outline) - 1)
+                outlines[row] = part.outline[corner]
+        self.outline = self._tensor(outlines)
+        # Scene b owns the solids first[b] to first[b + 1].
+        counts = [sum(len(t.primitives) for t in s.things) for s in scenes]
+        self.first = [0, *np.cumsum(counts).tolist()]
 
+    def _take_things(self, scenes: Sequence[Scene]) -> None:
+        """Things (B, most): their first solid, how many they have, and bounding spheres (…, 4)."""
+        most = max(1, *(len(s.things) for s in scenes))
         start = np.zeros((len(scenes), most), int)
         count = np.zeros((len(scenes), most), int)
-        sphere = np.zeros((len(scenes), most, 4))
-        sphere[:, :, 3] = -1.0
+        sphere = np.zeros((len(scenes), most, 4))  # centre and radius
+        sphere[:, :, 3] = -1.0  # where there is no thing
         row = 0
         for b, scene in enumerate(scenes):
             for k, thing in enumerate(scene.things):
@@ -90,33 +131,48 @@ class _Batch:
                 low = np.min([p.centre - p.reach for p in thing.primitives], axis=0)
                 high = np.max([p.centre + p.reach for p in thing.primitives], axis=0)
                 middle = (low + high) / 2
-                radius = max(float(np.linalg.norm(p.centre - middle)) + p.reach for p in thing.primitives)
+                radius = max(
+                    float(np.linalg.norm(p.centre - middle)) + p.reach for p in thing.primitives
+                )
                 sphere[b, k] = [*middle, radius]
-        self.first = [0, *np.cumsum([sum(len(t.primitives) for t in s.things) for s in scenes]).tolist()]
-        self.start, self.count = tensor(start, torch.long), tensor(count, torch.long)
-        self.sphere = tensor(sphere)
+        self.start = self._tensor(start, torch.long)
+        self.count = self._tensor(count, torch.long)
+        self.sphere = self._tensor(sphere)
 
-        self.position = tensor([s.camera.position for s in scenes])
-        self.rotation = tensor([s.camera.rotation for s in scenes])
-        self.focal = tensor([s.camera.focal for s in scenes])
-        self.light = tensor([s.light for s in scenes])
-        self.indoors = tensor([s.room is not None for s in scenes], torch.bool)
-        self.room = tensor([s.room or (_FAR, _FAR, _FAR) for s in scenes])
-        self.wall = tensor([s.wall for s in scenes])
-        self.ground = tensor([s.ground for s in scenes])
-        self.ground_pattern = tensor([s.ground_pattern for s in scenes], torch.long)
-        self.ground_class = tensor([s.ground_class for s in scenes], torch.long)
-        self.zenith = tensor([s.sky.zenith for s in scenes])
-        self.horizon = tensor([s.sky.horizon for s in scenes])
-        self.sun = tensor([s.sky.sun for s in scenes])
-        self.ambient = tensor([s.sky.ambient for s in scenes])
-        self.clouds = tensor([s.sky.clouds for s in scenes])
-        self.cartoon = tensor([s.cartoon for s in scenes], torch.bool)
-        self.night = tensor([s.night for s in scenes], torch.bool)
-        self.phase = tensor([[math.sin(12.9 * (s.seed % 9973)) * 40, math.cos(78.2 * (s.seed % 9973)) * 40] for s in scenes])
+    def _take_surroundings(self, scenes: Sequence[Scene]) -> None:
+        """One row for each scene: camera, light, ground, room and sky."""
+        self.position = self._tensor([s.camera.position for s in scenes])
+        self.rotation = self._tensor([s.camera.rotation for s in scenes])
+        self.focal = self._tensor([s.camera.focal for s in scenes])
+        self.light = self._tensor([s.light for s in scenes])
+        self.indoors = self._tensor([s.room is not None for s in scenes], torch.bool)
+        self.room = self._tensor([s.room or (_FAR, _FAR, _FAR) for s in scenes])
+        self.wall = self._tensor([s.wall for s in scenes])
+        self.ground = self._tensor([s.ground for s in scenes])
+        self.ground_pattern = self._tensor([s.ground_pattern for s in scenes], torch.long)
+        self.ground_class = self._tensor([s.ground_class for s in scenes], torch.long)
+        self.zenith = self._tensor([s.sky.zenith for s in scenes])
+        self.horizon = self._tensor([s.sky.horizon for s in scenes])
+        self.sun = self._tensor([s.sky.sun for s in scenes])
+        self.ambient = self._tensor([s.sky.ambient for s in scenes])
+        self.clouds = self._tensor([s.sky.clouds for s in scenes])
+        self.cartoon = self._tensor([s.cartoon for s in scenes], torch.bool)
+        self.night = self._tensor([s.night for s in scenes], torch.bool)
+        # Where each scene stands in the noise, so that no two have the same clouds.
+        self.phase = self._tensor(
+            [
+                [math.sin(12.9 * (s.seed % 9973)) * 40, math.cos(78.2 * (s.seed % 9973)) * 40]
+                for s in scenes
+            ]
+        )
+
+
+# The `_meet_...` functions take rays (N, 3) in a solid's local axes and return the distance (N,),
+# `_FAR` where they miss, and the local normal (N, 3), not yet of length 1.
 
 
 def _meet_sphere(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The sphere of radius 1 around the origin."""
     a, b, c = (d * d).sum(1), (o * d).sum(1), (o * o).sum(1) - 1.0
     root = b * b - a * c
     t = (-b - root.clamp_min(0).sqrt()) / a
@@ -124,6 +180,7 @@ def _meet_sphere(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _meet_box(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The cube from -1 to 1."""
     safe = torch.where(d.abs() < 1e-9, 1e-9, d)
     one, two = (-1.0 - o) / safe, (1.0 - o) / safe
     near, axis = torch.minimum(one, two).max(1)
@@ -156,7 +213,9 @@ def _meet_frustum(o: Tensor, d: Tensor, taper: Tensor) -> tuple[Tensor, Tensor]:
         p = o + t[:, None] * d
         good = (p[:, 0] ** 2 + p[:, 2] ** 2 <= disc**2) & (t > 0) & (t < best)
         best = torch.where(good, t, best)
-        normal = torch.where(good[:, None], normal.new_tensor([0.0, 2.0 * level - 1.0, 0.0]), normal)
+        normal = torch.where(
+            good[:, None], normal.new_tensor([0.0, 2.0 * level - 1.0, 0.0]), normal
+        )
     return best, normal
 
 
@@ -184,19 +243,25 @@ def _meet_prism(o: Tensor, d: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
         inside = (straddles & left).sum(1) % 2 == 1
         good = inside & (t > 0) & (t < best)
         best = torch.where(good, t, best)
-        normal = torch.where(good[:, None], normal.new_tensor([0.0, 2.0 * level - 1.0, 0.0]), normal)
+        normal = torch.where(
+            good[:, None], normal.new_tensor([0.0, 2.0 * level - 1.0, 0.0]), normal
+        )
     facing = (normal * d).sum(1, keepdim=True) > 0
     return best, torch.where(facing, -normal, normal)
 
 
 def _slices(scene: Tensor, scenes: int) -> list[slice]:
     """Where each scene's rays stand; `scene` must be sorted."""
-    bounds = torch.searchsorted(scene.contiguous(), torch.arange(scenes + 1, device=scene.device)).tolist()
+    bounds = torch.searchsorted(
+        scene.contiguous(), torch.arange(scenes + 1, device=scene.device)
+    ).tolist()
     return [slice(bounds[k], bounds[k + 1]) for k in range(scenes)]
 
 
-def _trace(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest solid along rays (R, 3) of scenes (R,), sorted: distance (R,), solid or -1 (R,), local normal (R, 3)."""
+def _trace(
+    batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest solid along rays (R, 3): distance (R,), solid or -1 (R,), local normal (R, 3)."""
     nearest = torch.full_like(direction[:, 0], _FAR)
     solid = torch.full_like(scene, -1)
     normal = torch.zeros_like(direction)
@@ -214,7 +279,8 @@ def _trace(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> t
             if not len(meets):
                 continue
             one = first + k
-            t, n = _meet(batch, one, (o[meets] - centre[k]) @ batch.to_local[one].T, d[meets] @ batch.to_local[one].T)
+            to_local = batch.to_local[one].T
+            t, n = _meet(batch, one, (o[meets] - centre[k]) @ to_local, d[meets] @ to_local)
             meets += rows.start
             closer = (t < nearest[meets]).nonzero()[:, 0]
             won = meets[closer]
@@ -223,7 +289,7 @@ def _trace(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> t
 
 
 def _meet(batch: _Batch, solid: int, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Where local rays meet one solid: distance (N,), `_FAR` where they miss, and local normal (N, 3)."""
+    """Where local rays meet one solid of any kind."""
     kind = batch.kinds[solid]
     if kind == SPHERE:
         return _meet_sphere(o, d)
@@ -235,12 +301,15 @@ def _meet(batch: _Batch, solid: int, o: Tensor, d: Tensor) -> tuple[Tensor, Tens
 
 
 def _noise(x: Tensor, y: Tensor) -> Tensor:
-    """Smooth noise in -1..1 from a few incommensurable waves: cheap, and the same on every device."""
-    a = torch.sin(x * 1.7 + 2.3 * torch.sin(y * 0.9)) + torch.sin(y * 2.1 + 1.9 * torch.sin(x * 1.3))
-    return (a + torch.sin((x + y) * 3.7 + torch.sin(x * 2.9 - y))) / 3.0
+    """Smooth noise in -1..1 from a few incommensurable waves: cheap, the same on every device."""
+    a = torch.sin(x * 1.7 + 2.3 * torch.sin(y * 0.9))
+    b = torch.sin(y * 2.1 + 1.9 * torch.sin(x * 1.3))
+    return (a + b + torch.sin((x + y) * 3.7 + torch.sin(x * 2.9 - y))) / 3.0
 
 
-def _solid_colour(batch: _Batch, solid: Tensor, local: Tensor, night: Tensor) -> tuple[Tensor, Tensor]:
+def _solid_colour(
+    batch: _Batch, solid: Tensor, local: Tensor, night: Tensor
+) -> tuple[Tensor, Tensor]:
     """Colour (N, 3) and class (N,) at local points of solids, with stripes, windows and doors."""
     colour, second = batch.colour[solid], batch.second[solid]
     pattern, classes = batch.pattern[solid], batch.class_index[solid]
@@ -248,29 +317,39 @@ def _solid_colour(batch: _Batch, solid: Tensor, local: Tensor, night: Tensor) ->
     colour = torch.where(striped[:, None], second, colour)
     rows = (pattern == FACADE).nonzero()[:, 0]
     if len(rows):
-        half = 1.0 / batch.to_local[solid[rows]].norm(dim=2)  # the box's half sizes in metres
-        p = local[rows] * half
-        sideways = local[rows, 0].abs() > 0.999
-        upright = local[rows, 1].abs() < 0.999
-        across = torch.where(sideways, p[:, 2], p[:, 0])
-        above = p[:, 1] + half[:, 1]
-        column = (across / 0.85 + 0.5) - torch.floor(across / 0.85 + 0.5) - 0.5
-        row = above / 1.15 - torch.floor(above / 1.15)
-        margin = (torch.where(sideways, half[:, 2], half[:, 0]) - across.abs()) > 0.18
-        window = upright & margin & (column.abs() < 0.24) & (row > 0.38) & (row < 0.82) & (2 * half[:, 1] - above > 0.12)
-        house = batch.class_index[solid[rows]] == ADE20K["house"]
-        door = house & upright & ~sideways & (across.abs() < 0.24) & (above < 1.0)
+        window, door = _openings(batch, solid[rows], local[rows])
         lit = colour.new_tensor([1.0, 0.85, 0.45])
         glass = torch.where(night[rows, None], lit, second[rows])
         painted = torch.where(window[:, None], glass, colour[rows])
         painted = torch.where(door[:, None], colour.new_tensor([0.30, 0.17, 0.09]), painted)
         colour = colour.index_copy(0, rows, painted)
-        named = torch.where(door, ADE20K["door"], torch.where(window, ADE20K["window"], classes[rows]))
+        behind = torch.where(window, ADE20K["window"], classes[rows])
+        named = torch.where(door, ADE20K["door"], behind)
         classes = classes.index_copy(0, rows, named)
     return colour, classes
 
 
-def _backdrop(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _openings(batch: _Batch, solid: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+    """Where local points (N, 3) on the boxes of buildings are window (N,) and door (N,), bool."""
+    half = 1.0 / batch.to_local[solid].norm(dim=2)  # the box's half sizes in metres
+    p = local * half
+    sideways = local[:, 0].abs() > 0.999
+    upright = local[:, 1].abs() < 0.999
+    across = torch.where(sideways, p[:, 2], p[:, 0])
+    above = p[:, 1] + half[:, 1]
+    column = (across / 0.85 + 0.5) - torch.floor(across / 0.85 + 0.5) - 0.5
+    row = above / 1.15 - torch.floor(above / 1.15)
+    margin = (torch.where(sideways, half[:, 2], half[:, 0]) - across.abs()) > 0.18
+    pane = (column.abs() < 0.24) & (row > 0.38) & (row < 0.82)
+    window = upright & margin & pane & (2 * half[:, 1] - above > 0.12)
+    house = batch.class_index[solid] == ADE20K["house"]
+    door = house & upright & ~sideways & (across.abs() < 0.24) & (above < 1.0)
+    return window, door
+
+
+def _backdrop(
+    batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The ground, or the inside of the room: distance (R,), what (R,), world normal (R, 3)."""
     room = batch.room[scene]
     indoors = batch.indoors[scene]
@@ -288,7 +367,7 @@ def _backdrop(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -
     for t, axis in planes:
         closer = indoors & (t > 0) & (t < nearest)
         nearest = torch.where(closer, t, nearest)
-        what = torch.where(closer, _WALL - 2 * (axis == 1), what)  # the ceiling is -4
+        what = torch.where(closer, _CEILING if axis == 1 else _WALL, what)
         inward = torch.zeros_like(direction)
         inward[:, axis] = -direction[:, axis].sign()
         normal = torch.where(closer[:, None], inward, normal)
@@ -296,7 +375,10 @@ def _backdrop(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -
 
 
 def _ground_colour(batch: _Batch, point: Tensor, t: Tensor, scene: Tensor) -> Tensor:
-    """Ground, floor tiles, planks and the dashed line of a road; patterns fade with distance, or they would flicker."""
+    """The colour (N, 3) of ground, floor tiles, planks and the dashed line of a road.
+
+    Patterns fade with the distance `t` (N,), or they would flicker.
+    """
     x, z, phase = point[:, 0], point[:, 2], batch.phase[scene]
     far = (t / 9.0).clamp_max(1.0)[:, None]
     rough = _noise(x * 2.3 + phase[:, 0], z * 2.3 + phase[:, 1])[:, None]
@@ -311,6 +393,7 @@ def _ground_colour(batch: _Batch, point: Tensor, t: Tensor, scene: Tensor) -> Te
 
 
 def _sky_colour(batch: _Batch, direction: Tensor, scene: Tensor) -> Tensor:
+    """The colour (N, 3) of the sky, clouds included."""
     d = direction / direction.norm(dim=1, keepdim=True)
     height = d[:, 1].clamp_min(0.0)
     blend = (height * 2.2).clamp_max(1.0).sqrt()[:, None]
@@ -319,96 +402,185 @@ def _sky_colour(batch: _Batch, direction: Tensor, scene: Tensor) -> Tensor:
     reach = 1.0 / (height + 0.12)
     cloud = _noise(d[:, 0] * reach * 1.4 + phase[:, 0], d[:, 2] * reach * 1.4 + phase[:, 1])
     amount = ((cloud + 0.15) * 2.0).clamp(0, 1) * batch.clouds[scene] * (height * 6).clamp_max(1)
-    return colour * (1 - amount[:, None]) + 0.97 * amount[:, None]
+    mixed: Tensor = colour * (1 - amount[:, None]) + 0.97 * amount[:, None]
+    return mixed
+
+
+@dataclass
+class _Surface:
+    """What rays (R, 3) meet first, before any light falls on it.
+
+    t (R,) distance, as a multiple of the ray's direction; what (R,) the solid, or one of `_GROUND`
+    and its kin; point and normal (R, 3) in world axes; colour (R, 3) of the paint; gloss (R,) 0..1;
+    classes, things and painted (R,) as in `Truth`.
+    """
+
+    t: Tensor
+    what: Tensor
+    point: Tensor
+    normal: Tensor
+    colour: Tensor
+    gloss: Tensor
+    classes: Tensor
+    things: Tensor
+    painted: Tensor
 
 
 def _shade(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> dict[str, Tensor]:
     """Colour and truth for rays (R, 3)."""
+    seen = _surface(batch, origin, direction, scene)
+    lit = seen.what != _SKY
+    colour = _lit_colour(batch, seen, direction, scene)
+    above = (~lit).nonzero()[:, 0]
+    colour[above] = _sky_colour(batch, direction[above], scene[above])
+    return {
+        "colour": colour.clamp(0, 1),
+        "t": torch.where(lit, seen.t, torch.inf),
+        "normal": seen.normal,
+        "classes": seen.classes,
+        "things": seen.things,
+        "painted": seen.painted,
+    }
+
+
+def _surface(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> _Surface:
+    """The nearest of solids, ground and room along rays (R, 3), and what it is made of."""
     t, solid, local_normal = _trace(batch, origin, direction, scene)
     back_t, back_what, back_normal = _backdrop(batch, origin, direction, scene)
     is_solid = (solid >= 0) & (t < back_t)
     t = torch.where(is_solid, t, back_t)
     what = torch.where(is_solid, solid, back_what)
     point = origin + t.clamp_max(1e4)[:, None] * direction
-    colour = torch.zeros_like(direction)
-    normal = back_normal.clone()
-    gloss = torch.zeros_like(t)
-    classes = torch.full_like(what, ADE20K["sky"])
-    things = torch.full_like(what, -1)
+    seen = _Surface(
+        t=t,
+        what=what,
+        point=point,
+        normal=back_normal.clone(),
+        colour=torch.zeros_like(direction),
+        gloss=torch.zeros_like(t),
+        classes=torch.full_like(what, ADE20K["sky"]),
+        things=torch.full_like(what, -1),
+        painted=torch.zeros_like(is_solid),
+    )
+    _paint_solids(batch, seen, is_solid.nonzero()[:, 0], solid, local_normal, scene)
+    _paint_backdrop(batch, seen, scene)
+    return seen
 
-    rows = is_solid.nonzero()[:, 0]
+
+def _paint_solids(
+    batch: _Batch, seen: _Surface, rows: Tensor, solid: Tensor, local_normal: Tensor, scene: Tensor
+) -> None:
+    """Fills in the rays `rows` (N,) that met a solid."""
     which = solid[rows]
     to_local = batch.to_local[which]
-    local = torch.einsum("nij,nj->ni", to_local, point[rows] - batch.centre[which])
-    world_normal = torch.einsum("nij,ni->nj", to_local, local_normal[rows])
+    local = torch.einsum("nij,nj->ni", to_local, seen.point[rows] - batch.centre[which])
+    normal = torch.einsum("nij,ni->nj", to_local, local_normal[rows])
     flowing = batch.smooth[which].nonzero()[:, 0]
-    if len(flowing):  # lumps: weigh the normals of all spheres of the thing by how near their surfaces are
-        s, thing = scene[rows[flowing]], batch.thing[which[flowing]]
-        count = batch.count[s, thing]
-        offset = torch.arange(int(count.sum()), device=s.device) - torch.repeat_interleave(count.cumsum(0) - count, count)
-        other = torch.repeat_interleave(batch.start[s, thing], count) + offset
-        owner = torch.repeat_interleave(torch.arange(len(flowing), device=s.device), count)
-        q = torch.einsum("nij,nj->ni", batch.to_local[other], point[rows[flowing]][owner] - batch.centre[other])
-        weight = torch.exp(-3.0 * ((q * q).sum(1) - 1.0)).clamp_max(1e3)
-        gradient = torch.einsum("nij,ni->nj", batch.to_local[other], q) * weight[:, None]
-        world_normal[flowing] = torch.zeros_like(world_normal[flowing]).index_add_(0, owner, gradient)
-    normal[rows] = world_normal / world_normal.norm(dim=1, keepdim=True).clamp_min(1e-9)
-    colour[rows], classes[rows] = _solid_colour(batch, which, local, batch.night[scene[rows]])
-    gloss[rows] = batch.gloss[which]
-    things[rows] = batch.thing[which]
-    painted = torch.zeros_like(is_solid)
-    painted[rows] = batch.named[which] & (classes[rows] == batch.class_index[which])
+    if len(flowing):
+        lumps = rows[flowing]
+        thing = batch.thing[which[flowing]]
+        normal[flowing] = _flowing_normal(batch, seen.point[lumps], scene[lumps], thing)
+    seen.normal[rows] = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    night = batch.night[scene[rows]]
+    seen.colour[rows], seen.classes[rows] = _solid_colour(batch, which, local, night)
+    seen.gloss[rows] = batch.gloss[which]
+    seen.things[rows] = batch.thing[which]
+    seen.painted[rows] = batch.named[which] & (seen.classes[rows] == batch.class_index[which])
 
-    ground = (what == _GROUND).nonzero()[:, 0]
-    colour[ground] = _ground_colour(batch, point[ground], t[ground], scene[ground])
-    classes[ground] = batch.ground_class[scene[ground]]
-    on_wall = what == _WALL
-    colour = torch.where(on_wall[:, None], batch.wall[scene], colour)
-    classes = torch.where(on_wall, ADE20K["wall"], classes)
-    on_ceiling = what == _WALL - 2
-    colour = torch.where(on_ceiling[:, None], 0.93, colour)
-    classes = torch.where(on_ceiling, ADE20K["ceiling"], classes)
 
-    lit = what != _SKY
-    indoors = batch.indoors[scene]
-    light = batch.light[scene]
-    towards = torch.where(indoors[:, None], light - point, light)
+def _flowing_normal(batch: _Batch, point: Tensor, scene: Tensor, thing: Tensor) -> Tensor:
+    """Normals (N, 3) that flow over the seams between the spheres of things (N,).
+
+    The normals of all spheres of the thing are weighed by how near their surfaces are.
+    """
+    count = batch.count[scene, thing]
+    # One row for each pair of a point and a sphere of its thing.
+    owner = torch.repeat_interleave(torch.arange(len(point), device=point.device), count)
+    before = torch.repeat_interleave(count.cumsum(0) - count, count)
+    offset = torch.arange(int(count.sum()), device=point.device) - before
+    other = torch.repeat_interleave(batch.start[scene, thing], count) + offset
+    q = torch.einsum("nij,nj->ni", batch.to_local[other], point[owner] - batch.centre[other])
+    weight = torch.exp(-3.0 * ((q * q).sum(1) - 1.0)).clamp_max(1e3)
+    gradient = torch.einsum("nij,ni->nj", batch.to_local[other], q) * weight[:, None]
+    return torch.zeros_like(point).index_add_(0, owner, gradient)
+
+
+def _paint_backdrop(batch: _Batch, seen: _Surface, scene: Tensor) -> None:
+    """Fills in colour and class of ground, walls and ceiling; the sky is painted last of all."""
+    ground = (seen.what == _GROUND).nonzero()[:, 0]
+    seen.colour[ground] = _ground_colour(batch, seen.point[ground], seen.t[ground], scene[ground])
+    seen.classes[ground] = batch.ground_class[scene[ground]]
+    on_wall = seen.what == _WALL
+    seen.colour = torch.where(on_wall[:, None], batch.wall[scene], seen.colour)
+    seen.classes = torch.where(on_wall, ADE20K["wall"], seen.classes)
+    on_ceiling = seen.what == _CEILING
+    seen.colour = torch.where(on_ceiling[:, None], 0.93, seen.colour)
+    seen.classes = torch.where(on_ceiling, ADE20K["ceiling"], seen.classes)
+
+
+def _lit_colour(batch: _Batch, seen: _Surface, direction: Tensor, scene: Tensor) -> Tensor:
+    """The surfaces' colours (R, 3) in 0..1 under their scene's light; the sky's is meaningless."""
+    indoors, light = batch.indoors[scene], batch.light[scene]
+    towards = torch.where(indoors[:, None], light - seen.point, light)
     distance = towards.norm(dim=1)
     unit = towards / distance[:, None]
-    facing = (normal * unit).sum(1).clamp_min(0.0)
-    shaded = (lit & (facing > 0)).nonzero()[:, 0]
-    blocked, _, _ = _trace(batch, point[shaded] + normal[shaded] * _EPSILON * (1 + t[shaded, None]), towards[shaded], scene[shaded])
-    visible = torch.zeros_like(t)
-    visible[shaded] = (blocked > torch.where(indoors[shaded], 1.0, _FAR * 0.5)).float()
+    facing = (seen.normal * unit).sum(1).clamp_min(0.0)
+    visible = _light_reaches(batch, seen, towards, facing, scene)
     falloff = torch.where(indoors, 1.25 / (1.0 + 0.04 * distance**2), 1.0)
-    sky_side = (0.72 + 0.28 * normal[:, 1])[:, None]
-    # Things darken the ground beneath them: the open sky they hide, from their bounding spheres.
-    closed = torch.ones_like(t)
-    for b, rows in enumerate(_slices(scene[ground], len(batch.sphere))):
-        centre, radius = batch.sphere[b, :, :3], batch.sphere[b, :, 3].clamp_min(0)
-        hidden = (radius / (torch.cdist(point[ground[rows]], centre) + 0.2)).clamp_max(1.0) ** 3
-        closed[ground[rows]] = 1.0 - 0.45 * hidden.amax(1)
     direct = facing * visible * falloff
+    sky_side = (0.72 + 0.28 * seen.normal[:, 1])[:, None]
     view = -direction / direction.norm(dim=1, keepdim=True)
-    mirror = 2 * (normal * unit).sum(1, keepdim=True) * normal - unit
-    shine = gloss * visible * (mirror * view).sum(1).clamp_min(0) ** 28
-    flat = batch.cartoon[scene]
+    mirror = 2 * (seen.normal * unit).sum(1, keepdim=True) * seen.normal - unit
+    shine = seen.gloss * visible * (mirror * view).sum(1).clamp_min(0) ** 28
+
+    flat = batch.cartoon[scene]  # cartoons know lit and unlit, and nothing between
     direct = torch.where(flat, (direct > 0.25).float() * 0.75, direct)
     sky_side = torch.where(flat[:, None], 0.95, sky_side)
     shine = torch.where(flat, (shine > 0.3).float() * 0.8, shine)
-    result = colour * (batch.ambient[scene] * sky_side * closed[:, None] + batch.sun[scene] * direct[:, None])
+
+    open_sky = _openness(batch, seen, scene)[:, None]
+    around = batch.ambient[scene] * sky_side * open_sky
+    result = seen.colour * (around + batch.sun[scene] * direct[:, None])
     result = result + shine[:, None] * batch.sun[scene]
-    haze = ((t - 7.0) / 40.0).clamp(0, 0.75)[:, None] * (~indoors)[:, None]
+    haze = ((seen.t - 7.0) / 40.0).clamp(0, 0.75)[:, None] * (~indoors)[:, None]
     result = result * (1 - haze) + batch.horizon[scene] * haze
-    result = result.clamp(0, 1) ** _TONE
-    above = (~lit).nonzero()[:, 0]
-    result[above] = _sky_colour(batch, direction[above], scene[above])
-    return {"colour": result.clamp(0, 1), "t": torch.where(lit, t, torch.inf), "normal": normal, "classes": classes,
-            "things": things, "painted": painted, "what": what}  # fmt: skip
+    return result.clamp(0, 1) ** _TONE
+
+
+def _light_reaches(
+    batch: _Batch, seen: _Surface, towards: Tensor, facing: Tensor, scene: Tensor
+) -> Tensor:
+    """1 where nothing stands between a surface that faces the light and the light, else 0 (R,)."""
+    rows = ((seen.what != _SKY) & (facing > 0)).nonzero()[:, 0]
+    start = seen.point[rows] + seen.normal[rows] * _EPSILON * (1 + seen.t[rows, None])
+    blocked, _, _ = _trace(batch, start, towards[rows], scene[rows])
+    # The way to a lamp has length 1; the sun is behind everything.
+    end = torch.where(batch.indoors[scene[rows]], 1.0, _FAR * 0.5)
+    visible = torch.zeros_like(seen.t)
+    visible[rows] = (blocked > end).float()
+    return visible
+
+
+def _openness(batch: _Batch, seen: _Surface, scene: Tensor) -> Tensor:
+    """How much of the light from everywhere arrives (R,), 0.55..1.
+
+    Things darken the ground beneath them: the open sky they hide, from their bounding spheres.
+    """
+    ground = (seen.what == _GROUND).nonzero()[:, 0]
+    found = torch.ones_like(seen.t)
+    for b, part in enumerate(_slices(scene[ground], len(batch.sphere))):
+        rows = ground[part]
+        centre, radius = batch.sphere[b, :, :3], batch.sphere[b, :, 3].clamp_min(0)
+        hidden = (radius / (torch.cdist(seen.point[rows], centre) + 0.2)).clamp_max(1.0) ** 3
+        found[rows] = 1.0 - 0.45 * hidden.amax(1)
+    return found
 
 
 def _rays(batch: _Batch, scene: Tensor, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Camera rays through picture positions x, y in pixels; directions have length 1 along the camera's axis."""
+    """Camera rays through picture positions x, y (R,) in pixels: origin and direction (R, 3).
+
+    Directions have length 1 along the camera's axis.
+    """
     u, v = (x + 0.5) * 2 / size - 1, 1 - (y + 0.5) * 2 / size
     focal = batch.focal[scene]
     local = torch.stack([u / focal, v / focal, torch.ones_like(u)], 1)
@@ -416,57 +588,75 @@ def _rays(batch: _Batch, scene: Tensor, x: Tensor, y: Tensor, size: int) -> tupl
 
 
 def render(scenes: Sequence[Scene], size: int = 256, device: str | torch.device = "cpu") -> Truth:
-    """Pictures of scenes, `size` pixels square, with their truth; the same scenes give the same pictures."""
+    """Pictures of scenes, `size` pixels square, with their truth.
+
+    The same scenes give the same pictures.
+    """
     device = torch.device(device)
     batch = _Batch(scenes, device)
     n = len(scenes)
-    scene, y, x = (g.reshape(-1) for g in torch.meshgrid(
-        torch.arange(n, device=device), torch.arange(size, device=device), torch.arange(size, device=device),
-        indexing="ij"))  # fmt: skip
+    side = torch.arange(size, device=device)
+    places = torch.meshgrid(torch.arange(n, device=device), side, side, indexing="ij")
+    scene, y, x = (index.reshape(-1) for index in places)
     origin, direction = _rays(batch, scene, x.float(), y.float(), size)
-    seen = _shade(batch, origin, direction, scene)
-    colour = seen["colour"].view(n, size, size, 3)
-    what = seen["what"].view(n, size, size)
-
-    # Smooth the steps: pixels that differ from a neighbour are traced again at four points and averaged.
-    rough = torch.zeros(n, size, size, dtype=torch.bool, device=device)
-    for axis in (1, 2):
-        a, b = colour.narrow(axis, 0, size - 1), colour.narrow(axis, 1, size - 1)
-        step = (a - b).abs().amax(3) > _OUTLINE_CONTRAST
-        rough.narrow(axis, 0, size - 1).logical_or_(step)
-        rough.narrow(axis, 1, size - 1).logical_or_(step)
-    again = rough.view(-1).nonzero()[:, 0]
-    if len(again):
-        each = again.repeat_interleave(4)
-        dx = torch.tensor([-0.25, 0.25, -0.25, 0.25], device=device).repeat(len(again))
-        dy = torch.tensor([-0.25, -0.25, 0.25, 0.25], device=device).repeat(len(again))
-        o, d = _rays(batch, scene[each], x[each] + dx, y[each] + dy, size)
-        mean = _shade(batch, o, d, scene[each])["colour"].view(-1, 4, 3).mean(1)
-        colour = colour.reshape(-1, 3).index_copy(0, again, mean).view(n, size, size, 3)
-
-    if bool(batch.cartoon.any()):  # cartoons have dark lines where one thing ends and another begins
-        line = torch.zeros_like(rough)
-        things = seen["things"].view(n, size, size)
-        for axis in (1, 2):
-            a, b = things.narrow(axis, 0, size - 1), things.narrow(axis, 1, size - 1)
-            line.narrow(axis, 0, size - 1).logical_or_(a != b)
-            line.narrow(axis, 1, size - 1).logical_or_(a != b)
-        line &= batch.cartoon[:, None, None]
+    seen = {
+        name: value.view(n, size, size, *value.shape[1:])
+        for name, value in _shade(batch, origin, direction, scene).items()
+    }
+    colour = _smoothed(batch, seen["colour"])
+    if bool(batch.cartoon.any()):
+        # Cartoons have dark lines where one thing ends and another begins.
+        line = _steps(seen["things"], lambda a, b: a != b) & batch.cartoon[:, None, None]
         colour = torch.where(line[..., None], colour * 0.15, colour)
 
-    camera_normal = torch.einsum("bij,bhwj->bhwi", batch.rotation, seen["normal"].view(n, size, size, 3))
+    camera_normal = torch.einsum("bij,bhwj->bhwi", batch.rotation, seen["normal"])
     camera_normal = camera_normal * camera_normal.new_tensor([1.0, 1.0, -1.0])
-    depth = seen["t"].view(n, size, size)
+    depth = seen["t"]
     return Truth(
-        (colour.clamp(0, 1) * 255 + 0.5).to(torch.uint8), depth, camera_normal,
-        seen["classes"].view(n, size, size).to(torch.uint8),
-        seen["things"].view(n, size, size).to(torch.int16), seen["painted"].view(n, size, size),
-        [_keypoints(s, depth[b].cpu().numpy(), size) for b, s in enumerate(scenes)],
-    )  # fmt: skip
+        image=(colour.clamp(0, 1) * 255 + 0.5).to(torch.uint8),
+        depth=depth,
+        normal=camera_normal,
+        classes=seen["classes"].to(torch.uint8),
+        things=seen["things"].to(torch.int16),
+        painted=seen["painted"],
+        keypoints=[_keypoints(s, depth[b].cpu().numpy(), size) for b, s in enumerate(scenes)],
+    )
+
+
+def _steps(values: Tensor, differ: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Where pixels (B, H, W) differ from the neighbour above, below, left or right, bool."""
+    size = values.shape[1]
+    found = torch.zeros(values.shape[:3], dtype=torch.bool, device=values.device)
+    for axis in (1, 2):
+        step = differ(values.narrow(axis, 0, size - 1), values.narrow(axis, 1, size - 1))
+        found.narrow(axis, 0, size - 1).logical_or_(step)
+        found.narrow(axis, 1, size - 1).logical_or_(step)
+    return found
+
+
+def _smoothed(batch: _Batch, colour: Tensor) -> Tensor:
+    """The colours (B, H, W, 3) with smooth edges.
+
+    Pixels that differ from a neighbour are traced again at four points and averaged.
+    """
+    n, size = colour.shape[:2]
+    rough = _steps(colour, lambda a, b: (a - b).abs().amax(3) > _OUTLINE_CONTRAST)
+    scene, y, x = (index.repeat_interleave(4) for index in rough.nonzero(as_tuple=True))
+    if not len(scene):
+        return colour
+    dx = torch.tensor([-0.25, 0.25, -0.25, 0.25], device=colour.device).repeat(len(x) // 4)
+    dy = torch.tensor([-0.25, -0.25, 0.25, 0.25], device=colour.device).repeat(len(y) // 4)
+    origin, direction = _rays(batch, scene, x + dx, y + dy, size)
+    mean = _shade(batch, origin, direction, scene)["colour"].view(-1, 4, 3).mean(1)
+    again = rough.view(-1).nonzero()[:, 0]
+    return colour.reshape(-1, 3).index_copy(0, again, mean).view(n, size, size, 3)
 
 
 def _keypoints(scene: Scene, depth: np.ndarray, size: int) -> np.ndarray:
-    """Keypoints of the people of a scene, (people, 18, 3): x, y in pixels, and 1 where in the picture and not hidden."""
+    """Keypoints of the people of a scene, (people, 18, 3), from its depth (H, W).
+
+    x, y in pixels, and 1 where the point is in the picture and not hidden, else 0.
+    """
     people = [thing.keypoints for thing in scene.things if thing.keypoints is not None]
     found = np.zeros((len(people), 18, 3), np.float32)
     for k, points in enumerate(people):
@@ -474,7 +664,8 @@ def _keypoints(scene: Scene, depth: np.ndarray, size: int) -> np.ndarray:
         x = (local[:, 0] / local[:, 2] * scene.camera.focal + 1) * size / 2 - 0.5
         y = (1 - local[:, 1] / local[:, 2] * scene.camera.focal) * size / 2 - 0.5
         inside = (x >= 0) & (x <= size - 1) & (y >= 0) & (y <= size - 1)
-        surface = depth[np.clip(y.round(), 0, size - 1).astype(int), np.clip(x.round(), 0, size - 1).astype(int)]
-        # A joint lies inside its limb: up to a body's depth behind the surface still counts as seen.
+        row, column = (np.clip(v.round(), 0, size - 1).astype(int) for v in (y, x))
+        surface = depth[row, column]
+        # A joint lies inside its limb: up to a body's depth behind the surface counts as seen.
         found[k] = np.stack([x, y, inside & (local[:, 2] - surface < 0.25)], 1)
     return found

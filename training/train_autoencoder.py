@@ -1,10 +1,11 @@
-"""Trains Diorama's autoencoder: an `AutoencoderTiny` that turns a picture into latents an eighth its size.
+"""Trains Diorama's autoencoder, which turns a picture into latents an eighth its size.
 
     python -m training.train_autoencoder --minutes 20
 
-Source: TAESD (madebyollin/taesd) for the network; the recipe is ours: random crops, a pixel loss with a term on the
-picture's gradients, which keeps edges sharp without an adversary, noise on the latents, and a pull of every latent
-channel towards mean 0 and variance 1, so that the diffusion model needs no scaling factor.
+Source: TAESD (madebyollin/taesd) for the network, an `AutoencoderTiny`; the recipe is ours: random
+crops, a pixel loss with a term on the picture's gradients, which keeps edges sharp without an
+adversary, noise on the latents, and a pull of every latent channel towards mean 0 and variance 1,
+so that the diffusion model needs no scaling factor.
 """
 
 import argparse
@@ -39,8 +40,8 @@ def make_autoencoder() -> AutoencoderTiny:
 
 def pixels(pictures: np.ndarray, device: str) -> Tensor:
     """(B, H, W, 3) uint8 → (B, 3, H, W) float in [-1, 1], channels last."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
-    return tensor.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
+    return tensor.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
 def reconstruction_loss(found: Tensor, wanted: Tensor) -> Tensor:
@@ -52,20 +53,24 @@ def reconstruction_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` stand in for the process's own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, "runs/autoencoder", steps=6000, learning_rate=2e-3)
     parser.add_argument("--data", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--crop", type=int, default=64)
-    parser.add_argument("--save", type=Path, default=None, help="folder to write the finished autoencoder to")
+    parser.add_argument(
+        "--save", type=Path, default=None, help="folder to write the finished autoencoder to"
+    )
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     data = Pictures(options.data)
-    vae = make_autoencoder().to(options.device, memory_format=torch.channels_last)  # type: ignore[call-arg]
+    vae = make_autoencoder().to(options.device, memory_format=torch.channels_last)
     batch = options.batch or 32
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((options.seed, step))
-        wanted = pixels(data.crops(rng.integers(0, len(data), batch), options.crop, rng), options.device)
+        rows = rng.integers(0, len(data), batch)
+        wanted = pixels(data.crops(rows, options.crop, rng), options.device)
         with torch.autocast(options.device, torch.bfloat16):
             latents = vae.encoder(wanted)
             noisy = latents + LATENT_NOISE * torch.randn_like(latents)
@@ -74,7 +79,11 @@ def main(arguments: list[str] | None = None) -> None:
         white = (flat.mean(1).square() + (flat.std(1) - 1).square()).mean()
         error = found.float() - wanted
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
-        return {"loss": reconstruction_loss(found.float(), wanted) + 0.05 * white, "psnr": psnr, "white": white}
+        return {
+            "loss": reconstruction_loss(found.float(), wanted) + 0.05 * white,
+            "psnr": psnr,
+            "white": white,
+        }
 
     def sheet(modules: dict[str, nn.Module], path: Path) -> None:
         wanted = pixels(data.batch(range(min(6, len(data)))), options.device)
@@ -88,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         save_module(modules["vae"], options.save, vars(options))
         config = options.save / "config.json"
         facts = json.loads(config.read_text())
-        facts.pop("block_out_channels", None)  # AutoencoderTiny writes it, and complains when it reads it back
+        # AutoencoderTiny writes this one, and complains when it reads it back.
+        facts.pop("block_out_channels", None)
         config.write_text(json.dumps(facts, indent=2) + "\n")
 
 

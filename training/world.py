@@ -1,20 +1,25 @@
 """Diorama's world: what can stand in a picture, what it is called, and where everything is.
 
-A scene is plain data made from one seed: primitives with colours and classes, a ground, a sky or a room, a light, a
-camera and a caption. `training.renderer` turns scenes into pictures with exact depth, normals, classes and keypoints.
+A scene is plain data made from one seed: primitives with colours and classes, a ground, a sky or a
+room, a light, a camera and a caption. `training.renderer` turns scenes into pictures with exact
+depth, normals, classes and keypoints.
 
 Axes: x right, y up, z away from the camera; lengths are metres. Colours are linear-ish RGB in 0..1.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 Vector = np.ndarray
+Colour = tuple[float, float, float]
 
-# The only colour words the model is taught. Far apart, so that a picture can be checked against its words.
-COLOURS: dict[str, tuple[float, float, float]] = {
+# The only colour words the model is taught. Far apart, so that a picture can be checked against
+# its words.
+COLOURS: dict[str, Colour] = {
     "red": (0.80, 0.06, 0.06),
     "orange": (0.95, 0.45, 0.05),
     "yellow": (0.95, 0.82, 0.10),
@@ -27,35 +32,38 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 # Class indices of the ADE20K 150-class list (scene parsing benchmark), counted from 0.
 ADE20K = {
-    "wall": 0, "building": 1, "sky": 2, "floor": 3, "tree": 4, "ceiling": 5, "road": 6, "window": 8, "grass": 9,
-    "person": 12, "earth": 13, "door": 14, "table": 15, "chair": 19, "car": 20, "house": 25, "rock": 34, "box": 41,
-    "column": 42, "sand": 46, "plaything": 108, "ball": 119, "sculpture": 132,
+    "wall": 0, "building": 1, "sky": 2, "floor": 3, "tree": 4, "ceiling": 5, "road": 6, "window": 8,
+    "grass": 9, "person": 12, "earth": 13, "door": 14, "table": 15, "chair": 19, "car": 20,
+    "house": 25, "rock": 34, "box": 41, "column": 42, "sand": 46, "plaything": 108, "ball": 119,
+    "sculpture": 132,
 }  # fmt: skip
 
 # OpenPose's 18 body keypoints in its order (COCO's 17 plus the neck).
 KEYPOINTS = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
-    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
-    "right_ear", "left_ear",
+    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist",
+    "left_shoulder", "left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle",
+    "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye", "right_ear", "left_ear",
 )  # fmt: skip
 
 SPHERE, BOX, FRUSTUM, PRISM = range(4)
 PLAIN, STRIPES, CHECKER, FACADE = range(4)
 MAX_CORNERS = 12  # of a prism's outline
 
-GROUNDS: dict[str, tuple[tuple[float, float, float], str]] = {
+# A ground's words: its colour and the name of its class.
+GROUNDS: dict[str, tuple[Colour, str]] = {
     "grass": ((0.25, 0.48, 0.14), "grass"),
     "sand": ((0.80, 0.68, 0.45), "sand"),
     "snow": ((0.88, 0.90, 0.94), "earth"),
     "brown earth": ((0.42, 0.28, 0.17), "earth"),
     "grey asphalt": ((0.34, 0.34, 0.36), "road"),
 }
-FLOORS: dict[str, tuple[float, float, float]] = {
+FLOORS: dict[str, Colour] = {
     "a wooden floor": (0.55, 0.34, 0.17),
     "a grey floor": (0.55, 0.55, 0.57),
     "a tiled floor": (0.78, 0.74, 0.68),
 }
-WALLS: dict[str, tuple[float, float, float]] = {
+_FLOOR_PATTERNS = {"a tiled floor": CHECKER, "a wooden floor": STRIPES}
+WALLS: dict[str, Colour] = {
     "white walls": (0.88, 0.87, 0.84),
     "blue walls": (0.45, 0.58, 0.78),
     "green walls": (0.52, 0.68, 0.48),
@@ -66,40 +74,54 @@ WALLS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Sky:
-    """Colours of the sky (zenith, horizon), of the direct light and of the light from everywhere."""
+    """Colours of the sky (zenith, horizon), the direct light and the light from everywhere.
 
-    zenith: tuple[float, float, float]
-    horizon: tuple[float, float, float]
-    sun: tuple[float, float, float]
-    ambient: tuple[float, float, float]
+    `clouds` is the strength of the white clouds, 0..1.
+    """
+
+    zenith: Colour
+    horizon: Colour
+    sun: Colour
+    ambient: Colour
     clouds: float
 
 
 SKIES: dict[str, Sky] = {
-    "a clear blue sky": Sky((0.20, 0.45, 0.90), (0.70, 0.85, 0.98), (0.85, 0.82, 0.74), (0.40, 0.43, 0.48), 0.0),
-    "a cloudy sky": Sky((0.35, 0.55, 0.88), (0.75, 0.84, 0.94), (0.68, 0.66, 0.62), (0.46, 0.48, 0.51), 1.0),
-    "a grey sky": Sky((0.62, 0.65, 0.69), (0.80, 0.81, 0.83), (0.30, 0.30, 0.30), (0.62, 0.63, 0.65), 0.0),
-    "a sunset": Sky((0.42, 0.24, 0.46), (1.00, 0.58, 0.25), (0.88, 0.58, 0.36), (0.40, 0.34, 0.36), 0.0),
-    "a night sky": Sky((0.02, 0.03, 0.12), (0.10, 0.14, 0.32), (0.46, 0.48, 0.56), (0.28, 0.30, 0.38), 0.0),
+    "a clear blue sky": Sky(
+        (0.20, 0.45, 0.90), (0.70, 0.85, 0.98), (0.85, 0.82, 0.74), (0.40, 0.43, 0.48), 0.0
+    ),
+    "a cloudy sky": Sky(
+        (0.35, 0.55, 0.88), (0.75, 0.84, 0.94), (0.68, 0.66, 0.62), (0.46, 0.48, 0.51), 1.0
+    ),
+    "a grey sky": Sky(
+        (0.62, 0.65, 0.69), (0.80, 0.81, 0.83), (0.30, 0.30, 0.30), (0.62, 0.63, 0.65), 0.0
+    ),
+    "a sunset": Sky(
+        (0.42, 0.24, 0.46), (1.00, 0.58, 0.25), (0.88, 0.58, 0.36), (0.40, 0.34, 0.36), 0.0
+    ),
+    "a night sky": Sky(
+        (0.02, 0.03, 0.12), (0.10, 0.14, 0.32), (0.46, 0.48, 0.56), (0.28, 0.30, 0.38), 0.0
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """One convex solid: the affine image of a unit sphere, a unit cube (-1..1), a frustum or an extruded outline.
+    """One solid: the affine image of a unit sphere, a unit cube (-1..1), a frustum or a prism.
 
-    `to_local` (3, 3) and `centre` map world to local: local = to_local @ (world - centre). A frustum runs along local
-    y from 0 (radius 1) to 1 (radius `taper`); a prism has its outline in local xz and runs along y from 0 to 1.
+    `to_local` (3, 3) and `centre` map world to local: local = to_local @ (world - centre). A
+    frustum runs along local y from 0 (radius 1) to 1 (radius `taper`); a prism has its outline in
+    local xz and runs along y from 0 to 1.
     """
 
     kind: int
     centre: Vector
     to_local: Vector
-    colour: tuple[float, float, float]
+    colour: Colour
     class_index: int
     taper: float = 1.0
     outline: Vector | None = None  # (corners, 2)
-    second_colour: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    second_colour: Colour = (0.0, 0.0, 0.0)
     pattern: int = PLAIN
     gloss: float = 0.0
     reach: float = 1.0  # radius of a sphere around `centre` that holds it all, in metres
@@ -107,7 +129,7 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Thing:
-    """One nameable object: its solids, the words for it, and its body keypoints if it is a person."""
+    """One nameable object: its solids, the words for it, and the keypoints if it is a person."""
 
     words: str
     primitives: list[Primitive]
@@ -119,7 +141,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Camera:
-    """Position (3,), rotation (3, 3) with rows right/up/forward, and focal length in half picture heights."""
+    """Position (3,), rotation (3, 3) with rows right/up/forward, focal length in half heights."""
 
     position: Vector
     rotation: Vector
@@ -136,37 +158,54 @@ class Scene:
     camera: Camera
     sky: Sky
     light: Vector  # unit vector towards the sun, or the position of the lamp in a room
-    ground: tuple[float, float, float]
+    ground: Colour
     ground_pattern: int
     ground_class: int
     cartoon: bool
     night: bool
     room: tuple[float, float, float] | None = None  # half width, height, depth of the back wall
-    wall: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    names: dict[str, str] = field(default_factory=dict)  # place, light and style words, for captions of our own
+    wall: Colour = (0.0, 0.0, 0.0)
+    # Place, light and style words, for captions of our own.
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def _turn(yaw: float) -> Vector:
+    """The rotation (3, 3) by `yaw` radians about the vertical."""
     c, s = math.cos(yaw), math.sin(yaw)
     return np.array([[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]])
 
 
 def _solid(
-    kind: int, centre: Vector, size: tuple[float, float, float], rotation: Vector, colour: Vector, class_name: str,
-    **more: object,
-) -> Primitive:  # fmt: skip
-    """A primitive of half sizes `size` (for frustums and prisms y is the full height); rotation rows are its axes."""
+    kind: int,
+    centre: Vector,
+    size: tuple[float, float, float],
+    rotation: Vector,
+    colour: Vector | Colour,
+    class_name: str,
+    **more: Any,
+) -> Primitive:
+    """A primitive of half sizes `size` in metres; rotation rows are its axes.
+
+    For frustums and prisms the y size is the full height. `more` are further fields of `Primitive`.
+    """
     reach = math.sqrt(size[0] ** 2 + size[2] ** 2 + size[1] ** 2)
     if kind == SPHERE:
         reach = max(size)
     to_local = rotation / np.asarray(size)[:, None]
+    red, green, blue = colour
     return Primitive(
-        kind, np.asarray(centre, float), to_local, tuple(colour), ADE20K[class_name], reach=reach, **more  # type: ignore[arg-type]
-    )  # fmt: skip
+        kind,
+        np.asarray(centre, float),
+        to_local,
+        (red, green, blue),
+        ADE20K[class_name],
+        reach=reach,
+        **more,
+    )
 
 
-def _limb(a: Vector, b: Vector, width: float, colour: Vector, **more: object) -> Primitive:
-    """An ellipsoid from a to b."""
+def _limb(a: Vector, b: Vector, width: float, colour: Vector | Colour) -> Primitive:
+    """An ellipsoid of half width `width` from a to b, part of a person."""
     axis = b - a
     length = float(np.linalg.norm(axis)) + 1e-6
     y = axis / length
@@ -174,14 +213,15 @@ def _limb(a: Vector, b: Vector, width: float, colour: Vector, **more: object) ->
     x /= np.linalg.norm(x)
     z = np.cross(x, y)
     half = length / 2 + width * 0.45
-    return _solid(SPHERE, (a + b) / 2, (width, half, width), np.stack([x, y, z]), colour, "person", **more)
+    rotation = np.stack([x, y, z])
+    return _solid(SPHERE, (a + b) / 2, (width, half, width), rotation, colour, "person")
 
 
 def _at(x: float, y: float, z: float) -> Vector:
     return np.array([x, y, z], float)
 
 
-def _material(rng: np.random.Generator) -> tuple[str, dict[str, object]]:
+def _material(rng: np.random.Generator) -> tuple[str, dict[str, Any]]:
     """A word for the finish and what it does to a primitive."""
     roll = rng.random()
     if roll < 0.55:
@@ -191,8 +231,8 @@ def _material(rng: np.random.Generator) -> tuple[str, dict[str, object]]:
     return "striped ", {"pattern": STRIPES}
 
 
-def _stripe_colour(name: str) -> tuple[float, float, float]:
-    """Stripes are a lighter shade of the named colour (darker for white), so the word stays true."""
+def _stripe_colour(name: str) -> Colour:
+    """The stripes on a colour: a lighter shade (darker for white), so the word stays true."""
     base = np.asarray(COLOURS[name])
     return tuple(base * 0.72) if name == "white" else tuple(base * 0.55 + 0.30)
 
@@ -200,32 +240,38 @@ def _stripe_colour(name: str) -> tuple[float, float, float]:
 def _ball(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     r = rng.uniform(0.35, 0.8)
-    part = _solid(SPHERE, _at(x, r, z), (r, r, r), _turn(rng.uniform(0, 6.3)), COLOURS[name], "ball",
-                  second_colour=_stripe_colour(name), **finish)  # fmt: skip
+    turn, second = _turn(rng.uniform(0, 6.3)), _stripe_colour(name)
+    part = _solid(
+        SPHERE, _at(x, r, z), (r, r, r), turn, COLOURS[name], "ball", second_colour=second, **finish
+    )
     return Thing(f"{word}{name} ball", [part], name)
 
 
 def _box(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     size = rng.uniform(0.3, 0.75, 3)
-    part = _solid(BOX, _at(x, size[1], z), tuple(size), _turn(rng.uniform(0, 6.3)), COLOURS[name], "box",
-                  second_colour=_stripe_colour(name), **finish)  # fmt: skip
+    turn, second, base = _turn(rng.uniform(0, 6.3)), _stripe_colour(name), _at(x, size[1], z)
+    part = _solid(
+        BOX, base, tuple(size), turn, COLOURS[name], "box", second_colour=second, **finish
+    )
     return Thing(f"{word}{name} box", [part], name)
 
 
 def _cylinder(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     r, h = rng.uniform(0.2, 0.55), rng.uniform(0.7, 2.2)
-    part = _solid(FRUSTUM, _at(x, 0, z), (r, h, r), _turn(0.0), COLOURS[name], "column",
-                  second_colour=_stripe_colour(name), **finish)  # fmt: skip
+    foot, second = _at(x, 0, z), _stripe_colour(name)
+    part = _solid(
+        FRUSTUM, foot, (r, h, r), _turn(0), COLOURS[name], "column", second_colour=second, **finish
+    )
     return Thing(f"{word}{name} cylinder", [part], name)
 
 
 def _cone(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     r, h = rng.uniform(0.4, 0.75), rng.uniform(0.9, 1.9)
-    part = _solid(FRUSTUM, _at(x, 0, z), (r, h, r), _turn(0.0), COLOURS[name], "plaything", taper=0.0,
-                  second_colour=_stripe_colour(name), **finish)  # fmt: skip
+    foot, finish = _at(x, 0, z), finish | {"taper": 0.0, "second_colour": _stripe_colour(name)}
+    part = _solid(FRUSTUM, foot, (r, h, r), _turn(0), COLOURS[name], "plaything", **finish)
     return Thing(f"{word}{name} cone", [part], name)
 
 
@@ -236,9 +282,11 @@ def _blob(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     for k in range(int(rng.integers(3, 7))):
         size = rng.uniform(0.22, 0.55, 3)
         offset = rng.normal(0, 0.3, 2) if k else np.zeros(2)
-        y = max(float(rng.uniform(0.15, 1.0) * height), float(size[1] * 0.7)) if k else float(size[1] * 0.9)
-        parts.append(_solid(SPHERE, _at(x + offset[0], y, z + offset[1]), tuple(size), _turn(rng.uniform(0, 6.3)),
-                            COLOURS[name], "sculpture"))  # fmt: skip
+        y = float(size[1] * 0.9)
+        if k:
+            y = max(float(rng.uniform(0.15, 1.0) * height), float(size[1] * 0.7))
+        centre, turn = _at(x + offset[0], y, z + offset[1]), _turn(rng.uniform(0, 6.3))
+        parts.append(_solid(SPHERE, centre, tuple(size), turn, COLOURS[name], "sculpture"))
     return Thing(f"{name} blob", parts, name, smooth=True)
 
 
@@ -250,12 +298,15 @@ def _shape(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     outline = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
     scale, thick = rng.uniform(0.6, 1.1), rng.uniform(0.15, 0.5)
     yaw = _turn(rng.uniform(-0.7, 0.7))
-    if rng.random() < 0.75:  # upright: the outline's second axis points up, the extrusion towards the camera
+    if rng.random() < 0.75:
+        # Upright: the outline's second axis points up, the extrusion towards the camera.
         rotation = np.stack([yaw[0], yaw[2], _at(0, 1, 0)])
         centre = _at(x, -scale * float(outline[:, 1].min()), z)
     else:
         rotation, centre = yaw, _at(x, 0, z)
-    part = _solid(PRISM, centre, (scale, thick, scale), rotation, COLOURS[name], "sculpture", outline=outline)
+    part = _solid(
+        PRISM, centre, (scale, thick, scale), rotation, COLOURS[name], "sculpture", outline=outline
+    )
     return Thing(f"{name} shape", [part], name)
 
 
@@ -263,15 +314,15 @@ def _house(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     w, h, d = rng.uniform(0.9, 1.8), rng.uniform(0.7, 1.3), rng.uniform(0.8, 1.5)
     yaw = _turn(rng.uniform(-0.8, 0.8))
     roof_name = str(rng.choice([c for c in COLOURS if c != name]))
-    walls = _solid(BOX, _at(x, h, z), (w, h, d), yaw, COLOURS[name], "house", pattern=FACADE,
-                   second_colour=(0.16, 0.20, 0.28))  # fmt: skip
+    windows = {"pattern": FACADE, "second_colour": (0.16, 0.20, 0.28)}
+    walls = _solid(BOX, _at(x, h, z), (w, h, d), yaw, COLOURS[name], "house", **windows)
     roof_height = rng.uniform(0.6, 1.2)
     gable = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     # The gable stands in local xz, so local z points up and the ridge runs along local y.
     rotation = np.stack([yaw[0], yaw[2], _at(0, 1, 0)])
     size = (w * 1.12, 2 * d * 1.06, roof_height)
-    roof = _solid(PRISM, _at(x, 2 * h, z) - yaw[2] * d * 1.06, size, rotation, COLOURS[roof_name], "house",
-                  outline=gable)  # fmt: skip
+    eaves = _at(x, 2 * h, z) - yaw[2] * d * 1.06
+    roof = _solid(PRISM, eaves, size, rotation, COLOURS[roof_name], "house", outline=gable)
     return Thing(f"{name} house with a {roof_name} roof", [walls, roof], name, coloured=(0,))
 
 
@@ -279,17 +330,21 @@ def _tree(rng: np.random.Generator, x: float, z: float, _name: str) -> Thing:
     bark = np.array([0.35, 0.22, 0.12]) * rng.uniform(0.8, 1.2)
     leaf = np.array([0.12, 0.40, 0.10]) * rng.uniform(0.75, 1.3)
     h = rng.uniform(0.6, 1.3)
-    parts = [_solid(FRUSTUM, _at(x, 0, z), (0.14, h + 0.4, 0.14), _turn(0), bark, "tree", taper=0.7)]
+    parts = [
+        _solid(FRUSTUM, _at(x, 0, z), (0.14, h + 0.4, 0.14), _turn(0), bark, "tree", taper=0.7)
+    ]
     if rng.random() < 0.45:
         for k in range(3):
             r, y = 0.85 - 0.2 * k, h + 0.55 * k
-            parts.append(_solid(FRUSTUM, _at(x, y, z), (r, 0.95, r), _turn(0), leaf, "tree", taper=0.0))
+            parts.append(
+                _solid(FRUSTUM, _at(x, y, z), (r, 0.95, r), _turn(0), leaf, "tree", taper=0.0)
+            )
         return Thing("pine tree", parts)
     for _ in range(int(rng.integers(2, 5))):
         size = rng.uniform(0.45, 0.85, 3)
         offset = rng.normal(0, 0.28, 3)
-        parts.append(_solid(SPHERE, _at(x + offset[0], h + 0.8 + 0.5 * abs(offset[1]), z + offset[2]), tuple(size),
-                            _turn(0), leaf, "tree"))  # fmt: skip
+        centre = _at(x + offset[0], h + 0.8 + 0.5 * abs(offset[1]), z + offset[2])
+        parts.append(_solid(SPHERE, centre, tuple(size), _turn(0), leaf, "tree"))
     return Thing("tree", parts)
 
 
@@ -310,8 +365,10 @@ def _chair(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     yaw = _turn(rng.uniform(0, 6.3))
     colour = COLOURS[name]
     back = _at(x, h + 0.42, z) + yaw[2] * (w - 0.05)
-    parts = [_solid(BOX, _at(x, h, z), (w, 0.05, w), yaw, colour, "chair"),
-             _solid(BOX, back, (w, 0.42, 0.05), yaw, colour, "chair")]  # fmt: skip
+    parts = [
+        _solid(BOX, _at(x, h, z), (w, 0.05, w), yaw, colour, "chair"),
+        _solid(BOX, back, (w, 0.42, 0.05), yaw, colour, "chair"),
+    ]
     for sx in (-1, 1):
         for sz in (-1, 1):
             foot = _at(x, h / 2, z) + yaw[0] * sx * (w - 0.06) + yaw[2] * sz * (w - 0.06)
@@ -323,32 +380,63 @@ def _car(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     yaw = _turn(rng.uniform(-0.5, 0.5) + (math.pi if rng.random() < 0.5 else 0.0))
     base = _at(x, 0, z)
     up = _at(0, 1, 0)
-    parts = [_solid(BOX, base + up * 0.48, (1.15, 0.26, 0.52), yaw, COLOURS[name], "car", gloss=0.5)]
-    cabin = np.array([[-0.75, 0.0], [0.65, 0.0], [0.40, 1.0], [-0.55, 1.0]])
-    rotation = np.stack([yaw[0], yaw[2], up])
-    parts.append(_solid(PRISM, base + up * 0.72 - yaw[2] * 0.46, (1.0, 0.92, 0.42), rotation, (0.13, 0.16, 0.20), "car",
-                        outline=cabin, gloss=0.6))  # fmt: skip
-    wheel = np.stack([yaw[0], yaw[2], up])
+    body = _solid(BOX, base + up * 0.48, (1.15, 0.26, 0.52), yaw, COLOURS[name], "car", gloss=0.5)
+    # The cabin's outline and the wheels' discs stand upright: local z points up, y to the far side.
+    upright = np.stack([yaw[0], yaw[2], up])
+    outline = np.array([[-0.75, 0.0], [0.65, 0.0], [0.40, 1.0], [-0.55, 1.0]])
+    glass = {"outline": outline, "gloss": 0.6}
+    corner = base + up * 0.72 - yaw[2] * 0.46
+    cabin = _solid(PRISM, corner, (1.0, 0.92, 0.42), upright, (0.13, 0.16, 0.20), "car", **glass)
+    parts = [body, cabin]
     for sx in (-1, 1):
         for side in (-0.56, 0.36):
             centre = base + yaw[0] * 0.7 * sx + yaw[2] * side + up * 0.26
-            parts.append(_solid(FRUSTUM, centre, (0.26, 0.2, 0.26), wheel, (0.05, 0.05, 0.05), "car"))
+            size, black = (0.26, 0.2, 0.26), (0.05, 0.05, 0.05)
+            parts.append(_solid(FRUSTUM, centre, size, upright, black, "car"))
     return Thing(f"{name} car", parts, name, coloured=(0,))
 
 
 def _person(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     """A mannequin in a random pose: shirt of the named colour, standing, walking, or reaching."""
     facing = _turn(rng.uniform(-0.9, 0.9) + (math.pi if rng.random() < 0.12 else 0.0))
+    points = _pose(rng, x, z, facing)
+    up, front = _at(0, 1, 0), -facing[2]
+
+    skin = np.array([0.80, 0.58, 0.44]) * rng.uniform(0.5, 1.15)
+    hair = np.array([0.10, 0.07, 0.05])
+    shirt, trousers = COLOURS[name], np.array([0.16, 0.18, 0.26]) * rng.uniform(0.7, 1.6)
+    middle = (points["right_hip"] + points["left_hip"]) / 2
+    parts = [_limb(middle - up * 0.02, points["neck"], 0.165, shirt)]
+    for side in ("right", "left"):
+        parts.append(_limb(points[f"{side}_shoulder"], points[f"{side}_elbow"], 0.062, shirt))
+        parts.append(_limb(points["neck"], points[f"{side}_shoulder"], 0.075, shirt))
+    coloured = tuple(range(len(parts)))
+    head = points["neck"] + up * 0.21
+    crown = head + up * 0.045 - front * 0.03
+    parts.append(_solid(SPHERE, head, (0.105, 0.14, 0.12), facing, skin, "person"))
+    parts.append(_solid(SPHERE, crown, (0.112, 0.12, 0.12), facing, hair, "person"))
+    parts.append(_limb(points["neck"] - up * 0.02, head, 0.055, skin))
+    for side in ("right", "left"):
+        parts.append(_limb(points[f"{side}_elbow"], points[f"{side}_wrist"], 0.048, skin))
+        parts.append(_limb(points[f"{side}_hip"], points[f"{side}_knee"], 0.085, trousers))
+        parts.append(_limb(points[f"{side}_knee"], points[f"{side}_ankle"], 0.062, trousers))
+    keypoints = np.stack([points[k] for k in KEYPOINTS])
+    return Thing(f"person in {name}", parts, name, coloured, keypoints)
+
+
+def _pose(rng: np.random.Generator, x: float, z: float, facing: Vector) -> dict[str, Vector]:
+    """Where the 18 keypoints of a person are, each (3,), with the lower foot on the ground."""
     # The body's own axes seen from the camera: a person facing us has its right on our left.
     right, up, front = -facing[0], _at(0, 1, 0), -facing[2]
 
     def direction(side: float, forward: float) -> Vector:
         """A unit vector hanging down, lifted sideways and forwards by the two angles."""
-        return (
+        lifted: Vector = (
             -up * math.cos(side) * math.cos(forward)
-            + np.outer([math.sin(side)], right)[0]
+            + right * math.sin(side)
             + front * math.cos(side) * math.sin(forward)
         )
+        return lifted
 
     hip = _at(x, 0.92, z)
     lean = rng.normal(0, 0.08)
@@ -359,51 +447,39 @@ def _person(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
         lift = abs(rng.normal(0.25, 0.6)) if rng.random() < 0.75 else rng.uniform(1.2, 2.7)
         swing = rng.normal(0, 0.5)
         elbow = shoulder + 0.29 * direction(sign * lift, swing)
-        wrist = elbow + 0.27 * direction(sign * (lift + rng.normal(0.1, 0.5)), swing + abs(rng.normal(0.3, 0.4)))
+        bent, bend = sign * (lift + rng.normal(0.1, 0.5)), abs(rng.normal(0.3, 0.4))
+        wrist = elbow + 0.27 * direction(bent, swing + bend)
         joint = hip + right * 0.10 * sign
         stride = rng.normal(0, 0.35)
         spread = abs(rng.normal(0.06, 0.14))
         knee = joint + 0.43 * direction(sign * spread, stride)
         ankle = knee + 0.43 * direction(sign * spread, stride - abs(rng.normal(0, 0.35)))
-        points |= {f"{side}_shoulder": shoulder, f"{side}_elbow": elbow, f"{side}_wrist": wrist, f"{side}_hip": joint,
-                   f"{side}_knee": knee, f"{side}_ankle": ankle}  # fmt: skip
+        points[f"{side}_shoulder"], points[f"{side}_elbow"] = shoulder, elbow
+        points[f"{side}_wrist"], points[f"{side}_hip"] = wrist, joint
+        points[f"{side}_knee"], points[f"{side}_ankle"] = knee, ankle
         points[f"{side}_eye"] = neck + up * 0.24 + front * 0.10 + right * 0.035 * sign
         points[f"{side}_ear"] = neck + up * 0.22 + right * 0.085 * sign
     drop = up * (min(points["right_ankle"][1], points["left_ankle"][1]) - 0.06)
-    points = {key: value - drop for key, value in points.items()}
-
-    skin = np.array([0.80, 0.58, 0.44]) * rng.uniform(0.5, 1.15)
-    shirt, trousers = COLOURS[name], np.array([0.16, 0.18, 0.26]) * rng.uniform(0.7, 1.6)
-    middle = (points["right_hip"] + points["left_hip"]) / 2
-    parts = [_limb(middle - up * 0.02, points["neck"], 0.165, shirt)]
-    for side in ("right", "left"):
-        parts.append(_limb(points[f"{side}_shoulder"], points[f"{side}_elbow"], 0.062, shirt))
-        parts.append(_limb(points["neck"], points[f"{side}_shoulder"], 0.075, shirt))
-    coloured = tuple(range(len(parts)))
-    head = points["neck"] + up * 0.21
-    parts.append(_solid(SPHERE, head, (0.105, 0.14, 0.12), facing, skin, "person"))
-    parts.append(_solid(SPHERE, head + up * 0.045 - front * 0.03, (0.112, 0.12, 0.12), facing, np.array([0.10, 0.07, 0.05]),
-                        "person"))  # fmt: skip
-    parts.append(_limb(points["neck"] - up * 0.02, head, 0.055, skin))
-    for side in ("right", "left"):
-        parts.append(_limb(points[f"{side}_elbow"], points[f"{side}_wrist"], 0.048, skin))
-        parts.append(_limb(points[f"{side}_hip"], points[f"{side}_knee"], 0.085, trousers))
-        parts.append(_limb(points[f"{side}_knee"], points[f"{side}_ankle"], 0.062, trousers))
-    return Thing(f"person in {name}", parts, name, coloured, np.stack([points[k] for k in KEYPOINTS]))
+    return {key: value - drop for key, value in points.items()}
 
 
-_MAKERS = {
-    "ball": (_ball, 0.8), "box": (_box, 0.9), "cylinder": (_cylinder, 0.6), "cone": (_cone, 0.75), "blob": (_blob, 0.9),
-    "shape": (_shape, 1.1), "house": (_house, 2.1), "tree": (_tree, 0.9), "table": (_table, 1.2),
-    "chair": (_chair, 0.6), "car": (_car, 1.3), "person": (_person, 0.6),
-}  # fmt: skip  # maker and the radius of the floor it needs
-_PLACES = {
-    "landscape": {"ball": 3, "box": 2.5, "cylinder": 1.5, "cone": 1.5, "blob": 2, "shape": 2.5, "house": 3, "tree": 2.5,
-                  "person": 1.5},
-    "street": {"house": 3, "car": 3, "tree": 1.5, "person": 2, "box": 1, "shape": 1.5, "blob": 1},
-    "room": {"table": 2, "chair": 2, "ball": 2, "box": 2, "cylinder": 1, "cone": 1, "person": 1.5, "blob": 1.5,
-             "shape": 2},
+# Each kind of thing: its maker, and the radius of the floor it needs in metres.
+_MAKERS: dict[str, tuple[Callable[[np.random.Generator, float, float, str], Thing], float]] = {
+    "ball": (_ball, 0.8), "box": (_box, 0.9), "cylinder": (_cylinder, 0.6), "cone": (_cone, 0.75),
+    "blob": (_blob, 0.9), "shape": (_shape, 1.1), "house": (_house, 2.1), "tree": (_tree, 0.9),
+    "table": (_table, 1.2), "chair": (_chair, 0.6), "car": (_car, 1.3), "person": (_person, 0.6),
 }  # fmt: skip
+# How often each kind of thing stands in each place, relative to the others.
+_PLACES: dict[str, dict[str, float]] = {
+    "landscape": {"ball": 3, "box": 2.5, "cylinder": 1.5, "cone": 1.5, "blob": 2, "shape": 2.5,
+                  "house": 3, "tree": 2.5, "person": 1.5},
+    "street": {"house": 3, "car": 3, "tree": 1.5, "person": 2, "box": 1, "shape": 1.5, "blob": 1},
+    "room": {"table": 2, "chair": 2, "ball": 2, "box": 2, "cylinder": 1, "cone": 1, "person": 1.5,
+             "blob": 1.5, "shape": 2},
+}  # fmt: skip
+# How far from the camera a kind may stand, nearest and farthest, where it differs from `_NEAR`.
+_DISTANCES = {"house": (6.0, 9.5), "tree": (5.0, 9.0), "car": (4.2, 7.0)}
+_NEAR = (2.6, 6.0)
 
 
 def _article(words: str) -> str:
@@ -416,24 +492,74 @@ def _listed(words: list[str]) -> str:
 
 def _tower(rng: np.random.Generator, x: float, z: float) -> Thing:
     """A background building of a street; too many to name, so it carries no colour word."""
-    shade = rng.uniform(0.35, 0.75) * np.array([1.0, rng.uniform(0.85, 1.0), rng.uniform(0.75, 1.0)])
+    shade = rng.uniform(0.35, 0.75) * np.array(
+        [1.0, rng.uniform(0.85, 1.0), rng.uniform(0.75, 1.0)]
+    )
     size = (rng.uniform(1.2, 2.0), rng.uniform(1.8, 4.5), rng.uniform(1.2, 2.0))
-    part = _solid(BOX, _at(x, size[1], z), size, _turn(0), shade, "building", pattern=FACADE,
-                  second_colour=(0.15, 0.18, 0.24))  # fmt: skip
+    windows = {"pattern": FACADE, "second_colour": (0.15, 0.18, 0.24)}
+    part = _solid(BOX, _at(x, size[1], z), size, _turn(0), shade, "building", **windows)
     return Thing("building", [part])
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stands around the things of a scene, and the words for it; fields as in `Scene`."""
+
+    words: str
+    sky_name: str
+    sky: Sky
+    light: Vector
+    ground: Colour
+    ground_pattern: int
+    ground_class: int
+    room: tuple[float, float, float] | None = None
+    wall: Colour = (0.0, 0.0, 0.0)
+    buildings: tuple[Thing, ...] = ()
 
 
 def make_scene(seed: int) -> Scene:
     """The scene of a seed: the same seed gives the same scene on every machine."""
+    # Every draw stands in a fixed order: moving one changes all scenes.
     rng = np.random.default_rng(seed)
     place = str(rng.choice(["landscape", "street", "room"], p=[0.62, 0.16, 0.22]))
     sky_name = str(rng.choice(list(SKIES), p=[0.34, 0.2, 0.16, 0.18, 0.12]))
     cartoon = rng.random() < 0.12
+    camera = _camera(rng)
+    things = _placed(rng, place, camera.focal)
+    around = _inside(rng) if place == "room" else _outside(rng, place, sky_name)
+
+    style = "a cartoon of " if cartoon else ""
+    caption = f"{style}{_listed(_phrases(things))} {around.words}"
+    if around.sky_name:
+        caption += f", {around.sky_name}"
+    return Scene(
+        seed=seed,
+        caption=caption,
+        things=[*things, *around.buildings],
+        camera=camera,
+        sky=around.sky,
+        light=around.light,
+        ground=around.ground,
+        ground_pattern=around.ground_pattern,
+        ground_class=around.ground_class,
+        cartoon=cartoon,
+        night=around.sky_name == "a night sky",
+        room=around.room,
+        wall=around.wall,
+        names={"setting": around.words, "sky": around.sky_name, "style": style},
+    )
+
+
+def _camera(rng: np.random.Generator) -> Camera:
+    """A camera at a person's height or so, looking slightly down."""
     focal = rng.uniform(1.5, 2.8)  # 67 to 39 degrees across
     height, pitch = rng.uniform(1.1, 2.4), rng.uniform(0.02, 0.20)
     c, s = math.cos(pitch), math.sin(pitch)
-    camera = Camera(_at(0, height, 0), np.array([[1.0, 0, 0], [0, c, s], [0, -s, c]]), focal)
+    return Camera(_at(0, height, 0), np.array([[1.0, 0, 0], [0, c, s], [0, -s, c]]), focal)
 
+
+def _placed(rng: np.random.Generator, place: str, focal: float) -> list[Thing]:
+    """One to four things in view that do not stand in each other, from left to right."""
     kinds = list(_PLACES[place])
     weights = np.array([_PLACES[place][k] for k in kinds])
     wanted = int(rng.choice([1, 2, 3, 4], p=[0.34, 0.36, 0.22, 0.08]))
@@ -445,53 +571,66 @@ def make_scene(seed: int) -> Scene:
             break
         kind = str(rng.choice(kinds, p=weights / weights.sum()))
         make, space = _MAKERS[kind]
-        far = {"house": (6.0, 9.5), "tree": (5.0, 9.0), "car": (4.2, 7.0)}.get(kind, (2.6, 6.0))
-        z = rng.uniform(*far)
+        z = rng.uniform(*_DISTANCES.get(kind, _NEAR))
         x = rng.uniform(-0.75, 0.75) * z / focal
-        if any(math.hypot(x - a, (z - b) * 0.7) < space * 0.8 + other * 0.8 for a, b, other in taken):
+        if any(
+            math.hypot(x - a, (z - b) * 0.7) < space * 0.8 + other * 0.8 for a, b, other in taken
+        ):
             continue
         # Two of a kind share their colour: a caption could not say which is which.
         colour = chosen.setdefault(kind, str(rng.choice(list(COLOURS))))
         taken.append((x, z, space))
         things.append(make(rng, x, z, colour))
     things.sort(key=lambda thing: float(np.mean([p.centre[0] for p in thing.primitives])))
+    return things
 
-    spoken: list[str] = []
-    for thing in things:
-        if thing.words not in spoken:
-            spoken.append(thing.words)
+
+def _phrases(things: list[Thing]) -> list[str]:
+    """`a red ball`, `two blue chairs`: the things in order, equal ones counted together."""
+    spoken = list(dict.fromkeys(thing.words for thing in things))
     counts = {words: sum(t.words == words for t in things) for words in spoken}
     numbers = {2: "two", 3: "three", 4: "four"}
-    phrases = [_article(w) if counts[w] == 1 else f"{numbers[counts[w]]} {_plural(w)}" for w in spoken]
-    style = "a cartoon of " if cartoon else ""
+    return [_article(w) if counts[w] == 1 else f"{numbers[counts[w]]} {_plural(w)}" for w in spoken]
 
-    room = None
-    wall = (0.0, 0.0, 0.0)
-    if place == "room":
-        room = (rng.uniform(2.6, 4.2), rng.uniform(2.8, 3.6), rng.uniform(6.5, 9.0))
-        wall_name, floor_name = str(rng.choice(list(WALLS))), str(rng.choice(list(FLOORS)))
-        wall, ground, ground_class = WALLS[wall_name], FLOORS[floor_name], ADE20K["floor"]
-        pattern = CHECKER if floor_name == "a tiled floor" else STRIPES if floor_name == "a wooden floor" else PLAIN
-        setting = f"in a room with {wall_name} and {floor_name}"
-        light = _at(rng.uniform(-1.5, 1.5), room[1] - 0.4, rng.uniform(1.0, 4.0))
-        sky = Sky((0, 0, 0), (0, 0, 0), (0.75, 0.72, 0.66), (0.42, 0.41, 0.40), 0.0)
-        sky_name = ""
-    else:
-        ground_name = str(rng.choice(list(GROUNDS))) if place == "landscape" else "grey asphalt"
-        ground, class_name = GROUNDS[ground_name]
-        ground_class, pattern = ADE20K[class_name], PLAIN
-        setting = f"on {ground_name}"
-        if place == "street":
-            setting = "on a street with buildings"
-            things = things + [_tower(rng, x, z) for x, z in _street(rng, focal)]
-        sky = SKIES[sky_name]
-        azimuth, up = rng.uniform(-2.6, 2.6), rng.uniform(0.5, 1.1)
-        light = _at(math.sin(azimuth) * math.cos(up), math.sin(up), -math.cos(azimuth) * math.cos(up))
-    caption = f"{style}{_listed(phrases)} {setting}" + (f", {sky_name}" if sky_name else "")
-    return Scene(
-        seed, caption, things, camera, sky, light, ground, pattern, ground_class, cartoon,
-        sky_name == "a night sky", room, wall, {"setting": setting, "sky": sky_name, "style": style},
-    )  # fmt: skip
+
+def _inside(rng: np.random.Generator) -> _Setting:
+    """A room with a lamp."""
+    room = (rng.uniform(2.6, 4.2), rng.uniform(2.8, 3.6), rng.uniform(6.5, 9.0))
+    wall_name, floor_name = str(rng.choice(list(WALLS))), str(rng.choice(list(FLOORS)))
+    return _Setting(
+        words=f"in a room with {wall_name} and {floor_name}",
+        sky_name="",
+        sky=Sky((0, 0, 0), (0, 0, 0), (0.75, 0.72, 0.66), (0.42, 0.41, 0.40), 0.0),
+        light=_at(rng.uniform(-1.5, 1.5), room[1] - 0.4, rng.uniform(1.0, 4.0)),
+        ground=FLOORS[floor_name],
+        ground_pattern=_FLOOR_PATTERNS.get(floor_name, PLAIN),
+        ground_class=ADE20K["floor"],
+        room=room,
+        wall=WALLS[wall_name],
+    )
+
+
+def _outside(rng: np.random.Generator, place: str, sky_name: str) -> _Setting:
+    """Open ground, or a street between buildings, under a sky."""
+    ground_name = str(rng.choice(list(GROUNDS))) if place == "landscape" else "grey asphalt"
+    ground, class_name = GROUNDS[ground_name]
+    words, buildings = f"on {ground_name}", []
+    if place == "street":
+        words = "on a street with buildings"
+        buildings = [_tower(rng, x, z) for x, z in _street(rng)]
+    azimuth, up = rng.uniform(-2.6, 2.6), rng.uniform(0.5, 1.1)
+    return _Setting(
+        words=words,
+        sky_name=sky_name,
+        sky=SKIES[sky_name],
+        light=_at(
+            math.sin(azimuth) * math.cos(up), math.sin(up), -math.cos(azimuth) * math.cos(up)
+        ),
+        ground=ground,
+        ground_pattern=PLAIN,
+        ground_class=ADE20K[class_name],
+        buildings=tuple(buildings),
+    )
 
 
 def _plural(words: str) -> str:
@@ -503,7 +642,7 @@ def _plural(words: str) -> str:
     return plural + (f" with {tail.replace('a ', '', 1)}s" if tail else "")
 
 
-def _street(rng: np.random.Generator, focal: float) -> list[tuple[float, float]]:
+def _street(rng: np.random.Generator) -> list[tuple[float, float]]:
     """Where the background buildings of a street stand: both sides, front to back."""
     places = []
     for side in (-1, 1):

@@ -38,10 +38,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     render_scenes(8, 64, scenes)
     few = ["--steps", "2", "--batch", "2", "--device", "cpu", "--data", str(scenes)]
     small = ["--size", "64"]
-    train_autoencoder.main([*few, "--crop", "32", "--out", str(root / "a"), "--save", str(model / "vae")])
+    train_autoencoder.main(
+        [*few, "--crop", "32", "--out", str(root / "a"), "--save", str(model / "vae")]
+    )
     base = ["--autoencoder", str(model / "vae"), "--out", str(root / "b"), "--save", str(model)]
     train_base.main([*few, *small, *base])
-    control = ["--base", str(model), "--out", str(root / "c"), "--save", str(model / "controlnet" / "canny")]
+    control = [
+        "--base",
+        str(model),
+        "--out",
+        str(root / "c"),
+        "--save",
+        str(model / "controlnet" / "canny"),
+    ]
     train_control.main([*few, *small, *control])
     (root / "models" / "diorama.toml").write_text(CARD)
     return root
@@ -70,10 +79,9 @@ def test_weights_are_small_and_know_their_recipe(trained):
 
 def test_training_resumes(trained, capsys):
     model = trained / "models" / "diorama"
-    train_control.main(
-        ["--steps", "3", "--batch", "2", "--device", "cpu", "--data", str(trained / "scenes"), "--size", "64",
-         "--base", str(model), "--out", str(trained / "c")]
-    )  # fmt: skip
+    short = ["--steps", "3", "--batch", "2", "--size", "64", "--device", "cpu"]
+    places = ["--data", str(trained / "scenes"), "--base", str(model), "--out", str(trained / "c")]
+    train_control.main([*short, *places])
     assert "resumed at step 2" in capsys.readouterr().out
 
 
@@ -84,19 +92,22 @@ def test_a_folder_of_ones_own_trains(trained, tmp_path):
         for name in ("source", "target"):
             picture = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
             Image.fromarray(picture).save(tmp_path / f"{name}{k}.png")
-        lines.append(json.dumps({"source": f"source{k}.png", "target": f"target{k}.png", "prompt": "a ball"}))
+        lines.append(
+            json.dumps({"source": f"source{k}.png", "target": f"target{k}.png", "prompt": "a ball"})
+        )
     (tmp_path / "prompt.json").write_text("\n".join(lines))
-    train_control.main(
-        ["--steps", "1", "--batch", "2", "--device", "cpu", "--folder", str(tmp_path), "--size", "64",
-         "--base", str(trained / "models" / "diorama"), "--out", str(tmp_path / "run"),
-         "--save", str(tmp_path / "saved")]
-    )  # fmt: skip
+    short = ["--steps", "1", "--batch", "2", "--size", "64", "--device", "cpu"]
+    source = ["--folder", str(tmp_path), "--base", str(trained / "models" / "diorama")]
+    goal = ["--out", str(tmp_path / "run"), "--save", str(tmp_path / "saved")]
+    train_control.main([*short, *source, *goal])
     assert (tmp_path / "saved" / "diffusion_pytorch_model.safetensors").exists()
 
 
 def test_the_trained_model_is_measured(trained, tmp_path):
     store = Store("cpu", "float32", trained / "models")
-    found = controllability.measure(store, "diorama", ["canny"], 2, (0.0, 1.0), tmp_path / "sheet.png")
+    found = controllability.measure(
+        store, "diorama", ["canny"], 2, (0.0, 1.0), tmp_path / "sheet.png"
+    )
     canny = found["conditions"]["canny"]
     assert canny["metric"] == "F1" and set(canny["strength"]) == {"0", "1"}
     assert set(canny["headline"]) == {"oracle", "0", "1"}

@@ -84,13 +84,15 @@ def test_sky_above_grass_below():
     truth = render([ball_scene(distance=50.0)], SIZE)
     assert truth.classes[0, 0, 0] == ADE20K["sky"] and torch.isinf(truth.depth[0, 0, 0])
     assert truth.classes[0, -1, 0] == ADE20K["grass"]
-    # The lowest row looks down by (1 - 1/64) / 2 of its length: the ground, 2 m below, is 2 / that away.
+    # The lowest row looks down by (1 - 1/64) / 2 of its length: the ground, 2 m below, is 2 / that
+    # away.
     assert truth.depth[0, -1, SIZE // 2].item() == pytest.approx(2 * 2 / (1 - 1 / SIZE), rel=0.01)
     assert truth.normal[0, -1, 0].tolist() == pytest.approx([0, 1, 0], abs=1e-5)
 
 
 def test_the_shadow_is_where_the_light_says():
-    lit = render([dataclasses.replace(ball_scene(), light=np.array([0.0, 1.0, 0.0]))], SIZE).image[0].float()
+    above = dataclasses.replace(ball_scene(), light=np.array([0.0, 1.0, 0.0]))
+    lit = render([above], SIZE).image[0].float()
     bare = render([dataclasses.replace(ball_scene(), things=[])], SIZE)
     # Light from above: the ground under the ball, 5 m ahead and 2 m down, is darker than beside it.
     row = int((1 + 2 * 2 / 5) * SIZE / 2)
