@@ -3,45 +3,31 @@
 Settings' labels, bounds and helps come from the records; what is shown, from _cards.
 """
 
-import functools
-import inspect
-import logging
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from gradio.utils import get_upload_folder
 
 from apps import _cards
+from apps._endpoint import publish
 from apps._files import SavedResult, save
 from apps._job import Job
+from apps._request import checked_request, new_job
 from apps._suite import Suite
+from apps._widgets import AT_ONCE, ONE_AT_A_TIME, PRIVATE, plain_errors, widget
 from core.condition import ALREADY_A_MAP, Condition
-from core.errors import BadInput, SuiteError
-from core.images import read_image
-from core.params import Bounds, Choice, Control, Text, Toggle, controls
+from core.params import controls
 from core.png import read_settings
 from core.request import GenerationRequest, GenerationResult, Progress
 
-log = logging.getLogger(__name__)
-
 TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
 
-ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
-"""The same for every run of every page: one queue for the device."""
+CACHE = (600, 24 * 3600)
+"""Every ten minutes, uploads and results older than a day are deleted."""
 
-AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
-"""An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""
-
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-"""An event of the page alone, without Gradio's own progress curtain."""
-
-MOST_SLIDER_STOPS = 10_000
-"""A number with more values than this gets a box: nobody hits a seed with a slider."""
+STOPPED_EARLY = "Stopped before the first image was finished."
 
 
 def build_page(condition: Condition, suite: Suite) -> gr.Blocks:
@@ -62,34 +48,6 @@ def build_site(conditions: Sequence[Condition], suite: Suite) -> gr.Blocks:
         with site.route(condition.title, f"/{condition.name}"):
             page.render()
     return site
-
-
-CACHE = (600, 24 * 3600)
-"""Every ten minutes, uploads and results older than a day are deleted."""
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn any failure into one sentence; a bug gets an id that finds it in the log."""
-    try:
-        yield
-    except SuiteError as error:
-        raise gr.Error(_cards.escape(str(error)), title="Not yet", print_exception=False) from None
-    except gr.Error:
-        raise
-    except Exception:
-        number = uuid.uuid4().hex[:8]
-        log.exception("Error %s", number)
-        raise gr.Error(
-            f"Something went wrong on our side; the server's log has it under {number}.",
-            print_exception=False,
-        ) from None
-
-
-@functools.lru_cache(maxsize=2)  # of up to 120 MB each
-def _decoded(path: str) -> tuple[np.ndarray, list[str]]:
-    """Read an upload once for the many looks a moving slider takes; its path is its content's."""
-    return read_image(path)
 
 
 class _Page:
@@ -117,7 +75,7 @@ class _Page:
         self.last_seed = gr.State(-1)
         self.shown_model = gr.State(self.suite.model)
         self._wire()
-        self._publish()
+        publish(self.condition, self.suite, self.fields, self._save)
 
     def _input(self) -> None:
         self.fields["image"] = gr.Image(
@@ -177,7 +135,7 @@ class _Page:
             options, value=names[0], label="Preprocessor", elem_id="preprocessor"
         )
         for name, control in self.params.items():
-            self.fields[name] = _widget(control, control.default, elem_id=name)
+            self.fields[name] = widget(control, control.default, elem_id=name)
         if self.annotator.detect_resolution is not None:
             self._add("detect_resolution", GenerationRequest)
             self.fields["detect_resolution"].value = self.annotator.detect_resolution
@@ -220,7 +178,7 @@ class _Page:
     def _add(self, name: str, record: type, **options: Any) -> None:
         control = controls(record)[name]
         options.setdefault("elem_id", name)
-        self.fields[name] = _widget(control, self.defaults[name], **options)
+        self.fields[name] = widget(control, self.defaults[name], **options)
 
     def _prompt_hint(self) -> str:
         prompts = self.suite.card(self.suite.model).prompts
@@ -308,13 +266,13 @@ class _Page:
 
     def _begin(self, job: Job | None, *values: Any) -> tuple[Any, ...]:
         """Check everything before a place in the queue is taken."""
-        with _plain_errors():
+        with plain_errors():
             if job is None or job.finished:
-                job = self._job(values)
+                job = new_job(self.condition, self.suite, self._given(values))
         return job, gr.Button(visible=False), gr.Button(visible=True), _cards.WAITING
 
     def _generate(self, job: Job, last_seed: int) -> Iterator[tuple[Any, ...]]:
-        with _plain_errors():
+        with plain_errors():
             try:
                 yield from self._watch(job)
             except Exception:
@@ -358,8 +316,8 @@ class _Page:
         return gr.Button(value="Stopping …")
 
     def _draw_map(self, *values: Any) -> Any:
-        with _plain_errors():
-            request, _ = self._request(values)
+        with plain_errors():
+            request, _ = checked_request(self.condition, self.suite, self._given(values))
             control_map = self.suite.pipeline.draw_map(self.condition, request)
             if self.annotator.empty_message and control_map.min() == control_map.max():
                 gr.Warning(_cards.escape(self.annotator.empty_message))
@@ -367,13 +325,13 @@ class _Page:
 
     def _redraw_map(self, *values: Any) -> Any:
         """Follow a moving slider; without a picture there is nothing to follow."""
-        given = dict(zip(self.fields, values, strict=True))
+        given = self._given(values)
         return self._draw_map(*values) if given["image"] else gr.skip()
 
     def _change_model(self, before: str, *values: Any) -> list[Any]:
         """Move settings that still stand at the old model's defaults to the new one's."""
-        with _plain_errors():
-            given = dict(zip(self.fields, values, strict=True))
+        with plain_errors():
+            given = self._given(values)
             model = given["model"]
             old, new = self.suite.defaults(before), self.suite.defaults(model)
             moved = [
@@ -383,7 +341,7 @@ class _Page:
             return [model, self._header(model), *moved]
 
     def _restore(self, path: str | None) -> list[Any]:
-        with _plain_errors():
+        with plain_errors():
             settings, notes = read_settings(path or b"", self.condition)
             settings |= settings.pop("params", {})
             if settings.get("model", self.suite.model) not in self.suite.models(self.condition):
@@ -399,139 +357,10 @@ class _Page:
     def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
         return self._header(model), gr.Timer(active=not self.suite.settled(model))
 
-    # The same for programs
-
-    def _publish(self) -> None:
-        """Offer `/<name>` to gradio_client and MCP, with the page's own fields as arguments."""
-        names = ["image", *(name for name in self.fields if name != "image")]
-        names.sort(key=self._place_in_api)
-        call = gr.Button(visible=False)
-        call.click(
-            self._api(names),
-            [self.fields[name] for name in names],
-            [
-                gr.Image(label="Control map", type="filepath", format="png", visible=False),
-                gr.File(label="Images", file_count="multiple", visible=False),
-                gr.File(label="Re-extracted maps", file_count="multiple", visible=False),
-                gr.JSON(label="Report", visible=False),
-            ],
-            api_name=self.condition.name,
-            preprocess=False,
-            **ONE_AT_A_TIME,
-        )
-
-    def _place_in_api(self, name: str) -> int:
-        return API_ORDER.index(name if name in API_ORDER else "params")
-
-    def _api(self, names: list[str]) -> Callable[..., Iterator[tuple[Any, ...]]]:
-        def generate(*values: Any) -> Iterator[tuple[Any, ...]]:
-            with _plain_errors():
-                job = self._job(values, names)
-                for report in job.run():
-                    if isinstance(report, GenerationResult):
-                        self.suite.measured(report)
-                        saved = self._save(report)
-                        yield (
-                            str(saved.control_map),
-                            [str(path) for path in saved.images],
-                            [str(path) for path in saved.reextracted],
-                            report.report(),
-                        )
-                    else:
-                        yield None, None, None, None  # a call whose caller left ends here
-
-        every = {**controls(GenerationRequest), **self.params}
-        lines = [f"{name}: {_help(every.get(name), name)}" for name in names]
-        generate.__name__ = self.condition.name  # what MCP calls the tool
-        generate.__doc__ = "\n".join(
-            [
-                f"{self.condition.blurb} Returns the control map, the generated images, the maps "
-                "re-extracted from them, and a report with a seed and a score for each image.",
-                "Args:",
-                *(f"    {line}" for line in lines),
-            ]
-        )
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(name, kind) for name in names]
-        )
-        return generate
-
-    # Shared by both
-
-    def _job(self, values: Iterable[Any], names: Iterable[str] = ()) -> Job:
-        return Job(self.suite.pipeline, self.condition, *self._request(values, names))
-
-    def _request(
-        self, values: Iterable[Any], names: Iterable[str] = ()
-    ) -> tuple[GenerationRequest, list[str]]:
-        """Make the checked request of the widgets' raw values, and notes on the picture.
-
-        Raises:
-            SuiteError: something is missing, unreadable or out of its bounds.
-        """
-        given = dict(zip(names or self.fields, values, strict=True))
-        self.suite.card(given["model"])
-        names_of_maps = [*(p.name for p in self.annotator.preprocessors), ALREADY_A_MAP]
-        if given["preprocessor"] not in names_of_maps:
-            raise BadInput(f"The preprocessor must be one of: {', '.join(names_of_maps)}.")
-        picture = given.pop("image")
-        params = self.annotator.params(**{name: given.pop(name) for name in self.params})
-        path = picture.get("path") if isinstance(picture, dict) else None
-        if not path:
-            raise BadInput("There is no picture yet: please add one, or take an example.")
-        image, notes = _decoded(path)
-        return GenerationRequest(image=image, params=params, **given), notes
+    def _given(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.fields, values, strict=True))
 
     def _save(self, result: GenerationResult) -> SavedResult:
         saved = save(result, self.annotator, Path(get_upload_folder()), self.suite.keep)
         self.results.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
         return saved
-
-
-API_ORDER = (
-    "image",
-    "prompt",
-    "added_prompt",
-    "negative_prompt",
-    "num_samples",
-    "image_resolution",
-    "detect_resolution",
-    "steps",
-    "strength",
-    "guess_mode",
-    "guidance_scale",
-    "seed",
-    "eta",
-    "params",
-    "preprocessor",
-    "model",
-    "control_start",
-    "control_end",
-)
-"""The endpoint's arguments; the annotator's own settings stand in the place of "params"."""
-
-STOPPED_EARLY = "Stopped before the first image was finished."
-
-
-def _help(control: Control | None, name: str) -> str:
-    if control is None:
-        return "The picture to start from." if name == "image" else name
-    limits = f" ({control.low:g} to {control.high:g})" if isinstance(control, Bounds) else ""
-    return f"{control.label}{limits}. {control.help}".strip()
-
-
-def _widget(control: Control, value: Any, **options: Any) -> gr.components.Component:
-    """Return the widget that fits a setting."""
-    options |= {"label": control.label, "info": control.help or None, "value": value}
-    match control:
-        case Bounds() if (control.high - control.low) / control.step > MOST_SLIDER_STOPS:
-            return gr.Number(precision=0 if control.whole else None, step=control.step, **options)
-        case Bounds():
-            return gr.Slider(control.low, control.high, step=control.step, **options)
-        case Choice():
-            return gr.Radio(list(control.options), **options)
-        case Toggle():
-            return gr.Checkbox(**options)
-        case Text():
-            return gr.Textbox(max_length=control.max_length, **{"lines": 2, **options})
