@@ -127,6 +127,8 @@ def launch(
             prevent_thread_lock=not block,
         )
     except OSError as error:
+        if options.port is not None and "empty port" in str(error):
+            sys.exit(f"Port {options.port} is in use; choose another with --port.")
         sys.exit(f"The server could not start: {error}")
     return address
 
