@@ -1,0 +1,1 @@
+"""Measures the suite: how well the control is kept, and how fast it is."""

@@ -2,10 +2,11 @@
 
     python -m benchmarks.controllability --model diorama --conditions canny --scenes 128 [--json]
 
-Every held-out scene gives a picture, its control map and its caption. The model draws the scene again from map and
-caption at several control strengths, the map is re-extracted from what it drew, and the two are scored as the app
-scores them. The oracle is the same score for the autoencoder's round trip of the scene itself: what the decoder
-allows at best. Prompt colours: the share of named things whose visible surface is nearest to its named colour.
+Every held-out scene gives a picture, its control map and its caption. The model draws the scene
+again from map and caption at several control strengths, the map is re-extracted from what it drew,
+and the two are scored as the app scores them. The oracle is the same score for the autoencoder's
+round trip of the scene itself: what the decoder allows at best. Prompt colours: the share of named
+things whose visible surface is nearest to its named colour.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from core.errors import SuiteError
 from core.images import to_images, to_tensor
 from core.networks import Networks
 from core.pipeline import Pipeline
-from core.request import GenerationRequest
+from core.request import GenerationRequest, GenerationResult
 from models.store import Store
 from training.dataset import HELD_OUT
 from training.progress import clock
@@ -59,7 +60,8 @@ def psnr(a: RGBImage, b: RGBImage) -> float:
 def nearest_colour(pixels: np.ndarray, scene: Scene) -> str:
     """The colour word nearest to pixels (N, 3) uint8, under the scene's light.
 
-    Each named colour is compared as that light would show it: tinted, and as bright as suits it best.
+    Each named colour is compared as that light would show it: tinted, and as bright as suits it
+    best.
     """
     light = np.asarray(scene.sky.sun) * 0.6 + np.asarray(scene.sky.ambient)
     tint = light / light.max()
@@ -89,65 +91,110 @@ def named_surfaces(scene: Scene, truth: Truth, index: int) -> list[tuple[str, np
 
 def colour_hits(scene: Scene, truth: Truth, index: int, image: RGBImage) -> list[bool]:
     """For each named surface, whether its pixels show the named colour."""
-    return [nearest_colour(image[mask], scene) == name for name, mask in named_surfaces(scene, truth, index)]
+    return [
+        nearest_colour(image[mask], scene) == name
+        for name, mask in named_surfaces(scene, truth, index)
+    ]
+
+
+class _Measured:
+    """What is found about one condition of a model, scene by scene."""
+
+    def __init__(
+        self, pipeline: Pipeline, store: Store, model: str, name: str, strengths: tuple[float, ...]
+    ) -> None:
+        self._pipeline, self._model, self._strengths = pipeline, model, strengths
+        self._defaults = store.card(model).defaults
+        self._annotator = find_annotator(name)
+        self._condition = Condition(name, name, "", self._annotator, name)
+        self._networks = store.load(model, name)
+        self.scores: dict[str, list[Score]] = {"oracle": [], **{f"{s:g}": [] for s in strengths}}
+        self.noise: list[float] = []  # PSNR of the autoencoder's round trips, in dB
+        self.hits: list[bool] = []  # whether named colours are seen in what the model drew
+        self.possible: list[bool] = []  # and in the round trips
+        self.rows: list[list[RGBImage]] = []  # of the contact sheet
+
+    def add(self, k: int) -> GenerationRequest:
+        """Measures the held-out scene number k; returns the last request as it was run."""
+        scene = make_scene(HELD_OUT + k)
+        truth = render([scene], int(self._defaults.get("image_resolution", 512)))
+        picture = truth.image[0].numpy()
+        returned = round_trip(self._networks, picture)
+        self.noise.append(psnr(picture, returned))
+        self.possible += colour_hits(scene, truth, 0, returned)
+        row = [picture]
+        for strength in self._strengths:
+            request = GenerationRequest(
+                image=picture,
+                prompt=scene.caption,
+                strength=strength,
+                seed=k,
+                model=self._model,
+                **self._defaults,
+            )
+            made = self._pipeline.generate(self._condition, request)
+            self.scores[f"{strength:g}"].append(made.scores[0])
+            if strength == self._strengths[0]:
+                self.scores["oracle"].append(self._oracle(made, returned))
+                row.append(made.control_map)
+            row.append(made.images[0])
+            if strength == 1.0:
+                self.hits += colour_hits(scene, truth, 0, made.images[0])
+                row.append(made.reextracted[0])
+        self.rows.append(row)
+        return made.request
+
+    def _oracle(self, made: GenerationResult, returned: RGBImage) -> Score:
+        """How well the round trip of the picture itself agrees with the map that was used."""
+        extractor = Extractor(
+            self._annotator,
+            self._annotator.preprocessors[0],
+            made.request.params,
+            made.request.detect_resolution,
+        )
+        return extractor.reextract_and_score(returned, made.control_map)[1]
+
+    def save_sheet(self, path: Path) -> None:
+        """The first twelve scenes: picture, map, and what was drawn at each strength."""
+        rows = [np.concatenate(row, 1) for row in self.rows[:12]]
+        Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 
 def measure(
-    store: Store, model: str, conditions: list[str], scenes: int, strengths: tuple[float, ...], sheet: Path | None
+    store: Store,
+    model: str,
+    conditions: list[str],
+    scenes: int,
+    strengths: tuple[float, ...],
+    sheet: Path | None,
 ) -> dict[str, Any]:
-    """The figures of the contract, over `scenes` held-out scenes."""
-    card = store.card(model)
-    defaults = card.defaults
+    """The figures of the contract, over `scenes` held-out scenes.
+
+    Saves a contact sheet for each condition beside `sheet`, if one is asked for.
+    """
     pipeline = Pipeline(store.load)
     result: dict[str, Any] = {"model": model, "scenes": scenes, "conditions": {}}
     began, done = time.monotonic(), 0
     for name in conditions:
-        annotator = find_annotator(name)
-        condition = Condition(name, name, "", annotator, name)
-        networks = store.load(model, name)
-        kept: dict[str, list[Score]] = {"oracle": [], **{f"{s:g}": [] for s in strengths}}
-        noise, hits, possible = [], [], []
-        rows: list[list[np.ndarray]] = []
+        found = _Measured(pipeline, store, model, name, strengths)
         for k in range(scenes):
-            scene = make_scene(HELD_OUT + k)
-            size = int(defaults.get("image_resolution", 512))
-            truth = render([scene], size)
-            picture = truth.image[0].numpy()
-            returned = round_trip(networks, picture)
-            noise.append(psnr(picture, returned))
-            possible += colour_hits(scene, truth, 0, returned)
-            row = [picture]
-            for strength in strengths:
-                request = GenerationRequest(
-                    image=picture, prompt=scene.caption, strength=strength, seed=k, model=model, **defaults
-                )
-                made = pipeline.generate(condition, request)
-                kept[f"{strength:g}"].append(made.scores[0])
-                if strength == strengths[0]:
-                    again = Extractor(annotator, annotator.preprocessors[0], made.request.params,
-                                      made.request.detect_resolution)  # fmt: skip
-                    kept["oracle"].append(again.reextract_and_score(returned, made.control_map)[1])
-                    row += [made.control_map]
-                row.append(made.images[0])
-                if strength == 1.0:
-                    hits += colour_hits(scene, truth, 0, made.images[0])
-                    row.append(made.reextracted[0])
-                result["steps"], result["guidance_scale"] = made.request.steps, made.request.guidance_scale
-            rows.append(row)
+            used = found.add(k)
+            result["steps"], result["guidance_scale"] = used.steps, used.guidance_scale
             done += 1
             print(clock(done, scenes * len(conditions), began, "scenes"), end="\r", flush=True)
-        result["conditions"][name] = _summary(kept)
-        result["autoencoder_psnr"] = round(float(np.mean(noise)), 2)
-        result["prompt_colour_accuracy"] = round(float(np.mean(hits)), 3) if hits else None
-        result["prompt_colour_oracle"] = round(float(np.mean(possible)), 3)
+        result["conditions"][name] = _summary(found.scores)
+        result["autoencoder_psnr"] = round(float(np.mean(found.noise)), 2)
+        seen = round(float(np.mean(found.hits)), 3) if found.hits else None
+        result["prompt_colour_accuracy"] = seen
+        result["prompt_colour_oracle"] = round(float(np.mean(found.possible)), 3)
         if sheet:
-            picture_rows = [np.concatenate(row, 1) for row in rows[:12]]
-            Image.fromarray(np.concatenate(picture_rows, 0)).save(sheet.with_stem(f"{sheet.stem}-{name}"))
+            found.save_sheet(sheet.with_stem(f"{sheet.stem}-{name}"))
     print()
     return result
 
 
 def _summary(kept: dict[str, list[Score]]) -> dict[str, Any]:
+    """Means of the scores, for the oracle and each strength."""
     metric = kept["oracle"][0].metric
 
     def mean(key: str, name: str) -> float:
@@ -169,17 +216,37 @@ def _summary(kept: dict[str, list[Score]]) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"{result['model']}: {result['scenes']} held-out scenes, {result['steps']} steps, "
-          f"guidance {result['guidance_scale']:g}")  # fmt: skip
+    print(
+        f"{result['model']}: {result['scenes']} held-out scenes, {result['steps']} steps, "
+        f"guidance {result['guidance_scale']:g}"
+    )
     for name, found in result["conditions"].items():
-        for metric, values in {found["metric"]: {"oracle": found["oracle"], **found["strength"]}, **found["beside"]}.items():
+        for metric, values in {
+            found["metric"]: {"oracle": found["oracle"], **found["strength"]},
+            **found["beside"],
+        }.items():
             cells = "  ".join(f"{key}: {value:.3f}" for key, value in values.items())
             print(f"  {name:10} {metric:10} {cells}")
-    print(f"  autoencoder {result['autoencoder_psnr']} dB; prompt colours {result['prompt_colour_accuracy']} "
-          f"(round trip of the scenes themselves {result['prompt_colour_oracle']})")  # fmt: skip
+    print(
+        f"  autoencoder {result['autoencoder_psnr']} dB; "
+        f"prompt colours {result['prompt_colour_accuracy']} "
+        f"(round trip of the scenes themselves {result['prompt_colour_oracle']})"
+    )
+
+
+def _annotate(result: dict[str, Any]) -> None:
+    """Writes the figures into the metadata of Diorama's weights."""
+    root = Path(__file__).parent.parent / "models" / "diorama"
+    keys = ("scenes", "steps", "guidance_scale", "autoencoder_psnr", "prompt_colour_accuracy")
+    shared = {key: result[key] for key in keys}
+    for name, found in result["conditions"].items():
+        annotate(root / "controlnet" / name, scores=shared | found)
+    annotate(root / "vae", scores={"psnr": result["autoencoder_psnr"]})
+    annotate(root / "unet", scores={"prompt_colour_accuracy": result["prompt_colour_accuracy"]})
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` stand in for the process's own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="diorama")
     parser.add_argument("--conditions", default="canny", help="names, separated by commas")
@@ -187,25 +254,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--strengths", default=",".join(f"{s:g}" for s in STRENGTHS))
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
-    parser.add_argument("--sheet", type=Path, default=None, help="also save a contact sheet for each condition here")
-    parser.add_argument("--annotate", action="store_true", help="write the figures into Diorama's weights")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--sheet", type=Path, default=None, help="also save a contact sheet for each condition here"
+    )
+    parser.add_argument(
+        "--annotate", action="store_true", help="write the figures into Diorama's weights"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     options = parser.parse_args(arguments)
     strengths = tuple(float(s) for s in options.strengths.split(","))
     try:
         store = Store(options.device, options.dtype)
-        result = measure(store, options.model, options.conditions.split(","), options.scenes, strengths, options.sheet)
+        result = measure(
+            store,
+            options.model,
+            options.conditions.split(","),
+            options.scenes,
+            strengths,
+            options.sheet,
+        )
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
     _print(result)
     if options.annotate:
-        root = Path(__file__).parent.parent / "models" / "diorama"
-        shared = {key: result[key] for key in ("scenes", "steps", "guidance_scale", "autoencoder_psnr",
-                                               "prompt_colour_accuracy")}  # fmt: skip
-        for name, found in result["conditions"].items():
-            annotate(root / "controlnet" / name, scores=shared | found)
-        annotate(root / "vae", scores={"psnr": result["autoencoder_psnr"]})
-        annotate(root / "unet", scores={"prompt_colour_accuracy": result["prompt_colour_accuracy"]})
+        _annotate(result)
     if options.json:
         print(json.dumps(result))
 

@@ -1,11 +1,14 @@
-"""Trains Diorama's text encoder and latent UNet together, from captions and pictures alone.
+r"""Trains Diorama's text encoder and latent UNet together, from captions and pictures alone.
 
-    python -m training.train_base --size 128 --minutes 24 --out runs/base-128 --save runs/base-128/saved
-    python -m training.train_base --size 256 --minutes 18 --start runs/base-128/saved --save models/diorama
+    python -m training.train_base --size 128 --minutes 24 --out runs/base-128 \
+        --save runs/base-128/saved
+    python -m training.train_base --size 256 --minutes 18 --start runs/base-128/saved \
+        --save models/diorama
 
-Small pictures first: a step costs a quarter, and what words mean is learned there; the second run learns the full size.
-Needs the pictures of `training.dataset` and the autoencoder of `training.train_autoencoder`; makes the tokenizer, and
-keeps the latents in `--data` so that they are computed once.
+Small pictures first: a step costs a quarter, and what words mean is learned there; the second run
+learns the full size. Needs the pictures of `training.dataset` and the autoencoder of
+`training.train_autoencoder`; makes the tokenizer, and keeps the latents in `--data` so that they
+are computed once.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.dataset import Pictures
+from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
 from training.loop import add_run_options, run_from, train
 from training.train_autoencoder import pixels
@@ -31,55 +34,88 @@ DROPPED_CAPTIONS = 0.1  # share of empty captions, which classifier-free guidanc
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learned from captions; letters it never saw still have tokens."""
+    """A CLIP tokenizer whose merges are learned from captions.
+
+    Letters it never saw still have tokens.
+    """
     start, end = "<|startoftext|>", "<|endoftext|>"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Whitespace(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
-    learner.train_from_iterator(captions, trainers.BpeTrainer(
-        vocab_size=1024, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False,
-    ))  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner.train_from_iterator(captions, trainer)
     model = json.loads(learner.to_str())["model"]
-    words = list(dict.fromkeys([*alphabet, *(a + "</w>" for a in alphabet), *model["vocab"], start, end]))
+    words = list(
+        dict.fromkeys([*alphabet, *(a + "</w>" for a in alphabet), *model["vocab"], start, end])
+    )
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    return CLIPTokenizer(vocab={w: k for k, w in enumerate(words)}, merges=merges, model_max_length=77)
+    return CLIPTokenizer(
+        vocab={w: k for k, w in enumerate(words)}, merges=merges, model_max_length=77
+    )
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """The untrained text encoder: two layers of 192."""
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=77, projection_dim=TEXT_WIDTH, hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    ))  # fmt: skip
+    )
+    return CLIPTextModel(config)
 
 
 def make_unet(size: int) -> UNet2DConditionModel:
-    """The untrained UNet for latents `size` wide: Stable Diffusion's plan at a hundredth of its size."""
+    """The untrained UNet for latents `size` wide.
+
+    Stable Diffusion's plan at a hundredth of its size.
+    """
     return UNet2DConditionModel(
-        sample_size=size, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128, 160),
+        sample_size=size,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 160),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16,
-    )  # fmt: skip
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
 
 
-def cached_latents(folder: Path, data: Pictures, autoencoder: Path, device: str) -> Tensor:
-    """(N, 4, h, w) float16 latents of all pictures, computed at the first call and kept in `folder`."""
+def cached_latents(folder: Path, data: PictureSource, autoencoder: Path, device: str) -> Tensor:
+    """(N, 4, h, w) float16 latents of all pictures, computed once and kept in `folder`."""
     path = folder / f"latents-{data.size}.pt"
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
         if len(kept) == len(data):
             return kept
-    encoder = AutoencoderTiny.from_pretrained(autoencoder).to(device, memory_format=torch.channels_last).encoder
+    vae = AutoencoderTiny.from_pretrained(autoencoder)
+    encoder = vae.to(device, memory_format=torch.channels_last).encoder
     found = []
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         for k in range(0, len(data), 16):
-            found.append(encoder(pixels(data.batch(range(k, min(k + 16, len(data)))), device)).half().cpu())
+            pictures = data.batch(range(k, min(k + 16, len(data))))
+            found.append(encoder(pixels(pictures, device)).half().cpu())
             if k % 1600 == 0:
                 print(f"latents {k}/{len(data)}", flush=True)
     latents = torch.cat(found)
@@ -88,21 +124,35 @@ def cached_latents(folder: Path, data: Pictures, autoencoder: Path, device: str)
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """(N, 77) token ids."""
-    ids: Tensor = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    """(N, 77) token ids, cut or padded."""
+    ids: Tensor = tokenizer(
+        captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
     return ids
 
 
 @torch.no_grad()
-def sample(
-    unet: nn.Module, vae: AutoencoderTiny, text: Tensor, empty: Tensor, size: int, steps: int = 20, guidance: float = 3.0,
-    control: nn.Module | None = None, hint: Tensor | None = None,
-) -> np.ndarray:  # fmt: skip
-    """A sheet's pictures, (B, H, W, 3) uint8; the application's own sampler is `core.pipeline`."""
+def sample(  # noqa: PLR0913, PLR0917 - what a sampler needs
+    unet: nn.Module,
+    vae: AutoencoderTiny,
+    text: Tensor,
+    empty: Tensor,
+    size: int,
+    steps: int = 20,
+    guidance: float = 3.0,
+    control: nn.Module | None = None,
+    hint: Tensor | None = None,
+) -> np.ndarray:
+    """A sheet's pictures, (B, H, W, 3) uint8; the application's own sampler is `core.pipeline`.
+
+    `text` (B, 77, C) and `empty` (1, 77, C) are the encoded captions, `size` is the latents' side,
+    `hint` (B, 3, H, W) in [0, 1] the control's maps.
+    """
     scheduler = make_scheduler()
     scheduler.set_timesteps(steps)
     device = text.device
-    latents = torch.randn(len(text), 4, size, size, generator=torch.Generator().manual_seed(1)).to(device)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(len(text), 4, size, size, generator=generator).to(device)
     both = torch.cat([empty.expand_as(text), text])
     for t in scheduler.timesteps:
         with torch.autocast(device.type, torch.bfloat16):
@@ -110,40 +160,61 @@ def sample(
             more = {}
             if control is not None and hint is not None:
                 down, middle = control(doubled, t, both, torch.cat([hint, hint]), return_dict=False)
-                more = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+                more = {
+                    "down_block_additional_residuals": down,
+                    "mid_block_additional_residual": middle,
+                }
             low, high = unet(doubled, t, both, **more).sample.float().chunk(2)
         latents = scheduler.step(low + guidance * (high - low), t, latents).prev_sample
     found = vae.decoder(latents).clamp(-1, 1)
-    return (found.permute(0, 2, 3, 1) * 127.5 + 127.5).byte().cpu().numpy()
+    pictures: np.ndarray = (found.permute(0, 2, 3, 1) * 127.5 + 127.5).byte().cpu().numpy()
+    return pictures
 
 
 def contact_sheet(rows: list[np.ndarray]) -> Image.Image:
-    """Rows of pictures (N, H, W, 3) one above the other."""
+    """Rows of pictures (N, H, W, 3) uint8, one above the other."""
     return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows], 0))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, "runs/base", steps=40_000, learning_rate=1e-3)
     parser.add_argument("--data", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--autoencoder", type=Path, default=Path("models/diorama/vae"))
-    parser.add_argument("--size", type=int, default=256, help="of the pictures; smaller ones are averaged from them")
-    parser.add_argument("--start", type=Path, default=None, help="folder of an earlier --save to go on from")
-    parser.add_argument("--save", type=Path, default=None, help="folder that gets unet/, text_encoder/, tokenizer/ …")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--size", type=int, default=256, help="of the pictures; smaller ones are averaged from them"
+    )
+    parser.add_argument(
+        "--start", type=Path, default=None, help="folder of an earlier --save to go on from"
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        default=None,
+        help="folder that gets unet/, text_encoder/, tokenizer/ …",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` stand in for the process's own."""
+    options = _options(arguments)
     torch.manual_seed(options.seed)
     device = options.device
     data = Pictures(options.data, options.size)
     vae = AutoencoderTiny.from_pretrained(options.autoencoder).to(device)
     latents = cached_latents(options.data, data, options.autoencoder, device)
-    tokenizer = make_tokenizer(data.captions)
+    if options.start:
+        tokenizer = CLIPTokenizer.from_pretrained(options.start / "tokenizer")
+    else:
+        tokenizer = make_tokenizer(data.captions)
     ids = tokens(tokenizer, data.captions)
     empty = tokens(tokenizer, [""])
     text_encoder, unet = make_text_encoder(tokenizer), make_unet(latents.shape[-1])
     if options.start:
-        tokenizer = CLIPTokenizer.from_pretrained(options.start / "tokenizer")
-        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
-        unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())
+        words_of, unet_of = options.start / "text_encoder", options.start / "unet"
+        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(words_of).state_dict())
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(unet_of).state_dict())
     text_encoder, unet = text_encoder.to(device), unet.to(device, memory_format=torch.channels_last)
     print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M", flush=True)
     scheduler = make_scheduler()
@@ -152,7 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
-        words = torch.where(torch.rand(batch, 1, generator=rng) < DROPPED_CAPTIONS, empty, ids[rows]).to(device)
+        dropped = torch.rand(batch, 1, generator=rng) < DROPPED_CAPTIONS
+        words = torch.where(dropped, empty, ids[rows]).to(device)
         clean = latents[rows].to(device).float().contiguous(memory_format=torch.channels_last)
         target = NoisyTarget(scheduler, clean, rng)
         with torch.autocast(device, torch.bfloat16):
@@ -165,7 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
         with torch.no_grad():
             text = text_encoder(ids[:count].to(device)).last_hidden_state
             none = text_encoder(empty.to(device)).last_hidden_state
-        contact_sheet([data.batch(range(count)), sample(unet, vae, text, none, latents.shape[-1])]).save(path)
+        made = sample(unet, vae, text, none, latents.shape[-1])
+        contact_sheet([data.batch(range(count)), made]).save(path)
 
     modules = train(run_from(options), {"unet": unet, "text_encoder": text_encoder}, loss_at, sheet)
     if options.save:

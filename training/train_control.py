@@ -1,14 +1,16 @@
-"""Trains a ControlNet on a frozen base: copied encoder, zero convolutions, half the prompts emptied.
+"""Trains a ControlNet on a frozen base.
 
     python -m training.train_control --condition canny --minutes 30
     python -m training.train_control --condition canny --folder my_pictures --base path/to/base
 
-Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models". Data, loss and loop are apart:
-any `Examples` will do for data, so a user's own folder trains the same way as Diorama's scenes.
+Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models": copied
+encoder, zero convolutions, half the prompts emptied. Data, loss and loop are apart: any `Examples`
+will do for data, so a user's own folder trains the same way as Diorama's scenes.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
 from core.condition import Annotator
-from training.dataset import Pictures
+from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
 from training.loop import add_run_options, run_from, train
 from training.train_base import cached_latents, contact_sheet, sample, tokens
@@ -31,17 +33,14 @@ HINT_CHANNELS = (16, 16, 32, 64)  # of the encoder that brings the map to the la
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 
 
-class Examples(Protocol):
-    """What a ControlNet learns from: pictures and maps (N, H, W, 3) uint8 of one square size, and captions."""
+class Examples(PictureSource, Protocol):
+    """What a ControlNet learns from: pictures with captions, and a control map for each."""
 
     captions: list[str]
-    size: int
 
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: range | list[int]) -> np.ndarray: ...
-
-    def maps(self, rows: list[int]) -> np.ndarray: ...
+    def maps(self, rows: Sequence[int]) -> np.ndarray:
+        """The control maps, (N, size, size, 3) uint8."""
+        ...
 
 
 class DrawnExamples(Pictures):
@@ -51,8 +50,11 @@ class DrawnExamples(Pictures):
         super().__init__(folder, size)
         self._annotator = annotator
 
-    def maps(self, rows: list[int]) -> np.ndarray:
-        """(N, H, W, 3) uint8, drawn by the annotator's first preprocessor at its default settings."""
+    def maps(self, rows: Sequence[int]) -> np.ndarray:
+        """The control maps, (N, size, size, 3) uint8.
+
+        Drawn by the annotator's first preprocessor at its default settings.
+        """
         draw, settings = self._annotator.preprocessors[0].draw, self._annotator.params()
         return np.stack([draw(picture, settings) for picture in self.batch(rows)])
 
@@ -60,8 +62,8 @@ class DrawnExamples(Pictures):
 class FolderExamples:
     """A user's own data in ControlNet's training layout.
 
-    `prompt.json` holds one JSON object a line: `source` (the map) and `target` (the picture), paths from the folder, and
-    `prompt`. Pictures are cut to a centred square and scaled to `size`.
+    `prompt.json` holds one JSON object a line: `source` (the map) and `target` (the picture), paths
+    from the folder, and `prompt`. Pictures are cut to a centred square and scaled to `size`.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -82,47 +84,71 @@ class FolderExamples:
         square = picture.crop((left, top, left + side, top + side))
         return np.asarray(square.resize((self.size, self.size), resample))
 
-    def batch(self, rows: range | list[int]) -> np.ndarray:
+    def batch(self, rows: Sequence[int]) -> np.ndarray:
         """The pictures, (N, size, size, 3) uint8."""
-        return np.stack([self._read(self._rows[r]["target"], Image.Resampling.LANCZOS) for r in rows])
+        return np.stack(
+            [self._read(self._rows[r]["target"], Image.Resampling.LANCZOS) for r in rows]
+        )
 
-    def maps(self, rows: list[int]) -> np.ndarray:
+    def maps(self, rows: Sequence[int]) -> np.ndarray:
         """The control maps, (N, size, size, 3) uint8."""
-        return np.stack([self._read(self._rows[r]["source"], Image.Resampling.NEAREST) for r in rows])
+        return np.stack(
+            [self._read(self._rows[r]["source"], Image.Resampling.NEAREST) for r in rows]
+        )
 
 
 def hint(maps: np.ndarray, device: str) -> Tensor:
     """(B, H, W, 3) uint8 maps → (B, 3, H, W) in [0, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(maps)).to(device).permute(0, 3, 1, 2).float().div(255)
-    return tensor.contiguous(memory_format=torch.channels_last)
+    tensor = torch.from_numpy(np.ascontiguousarray(maps)).to(device).permute(0, 3, 1, 2)
+    return tensor.float().div(255).contiguous(memory_format=torch.channels_last)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, "", steps=40_000, learning_rate=5e-4)
     parser.set_defaults(out=None)
     parser.add_argument("--condition", default="canny")
     parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="rendered scenes")
-    parser.add_argument("--folder", type=Path, default=None, help="your own pictures, maps and prompt.json instead")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="your own pictures, maps and prompt.json instead"
+    )
     parser.add_argument("--base", type=Path, default=Path("models/diorama"))
-    parser.add_argument("--size", type=int, default=None, help="of the pictures; default: what the base was trained at")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=None,
+        help="of the pictures; default: what the base was trained at",
+    )
     parser.add_argument("--start", type=Path, default=None, help="an earlier --save to go on from")
-    parser.add_argument("--save", type=Path, default=None, help="folder to write the finished ControlNet to")
+    parser.add_argument(
+        "--save", type=Path, default=None, help="folder to write the finished ControlNet to"
+    )
     options = parser.parse_args(arguments)
     options.out = options.out or Path(f"runs/control-{options.condition}")
+    return options
+
+
+def _examples(options: argparse.Namespace, size: int) -> tuple[Examples, Path]:
+    """The examples the options ask for, and the folder that keeps their latents."""
+    if options.folder:
+        return FolderExamples(options.folder, size), options.folder
+    annotator = find_annotator(options.condition)
+    return DrawnExamples(options.data, annotator, size), options.data
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` stand in for the process's own."""
+    options = _options(arguments)
     torch.manual_seed(options.seed)
     device = options.device
-    data: Examples
     unet = UNet2DConditionModel.from_pretrained(options.base / "unet", torch_dtype=torch.float32)
-    size = options.size or unet.config.sample_size * 8
-    if options.folder:
-        data, cache = FolderExamples(options.folder, size), options.folder
-    else:
-        data, cache = DrawnExamples(options.data, find_annotator(options.condition), size), options.data
-    vae = AutoencoderTiny.from_pretrained(options.base / "vae", torch_dtype=torch.float32).to(device)
+    data, cache = _examples(options, options.size or unet.config.sample_size * 8)
+    vae = AutoencoderTiny.from_pretrained(options.base / "vae", torch_dtype=torch.float32)
+    vae = vae.to(device)
     latents = cached_latents(cache, data, options.base / "vae", device)
     tokenizer = CLIPTokenizer.from_pretrained(options.base / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(options.base / "text_encoder", dtype=torch.float32).to(device)
+    words_of = options.base / "text_encoder"
+    text_encoder = CLIPTextModel.from_pretrained(words_of, dtype=torch.float32).to(device)
     unet = unet.to(device, memory_format=torch.channels_last).requires_grad_(False)
     if options.start:
         control = ControlNetModel.from_pretrained(options.start, torch_dtype=torch.float32)
@@ -138,15 +164,21 @@ def main(arguments: list[str] | None = None) -> None:
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
-        words = torch.where(torch.rand(batch, 1, generator=rng) < EMPTY_PROMPTS, empty, ids[rows]).to(device)
+        emptied = torch.rand(batch, 1, generator=rng) < EMPTY_PROMPTS
+        words = torch.where(emptied, empty, ids[rows]).to(device)
         target = NoisyTarget(scheduler, latents[rows].to(device).float(), rng)
         noisy = target.noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16):
             text = text_encoder(words).last_hidden_state
-            down, middle = control(noisy, target.timesteps, text, hint(data.maps(rows.tolist()), device),
-                                   return_dict=False)  # fmt: skip
-            found = unet(noisy, target.timesteps, text, down_block_additional_residuals=down,
-                         mid_block_additional_residual=middle).sample  # fmt: skip
+            maps = hint(data.maps(rows.tolist()), device)
+            down, middle = control(noisy, target.timesteps, text, maps, return_dict=False)
+            found = unet(
+                noisy,
+                target.timesteps,
+                text,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
         return {"loss": target.loss(found)}
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
@@ -155,9 +187,11 @@ def main(arguments: list[str] | None = None) -> None:
         with torch.no_grad():
             text = text_encoder(ids[chosen].to(device)).last_hidden_state
             none = text_encoder(empty.to(device)).last_hidden_state
-        made = sample(unet, vae, text, none, latents.shape[-1], control=control, hint=hint(maps, device))
-        plain = sample(unet, vae, none.expand_as(text), none, latents.shape[-1], guidance=1.0, control=control,
-                       hint=hint(maps, device))  # fmt: skip
+        side, hints = latents.shape[-1], hint(maps, device)
+        made = sample(unet, vae, text, none, side, control=control, hint=hints)
+        # The same maps without words.
+        mute = none.expand_as(text)
+        plain = sample(unet, vae, mute, none, side, guidance=1.0, control=control, hint=hints)
         contact_sheet([data.batch(chosen), maps, made, plain]).save(path)
 
     modules = train(run_from(options), {"control": control}, loss_at, sheet)
