@@ -323,7 +323,9 @@ def _house(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     size = (w * 1.12, 2 * d * 1.06, roof_height)
     eaves = _at(x, 2 * h, z) - yaw[2] * d * 1.06
     roof = _solid(PRISM, eaves, size, rotation, COLOURS[roof_name], "house", outline=gable)
-    return Thing(f"{name} house with a {roof_name} roof", [walls, roof], name, coloured=(0,))
+    return Thing(
+        f"{name} house with {_article(roof_name)} roof", [walls, roof], name, coloured=(0,)
+    )
 
 
 def _tree(rng: np.random.Generator, x: float, z: float, _name: str) -> Thing:
@@ -639,7 +641,7 @@ def _plural(words: str) -> str:
         return "people" + words[len("person") :]
     head, _, tail = words.partition(" with ")
     plural = head + ("es" if head.endswith("x") else "s")
-    return plural + (f" with {tail.replace('a ', '', 1)}s" if tail else "")
+    return plural + (f" with {tail.split(' ', 1)[1]}s" if tail else "")
 
 
 def _street(rng: np.random.Generator) -> list[tuple[float, float]]:
