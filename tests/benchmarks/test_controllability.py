@@ -24,7 +24,9 @@ def test_real_scenes_show_the_colours_they_name():
 
 
 def test_a_wrong_colour_is_no_hit():
-    scene = next(s for s in map(make_scene, range(100)) if s.things[0].colour == "red" and not s.night)
+    scene = next(
+        s for s in map(make_scene, range(100)) if s.things[0].colour == "red" and not s.night
+    )
     wrong = np.full((5, 3), 255 * np.array(COLOURS["blue"]), float).astype(np.uint8)
     assert nearest_colour(wrong, scene) == "blue"
 
