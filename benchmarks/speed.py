@@ -231,7 +231,7 @@ def server_times(model: str) -> dict[str, float]:
     The first image is timed cold, as the server's first run, and once the model is loaded.
     """
     # Only this measure needs it.
-    from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # noqa: PLC0415
+    from gradio_client import Client, handle_file  # noqa: PLC0415
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
