@@ -20,6 +20,8 @@ def find_annotator(name: str) -> Annotator:
         BadInput: there is none; the message lists those there are.
     """
     if name not in annotator_names():
-        raise BadInput(f"There is no condition {name!r}; there are: {', '.join(annotator_names())}.")
+        raise BadInput(
+            f"There is no condition {name!r}; there are: {', '.join(annotator_names())}."
+        )
     annotator: Annotator = importlib.import_module(f"annotators.{name}").ANNOTATOR
     return annotator
