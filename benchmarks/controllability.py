@@ -32,13 +32,12 @@ from core.request import GenerationRequest, GenerationResult
 from models.store import Store
 from training.dataset import HELD_OUT
 from training.progress import clock
-from training.renderer import Truth, render
+from training.renderer import TONE, Truth, render
 from training.weights import annotate
 from training.world import COLOURS, Scene, make_scene
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SMALLEST_SURFACE = 60  # pixels: a speck has no colour to speak of
-TONE = 0.8  # the renderer's tone curve
 
 
 def round_trip(networks: Networks, image: RGBImage) -> RGBImage:
@@ -174,6 +173,9 @@ def measure(
     """
     pipeline = Pipeline(store.load)
     result: dict[str, Any] = {"model": model, "scenes": scenes, "conditions": {}}
+    noise: list[float] = []
+    hits: list[bool] = []
+    possible: list[bool] = []
     began, done = time.monotonic(), 0
     for name in conditions:
         found = _Measured(pipeline, store, model, name, strengths)
@@ -183,14 +185,19 @@ def measure(
             done += 1
             print(clock(done, scenes * len(conditions), began, "scenes"), end="\r", flush=True)
         result["conditions"][name] = _summary(found.scores)
-        result["autoencoder_psnr"] = round(float(np.mean(found.noise)), 2)
-        seen = round(float(np.mean(found.hits)), 3) if found.hits else None
-        result["prompt_colour_accuracy"] = seen
-        result["prompt_colour_oracle"] = round(float(np.mean(found.possible)), 3)
+        noise, hits, possible = noise + found.noise, hits + found.hits, possible + found.possible
         if sheet:
             found.save_sheet(sheet.with_stem(f"{sheet.stem}-{name}"))
     print()
+    result["autoencoder_psnr"] = round(float(np.mean(noise)), 2)
+    result["prompt_colour_accuracy"] = _share(hits)
+    result["prompt_colour_oracle"] = _share(possible)
     return result
+
+
+def _share(hits: list[bool]) -> float | None:
+    """Share of hits; None where nothing could be judged."""
+    return round(float(np.mean(hits)), 3) if hits else None
 
 
 def _summary(kept: dict[str, list[Score]]) -> dict[str, Any]:
@@ -234,9 +241,8 @@ def _print(result: dict[str, Any]) -> None:
     )
 
 
-def _annotate(result: dict[str, Any]) -> None:
-    """Writes the figures into the metadata of Diorama's weights."""
-    root = Path(__file__).parent.parent / "models" / "diorama"
+def _annotate(result: dict[str, Any], root: Path) -> None:
+    """Writes the figures into the metadata of the weights in a model's folder."""
     keys = ("scenes", "steps", "guidance_scale", "autoencoder_psnr", "prompt_colour_accuracy")
     shared = {key: result[key] for key in keys}
     for name, found in result["conditions"].items():
@@ -258,7 +264,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--sheet", type=Path, default=None, help="also save a contact sheet for each condition here"
     )
     parser.add_argument(
-        "--annotate", action="store_true", help="write the figures into Diorama's weights"
+        "--annotate",
+        action="store_true",
+        help="write the figures into the model's own weights files",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
@@ -279,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(2, f"{error}\n")
     _print(result)
     if options.annotate:
-        _annotate(result)
+        _annotate(result, store.card(options.model).folder)
     if options.json:
         print(json.dumps(result))
 

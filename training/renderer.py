@@ -33,7 +33,7 @@ _FAR = 1.0e9
 _EPSILON = 2.0e-3  # metres by which a shadow ray leaves its surface
 # The colour step between neighbours above which a pixel is traced again, four times.
 _OUTLINE_CONTRAST = 0.08
-_TONE = 0.8  # exponent that opens the shadows, as a camera's curve does
+TONE = 0.8  # exponent that opens the shadows, as a camera's curve does
 _GROUND, _WALL, _SKY, _CEILING = -1, -2, -3, -4  # what a ray hit when it hit no solid
 
 
@@ -544,7 +544,7 @@ def _lit_colour(batch: _Batch, seen: _Surface, direction: Tensor, scene: Tensor)
     result = result + shine[:, None] * batch.sun[scene]
     haze = ((seen.t - 7.0) / 40.0).clamp(0, 0.75)[:, None] * (~indoors)[:, None]
     result = result * (1 - haze) + batch.horizon[scene] * haze
-    return result.clamp(0, 1) ** _TONE
+    return result.clamp(0, 1) ** TONE
 
 
 def _light_reaches(

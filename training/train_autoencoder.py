@@ -61,10 +61,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--save", type=Path, default=None, help="folder to write the finished autoencoder to"
     )
+    parser.add_argument("--start", type=Path, default=None, help="an earlier --save to go on from")
+    parser.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="leave the encoder as it is: latents, and all that was trained on them, stay valid",
+    )
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     data = Pictures(options.data)
-    vae = make_autoencoder().to(options.device, memory_format=torch.channels_last)
+    vae = make_autoencoder()
+    if options.start:
+        vae.load_state_dict(AutoencoderTiny.from_pretrained(options.start).float().state_dict())
+    vae = vae.to(options.device, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(not options.decoder_only)
     batch = options.batch or 32
 
     def loss_at(step: int) -> dict[str, Tensor]:
@@ -73,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = pixels(data.crops(rows, options.crop, rng), options.device)
         with torch.autocast(options.device, torch.bfloat16):
             latents = vae.encoder(wanted)
-            noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-            found = vae.decoder(noisy)
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
+            found = vae.decoder(latents + LATENT_NOISE * noise.to(latents))
         flat = latents.float().transpose(0, 1).flatten(1)
         white = (flat.mean(1).square() + (flat.std(1) - 1).square()).mean()
         error = found.float() - wanted
