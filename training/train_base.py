@@ -12,6 +12,7 @@ are computed once.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -103,13 +104,17 @@ def make_unet(size: int) -> UNet2DConditionModel:
 
 
 def cached_latents(folder: Path, data: PictureSource, autoencoder: Path, device: str) -> Tensor:
-    """(N, 4, h, w) float16 latents of all pictures, computed once and kept in `folder`."""
-    path = folder / f"latents-{data.size}.pt"
+    """(N, 4, h, w) float16 latents of all pictures, computed once and kept in `folder`.
+
+    They belong to one encoder, so its weights are part of the name they are kept under.
+    """
+    vae = AutoencoderTiny.from_pretrained(autoencoder)
+    weights = b"".join(p.detach().half().numpy().tobytes() for p in vae.encoder.parameters())
+    path = folder / f"latents-{data.size}-{hashlib.sha256(weights).hexdigest()[:8]}.pt"
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
         if len(kept) == len(data):
             return kept
-    vae = AutoencoderTiny.from_pretrained(autoencoder)
     encoder = vae.to(device, memory_format=torch.channels_last).encoder
     found = []
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from benchmarks import controllability
 from models.store import Store
@@ -113,3 +114,18 @@ def test_the_trained_model_is_measured(trained, tmp_path):
     assert set(canny["headline"]) == {"oracle", "0", "1"}
     assert 0 <= canny["oracle"] <= 1 and found["autoencoder_psnr"] > 3
     assert (tmp_path / "sheet-canny.png").exists()
+
+
+def test_a_decoder_trains_alone(trained, tmp_path):
+    before = trained / "models" / "diorama" / "vae"
+    train_autoencoder.main(
+        ["--steps", "2", "--batch", "2", "--device", "cpu", "--data", str(trained / "scenes"),
+         "--crop", "32", "--start", str(before), "--decoder-only",
+         "--out", str(tmp_path / "run"), "--save", str(tmp_path / "after")]
+    )  # fmt: skip
+    old, new = (
+        load_file(f / "diffusion_pytorch_model.safetensors") for f in (before, tmp_path / "after")
+    )
+    same = {name: torch.equal(old[name], new[name]) for name in old}
+    assert all(equal for name, equal in same.items() if name.startswith("encoder."))
+    assert not all(equal for name, equal in same.items() if name.startswith("decoder."))
