@@ -33,6 +33,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.errors import SuiteError
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
+from core.sampling import seeded_noise
 from models.store import Store
 from training.dataset import HELD_OUT
 from training.renderer import render
@@ -133,6 +134,10 @@ class _Theirs:
     def __init__(self, networks: Any, control: str, request: GenerationRequest) -> None:
         self._peer = diffusers_pipeline(networks, control)
         self._request = request
+        # The noise is handed in: drawn by diffusers in half precision, it would be another noise.
+        height, width = (side // networks.downscale for side in request.image.shape[:2])
+        noise, _ = seeded_noise([request.seed], (networks.latent_channels, height, width))
+        self._noise = noise.to(networks.device, networks.dtype)
         self.latents = torch.zeros(0)
         """The final latents of the last run, float32."""
 
@@ -144,7 +149,7 @@ class _Theirs:
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             negative_prompt="",
-            generator=torch.Generator("cpu").manual_seed(request.seed),
+            latents=self._noise,
             callback_on_step_end=self._remember,
             callback_on_step_end_tensor_inputs=["latents"],
         )
