@@ -1,11 +1,15 @@
 """Scenes are a function of their seed, and the renderer's truth is what geometry says."""
 
 import dataclasses
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import apps
+import models
 from training.renderer import render
 from training.world import (
     ADE20K,
@@ -120,10 +124,17 @@ def test_people_have_their_joints_inside_them():
     assert tried > 50
 
 
-def test_every_caption_is_made_of_known_words():
-    words = {w for s in range(400) for w in make_scene(s).caption.replace(",", "").split()}
-    assert set(COLOURS) <= words
-    assert len(words) < 120
+def words_of(*texts: str) -> set[str]:
+    return {word for text in texts for word in text.replace(",", "").split()}
+
+
+def test_captions_use_few_words_and_suggestions_no_other():
+    known = words_of(*(make_scene(seed).caption for seed in range(400)))
+    assert set(COLOURS) <= known
+    assert len(known) < 120
+    card = tomllib.loads((Path(models.__file__).parent / "diorama.toml").read_text("utf-8"))
+    examples = [example.prompt for c in apps.conditions() for example in c.examples]
+    assert words_of(*card["prompts"], *examples) <= known
 
 
 def test_edges_are_smoothed():
