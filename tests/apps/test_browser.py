@@ -89,8 +89,13 @@ def _open_advanced(page: Any) -> None:
 
 def _set(page: Any, name: str, value: str) -> None:
     box = page.locator(f"#{name} input[type=number]")
-    box.fill(value)
-    box.press("Tab")
+    for _ in range(5):  # Gradio may mount a control a moment after its accordion opened, anew
+        box.fill(value)
+        box.press("Tab")
+        page.wait_for_timeout(200)
+        if box.input_value() == value:
+            return
+    expect(box).to_have_value(value)
 
 
 def _finished(page: Any) -> Any:
