@@ -24,22 +24,28 @@ from training.renderer import render
 from training.world import make_scene
 
 CHUNK = 120  # scenes in a file: about 24 MB at 256 px
+PLACES = 32  # side of the coarse map of where each thing is seen
 HELD_OUT = 1_000_000_000  # seeds from here on are never trained on
 
 
 def render_chunk(first: int, count: int, size: int, out: Path, device: str) -> None:
-    """Renders the scenes of `count` seeds from `first` on into `<first>.npy` and `<first>.json`.
+    """Renders the scenes of `count` seeds from `first` on.
 
-    The pictures, (count, size, size, 3) uint8, are written completely or not at all.
+    `<first>.npy` gets the pictures, (count, size, size, 3) uint8, completely or not at all,
+    `<first>.json` the captions, and `<first>-things.npy` which thing is seen where, coarsely:
+    (count, PLACES, PLACES) int8 index into the scene's things, -1 where none is.
     """
     torch.set_num_threads(1)
     step = 1 if device == "cpu" else 16
     scenes = [make_scene(seed) for seed in range(first, first + count)]
-    pictures = [
-        render(scenes[k : k + step], size, device).image.cpu().numpy()
-        for k in range(0, count, step)
-    ]
+    pictures, things = [], []
+    middles = (torch.arange(PLACES) * size + size // 2) // PLACES
+    for k in range(0, count, step):
+        truth = render(scenes[k : k + step], size, device)
+        pictures.append(truth.image.cpu().numpy())
+        things.append(truth.things.cpu()[:, middles][:, :, middles].to(torch.int8).numpy())
     stem = out / f"{first:09d}"
+    np.save(out / f"{first:09d}-things.npy", np.concatenate(things))
     stem.with_suffix(".json").write_text(json.dumps([s.caption for s in scenes]))
     part = stem.with_suffix(".part.npy")
     np.save(part, np.concatenate(pictures))
@@ -95,6 +101,12 @@ class Pictures:
         self.captions: list[str] = [
             c for f in files for c in json.loads(f.with_suffix(".json").read_text())
         ]
+        self.seeds = [
+            int(f.stem) + k
+            for f, chunk in zip(files, self._chunks, strict=True)
+            for k in range(len(chunk))
+        ]
+        self._things = [f.with_name(f"{f.stem}-things.npy") for f in files]
         self._place = [(c, k) for c, chunk in enumerate(self._chunks) for k in range(len(chunk))]
         self._stored = int(self._chunks[0].shape[1])
         self.size = size or self._stored
@@ -111,6 +123,10 @@ class Pictures:
         return np.stack(
             [cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in stored]
         )
+
+    def things(self) -> np.ndarray:
+        """Which thing is seen where: (N, PLACES, PLACES) int8 index into each scene's things."""
+        return np.concatenate([np.load(f) for f in self._things])
 
     def crops(self, rows: Iterable[int], side: int, rng: np.random.Generator) -> np.ndarray:
         """(N, side, side, 3) uint8: a random crop of each stored picture, half of them mirrored."""

@@ -4,7 +4,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-MIN_SNR = 5.0  # Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"
+MAX_WEIGHT = 5.0  # of the error in the picture, relative to pure noise
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -43,10 +43,13 @@ class NoisyTarget:
         self._wanted = scheduler.get_velocity(latents, noise, self.timesteps)
         alpha = scheduler.alphas_cumprod.to(latents.device)[self.timesteps]
         snr = alpha / (1 - alpha)
-        self._weight = snr.clamp_max(MIN_SNR) / (snr + 1)
+        # In terms of the picture a plain v loss weighs SNR + 1 (Salimans & Ho 2022), and Hang et
+        # al. 2023 ("Min-SNR") cap it where noise is low. Their own weight, SNR alone, all but
+        # skips the noisy half of the schedule, where colours and the edges' meaning are decided.
+        self._weight = (snr + 1).clamp_max(MAX_WEIGHT) / (snr + 1)
 
     def loss(self, found: Tensor) -> Tensor:
-        """The min-SNR weighted mean square error of a v prediction (B, 4, h, w)."""
+        """The weighted mean square error of a v prediction (B, 4, h, w)."""
         error = (found.float() - self._wanted).square().mean((1, 2, 3))
         loss: Tensor = (self._weight * error).sum() / self._weight.sum()
         return loss

@@ -26,11 +26,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
+from training.grounding import Grounding, WatchedAttention
 from training.loop import add_run_options, run_from, train
 from training.train_autoencoder import pixels
 from training.weights import save_module
 
 TEXT_WIDTH = 192
+GROUNDING = 0.1  # weight of the attention's loss beside the prediction's
 DROPPED_CAPTIONS = 0.1  # share of empty captions, which classifier-free guidance needs
 
 
@@ -224,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M", flush=True)
     scheduler = make_scheduler()
     batch = options.batch or 64
+    grounding, attention = Grounding(data, tokenizer, ids), WatchedAttention(unet)
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
@@ -235,7 +238,12 @@ def main(arguments: list[str] | None = None) -> None:
         with torch.autocast(device, torch.bfloat16):
             text = text_encoder(words).last_hidden_state
             found = unet(target.noisy, target.timesteps, text).sample
-        return {"loss": target.loss(found)}
+        drawn = target.loss(found)
+        # An empty caption has no words to listen to, so its things count as the rest.
+        where = torch.where(dropped[..., None], 0, grounding.places[rows]).to(device)
+        which = torch.where(dropped, 0, grounding.words[rows]).to(device)
+        bound = attention.loss(which, where)
+        return {"loss": drawn + GROUNDING * bound, "drawn": drawn, "bound": bound}
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
         count = min(8, len(data))

@@ -25,8 +25,9 @@ from annotators import find_annotator
 from core.condition import Annotator
 from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
+from training.grounding import Grounding, WatchedAttention
 from training.loop import add_run_options, run_from, train
-from training.train_base import cached_latents, contact_sheet, sample, tokens
+from training.train_base import GROUNDING, cached_latents, contact_sheet, sample, tokens
 from training.weights import save_module
 
 HINT_CHANNELS = (16, 16, 32, 64)  # of the encoder that brings the map to the latents' size
@@ -160,6 +161,10 @@ def main(arguments: list[str] | None = None) -> None:
     text_encoder.requires_grad_(False)
     scheduler = make_scheduler()
     batch = options.batch or 48
+    # Where the words of a caption belong is known of scenes, and not of a user's own pictures.
+    grounding = Grounding(data, tokenizer, ids) if isinstance(data, Pictures) else None
+    # Before its decoder the frozen network has not heard of the map and cannot be taught.
+    attention = WatchedAttention(*([unet.up_blocks, control] if grounding else []))
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
@@ -179,7 +184,13 @@ def main(arguments: list[str] | None = None) -> None:
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-        return {"loss": target.loss(found)}
+        drawn = target.loss(found)
+        if grounding is None:
+            return {"loss": drawn}
+        where = torch.where(emptied[..., None], 0, grounding.places[rows]).to(device)
+        which = torch.where(emptied, 0, grounding.words[rows]).to(device)
+        bound = attention.loss(which, where)
+        return {"loss": drawn + GROUNDING * bound, "drawn": drawn, "bound": bound}
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
         chosen = list(range(min(8, len(data))))

@@ -8,7 +8,8 @@ Axes: x right, y up, z away from the camera; lengths are metres. Colours are lin
 """
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -531,7 +532,7 @@ def make_scene(seed: int) -> Scene:
     around = _inside(rng) if place == "room" else _outside(rng, place, sky_name)
 
     style = "a cartoon of " if cartoon else ""
-    caption = f"{style}{_listed(_phrases(things))} {around.words}"
+    caption = f"{style}{_listed(list(phrases(things).values()))} {around.words}"
     if around.sky_name:
         caption += f", {around.sky_name}"
     return Scene(
@@ -587,12 +588,17 @@ def _placed(rng: np.random.Generator, place: str, focal: float) -> list[Thing]:
     return things
 
 
-def _phrases(things: list[Thing]) -> list[str]:
-    """`a red ball`, `two blue chairs`: the things in order, equal ones counted together."""
-    spoken = list(dict.fromkeys(thing.words for thing in things))
-    counts = {words: sum(t.words == words for t in things) for words in spoken}
+def phrases(things: Iterable[Thing]) -> dict[str, str]:
+    """The words of each thing → how a caption says them, equal things counted together.
+
+    `red ball` → `a red ball`; of two of them, `two red balls`. In the order of `things`.
+    """
+    counts = Counter(thing.words for thing in things)
     numbers = {2: "two", 3: "three", 4: "four"}
-    return [_article(w) if counts[w] == 1 else f"{numbers[counts[w]]} {_plural(w)}" for w in spoken]
+    return {
+        words: _article(words) if count == 1 else f"{numbers.get(count, 'many')} {_plural(words)}"
+        for words, count in counts.items()
+    }
 
 
 def _inside(rng: np.random.Generator) -> _Setting:
