@@ -1,0 +1,88 @@
+"""Straight lines in pictures whose lines a person can point at, and the wrapping of M-LSD."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from annotators import mlsd
+from annotators.mlsd import MLSDParams, draw_lsd, score
+
+
+@pytest.fixture
+def board():
+    """A white board, 80 pixels wide and 40 high, on grey; 128 pixels square."""
+    picture = np.full((128, 128, 3), 100, np.uint8)
+    picture[44:84, 24:104] = 255
+    return picture
+
+
+def test_the_four_sides_of_a_board(board):
+    lines = draw_lsd(board, MLSDParams())
+    assert lines.shape == board.shape and lines.dtype == np.uint8
+    assert set(np.unique(lines)) == {0, 255}
+    rows, columns = np.nonzero(lines[:, :, 0])
+    near = [(abs(rows - 43.5) < 2) | (abs(rows - 83.5) < 2)]
+    near += [(abs(columns - 23.5) < 2) | (abs(columns - 103.5) < 2)]
+    assert (near[0] | near[1]).all()
+    for row in (44, 84):
+        assert lines[row - 2 : row + 2, 30:98].max(axis=(0, 2)).min() == 255
+    for column in (24, 104):
+        assert lines[50:78, column - 2 : column + 2].max(axis=(1, 2)).min() == 255
+
+
+def test_the_value_is_the_contrast_across_a_line():
+    picture = np.zeros((128, 128, 3), np.uint8)
+    picture[64:, :] = 40
+    assert draw_lsd(picture, MLSDParams(value_threshold=0.15)).max() == 255  # 40 / 255 = 0.157
+    assert draw_lsd(picture, MLSDParams(value_threshold=0.16)).max() == 0
+
+
+def test_short_lines_fall_below_the_distance(board):
+    # The short sides are 40 pixels: 20 at half resolution.
+    lines = draw_lsd(board, MLSDParams(distance_threshold=20.0))
+    assert lines[60:68].max() == 0 and lines[42:46].max() == 255
+
+
+def test_flat_pictures_and_purity(board):
+    assert draw_lsd(np.full((64, 64, 3), 200, np.uint8), MLSDParams()).max() == 0
+    before = board.copy()
+    assert np.array_equal(draw_lsd(board, MLSDParams()), draw_lsd(board, MLSDParams()))
+    assert np.array_equal(board, before)
+
+
+def line(row: int) -> np.ndarray:
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[row, 4:28] = 255
+    return picture
+
+
+def test_score():
+    assert score(line(8), line(8)).headline == 100
+    assert score(line(8), line(10)).headline == 100
+    assert score(line(8), line(11)).headline == 0
+    assert score(line(8), line(8) * 0).headline == 0
+    assert score(line(8) * 0, line(8) * 0).headline == 100
+    both = np.maximum(line(8), line(20))
+    assert score(both, line(8)).metrics["line F1"] == pytest.approx(2 / 3)
+
+
+def test_equals_controlnet_aux_on_the_same_weights(board, monkeypatch):
+    """Random weights find random lines; the same ones as the package's own detector."""
+    from controlnet_aux import MLSDdetector
+    from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
+
+    torch.manual_seed(0)
+    detector = MLSDdetector(MobileV2_MLSD_Large().eval())
+    monkeypatch.setattr(mlsd, "load_detector", lambda *_: detector)
+    picture = cv2.GaussianBlur(
+        np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8), (0, 0), 2
+    )
+    theirs = detector(
+        picture, thr_v=0.01, thr_d=0.01, detect_resolution=128, image_resolution=128,
+        output_type="np",
+    )  # fmt: skip
+    ours = mlsd.draw_mlsd(picture, MLSDParams(0.01, 0.01))
+    assert theirs.max() == 255
+    assert np.array_equal(ours, theirs)
+    assert mlsd.draw_mlsd(picture, MLSDParams(2.0, 20.0)).max() == 0  # no line is no error
