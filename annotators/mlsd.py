@@ -88,7 +88,7 @@ def _contrast(grey: NDArray[np.float64], segments: Segments) -> NDArray[np.float
 
 def draw_mlsd(image: RGBImage, params: MLSDParams) -> ControlMap:
     """Draw M-LSD's segments, as ControlNet v1.0 does."""
-    detector = load_detector("MLSDdetector", "mlsd_large_512_fp32.pth", 6_341_481)
+    detector = load_detector("MLSDdetector", ("mlsd_large_512_fp32.pth", 6_341_481))
     return _drawn(image, _predicted(detector.model, image, params))
 
 

@@ -63,6 +63,9 @@ class Annotator:
     detect_resolution: int | None = None
     """Short side the map is drawn at, in pixels; None draws at the size of the output."""
     preview: Callable[[ControlMap], RGBImage] = shown_as_fed
+    reextract: Preprocessor | None = None
+    """Draws the maps of generated pictures where the input is a drawing, not a picture; None: what
+    drew the input's map."""
     empty_message: str = ""
     """Said when the map is all one value; "" where that is nothing unusual."""
 

@@ -27,18 +27,24 @@ class Extractor:
 
     def extract(self, image: RGBImage, size: tuple[int, int]) -> ControlMap:
         """Draw the map at its own resolution and return it at size (width, height)."""
+        return self._drawn(self.preprocessor, image, size)
+
+    def _drawn(
+        self, preprocessor: Preprocessor, image: RGBImage, size: tuple[int, int]
+    ) -> ControlMap:
         height, width = image.shape[:2]
         drawn_at = size
         if self.detect_resolution is not None:
             drawn_at = fit_size(width, height, self.detect_resolution)
-        drawn = self.preprocessor.draw(resize(image, drawn_at), self.params)
+        drawn = preprocessor.draw(resize(image, drawn_at), self.params)
         return resize_map(drawn, size, self.annotator.interpolation)
 
     def reextract_and_score(
         self, image: RGBImage, control_map: ControlMap
     ) -> tuple[ControlMap, Score]:
         """Return the map found in a generated image and how well it agrees with the one wanted."""
-        found = self.extract(image, (control_map.shape[1], control_map.shape[0]))
+        size = (control_map.shape[1], control_map.shape[0])
+        found = self._drawn(self.annotator.reextract or self.preprocessor, image, size)
         return found, self.annotator.score(control_map, found)
 
 
@@ -60,6 +66,55 @@ def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
     precision = float(_widened(wanted, tolerance_px)[found].mean())
     recall = float(_widened(found, tolerance_px)[wanted].mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
+"""Wang et al. 2004: a Gaussian window of 11 pixels."""
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Wang et al. 2003, finest scale first."""
+MS_SSIM_SMALLEST_SIDE = 2 * SSIM_RADIUS * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
+"""In pixels: from 161 on the window fits at the coarsest scale."""
+
+
+def ms_ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Return the multi-scale structural similarity of two grey pictures (H, W) in 0..1; 1 is equal.
+
+    At a side of MS_SSIM_SMALLEST_SIDE pixels or less the similarity at one scale (SSIM). Negative
+    structure counts as none, as in torchmetrics, which ControlNet++ scores soft edges with.
+    """
+    if min(first.shape) <= MS_SSIM_SMALLEST_SIDE:
+        return max(0.0, _ssim(first, second)[0])
+    result = 1.0
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        whole, structure = _ssim(first, second)
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        result *= max(0.0, whole if last else structure) ** weight
+        high, wide = (side // 2 * 2 for side in first.shape)
+        first, second = (
+            grey[:high, :wide].reshape(high // 2, 2, wide // 2, 2).mean((1, 3))
+            for grey in (first, second)
+        )
+    return result
+
+
+def _ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the mean similarity, and its part without brightness, where the window fits."""
+
+    def local_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        side = 2 * SSIM_RADIUS + 1
+        blurred = cv2.GaussianBlur(values, (side, side), SSIM_SIGMA)
+        inner = slice(SSIM_RADIUS, -SSIM_RADIUS)
+        return np.asarray(blurred[inner, inner], np.float64)
+
+    x, y = first.astype(np.float64), second.astype(np.float64)
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    spread_x = local_mean(x * x) - mean_x**2
+    spread_y = local_mean(y * y) - mean_y**2
+    together = local_mean(x * y) - mean_x * mean_y
+    structure = (2 * together + SSIM_C2) / (spread_x + spread_y + SSIM_C2)
+    brightness = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    return float((structure * brightness).mean()), float(structure.mean())
 
 
 def _widened(mask: Mask, radius_px: int) -> Mask:

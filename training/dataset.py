@@ -21,9 +21,10 @@ import torch
 
 from training.progress import clock
 from training.renderer import render
+from training.truth import truth_arrays
 from training.world import make_scene
 
-CHUNK = 120  # scenes in a file: about 24 MB at 256 px
+CHUNK = 120  # scenes in a file: about 24 MB of pictures at 256 px
 PLACES = 32  # side of the coarse map of where each thing is seen
 HELD_OUT = 1_000_000_000  # seeds from here on are never trained on
 
@@ -33,18 +34,22 @@ def render_chunk(first: int, count: int, size: int, out: Path, device: str) -> N
 
     `<first>.npy` gets the pictures, (count, size, size, 3) uint8, completely or not at all,
     `<first>.json` the captions, and `<first>-things.npy` which thing is seen where, coarsely:
-    (count, PLACES, PLACES) int8 index into the scene's things, -1 where none is.
+    (count, PLACES, PLACES) int8 index into the scene's things, -1 where none is; and
+    `<first>-truth.npz` what `training.truth` makes of the rest.
     """
     torch.set_num_threads(1)
     step = 1 if device == "cpu" else 16
     scenes = [make_scene(seed) for seed in range(first, first + count)]
-    pictures, things = [], []
+    pictures, things, truths = [], [], []
     middles = (torch.arange(PLACES) * size + size // 2) // PLACES
     for k in range(0, count, step):
         truth = render(scenes[k : k + step], size, device)
         pictures.append(truth.image.cpu().numpy())
         things.append(truth.things.cpu()[:, middles][:, :, middles].to(torch.int8).numpy())
+        truths.append(truth_arrays(truth))
     stem = out / f"{first:09d}"
+    kept = {name: np.concatenate([part[name] for part in truths]) for name in truths[0]}
+    np.savez_compressed(out / f"{first:09d}-truth.npz", allow_pickle=False, **kept)
     np.save(out / f"{first:09d}-things.npy", np.concatenate(things))
     stem.with_suffix(".json").write_text(json.dumps([s.caption for s in scenes]))
     part = stem.with_suffix(".part.npy")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks import controllability
 from models.store import Store
-from training import train_autoencoder, train_base, train_control
+from training import train_annotator, train_autoencoder, train_base, train_control
 from training.dataset import Pictures, render_scenes
 
 CARD = """
@@ -53,6 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(model / "controlnet" / "canny"),
     ]
     train_control.main([*few, *small, *control])
+    seeing = ["--out", str(root / "d"), "--save", str(model / "annotator")]
+    train_annotator.main([*few, *seeing])
     (root / "models" / "diorama.toml").write_text(CARD)
     return root
 
@@ -69,7 +71,13 @@ def test_pictures_are_rendered_once(trained):
 
 def test_weights_are_small_and_know_their_recipe(trained):
     files = sorted((trained / "models").rglob("*.safetensors"))
-    assert {path.parent.name for path in files} == {"vae", "unet", "text_encoder", "canny"}
+    assert {path.parent.name for path in files} == {
+        "vae",
+        "unet",
+        "text_encoder",
+        "canny",
+        "annotator",
+    }
     for path in files:
         assert path.stat().st_size < 10_000_000
         with safe_open(path, "pt") as file:

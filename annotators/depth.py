@@ -1,0 +1,86 @@
+"""Depth: near is white, far is black, stretched over the picture.
+
+Sources: Ranftl et al. 2020, "Towards Robust Monocular Depth Estimation" (MiDaS DPT-hybrid, through
+controlnet-aux), and Yang et al. 2024, "Depth Anything V2" (through transformers). All give inverse
+depth up to scale and shift; so does Diorama's annotator.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from annotators._detectors import load_detector, load_transformer, run_detector
+from annotators._network import at_size, see
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+
+DEPTH_ANYTHING = (
+    "AutoModelForDepthEstimation",
+    "depth-anything/Depth-Anything-V2-Small-hf",
+    "5426e4f0f36572d16453bbda7a8389317b1bef99",
+    99_173_660,
+)
+MIDAS = ("MidasDetector", ("dpt_hybrid-midas-501f0c75.pt", 493_000_000))
+
+
+@dataclass(frozen=True)
+class DepthParams:
+    """Depth has no settings."""
+
+
+def draw_diorama(image: RGBImage, _: DepthParams) -> ControlMap:
+    """Draw what Diorama's annotator sees."""
+    return stretched(at_size(see(image)["depth"], image)[:, :, 0])
+
+
+def draw_midas(image: RGBImage, _: DepthParams) -> ControlMap:
+    """Draw MiDaS's inverse depth, as ControlNet v1.0 does."""
+    return run_detector(load_detector(*MIDAS), image)
+
+
+def draw_depth_anything(image: RGBImage, _: DepthParams) -> ControlMap:
+    """Draw Depth Anything V2's inverse depth (the small network, Apache-2.0)."""
+    processor, network = load_transformer(*DEPTH_ANYTHING)
+    with torch.no_grad():
+        pixels = processor(images=image, return_tensors="pt").to(network.device)
+        found = network(**pixels).predicted_depth[0].float().cpu().numpy()
+    return stretched(at_size(found[:, :, None], image)[:, :, 0])
+
+
+def stretched(inverse_depth: NDArray[np.float32]) -> ControlMap:
+    """Return inverse depth (H, W) as a map whose nearest place is white and farthest black.
+
+    A picture of one depth everywhere has no nearest place and gives a black map.
+    """
+    low, high = float(inverse_depth.min()), float(inverse_depth.max())
+    grey = (inverse_depth - low) / (high - low) if high > low else np.zeros_like(inverse_depth)
+    return np.repeat((grey * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def score(wanted: ControlMap, found: ControlMap) -> Score:
+    """Compare two depth maps of one size: RMSE in grey levels, 0..255, ControlNet++'s figure.
+
+    The headline is the share of the wanted map's own spread that is explained: a map of one grey
+    everywhere, however well chosen, scores 0.
+    """
+    first, second = (grey.astype(np.float64).mean(axis=2) for grey in (wanted, found))
+    rmse = float(np.sqrt(np.square(first - second).mean()))
+    spread = float(first.std())
+    kept = 1 - rmse / spread if spread > 0 else float(rmse == 0)
+    return Score(100 * max(0.0, kept), "RMSE", {"RMSE": rmse})
+
+
+ANNOTATOR = Annotator(
+    name="depth",
+    preprocessors=(
+        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
+        Preprocessor("MiDaS", draw_midas, needs="490 MB from the hub"),
+        Preprocessor("Depth Anything V2", draw_depth_anything, needs="99 MB from the hub"),
+    ),
+    params=DepthParams,
+    score=score,
+    interpolation="linear",
+    detect_resolution=384,
+    empty_message="No depth found: the picture looks flat.",
+)

@@ -1,0 +1,78 @@
+"""Soft edges: how much of a boundary each place is, bright on black.
+
+Sources: Xie & Tu 2015, "Holistically-Nested Edge Detection", and Su et al. 2021, "Pixel Difference
+Networks" (PiDiNet), both through controlnet-aux; "safe" keeps three levels, so that no faint trace
+of the picture comes through (ControlNet v1.1, annotator/util.py).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotators._detectors import load_detector, run_detector
+from annotators._network import at_size, see
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.consistency import ms_ssim
+
+
+@dataclass(frozen=True)
+class HEDParams:
+    """Soft edges have no settings."""
+
+
+def draw_diorama(image: RGBImage, _: HEDParams) -> ControlMap:
+    """Draw what Diorama's annotator sees."""
+    logits = at_size(see(image)["edges"], image)
+    return as_map(1 / (1 + np.exp(-logits[:, :, 0])))
+
+
+def draw_hed(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
+    """Draw HED's soft edges, from controlnet-aux's Apache-licensed network."""
+    return run_detector(
+        load_detector("HEDdetector", ("ControlNetHED.pth", 29_444_406)), image, safe=safe
+    )
+
+
+def draw_pidinet(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
+    """Draw PiDiNet's soft edges."""
+    return run_detector(
+        load_detector("PidiNetDetector", ("table5_pidinet.pth", 2_870_000)), image, safe=safe
+    )
+
+
+def as_map(grey: NDArray[np.floating]) -> ControlMap:
+    """Return grey (H, W) in 0..1 as a control map."""
+    levels = (grey * 255).clip(0, 255).astype(np.uint8)
+    return np.repeat(levels[:, :, None], 3, axis=2)
+
+
+def score(wanted: ControlMap, found: ControlMap) -> Score:
+    """Compare two soft edge maps of one size by their MS-SSIM, ControlNet++'s figure.
+
+    Most of such a map is black, so that an empty one is already similar; the headline is the share
+    of the way from there to equal.
+    """
+    first, second = (grey.max(axis=2).astype(np.float32) / 255 for grey in (wanted, found))
+    similar = ms_ssim(first, second)
+    empty = ms_ssim(first, np.zeros_like(first))
+    kept = (similar - empty) / (1 - empty) if empty < 1 else float(similar >= 1)
+    return Score(100 * max(0.0, kept), "MS-SSIM", {"MS-SSIM": similar})
+
+
+ANNOTATOR = Annotator(
+    name="hed",
+    preprocessors=(
+        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
+        Preprocessor("HED", partial(draw_hed, safe=False), needs="29 MB from the hub"),
+        Preprocessor("HED safe", partial(draw_hed, safe=True), needs="29 MB from the hub"),
+        Preprocessor("PiDiNet", partial(draw_pidinet, safe=False), needs="3 MB from the hub"),
+        Preprocessor("PiDiNet safe", partial(draw_pidinet, safe=True), needs="3 MB from the hub"),
+    ),
+    params=HEDParams,
+    score=score,
+    interpolation="linear",
+    detect_resolution=512,
+    empty_message="No edges found in this picture.",
+)

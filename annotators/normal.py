@@ -1,0 +1,134 @@
+"""Surface normals as colours: facing left is red, up is green, the camera blue.
+
+The control map is RGB as it is shown (the convention of ScanNet, NormalBae and ControlNet v1.1);
+ControlNet v1.0's network wants the channels reversed, which its weights' config says.
+
+Sources: the v1.0 rule, from depth (annotator/midas/__init__.py of ControlNet); Bae et al. 2021,
+"Estimating and Exploiting the Aleatoric Uncertainty in Surface Normal Estimation" (NormalBae).
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from annotators._detectors import load_detector, run_detector
+from annotators._network import at_size, see
+from annotators.depth import MIDAS
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.params import bounded, checked
+
+TOWARDS_CAMERA = 2 * math.pi
+"""The third component before normalising, in units of the depth's slope (v1.0's constant)."""
+DIORAMA_DEPTH_SCALE = 1000.0
+"""MiDaS's values reach a few thousand, and the v1.0 rule is made for their slopes."""
+
+Normals = NDArray[np.float32]
+"""(H, W, 3): unit vectors, x to the LEFT, y up, z towards the camera."""
+
+
+@dataclass(frozen=True)
+class NormalParams:
+    """The one setting of v1.0's app."""
+
+    background_threshold: float = bounded(
+        0.4,
+        0.0,
+        1.0,
+        0.01,
+        "Normal background threshold",
+        "What is farther than this (1 is the nearest place) counts as background; "
+        "only where normals come from depth.",
+    )
+
+    def __post_init__(self) -> None:
+        checked(self)
+
+
+def draw_diorama(image: RGBImage, _: NormalParams) -> ControlMap:
+    """Draw the normals that Diorama's annotator sees."""
+    x, y, z = np.moveaxis(at_size(see(image)["normal"], image), 2, 0)
+    return as_map(np.stack([-x, y, z], 2))
+
+
+def draw_from_diorama_depth(image: RGBImage, params: NormalParams) -> ControlMap:
+    """Draw normals from the depth that Diorama's annotator sees, by the v1.0 rule."""
+    depth = at_size(see(image)["depth"], image)[:, :, 0]
+    return as_map(from_depth(depth * DIORAMA_DEPTH_SCALE, params.background_threshold))
+
+
+def draw_from_midas(image: RGBImage, params: NormalParams) -> ControlMap:
+    """Draw normals from MiDaS's depth, as ControlNet v1.0 does."""
+    detector = load_detector(*MIDAS)
+    pixels = torch.from_numpy(image.copy()).to(next(detector.model.parameters()).device)
+    with torch.no_grad():
+        depth = detector.model(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)[0]
+    return as_map(from_depth(depth.cpu().numpy(), params.background_threshold))
+
+
+def draw_bae(image: RGBImage, _: NormalParams) -> ControlMap:
+    """Draw NormalBae's normals, as ControlNet v1.1 does."""
+    return run_detector(load_detector("NormalBaeDetector", ("scannet.pt", 291_000_000)), image)
+
+
+def from_depth(inverse_depth: NDArray[np.float32], background_threshold: float) -> Normals:
+    """Return the normals of inverse depth (H, W), background facing the camera."""
+    low, high = float(inverse_depth.min()), float(inverse_depth.max())
+    relative = (inverse_depth - low) / (high - low) if high > low else inverse_depth * 0
+    # Inverse depth that grows to the right means a surface that turns to the left.
+    x = cv2.Sobel(inverse_depth, cv2.CV_32F, 1, 0, ksize=3)
+    y = cv2.Sobel(inverse_depth, cv2.CV_32F, 0, 1, ksize=3)
+    near = relative >= background_threshold
+    normals = np.stack([x * near, y * near, np.full_like(inverse_depth, TOWARDS_CAMERA)], 2)
+    return _unit(normals)
+
+
+def _unit(vectors: NDArray[np.float32]) -> Normals:
+    length = np.linalg.norm(vectors, axis=2, keepdims=True)
+    facing = np.array([0, 0, 1], np.float32)
+    unit = np.where(length > 1e-6, vectors / np.maximum(length, 1e-6), facing)
+    return np.asarray(unit, np.float32)
+
+
+def as_map(vectors: NDArray[np.float32]) -> ControlMap:
+    """Return vectors (H, W, 3) of any length as a map; those without a direction face us."""
+    return (_unit(vectors) * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
+
+
+def score(wanted: ControlMap, found: ControlMap) -> Score:
+    """Compare two normal maps of one size: the mean angle between their normals, in degrees.
+
+    Ours as a score of control: none is published. The headline is the share of the wanted map's own
+    spread that is explained: a map of one direction everywhere scores 0 at best.
+    """
+    first, second = (_unit(m.astype(np.float32) / 127.5 - 1) for m in (wanted, found))
+    error = _mean_angle(first, second)
+    middle = _unit(first.mean((0, 1), keepdims=True))
+    spread = _mean_angle(first, np.broadcast_to(middle, first.shape))
+    kept = 1 - error / spread if spread > 1e-3 else float(np.array_equal(wanted, found))
+    return Score(100 * max(0.0, kept), "mean angle", {"mean angle": error})
+
+
+def _mean_angle(first: Normals, second: Normals) -> float:
+    # By the chord: the cosine of a small angle has too few digits left.
+    chord = np.linalg.norm(first.astype(np.float64) - second, axis=2)
+    return float(np.degrees(2 * np.arcsin((chord / 2).clip(0, 1))).mean())
+
+
+ANNOTATOR = Annotator(
+    name="normal",
+    preprocessors=(
+        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
+        Preprocessor("From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's rule."),
+        Preprocessor("From MiDaS depth", draw_from_midas, needs="490 MB from the hub"),
+        Preprocessor("NormalBae", draw_bae, needs="290 MB from the hub"),
+    ),
+    params=NormalParams,
+    score=score,
+    interpolation="linear",
+    detect_resolution=384,
+    empty_message="No surfaces found: the picture looks flat.",
+)

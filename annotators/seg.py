@@ -1,0 +1,105 @@
+"""Segmentation: every place in its class's colour, of ADE20K's 150 classes.
+
+The palette is MMSegmentation's, which ControlNet was trained with; `ade20k.csv` lists it with the
+names. It is not invertible: road and skyscraper share one grey, so maps cannot tell them apart and
+the score does not.
+
+Source: Xie et al. 2021, "SegFormer" (transformers), trained on ADE20K (Zhou et al. 2017).
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from annotators._detectors import load_transformer
+from annotators._network import at_size, load_network, see
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+
+SEGFORMER = (
+    "AutoModelForSemanticSegmentation",
+    "nvidia/segformer-b0-finetuned-ade-512-512",
+    "489d5cd81a0b59fab9b7ea758d3548ebe99677da",
+    15_036_944,
+)
+
+ClassMap = NDArray[np.uint8]
+"""(H, W): indices of ADE20K's classes, from 0."""
+
+
+@dataclass(frozen=True)
+class SegParams:
+    """Segmentation has no settings."""
+
+
+@cache
+def palette() -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+    """Return the names of the 150 classes and their colours (150, 3)."""
+    with (Path(__file__).with_name("ade20k.csv")).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    colours = [[int(row[channel]) for channel in ("red", "green", "blue")] for row in rows]
+    return tuple(row["name"] for row in rows), np.array(colours, np.uint8)
+
+
+def as_map(classes: ClassMap) -> ControlMap:
+    """Return classes (H, W) in the palette's colours."""
+    return np.asarray(palette()[1][classes])
+
+
+def as_classes(control_map: ControlMap) -> ClassMap:
+    """Return the class (H, W) whose colour is nearest; road where it could be a skyscraper."""
+    colours, place = np.unique(control_map.reshape(-1, 3), axis=0, return_inverse=True)
+    known = palette()[1].astype(np.int32)
+    nearest = [np.square(known - colour).sum(1).argmin() for colour in colours.astype(np.int32)]
+    found = np.array(nearest, np.uint8)[place.reshape(-1)]
+    return np.asarray(found.reshape(control_map.shape[:2]))
+
+
+def draw_diorama(image: RGBImage, _: SegParams) -> ControlMap:
+    """Draw the classes that Diorama's annotator sees; it knows 23 of the 150."""
+    index = np.array(load_network().config.classes, np.uint8)
+    return as_map(index[at_size(see(image)["classes"], image).argmax(2)])
+
+
+def draw_segformer(image: RGBImage, _: SegParams) -> ControlMap:
+    """Draw SegFormer's classes."""
+    processor, network = load_transformer(*SEGFORMER)
+    with torch.no_grad():
+        pixels = processor(images=image, return_tensors="pt").to(network.device)
+        logits = network(**pixels).logits[0].permute(1, 2, 0).float().cpu().numpy()
+    size = (image.shape[1], image.shape[0])
+    return as_map(np.stack([cv2.resize(c, size) for c in np.moveaxis(logits, 2, 0)]).argmax(0))
+
+
+def score(wanted: ControlMap, found: ControlMap) -> Score:
+    """Compare two class maps of one size: mean intersection over union of the wanted's classes.
+
+    mIoU, 0..1, ControlNet++'s figure, here of one picture: the mean over the classes in either map.
+    A map of one class everywhere scores what that class covers, shared by all classes.
+    """
+    first, second = as_classes(wanted), as_classes(found)
+    overlaps = []
+    for index in np.union1d(first, second):
+        a, b = first == index, second == index
+        overlaps.append((a & b).sum() / (a | b).sum())
+    miou = float(np.mean(overlaps))
+    same = float((first == second).mean())
+    return Score(100 * miou, "mIoU", {"mIoU": miou, "pixel accuracy": same})
+
+
+ANNOTATOR = Annotator(
+    name="seg",
+    preprocessors=(
+        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
+        Preprocessor("SegFormer", draw_segformer, needs="15 MB from the hub"),
+    ),
+    params=SegParams,
+    score=score,
+    interpolation="nearest",
+    detect_resolution=512,
+)

@@ -1,0 +1,126 @@
+"""What is said when a full-size detector cannot be had, and where its weights are looked for."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from annotators import _detectors, _network, annotator_names, find_annotator
+from annotators._detectors import load_detector, load_transformer
+from core.errors import SuiteError, WeightsMissing
+from core.params import controls
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(_detectors, "FOLDER", tmp_path)
+    load_detector.cache_clear()
+    load_transformer.cache_clear()
+
+
+@pytest.mark.parametrize("name", annotator_names())
+def test_every_annotator_is_whole(name):
+    annotator = find_annotator(name)
+    assert annotator.name == name
+    controls(annotator.params)
+    assert annotator.params() == annotator.params()
+    names = [one.name for one in annotator.preprocessors]
+    assert len(set(names)) == len(names) and not annotator.preprocessors[0].needs
+
+
+FULL = [
+    (name, one.name)
+    for name in annotator_names()
+    for one in find_annotator(name).preprocessors
+    if one.needs
+]
+
+
+@pytest.mark.parametrize(("name", "preprocessor"), FULL)
+def test_missing_weights_are_one_sentence(name, preprocessor, monkeypatch):
+    monkeypatch.setattr("models.hub._reach_hub", _no_hub)
+    annotator = find_annotator(name)
+    draw = next(one.draw for one in annotator.preprocessors if one.name == preprocessor)
+    with pytest.raises(WeightsMissing, match=r"needs .* \(\d+ MB\).* put them into") as caught:
+        draw(np.zeros((64, 64, 3), np.uint8), annotator.params())
+    assert str(caught.value).count(". ") == 0
+
+
+def _no_hub(*_):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    raise LocalEntryNotFoundError("no network in tests")
+
+
+def test_weights_put_there_by_hand_are_used(tmp_path):
+    from controlnet_aux.hed import ControlNetHED_Apache2
+
+    network = ControlNetHED_Apache2()
+    torch.save(network.state_dict(), tmp_path / "ControlNetHED.pth")
+    detector = load_detector("HEDdetector", ("ControlNetHED.pth", 29_444_406))
+    assert torch.equal(detector.netNetwork.norm.cpu(), network.norm)
+
+
+def test_a_broken_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "controlnet_aux", None)
+    with pytest.raises(SuiteError, match="HEDdetector needs controlnet-aux"):
+        load_detector("HEDdetector", ("ControlNetHED.pth", 1))
+
+
+def test_a_transformers_folder_put_there_by_hand_is_used(tmp_path):
+    from transformers import (
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+        SegformerImageProcessor,
+    )
+
+    from annotators import seg
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_labels=150, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=8,
+    )  # fmt: skip
+    folder = tmp_path / "segformer-b0-finetuned-ade-512-512"
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    found = seg.draw_segformer(picture, seg.SegParams())
+    assert found.shape == picture.shape
+    assert np.array_equal(seg.as_map(seg.as_classes(found)), found)
+
+
+def test_depth_anything_is_drawn_near_white(tmp_path):
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
+
+    from annotators import depth
+
+    torch.manual_seed(0)
+    config = DepthAnythingConfig(
+        backbone_config={
+            "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4,
+            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
+            "out_indices": [1, 2, 3, 4],
+            "reshape_hidden_states": False, "apply_layernorm": True,
+        },
+        reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
+        head_hidden_size=8, patch_size=14,
+    )  # fmt: skip
+    folder = tmp_path / "Depth-Anything-V2-Small-hf"
+    network = DepthAnythingForDepthEstimation(config)
+    network.save_pretrained(folder)
+    DPTImageProcessor(size={"height": 56, "width": 56}, ensure_multiple_of=14).save_pretrained(
+        folder
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    found = depth.draw_depth_anything(picture, depth.DepthParams())
+    assert found.shape == picture.shape and found.max() == 255 and found.min() == 0
+
+
+def test_a_lost_network_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(_network, "FOLDER", tmp_path)
+    _network.load_network.cache_clear()
+    with pytest.raises(WeightsMissing, match="choose another preprocessor"):
+        _network.load_network()

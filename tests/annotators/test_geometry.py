@@ -1,0 +1,168 @@
+"""Depth, normals and classes: conventions a person can follow by eye, and their scores."""
+
+import numpy as np
+import pytest
+import torch
+
+from annotators import _network, depth, normal, seg
+from annotators._network import SceneAnnotator
+from annotators.depth import DepthParams
+from annotators.normal import NormalParams
+from annotators.seg import SegParams
+
+
+@pytest.fixture
+def annotator(monkeypatch):
+    """Diorama's annotator with random weights and three classes."""
+    torch.manual_seed(0)
+    network = SceneAnnotator((2, 12, 119), widths=(8, 16, 16, 24, 24)).eval()
+    monkeypatch.setattr(_network, "load_network", lambda: network)
+    monkeypatch.setattr(seg, "load_network", lambda: network)
+    return network
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("draw", "params"),
+    [
+        (depth.draw_diorama, DepthParams()),
+        (normal.draw_diorama, NormalParams()),
+        (normal.draw_from_diorama_depth, NormalParams()),
+        (seg.draw_diorama, SegParams()),
+    ],
+)
+def test_maps_have_the_pictures_size(annotator, draw, params):
+    before = PICTURE.copy()
+    found = draw(PICTURE, params)
+    assert found.shape == PICTURE.shape and found.dtype == np.uint8
+    assert np.array_equal(found, draw(PICTURE, params)) and np.array_equal(PICTURE, before)
+
+
+# Depth
+
+
+def test_near_is_white():
+    ramp = np.tile(np.linspace(2, 10, 64, dtype=np.float32), (32, 1))
+    grey = depth.stretched(ramp)[:, :, 0]
+    assert (grey[:, 0] == 0).all() and (grey[:, -1] == 255).all()
+    assert depth.stretched(ramp * 0 + 3).max() == 0
+
+
+def test_depth_score():
+    ramp = np.repeat(np.tile(np.arange(256, dtype=np.uint8), (8, 1))[:, :, None], 3, 2)
+    assert depth.score(ramp, ramp).headline == 100
+    shifted = np.clip(ramp.astype(int) + 10, 0, 255).astype(np.uint8)
+    assert 9 < depth.score(ramp, shifted).metrics["RMSE"] < 10
+    assert 85 < depth.score(ramp, shifted).headline < 88  # 1 - 9.8 / 73.9
+    assert depth.score(ramp, ramp * 0).headline == 0
+    assert depth.score(ramp, ramp * 0 + 128).headline < 1
+    assert depth.score(ramp * 0, ramp * 0).headline == 100
+
+
+# Normals
+
+
+def test_a_roof_seen_from_the_front():
+    """Inverse depth that rises to the middle: the left half faces left and is red."""
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+    ridge = np.tile(1000 * (1 - np.abs(x)), (64, 1))
+    found = normal.as_map(normal.from_depth(ridge, 0.0))
+    left, right = found[32, 16], found[32, 48]
+    assert left[0] > 200 and right[0] < 55 and abs(int(left[1]) - 127) <= 1
+    upwards = normal.as_map(normal.from_depth(ridge.T.copy(), 0.0))
+    assert upwards[16, 32][1] > 200 and upwards[48, 32][1] < 55  # above, the surface looks up
+
+
+def test_background_faces_the_camera():
+    slope = np.tile(np.linspace(0, 1000, 64, dtype=np.float32), (64, 1))
+    found = normal.as_map(normal.from_depth(slope, 0.5))
+    assert found[0, 10].tolist() == [127, 127, 255] and found[0, 50][0] > 200
+    assert (normal.as_map(np.zeros((4, 4, 3), np.float32)) == [127, 127, 255]).all()
+
+
+def test_diorama_normals_turn_right_to_left(annotator, monkeypatch):
+    facing_right = np.tile(np.array([1, 0, 0.1], np.float32), (8, 8, 1))
+    monkeypatch.setattr(normal, "see", lambda _: {"normal": facing_right})
+    assert normal.draw_diorama(PICTURE, NormalParams())[0, 0, 0] < 10
+
+
+def test_normal_score():
+    left = normal.as_map(np.tile(np.array([1, 0, 1], np.float32), (8, 8, 1)))
+    right = normal.as_map(np.tile(np.array([-1, 0, 1], np.float32), (8, 8, 1)))
+    both = np.concatenate([left, right], 1)
+    assert normal.score(both, both).headline == pytest.approx(100)
+    turned = normal.score(both, both[:, ::-1])
+    assert turned.metrics["mean angle"] == pytest.approx(90, abs=1) and turned.headline == 0
+    half = np.concatenate([left, left], 1)
+    assert normal.score(both, half).metrics["mean angle"] == pytest.approx(45, abs=1)
+    assert normal.score(both, both * 0).headline == 0
+    assert normal.score(left, left).headline == 100 and normal.score(left, right).headline == 0
+
+
+# Classes
+
+
+def test_the_palette_is_controlnet_auxs_and_hides_one_class():
+    from controlnet_aux.util import ade_palette
+
+    names, colours = seg.palette()
+    assert colours.tolist() == ade_palette() and len(names) == 150
+    assert (names[0], names[2], names[12]) == ("wall", "sky", "person")
+    assert colours[6].tolist() == colours[48].tolist() == [140, 140, 140]
+    assert len(np.unique(colours, axis=0)) == 149
+
+
+def test_classes_come_back_from_their_colours():
+    classes = np.arange(150, dtype=np.uint8).reshape(10, 15)
+    back = seg.as_classes(seg.as_map(classes))
+    assert np.array_equal(np.delete(back, 48), np.delete(classes, 48))
+    assert back.flat[48] == 6
+    noisy = np.clip(seg.as_map(classes).astype(int) + 2, 0, 255).astype(np.uint8)
+    assert np.array_equal(seg.as_classes(noisy), back)
+
+
+def test_diorama_draws_the_classes_it_knows(annotator):
+    found = seg.draw_diorama(PICTURE, SegParams())
+    known = {tuple(seg.palette()[1][k]) for k in (2, 12, 119)}
+    assert {tuple(c) for c in found.reshape(-1, 3)} <= known
+
+
+def test_class_score():
+    first = np.zeros((10, 10), np.uint8)
+    first[:, 5:] = 4
+    second = first.copy()
+    second[:, 5] = 0
+    same = seg.score(seg.as_map(first), seg.as_map(first))
+    assert same.headline == 100 and same.metrics["pixel accuracy"] == 1
+    shifted = seg.score(seg.as_map(first), seg.as_map(second))
+    assert shifted.metrics["mIoU"] == pytest.approx((50 / 60 + 40 / 50) / 2)
+    assert shifted.metrics["pixel accuracy"] == pytest.approx(0.9)
+    sky = np.full((10, 10), 2, np.uint8)
+    assert seg.score(seg.as_map(first), seg.as_map(sky)).headline == 0
+
+
+def test_midas_and_bae_equal_controlnet_aux_on_the_same_weights(monkeypatch):
+    """Stand-ins with random weights of their own for the two networks, which are large."""
+    from controlnet_aux import MidasDetector
+
+    class Slopes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 1, 5, padding=2)
+
+        def forward(self, pixels):
+            return 1000 * self.conv(pixels)[:, 0]
+
+    torch.manual_seed(0)
+    detector = MidasDetector(Slopes())
+    monkeypatch.setattr(depth, "load_detector", lambda *_: detector)
+    monkeypatch.setattr(normal, "load_detector", lambda *_: detector)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    theirs, their_normal = detector(
+        picture, depth_and_normal=True, bg_th=0.4, detect_resolution=64, image_resolution=64
+    )
+    assert np.array_equal(depth.draw_midas(picture, DepthParams()), theirs)
+    ours = normal.draw_from_midas(picture, NormalParams())
+    assert np.abs(ours[:, :, ::-1].astype(int) - their_normal).max() <= 1  # theirs is BGR
