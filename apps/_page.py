@@ -56,8 +56,15 @@ class _Page:
         self.suite = suite
         self.annotator = condition.annotator
         self.params = controls(condition.annotator.params)
-        self.defaults = suite.defaults(suite.model)
+        self.defaults = self._defaults_of(suite.model)
         self.fields: dict[str, gr.components.Component] = {}
+
+    def _defaults_of(self, model: str) -> dict[str, Any]:
+        """Return the settings a model starts with; maps are drawn as it or the annotator says."""
+        found = self.suite.defaults(model)
+        if found["detect_resolution"] is None:
+            found["detect_resolution"] = self.annotator.detect_resolution
+        return found
 
     # What stands where
 
@@ -138,7 +145,6 @@ class _Page:
             self.fields[name] = widget(control, control.default, elem_id=name)
         if self.annotator.detect_resolution is not None:
             self._add("detect_resolution", GenerationRequest)
-            self.fields["detect_resolution"].value = self.annotator.detect_resolution
         self.preview = gr.Button("Preview map", elem_id="preview", size="md")
         self.map = gr.Image(
             label="Control map",
@@ -333,7 +339,7 @@ class _Page:
         with plain_errors():
             given = self._given(values)
             model = given["model"]
-            old, new = self.suite.defaults(before), self.suite.defaults(model)
+            old, new = self._defaults_of(before), self._defaults_of(model)
             moved = [
                 new[name] if name in new and given[name] == old[name] != new[name] else gr.skip()
                 for name in self.fields

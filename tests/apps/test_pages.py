@@ -1,14 +1,17 @@
 """Every condition gets its page and its name, from its file alone; the command line around them."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
 
 import apps
+from annotators import mlsd
 from apps._serve import Environment
 from apps._suite import Suite
 from core.condition import Condition
@@ -35,6 +38,22 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
         widget = found[control.label]
         if isinstance(control, Bounds) and hasattr(widget, "maximum") and widget.maximum:
             assert (widget.minimum, widget.maximum) == (control.low, control.high)
+
+
+def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite) -> None:
+    from apps._page import build_page
+
+    condition = Condition("mlsd2image", "Lines", "", mlsd.ANNOTATOR, "canny")
+
+    def shown() -> object:
+        page = build_page(condition, suite)
+        label = controls(GenerationRequest)["detect_resolution"].label
+        return next(b.value for b in page.blocks.values() if getattr(b, "label", "") == label)
+
+    assert shown() == mlsd.ANNOTATOR.detect_resolution == 512
+    card = dataclasses.replace(suite.card("tiny"), defaults={"detect_resolution": 256})
+    with patch.object(suite, "card", lambda _: card):
+        assert shown() == 256
 
 
 @pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
