@@ -73,4 +73,13 @@
       pair.style.setProperty("--split", `${event.target.value}%`);
     }
   });
+
+  // Gradio's canvas starts without a tool in hand; a person expects the brush.
+  let looks = 0;
+  const looking = setInterval(() => {
+    const brush = document.querySelector('#canvas button[aria-label="Brush"]');
+    brush?.click();
+    looks += 1;
+    if (brush || looks > 100) clearInterval(looking);
+  }, 300);
 })();

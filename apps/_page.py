@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.utils import get_upload_folder
 
 from apps import _cards
@@ -17,7 +18,8 @@ from apps._job import Job
 from apps._request import checked_request, new_job
 from apps._suite import Suite
 from apps._widgets import AT_ONCE, ONE_AT_A_TIME, PRIVATE, plain_errors, widget
-from core.condition import ALREADY_A_MAP, Condition
+from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.images import read_image, read_strokes
 from core.params import controls
 from core.png import read_settings
 from core.request import GenerationRequest, GenerationResult, Progress
@@ -27,6 +29,8 @@ TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
 CACHE = (600, 24 * 3600)
 """Every ten minutes, uploads and results older than a day are deleted."""
 
+CANVAS_SIDE = 512
+"""Of a new canvas, in pixels, as in v1.0's interactive app."""
 STOPPED_EARLY = "Stopped before the first image was finished."
 
 
@@ -58,6 +62,7 @@ class _Page:
         self.params = controls(condition.annotator.params)
         self.defaults = self._defaults_of(suite.model)
         self.fields: dict[str, gr.components.Component] = {}
+        self.canvas: gr.ImageEditor | None = None
 
     def _defaults_of(self, model: str) -> dict[str, Any]:
         """Return the settings a model starts with; maps are drawn as it or the annotator says."""
@@ -85,8 +90,12 @@ class _Page:
         publish(self.condition, self.suite, self.fields, self._save)
 
     def _input(self) -> None:
+        drawn_here = self.condition.input == "canvas"
+        if drawn_here:
+            self._canvas()
         self.fields["image"] = gr.Image(
-            label="Input",
+            visible=not drawn_here,
+            label="Drawing" if self.condition.input == "drawing" else "Input",
             type="filepath",
             image_mode=None,
             format="png",
@@ -106,6 +115,37 @@ class _Page:
             '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>',
             elem_classes="cl-hint",
         )
+
+    def _canvas(self) -> None:
+        self.canvas = gr.ImageEditor(
+            label="Draw here",
+            type="numpy",
+            image_mode="RGBA",
+            format="png",
+            sources=(),  # with any, Gradio starts with the tool that asks for a picture
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(default_size=8, colors=["#000000"], color_mode="fixed"),
+            eraser=gr.Eraser(default_size=24),
+            canvas_size=(CANVAS_SIDE, CANVAS_SIDE),
+            height=460,
+            elem_id="canvas",
+            placeholder="Draw with mouse, pen or finger",
+        )
+        with gr.Accordion("Canvas size", open=False, elem_classes="cl-section"):
+            sides = [
+                gr.Slider(
+                    256, 1024, CANVAS_SIDE, step=1, label=f"Canvas {side}", elem_id=f"canvas_{side}"
+                )
+                for side in ("width", "height")
+            ]
+            gr.Button("New canvas", size="sm", elem_id="new-canvas").click(
+                lambda wide, high: gr.ImageEditor(value=None, canvas_size=(wide, high)),
+                sides,
+                [self.canvas],
+                queue=False,
+                **PRIVATE,
+            )
 
     def _settings(self) -> None:
         with gr.Accordion("Control map", open=True, elem_classes="cl-section"):
@@ -197,7 +237,7 @@ class _Page:
 
     def _wire(self) -> None:
         fields = list(self.fields.values())
-        begun = self.run.click(
+        begun = self._with_drawing(self.run.click)(
             self._begin,
             [self.job, *fields],
             [self.job, self.run, self.stop, self.stage],
@@ -230,7 +270,7 @@ class _Page:
             "trigger_mode": "always_last",
             **PRIVATE,
         }
-        self.preview.click(self._draw_map, **look)
+        self._with_drawing(self.preview.click)(self._draw_map, **look)
         for name in ("preprocessor", *self.params):
             self.fields[name].input(self._redraw_map, **look)
         self.fields["image"].change(
@@ -240,9 +280,9 @@ class _Page:
             None, [self.invert], None, js="(on) => document.body.classList.toggle('cl-invert', on)"
         )
         self.examples.click(
-            lambda index: self.example_values[index],
+            self._take_example,
             [self.examples],
-            [self.fields["image"], self.fields["prompt"]],
+            [self.canvas or self.fields["image"], self.fields["prompt"]],
             queue=False,
             **PRIVATE,
         )
@@ -269,6 +309,23 @@ class _Page:
             queue=False,
             **PRIVATE,
         )
+
+    def _take_example(self, index: int) -> tuple[Any, str]:
+        path, prompt = self.example_values[index]
+        return (path if self.canvas is None else _as_drawn(path)), prompt
+
+    def _with_drawing(self, trigger: Any) -> Any:
+        """Return the trigger for what needs the picture; on a canvas the picture is taken first."""
+        if self.canvas is None:
+            return trigger
+        taken = trigger(
+            self._take_drawing, [self.canvas], [self.fields["image"]], **AT_ONCE, **PRIVATE
+        )
+        return taken.success
+
+    def _take_drawing(self, drawing: dict[str, Any] | None) -> RGBImage:
+        with plain_errors():
+            return read_strokes(drawing["layers"] if drawing else [])
 
     def _begin(self, job: Job | None, *values: Any) -> tuple[Any, ...]:
         """Check everything before a place in the queue is taken."""
@@ -370,3 +427,11 @@ class _Page:
         saved = save(result, self.annotator, Path(get_upload_folder()), self.suite.keep)
         self.results.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
         return saved
+
+
+def _as_drawn(path: str) -> dict[str, Any]:
+    """Return a drawing on white as what a canvas holds, so that it can be drawn on further."""
+    paper = read_image(path)[0].min(axis=2)
+    ink = np.zeros((*paper.shape, 4), np.uint8)
+    ink[:, :, 3] = 255 - paper
+    return {"background": None, "layers": [ink], "composite": ink}

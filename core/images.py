@@ -7,6 +7,7 @@ The only place where arrays become tensors and tensors arrays. Between modules a
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ GRID = 64
 """Output sides are multiples of this: 8 pixels a latent cell, 8 cells for the UNet's halvings."""
 SIXTEEN_TO_EIGHT = 257
 """65535 / 255."""
+
+OPAQUE_ENOUGH = 64
+"""Of 255: fainter is the soft rim of a brush."""
 
 _ASK_FOR = "Please save it as PNG or JPEG and try again."
 
@@ -190,6 +194,22 @@ def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> I
         except (ImageCms.PyCMSError, OSError):
             notes.append("The picture's colour profile could not be used; colours may differ.")
     return picture.convert("RGB")
+
+
+def read_strokes(layers: Sequence[NDArray[np.uint8]]) -> RGBImage:
+    """Return what was drawn on the layers of a canvas, each uint8 (H, W, 4), as black on white.
+
+    Any colour counts, and so does a half-transparent brush; a picture below the layers does not.
+
+    Raises:
+        BadInput: nothing was drawn.
+    """
+    opacity = [layer[:, :, 3] for layer in layers]
+    drawn = np.max(opacity, axis=0) >= OPAQUE_ENOUGH if opacity else np.zeros((1, 1), bool)
+    if not drawn.any():
+        raise BadInput("The canvas is empty: please draw something first.")
+    paper = np.where(drawn, 0, 255).astype(np.uint8)
+    return np.repeat(paper[:, :, None], 3, axis=2)
 
 
 # Sizes

@@ -4,10 +4,13 @@ Skipped, with the reason, where there is none. Set CONTROLLOOP_SHOTS to a folder
 of the page from every stage.
 """
 
+import argparse
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from annotators import scribble
 from apps._job import _DEVICE
+from apps._serve import Environment, launch
+from apps._suite import Suite
+from core.condition import Condition, Example
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -48,26 +55,55 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=SCREENS)
-def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
-    """The canny page, once in a wide window by day, once on a phone by night."""
-    width, height = SCREENS[request.param]
+@contextmanager
+def _opened(browser: Any, screen: str, url: str) -> Iterator[Any]:
+    """A page in a wide window by day, or on a phone by night."""
+    width, height = SCREENS[screen]
     context = browser.new_context(
         viewport={"width": width, "height": height},
-        color_scheme="dark" if request.param == "phone" else "light",
-        has_touch=request.param == "phone",
+        color_scheme="dark" if screen == "phone" else "light",
+        has_touch=screen == "phone",
         accept_downloads=True,
     )
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
-    page.screen = request.param
+    page.screen = screen
     page.broken = []
     page.on("pageerror", lambda error: page.broken.append(str(error)))
-    page.goto(f"{address}canny2image")
+    page.goto(url)
     expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
     yield page
     assert page.broken == []
     context.close()
+
+
+@pytest.fixture(params=SCREENS)
+def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The canny page."""
+    with _opened(browser, request.param, f"{address}canny2image") as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def canvas_address(suite: Suite) -> Iterator[str]:
+    """The address of a page that is drawn in, of a condition of our own."""
+    from apps._page import build_page
+
+    annotator = replace(scribble.ANNOTATOR, reextract=None)  # the tests' model sees no edges
+    example = Example("diorama_1.png", "a red ball")
+    site = build_page(
+        Condition("drawn", "Drawn", "", annotator, "canny", "canvas", (example,)), suite
+    )
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
+
+
+@pytest.fixture(params=SCREENS)
+def canvas_page(request: pytest.FixtureRequest, browser: Any, canvas_address: str) -> Iterator[Any]:
+    """A page that is drawn in."""
+    with _opened(browser, request.param, canvas_address) as page:
+        yield page
 
 
 def _shot(page: Any, stage: str) -> None:
@@ -241,6 +277,41 @@ def test_a_closed_tab_ends_its_run(browser: Any, address: str) -> None:
     page.close()
     assert _DEVICE.acquire(timeout=30), "12 images of 100 steps take minutes"
     _DEVICE.release()
+
+
+def _stroke(page: Any, *points: tuple[float, float]) -> None:
+    """Draw a line through places given as shares of the canvas's box."""
+    box = page.locator("#canvas canvas").first.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(300)  # the canvas takes a stroke in when it has been drawn
+
+
+def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
+    page = canvas_page
+    brush = page.locator('#canvas button[aria-label="Brush"]')
+    expect(brush).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#run").click()
+    toast = page.locator(".toast-body")
+    expect(toast).to_contain_text("draw something first", timeout=PATIENCE_MS)
+    page.locator(".toast-close").click()
+
+    page.locator("#canvas").scroll_into_view_if_needed()
+    _stroke(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6))
+    page.locator("#preview").click()
+    drawn_map = page.locator("#map img")
+    expect(drawn_map).to_be_visible(timeout=PATIENCE_MS)
+    _shot(page, "canvas-map")
+    page.locator("#canvas").scroll_into_view_if_needed()
+    _stroke(page, (0.4, 0.6), (0.5, 0.5))  # and further strokes count too
+    page.locator("#run").click()
+    cards = _finished(page)
+    expect(cards).to_have_count(1)
+    _shot(page, "canvas-result")
 
 
 def test_another_model_brings_its_defaults(page: Any) -> None:
