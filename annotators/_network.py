@@ -108,12 +108,13 @@ def load_network() -> SceneAnnotator:
     """Return the trained network on the best device.
 
     Raises:
-        WeightsMissing: it was removed from this copy of the suite.
+        WeightsMissing: it is not in this copy of the suite.
     """
     if not (FOLDER / "config.json").is_file():
         raise WeightsMissing(
-            "Diorama's annotator is missing from models/diorama/annotator: put it back, or choose "
-            "another preprocessor."
+            "Diorama's annotator is not in models/diorama/annotator: train it with `python -m "
+            "training.train_annotator --save models/diorama/annotator`, or choose another "
+            "preprocessor."
         )
     network: SceneAnnotator = SceneAnnotator.from_pretrained(FOLDER, torch_dtype=torch.float32)
     network.to(choose_device()[0]).eval()
