@@ -20,6 +20,7 @@ from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
 from core.images import fit_size, read_image, resize
 from core.params import controls
+from core.request import GenerationRequest
 
 
 def annotate_folder(
@@ -101,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        controls(GenerationRequest)["detect_resolution"].check(options.resolution)
         annotator = find_annotator(options.condition)
         detect = None if annotator.detect_resolution is None else options.resolution
         chosen = _preprocessor(annotator, options.preprocessor)

@@ -18,11 +18,16 @@ from core.errors import SuiteError
 from core.images import resize_map
 from models.cards import Source
 from models.devices import choose_device
-from models.hub import fetch
+from models.hub import amount, fetch
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "annotators"
 """Where weights may be put by hand."""
 HUB, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d96"
+
+
+def from_hub(size: int) -> str:
+    """Return what a preprocessor with weights of `size` bytes needs, in words."""
+    return f"{amount(size)} from the hub"
 
 
 @lru_cache(maxsize=2)

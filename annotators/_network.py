@@ -24,6 +24,11 @@ from models.devices import choose_device
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "diorama" / "annotator"
 JOINTS = 18
+"""OpenPose's body keypoints."""
+NECK = 1
+"""Its place among them: where a person is."""
+HELP = "Nothing to download; made for its own world."
+"""Of every preprocessor that looks through this network."""
 STRIDE = 2
 """Sides of the picture over sides of what is seen."""
 GRID = 32

@@ -10,13 +10,12 @@ import cv2
 import numpy as np
 
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
-from core.consistency import Mask, tolerant_f1
+from core.consistency import lines_in, tolerant_f1
+from core.images import grey_map
 from core.params import bounded, checked
 
 TOLERANCE_PX = 1
 """An edge redrawn one pixel off is the same edge to the eye; the exact figure stands beside it."""
-HALF_BRIGHT = 127
-"""A map that was resized or saved as JPEG elsewhere has greys; brighter than this is a line."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def draw(image: RGBImage, params: CannyParams) -> ControlMap:
     """Draw the edges, 255 on 0 in all three channels, same height and width."""
     low, high = sorted((params.low_threshold, params.high_threshold))
     edges = cv2.Canny(image, low, high)
-    return np.repeat(np.asarray(edges, dtype=np.uint8)[:, :, None], 3, axis=2)
+    return grey_map(np.asarray(edges, dtype=np.uint8))
 
 
 def score(wanted: ControlMap, found: ControlMap) -> Score:
@@ -56,13 +55,9 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 
     Two maps without any edge agree fully (F1 1); one with and one without, not at all (0).
     """
-    first, second = _edges(wanted), _edges(found)
+    first, second = lines_in(wanted), lines_in(found)
     tolerant = tolerant_f1(first, second, TOLERANCE_PX)
     return Score(100 * tolerant, "F1", {"F1": tolerant, "F1 exact": tolerant_f1(first, second, 0)})
-
-
-def _edges(control_map: ControlMap) -> Mask:
-    return np.asarray(control_map.max(axis=2) > HALF_BRIGHT, dtype=bool)
 
 
 ANNOTATOR = Annotator(

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import load_detector, load_transformer, run_detector
-from annotators._network import at_size, see
+from annotators._detectors import from_hub, load_detector, load_transformer, run_detector
+from annotators._network import HELP, at_size, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.images import grey_map
 
 DEPTH_ANYTHING = (
     "AutoModelForDepthEstimation",
@@ -55,7 +56,7 @@ def stretched(inverse_depth: NDArray[np.float32]) -> ControlMap:
     """
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
     grey = (inverse_depth - low) / (high - low) if high > low else np.zeros_like(inverse_depth)
-    return np.repeat((grey * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+    return grey_map((grey * 255).round().astype(np.uint8))
 
 
 def score(wanted: ControlMap, found: ControlMap) -> Score:
@@ -74,9 +75,9 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="depth",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
-        Preprocessor("MiDaS", draw_midas, needs="490 MB from the hub"),
-        Preprocessor("Depth Anything V2", draw_depth_anything, needs="99 MB from the hub"),
+        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("MiDaS", draw_midas, needs=from_hub(MIDAS[1][1])),
+        Preprocessor("Depth Anything V2", draw_depth_anything, needs=from_hub(DEPTH_ANYTHING[3])),
     ),
     params=DepthParams,
     score=score,

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any
 
 from annotators import hed
+from annotators._detectors import from_hub
+from annotators._network import HELP
 from annotators.scribble import draw_fake, fake_scribble, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 
@@ -25,9 +27,11 @@ def draw_from(soft: Any, image: RGBImage, _: FakeScribbleParams) -> ControlMap:
 ANNOTATOR = Annotator(
     name="fake_scribble",
     preprocessors=(
-        Preprocessor("Diorama", draw_fake, help="Nothing to download; made for its own world."),
-        Preprocessor("HED", partial(draw_from, hed.draw_hed), needs="29 MB from the hub"),
-        Preprocessor("PiDiNet", partial(draw_from, hed.draw_pidinet), needs="3 MB from the hub"),
+        Preprocessor("Diorama", draw_fake, help=HELP),
+        Preprocessor("HED", partial(draw_from, hed.draw_hed), needs=from_hub(hed.HED[1])),
+        Preprocessor(
+            "PiDiNet", partial(draw_from, hed.draw_pidinet), needs=from_hub(hed.PIDINET[1])
+        ),
     ),
     params=FakeScribbleParams,
     score=score,

@@ -11,10 +11,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._detectors import load_detector, run_detector
-from annotators._network import at_size, see
+from annotators._detectors import from_hub, load_detector, run_detector
+from annotators._network import HELP, at_size, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import ms_ssim
+from core.images import grey_map
+
+HED = ("ControlNetHED.pth", 29_444_406)
+PIDINET = ("table5_pidinet.pth", 2_870_000)
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,17 @@ def draw_diorama(image: RGBImage, _: HEDParams) -> ControlMap:
 
 def draw_hed(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
     """Draw HED's soft edges, from controlnet-aux's Apache-licensed network."""
-    return run_detector(
-        load_detector("HEDdetector", ("ControlNetHED.pth", 29_444_406)), image, safe=safe
-    )
+    return run_detector(load_detector("HEDdetector", HED), image, safe=safe)
 
 
 def draw_pidinet(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
     """Draw PiDiNet's soft edges."""
-    return run_detector(
-        load_detector("PidiNetDetector", ("table5_pidinet.pth", 2_870_000)), image, safe=safe
-    )
+    return run_detector(load_detector("PidiNetDetector", PIDINET), image, safe=safe)
 
 
 def as_map(grey: NDArray[np.floating]) -> ControlMap:
     """Return grey (H, W) in 0..1 as a control map."""
-    levels = (grey * 255).clip(0, 255).astype(np.uint8)
-    return np.repeat(levels[:, :, None], 3, axis=2)
+    return grey_map((grey * 255).clip(0, 255).astype(np.uint8))
 
 
 def score(wanted: ControlMap, found: ControlMap) -> Score:
@@ -64,11 +63,11 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="hed",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
-        Preprocessor("HED", partial(draw_hed, safe=False), needs="29 MB from the hub"),
-        Preprocessor("HED safe", partial(draw_hed, safe=True), needs="29 MB from the hub"),
-        Preprocessor("PiDiNet", partial(draw_pidinet, safe=False), needs="3 MB from the hub"),
-        Preprocessor("PiDiNet safe", partial(draw_pidinet, safe=True), needs="3 MB from the hub"),
+        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("HED", partial(draw_hed, safe=False), needs=from_hub(HED[1])),
+        Preprocessor("HED safe", partial(draw_hed, safe=True), needs=from_hub(HED[1])),
+        Preprocessor("PiDiNet", partial(draw_pidinet, safe=False), needs=from_hub(PIDINET[1])),
+        Preprocessor("PiDiNet safe", partial(draw_pidinet, safe=True), needs=from_hub(PIDINET[1])),
     ),
     params=HEDParams,
     score=score,

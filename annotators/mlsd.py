@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import load_detector
+from annotators._detectors import from_hub, load_detector
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
-from core.consistency import Mask, tolerant_f1
+from core.consistency import lines_in, tolerant_f1
 from core.params import bounded, checked
 
+MLSD = ("mlsd_large_512_fp32.pth", 6_341_481)
 MOST_LINES = 200
 """As M-LSD: the strongest are kept."""
 TOLERANCE_PX = 2
 """A detector moves the ends of a line by a pixel or two between two pictures of the same wall."""
-HALF_BRIGHT = 127
 BESIDE_PX = 2
 """How far to both sides of a line its contrast is measured, beyond the blur of an edge."""
 
@@ -88,7 +88,7 @@ def _contrast(grey: NDArray[np.float64], segments: Segments) -> NDArray[np.float
 
 def draw_mlsd(image: RGBImage, params: MLSDParams) -> ControlMap:
     """Draw M-LSD's segments, as ControlNet v1.0 does."""
-    detector = load_detector("MLSDdetector", ("mlsd_large_512_fp32.pth", 6_341_481))
+    detector = load_detector("MLSDdetector", MLSD)
     return _drawn(image, _predicted(detector.model, image, params))
 
 
@@ -118,12 +118,8 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     Ours: no figure for lines is published. Two maps without any line agree fully (F1 1); one with
     and one without, not at all (0).
     """
-    f1 = tolerant_f1(_lines(wanted), _lines(found), TOLERANCE_PX)
+    f1 = tolerant_f1(lines_in(wanted), lines_in(found), TOLERANCE_PX)
     return Score(100 * f1, "line F1", {"line F1": f1})
-
-
-def _lines(control_map: ControlMap) -> Mask:
-    return np.asarray(control_map.max(axis=2) > HALF_BRIGHT, dtype=bool)
 
 
 ANNOTATOR = Annotator(
@@ -131,7 +127,7 @@ ANNOTATOR = Annotator(
     preprocessors=(
         Preprocessor("LSD", draw_lsd, help="OpenCV's line segments; nothing to download."),
         Preprocessor(
-            "MLSD", draw_mlsd, needs="6 MB from the hub", help="What ControlNet was trained with."
+            "MLSD", draw_mlsd, needs=from_hub(MLSD[1]), help="What ControlNet was trained with."
         ),
     ),
     params=MLSDParams,

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import load_detector, run_detector
-from annotators._network import at_size, see
+from annotators._detectors import from_hub, load_detector, run_detector
+from annotators._network import HELP, at_size, see
 from annotators.depth import MIDAS
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.params import bounded, checked
 
+BAE = ("NormalBaeDetector", ("scannet.pt", 291_000_000))
 TOWARDS_CAMERA = 2 * math.pi
 """The third component before normalising, in units of the depth's slope (v1.0's constant)."""
 DIORAMA_DEPTH_SCALE = 1000.0
@@ -71,7 +72,7 @@ def draw_from_midas(image: RGBImage, params: NormalParams) -> ControlMap:
 
 def draw_bae(image: RGBImage, _: NormalParams) -> ControlMap:
     """Draw NormalBae's normals, as ControlNet v1.1 does."""
-    return run_detector(load_detector("NormalBaeDetector", ("scannet.pt", 291_000_000)), image)
+    return run_detector(load_detector(*BAE), image)
 
 
 def from_depth(inverse_depth: NDArray[np.float32], background_threshold: float) -> Normals:
@@ -121,10 +122,10 @@ def _mean_angle(first: Normals, second: Normals) -> float:
 ANNOTATOR = Annotator(
     name="normal",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
+        Preprocessor("Diorama", draw_diorama, help=HELP),
         Preprocessor("From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's rule."),
-        Preprocessor("From MiDaS depth", draw_from_midas, needs="490 MB from the hub"),
-        Preprocessor("NormalBae", draw_bae, needs="290 MB from the hub"),
+        Preprocessor("From MiDaS depth", draw_from_midas, needs=from_hub(MIDAS[1][1])),
+        Preprocessor("NormalBae", draw_bae, needs=from_hub(BAE[1][1])),
     ),
     params=NormalParams,
     score=score,

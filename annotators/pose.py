@@ -16,12 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._detectors import load_detector, run_detector
-from annotators._network import OFFSET_SCALE, see
+from annotators._detectors import from_hub, load_detector, run_detector
+from annotators._network import HELP, JOINTS, NECK, OFFSET_SCALE, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
-JOINTS = 18
-NECK = 1
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12),
     (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
@@ -39,6 +37,7 @@ OPENPOSE = (
     ("hand_pose_model.pth", 147_000_000),
     ("facenet.pth", 154_000_000),
 )
+NEEDS = f"{from_hub(sum(size for _, size in OPENPOSE))}, for non-commercial use"
 
 CONFIDENT = 0.3
 """Chance above which a joint is taken for one."""
@@ -184,16 +183,16 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="pose",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
+        Preprocessor("Diorama", draw_diorama, help=HELP),
         Preprocessor(
             "OpenPose",
             partial(draw_openpose, hands_and_face=False),
-            needs="510 MB from the hub, for non-commercial use",
+            needs=NEEDS,
         ),
         Preprocessor(
             "OpenPose with hands and face",
             partial(draw_openpose, hands_and_face=True),
-            needs="510 MB from the hub, for non-commercial use",
+            needs=NEEDS,
         ),
     ),
     params=PoseParams,

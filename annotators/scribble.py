@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from annotators import hed
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
-from core.consistency import Mask, tolerant_f1
+from core.consistency import HALF_BRIGHT, lines_in, tolerant_f1
+from core.images import grey_map
 from core.params import checked, choice
 
-HALF_BRIGHT = 127
 BLUR = 3.0 / 512
 """Standard deviation over the short side, before the ridges are found and again to thicken them:
 the original's 3 pixels at its 512, and no thicker than the lines of a smaller picture."""
@@ -71,7 +71,7 @@ def fake_scribble(soft_edges: ControlMap) -> ControlMap:
 
 
 def _as_map(lines: NDArray[np.bool_]) -> ControlMap:
-    return np.repeat((lines * np.uint8(255))[:, :, None], 3, axis=2).astype(np.uint8)
+    return grey_map((lines * np.uint8(255)).astype(np.uint8))
 
 
 def draw_fake(image: RGBImage, _: Any) -> ControlMap:
@@ -86,12 +86,8 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     one without strokes, not at all (0).
     """
     tolerance = round(TOLERANCE * min(wanted.shape[:2]))
-    f1 = tolerant_f1(_strokes(wanted), _strokes(found), tolerance)
+    f1 = tolerant_f1(lines_in(wanted), lines_in(found), tolerance)
     return Score(100 * f1, "stroke F1", {"stroke F1": f1})
-
-
-def _strokes(control_map: ControlMap) -> Mask:
-    return np.asarray(control_map.max(axis=2) > HALF_BRIGHT, dtype=bool)
 
 
 ANNOTATOR = Annotator(

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import load_transformer
-from annotators._network import at_size, load_network, see
+from annotators._detectors import from_hub, load_transformer
+from annotators._network import HELP, at_size, load_network, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
 SEGFORMER = (
@@ -95,8 +95,8 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="seg",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help="Nothing to download; made for its own world."),
-        Preprocessor("SegFormer", draw_segformer, needs="15 MB from the hub"),
+        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("SegFormer", draw_segformer, needs=from_hub(SEGFORMER[3])),
     ),
     params=SegParams,
     score=score,

@@ -48,6 +48,15 @@ class Extractor:
         return found, self.annotator.score(control_map, found)
 
 
+HALF_BRIGHT = 127
+"""A map that was resized or saved as JPEG elsewhere has greys; brighter than this is a line."""
+
+
+def lines_in(control_map: ControlMap) -> Mask:
+    """Return where a map of white lines on black has one."""
+    return np.asarray(control_map.max(axis=2) > HALF_BRIGHT, dtype=bool)
+
+
 def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
     """Return the F1 of two line drawings, 0..1; a pixel counts if a line lies within the tolerance.
 

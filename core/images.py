@@ -142,7 +142,7 @@ def _to_rgb(picture: Image.Image, notes: list[str]) -> RGBImage:
     """Turn any mode of Pillow's into RGB; adds notes."""
     if picture.mode.startswith("I") or picture.mode == "F":
         grey = _to_eight_bits(np.asarray(picture), picture.mode, notes)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return grey_map(grey)
     profile = picture.info.get("icc_profile")
     alpha = None
     if picture.has_transparency_data:
@@ -209,7 +209,7 @@ def read_strokes(layers: Sequence[NDArray[np.uint8]]) -> RGBImage:
     if not drawn.any():
         raise BadInput("The canvas is empty: please draw something first.")
     paper = np.where(drawn, 0, 255).astype(np.uint8)
-    return np.repeat(paper[:, :, None], 3, axis=2)
+    return grey_map(paper)
 
 
 # Sizes
@@ -268,6 +268,11 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int], flag: int) -> NDAr
 def _as_bytes(array: Any) -> NDArray[np.uint8]:
     """Give an OpenCV result its type: its own stubs know only "some array"."""
     return np.asarray(array, dtype=np.uint8)
+
+
+def grey_map(levels: NDArray[np.uint8]) -> ControlMap:
+    """Return grey levels (H, W) as a control map, the same in all three channels."""
+    return np.repeat(levels[:, :, None], 3, axis=2)
 
 
 # Arrays and tensors

@@ -51,7 +51,7 @@ def fetch(source: Source, title: str, destination: Path) -> Path:
     largest = max(absent, key=lambda name: absent[name])
     others = f" and {len(absent) - 1} smaller files" if len(absent) > 1 else ""
     raise WeightsMissing(
-        f"{title} needs {prefix}{largest} ({_amount(absent[largest])}){others} of "
+        f"{title} needs {prefix}{largest} ({amount(absent[largest])}){others} of "
         f"huggingface.co/{source.hub}, but {problem}: connect and try again, or put them into "
         f"{shown(destination)}."
     )
@@ -71,7 +71,7 @@ def _reach_hub(source: Source) -> None:
         raise LocalEntryNotFoundError("the hub cannot be reached") from error
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
     """Return a size in bytes as people say it: 1.7 GB, 29 MB."""
     return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
 

@@ -14,9 +14,7 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from training.dataset import Pictures
-from training.world import make_scene, phrases
-
-MOST_THINGS = 4  # that a caption names
+from training.world import MOST_THINGS, make_scene, phrases
 
 
 class Grounding:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from annotators._network import JOINTS, OFFSET_SCALE, STRIDE, SceneAnnotator, Seen
+from annotators._network import JOINTS, NECK, OFFSET_SCALE, STRIDE, SceneAnnotator, Seen
 from training.dataset import Pictures
 from training.loop import add_run_options, run_from, train
 from training.train_autoencoder import pixels
@@ -25,7 +25,6 @@ from training.world import ADE20K
 
 BLOB = 1.5  # standard deviation of a joint's place, in cells
 REACH = 2  # cells around a joint in which the way to its neck is taught
-NECK = 1  # its place in OpenPose's order
 JOINT_WEIGHT = 40.0  # a joint covers a thousandth of the picture
 
 

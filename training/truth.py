@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from training.renderer import Truth
+from training.world import KEYPOINTS, MOST_THINGS
 
-MOST_PEOPLE = 4
 CREASE = 0.9  # cosine between neighbouring normals below which a surface has an edge
 EDGE_STRENGTH = {"outline": 1.0, "crease": 0.75, "drawing": 0.5}  # of 1, before the blur
 
@@ -55,15 +55,15 @@ def truth_arrays(truth: Truth) -> dict[str, np.ndarray]:
     """The truth of B pictures of side S, at h = S / 2.
 
     edges (B, h, h) uint8; depth (B, h, h) uint16, near is 65535; normal (B, h, h, 3) int8, 127 is
-    1; classes (B, h, h) uint8; keypoints (B, MOST_PEOPLE, 18, 3) float32: x and y in pixels of the
+    1; classes (B, h, h) uint8; keypoints (B, MOST_THINGS, 18, 3) float32: x and y in pixels of the
     half size, and whether it is seen.
     """
     edges = [cv2.resize(e, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
              for e in soft_edges(truth)]  # fmt: skip
     depth = [near_is_one(d)[::2, ::2] for d in truth.depth.cpu().numpy()]
-    keypoints = np.zeros((len(truth.keypoints), MOST_PEOPLE, 18, 3), np.float32)
+    keypoints = np.zeros((len(truth.keypoints), MOST_THINGS, len(KEYPOINTS), 3), np.float32)
     for k, people in enumerate(truth.keypoints):
-        keypoints[k, : len(people)] = people[:MOST_PEOPLE] * (0.5, 0.5, 1)
+        keypoints[k, : len(people)] = people[:MOST_THINGS] * (0.5, 0.5, 1)
     return {
         "edges": np.rint(np.stack(edges) * 255).astype(np.uint8),
         "depth": np.rint(np.stack(depth) * 65535).astype(np.uint16),

@@ -480,6 +480,9 @@ _PLACES: dict[str, dict[str, float]] = {
     "room": {"table": 2, "chair": 2, "ball": 2, "box": 2, "cylinder": 1, "cone": 1, "person": 1.5,
              "blob": 1.5, "shape": 2},
 }  # fmt: skip
+# How many things a scene names, and how often.
+_HOW_MANY = {1: 0.34, 2: 0.36, 3: 0.22, 4: 0.08}
+MOST_THINGS = max(_HOW_MANY)
 # How far from the camera a kind may stand, nearest and farthest, where it differs from `_NEAR`.
 _DISTANCES = {"house": (6.0, 9.5), "tree": (5.0, 9.0), "car": (4.2, 7.0)}
 _NEAR = (2.6, 6.0)
@@ -565,7 +568,7 @@ def _placed(rng: np.random.Generator, place: str, focal: float) -> list[Thing]:
     """One to four things in view that do not stand in each other, from left to right."""
     kinds = list(_PLACES[place])
     weights = np.array([_PLACES[place][k] for k in kinds])
-    wanted = int(rng.choice([1, 2, 3, 4], p=[0.34, 0.36, 0.22, 0.08]))
+    wanted = int(rng.choice(list(_HOW_MANY), p=list(_HOW_MANY.values())))
     things: list[Thing] = []
     taken: list[tuple[float, float, float]] = []
     chosen: dict[str, str] = {}

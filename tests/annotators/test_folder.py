@@ -24,22 +24,22 @@ def pictures(tmp_path):
 
 def test_a_folder_becomes_training_data(pictures, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["canny", str(pictures), str(out), "--resolution", "64"]) == 1
+    assert main(["canny", str(pictures), str(out), "--resolution", "128"]) == 1
     assert "broken.png: The picture is incomplete" in capsys.readouterr().err
     data = FolderExamples(out, 64)
     assert data.captions == ["a red ball", ""]
     assert set(np.unique(data.maps([0, 1]))) == {0, 255}
     with Image.open(out / "source" / "one.jpg.png") as drawn:
-        assert drawn.size == (128, 64)  # 140 x 90 with a short side of 64, on the grid of 64
+        assert drawn.size == (192, 128)  # 140 x 90 with a short side of 128, on the grid of 64
 
 
 def test_it_resumes(pictures, tmp_path):
     out = tmp_path / "out"
     (pictures / "broken.png").unlink()
-    assert main(["canny", str(pictures), str(out), "--resolution", "64"]) == 0
+    assert main(["canny", str(pictures), str(out), "--resolution", "128"]) == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "source").glob("*.png")}
     Image.new("RGB", (64, 64), "white").save(pictures / "zero.png")
-    assert main(["canny", str(pictures), str(out), "--resolution", "64"]) == 0
+    assert main(["canny", str(pictures), str(out), "--resolution", "128"]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     lines = [json.loads(line) for line in (out / "prompt.json").read_text().splitlines()]
     assert [line["source"] for line in lines] == [
@@ -52,7 +52,7 @@ def test_settings_reach_the_annotator(pictures, tmp_path):
     for high in (20, 255):
         out = tmp_path / str(high)
         main(["canny", str(pictures), str(out), "--set", f"high_threshold={high}",
-              "--set", "low_threshold=20", "--resolution", "64"])  # fmt: skip
+              "--set", "low_threshold=20", "--resolution", "128"])  # fmt: skip
         counts.append(sum(np.asarray(Image.open(f)).sum() for f in (out / "source").glob("*.png")))
     assert counts[0] > counts[1]
 
@@ -60,6 +60,7 @@ def test_settings_reach_the_annotator(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--resolution", "1000000"], "must lie from 128 to 1024"),
         (["--set", "loudness=3"], "low_threshold, high_threshold"),
         (["--set", "low_threshold=soft"], "Canny low threshold must be a whole number"),
         (["--preprocessor", "HED"], "must be one of: Canny"),

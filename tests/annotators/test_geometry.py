@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from annotators import _network, depth, normal, seg
+from annotators import _network, depth, hed, normal, seg
 from annotators._network import SceneAnnotator
 from annotators.depth import DepthParams
+from annotators.hed import HEDParams
 from annotators.normal import NormalParams
 from annotators.seg import SegParams
 
@@ -31,12 +32,14 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8
         (normal.draw_diorama, NormalParams()),
         (normal.draw_from_diorama_depth, NormalParams()),
         (seg.draw_diorama, SegParams()),
+        (hed.draw_diorama, HEDParams()),
     ],
 )
-def test_maps_have_the_pictures_size(annotator, draw, params):
+def test_maps_have_the_pictures_size_and_something_in_them(annotator, draw, params):
     before = PICTURE.copy()
     found = draw(PICTURE, params)
     assert found.shape == PICTURE.shape and found.dtype == np.uint8
+    assert found.max() > found.min()
     assert np.array_equal(found, draw(PICTURE, params)) and np.array_equal(PICTURE, before)
 
 
@@ -143,8 +146,29 @@ def test_class_score():
     assert seg.score(seg.as_map(first), seg.as_map(sky)).headline == 0
 
 
-def test_midas_and_bae_equal_controlnet_aux_on_the_same_weights(monkeypatch):
-    """Stand-ins with random weights of their own for the two networks, which are large."""
+def test_bae_equals_controlnet_aux_on_the_same_weights(monkeypatch):
+    """A stand-in again; the detector takes the last scale, and three of its channels."""
+    from controlnet_aux import NormalBaeDetector
+
+    class Scales(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 5, padding=2)
+
+        def forward(self, pixels):
+            return [[self.conv(pixels)]]
+
+    torch.manual_seed(0)
+    detector = NormalBaeDetector(Scales())
+    monkeypatch.setattr(normal, "load_detector", lambda *_: detector)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    theirs = detector(picture, detect_resolution=64, image_resolution=64, output_type="np")
+    assert theirs.std() > 10
+    assert np.array_equal(normal.draw_bae(picture, NormalParams()), theirs)
+
+
+def test_midas_equals_controlnet_aux_on_the_same_weights(monkeypatch):
+    """A stand-in with random weights of its own for the network, which is large."""
     from controlnet_aux import MidasDetector
 
     class Slopes(torch.nn.Module):

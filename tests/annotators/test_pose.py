@@ -53,6 +53,17 @@ def test_two_people_are_found_apart():
         assert (~np.isnan(one[:, 0])).sum() >= 17
 
 
+def test_what_the_network_sees_is_drawn_on_the_picture(monkeypatch):
+    """The network's cells are two pixels wide."""
+    keypoints = np.concatenate([person(64, 64), np.ones((18, 1))], 1)[None].astype(np.float32)
+    places, offset, _ = joint_targets(keypoints, 128)
+    logits = np.where(places > 0.5, 4, -4).astype(np.float32) + places
+    seen = {"joints": logits.transpose(1, 2, 0), "offset": offset.transpose(1, 2, 0)}
+    monkeypatch.setattr(pose, "see", lambda _: seen)
+    drawn = pose.draw_diorama(np.zeros((256, 256, 3), np.uint8), pose.PoseParams())
+    assert score(draw_people([person(64, 64) * 2], 256, 256), drawn).headline > 75
+
+
 def test_three_joints_are_nobody():
     alone = np.zeros((1, 18, 3), np.float32)
     alone[0, :3, :2], alone[0, :3, 2] = [[30, 30], [30, 40], [22, 40]], 1
@@ -89,10 +100,10 @@ def test_openpose_is_asked_for_hands_only_where_wanted(monkeypatch):
 
     def detector(image, **options):
         asked.append(options)
-        return image
+        return 255 - image
 
     monkeypatch.setattr(pose, "load_detector", lambda *_: detector)
     picture = np.zeros((64, 64, 3), np.uint8)
     for preprocessor in pose.ANNOTATOR.preprocessors[1:]:
-        preprocessor.draw(picture, pose.PoseParams())
+        assert preprocessor.draw(picture, pose.PoseParams()).min() == 255
     assert [options["include_hand"] for options in asked] == [False, True]

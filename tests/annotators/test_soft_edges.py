@@ -113,6 +113,22 @@ def test_fake_scribble_is_the_originals_rule_at_its_resolution():
     assert scribble.score(found, again).headline > 95
 
 
+def test_fake_scribbles_of_hed_equal_controlnet_auxs(monkeypatch):
+    from controlnet_aux import HEDdetector
+    from controlnet_aux.hed import ControlNetHED_Apache2
+
+    torch.manual_seed(0)
+    detector = HEDdetector(ControlNetHED_Apache2().eval())
+    monkeypatch.setattr(hed, "load_detector", lambda *_: detector)
+    picture = noise(512, 512)
+    theirs = detector(
+        picture, detect_resolution=512, image_resolution=512, output_type="np", scribble=True
+    )
+    draw = next(one.draw for one in FAKE_SCRIBBLE.preprocessors if one.name == "HED")
+    assert theirs.mean() > 0
+    assert np.array_equal(draw(picture, FAKE_SCRIBBLE.params()), theirs)
+
+
 def test_stroke_score():
     drawn = circle(256, 60)
     assert scribble.score(drawn, drawn).headline == 100

@@ -5,6 +5,7 @@ of the page from every stage.
 """
 
 import argparse
+import io
 import os
 import re
 import shutil
@@ -291,6 +292,13 @@ def _stroke(page: Any, *points: tuple[float, float]) -> None:
     page.wait_for_timeout(300)  # the canvas takes a stroke in when it has been drawn
 
 
+def _lines_in(page: Any, image: Any) -> float:
+    """The share of a shown map that is white."""
+    body = page.request.get(image.evaluate("image => image.src")).body()
+    with Image.open(io.BytesIO(body)) as shown:
+        return float((np.asarray(shown.convert("L")) > 127).mean())
+
+
 def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     page = canvas_page
     brush = page.locator('#canvas button[aria-label="Brush"]')
@@ -306,12 +314,16 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     drawn_map = page.locator("#map img")
     expect(drawn_map).to_be_visible(timeout=PATIENCE_MS)
     _shot(page, "canvas-map")
+    first = _lines_in(page, drawn_map)
+    assert 0.002 < first < 0.1
     page.locator("#canvas").scroll_into_view_if_needed()
     _stroke(page, (0.4, 0.6), (0.5, 0.5))  # and further strokes count too
     page.locator("#run").click()
     cards = _finished(page)
     expect(cards).to_have_count(1)
     _shot(page, "canvas-result")
+    control_map = page.locator(".cl-card .cl-map img").first
+    assert _lines_in(page, control_map) > 1.1 * first
 
 
 def test_another_model_brings_its_defaults(page: Any) -> None:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from annotators._network import OFFSET_SCALE, Seen
+from annotators._network import JOINTS, NECK, OFFSET_SCALE, Seen
 from training.dataset import HELD_OUT, render_scenes
 from training.renderer import render
-from training.train_annotator import NECK, Targets, joint_targets
+from training.train_annotator import Targets, joint_targets
 from training.truth import load_truth, near_is_one, soft_edges, truth_arrays
-from training.world import ADE20K, make_scene
+from training.world import ADE20K, KEYPOINTS, make_scene
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,10 @@ def test_arrays_fit_the_picture(truth):
     for k in range(2):
         inside = arrays["classes"][k][y[k][seen[k] > 0].astype(int), x[k][seen[k] > 0].astype(int)]
         assert (inside == ADE20K["person"]).mean() > 0.8
+
+
+def test_the_annotators_joints_are_the_worlds():
+    assert len(KEYPOINTS) == JOINTS and KEYPOINTS[NECK] == "neck"
 
 
 def test_near_is_one():
