@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
 from core.condition import Annotator
+from core.params import Bounds, controls
 from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
 from training.grounding import Grounding, WatchedAttention
@@ -54,10 +55,26 @@ class DrawnExamples(Pictures):
     def maps(self, rows: Sequence[int]) -> np.ndarray:
         """The control maps, (N, size, size, 3) uint8.
 
-        Drawn by the annotator's first preprocessor at its default settings.
+        Drawn by the annotator's first preprocessor: of half the scenes at its default settings, of
+        the others at settings of their own, so that sparse and dense maps are both known.
         """
-        draw, settings = self._annotator.preprocessors[0].draw, self._annotator.params()
-        return np.stack([draw(picture, settings) for picture in self.batch(rows)])
+        draw, params = self._annotator.preprocessors[0].draw, self._annotator.params
+        return np.stack(
+            [
+                draw(picture, varied(params, row) if row % 2 else params())
+                for row, picture in zip(rows, self.batch(rows), strict=True)
+            ]
+        )
+
+
+def varied(params: type, seed: int) -> Any:
+    """Settings around the default ones: each number times 1/4 to 2, within its bounds."""
+    rng = np.random.default_rng(seed)
+    settings = {}
+    for name, control in controls(params).items():
+        if isinstance(control, Bounds) and control.default is not None:
+            settings[name], _ = control.clamp(control.default * 2 ** rng.uniform(-2, 1))
+    return params(**settings)
 
 
 class FolderExamples:

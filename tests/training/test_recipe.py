@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from annotators import find_annotator
 from benchmarks import controllability
 from models.store import Store
 from training import train_annotator, train_autoencoder, train_base, train_control
@@ -67,6 +68,20 @@ def test_pictures_are_rendered_once(trained):
     assert pictures.batch([0, 5]).shape == (2, 64, 64, 3)
     assert Pictures(trained / "scenes", 32).batch([0]).shape == (1, 32, 32, 3)
     assert len(pictures) == len(pictures.captions) == 8
+
+
+def test_half_the_maps_are_drawn_at_settings_of_their_own(trained):
+    canny = find_annotator("canny")
+    examples = train_control.DrawnExamples(trained / "scenes", canny, 64)
+    draw = canny.preprocessors[0].draw
+    pictures, maps = examples.batch(range(8)), examples.maps(range(8))
+    usual = [
+        np.array_equal(draw(p, canny.params()), m) for p, m in zip(pictures, maps, strict=True)
+    ]
+    assert all(usual[::2]) and not all(usual[1::2])
+    assert np.array_equal(maps, examples.maps(range(8)))
+    found = [train_control.varied(canny.params, seed).low_threshold for seed in range(50)]
+    assert min(found) < 40 and max(found) > 180 and len(set(found)) > 30
 
 
 def test_weights_are_small_and_know_their_recipe(trained):
