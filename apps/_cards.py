@@ -28,6 +28,13 @@ STAGES = {
     "reextract": "Re-extracting and scoring",
 }
 
+FIRST_STEP = {
+    "photo": "Add a picture or take an example",
+    "drawing": "Add a drawing or take an example",
+    "canvas": "Draw something or take an example to draw on",
+}
+"""What to do first, by where a condition's input comes from."""
+
 EMPTY = """
 <div class="cl-stage cl-empty">
   <div class="cl-trio" aria-hidden="true">
@@ -36,7 +43,7 @@ EMPTY = """
     <div><span>Re-extracted</span></div>
   </div>
   <h3>Your pictures will appear here</h3>
-  <p>Add a picture or take an example, say what it should become, and press <b>Run</b>.
+  <p>{first_step}, say what it should become, and press <b>Run</b>.
   Each result is shown between the control map it was given and the map found in it again,
   with a score for how well the two agree.</p>
 </div>"""
@@ -48,6 +55,11 @@ WAITING = """
   <div class="cl-track cl-indeterminate"><i></i></div>
   <span>Another run may be ahead of this one. Esc stops.</span></div>
 </div>"""
+
+
+def empty(condition: Condition) -> str:
+    """Show what will stand here and how to get it."""
+    return EMPTY.format(first_step=FIRST_STEP[condition.input])
 
 
 def escape(text: str) -> str:
@@ -87,7 +99,10 @@ def note(text: str) -> str:
 
 
 def results(result: GenerationResult, saved: SavedResult) -> str:
-    """Show each image between its control map and the map found in it, with its score."""
+    """Show each image between its control map and the map found in it, with its score.
+
+    The cards stand as made and know their rank; which of the two orders is seen, the page decides.
+    """
     if not result.images:
         return ""
     count = len(result.images)
@@ -101,18 +116,11 @@ def results(result: GenerationResult, saved: SavedResult) -> str:
     if result.cancelled:
         facts.append(f"stopped; {count} of {result.request.num_samples} finished")
     cards = "".join(_card(result, saved, i, by_score.index(i)) for i in range(count))
-    order = (
-        '<button type="button" class="cl-button" data-cl="order" aria-pressed="false">'
-        "Order by score</button>"
-        if count > 1
-        else ""
-    )
     warnings = "".join(f"<li>{escape(text)}</li>" for text in result.warnings)
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>
-    <span class="cl-actions">{order}
-    <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
   {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
   <div class="cl-cards">{cards}</div>
 </section>"""

@@ -45,7 +45,6 @@
 
   const actions = {
     zoom: (button) => enlarge(button.querySelector("img")),
-    order: (button) => button.closest(".cl-results").classList.toggle("cl-by-score", press(button)),
     overlay: (button) => {
       const on = press(button);
       button.closest(".cl-compare").querySelector(".cl-pair").classList.toggle("cl-both", on);

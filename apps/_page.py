@@ -81,7 +81,7 @@ class _Page:
             with gr.Column(elem_classes="cl-settings"):
                 self._settings()
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
-                self.stage = gr.HTML(_cards.EMPTY, elem_id="stage")
+                self.stage = gr.HTML(_cards.empty(self.condition), elem_id="stage")
                 self.results = gr.HTML("", elem_id="results")
         self.job = gr.State(None)
         self.last_seed = gr.State(-1)
@@ -90,12 +90,12 @@ class _Page:
         publish(self.condition, self.suite, self.fields, self._save)
 
     def _input(self) -> None:
-        drawn_here = self.condition.input == "canvas"
+        drawn_here, drawing = (self.condition.input == kind for kind in ("canvas", "drawing"))
         if drawn_here:
             self._canvas()
         self.fields["image"] = gr.Image(
             visible=not drawn_here,
-            label="Drawing" if self.condition.input == "drawing" else "Input",
+            label="Drawing" if drawing else "Input",
             type="filepath",
             image_mode=None,
             format="png",
@@ -103,7 +103,7 @@ class _Page:
             height=280,
             elem_id="image",
             buttons=["fullscreen"],
-            placeholder="Drop, paste or click to add a picture",
+            placeholder=f"Drop, paste or click to add a {'drawing' if drawing else 'picture'}",
         )
         self._examples()
         self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
@@ -210,8 +210,14 @@ class _Page:
             label="Model",
             elem_id="model",
         )
-        for name in ("num_samples", "image_resolution", "strength", "control_start",
-                     "control_end", "guess_mode", "steps", "guidance_scale"):  # fmt: skip
+        self._add("num_samples", GenerationRequest)
+        self.best_first = gr.Checkbox(
+            label="Best first",
+            info="Show the results by their score; the seeds and the files stay as made.",
+            elem_id="best_first",
+        )
+        for name in ("image_resolution", "strength", "control_start", "control_end",
+                     "guess_mode", "steps", "guidance_scale"):  # fmt: skip
             self._add(name, GenerationRequest)
         with gr.Row(elem_classes="cl-seed-row"):
             self._add("seed", GenerationRequest, min_width=140, elem_id="seed")
@@ -276,9 +282,13 @@ class _Page:
         self.fields["image"].change(
             lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
         )
-        self.invert.change(
-            None, [self.invert], None, js="(on) => document.body.classList.toggle('cl-invert', on)"
-        )
+        for switch, looks in ((self.invert, "cl-invert"), (self.best_first, "cl-best-first")):
+            switch.change(
+                None,
+                [switch],
+                None,
+                js=f"(on) => {{document.body.classList.toggle('{looks}', on)}}",
+            )
         self.examples.click(
             self._take_example,
             [self.examples],
@@ -371,7 +381,7 @@ class _Page:
 
     def _blank(self, last_seed: int) -> str:
         """Return what stands above the results when nothing runs."""
-        return _cards.EMPTY if last_seed < 0 else ""
+        return _cards.empty(self.condition) if last_seed < 0 else ""
 
     def _stop(self, job: Job | None) -> Any:
         if job is not None:

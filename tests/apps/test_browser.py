@@ -135,6 +135,12 @@ def _set(page: Any, name: str, value: str) -> None:
     expect(box).to_have_value(value)
 
 
+def _by_place(page: Any, part: str) -> list[str]:
+    """The text of a part of every card, from the top of the page to its end."""
+    cards = sorted(page.locator(".cl-card").all(), key=lambda card: card.bounding_box()["y"])
+    return [card.locator(part).inner_text() for card in cards]
+
+
 def _finished(page: Any) -> Any:
     cards = page.locator(".cl-card")
     expect(cards.first).to_be_visible(timeout=PATIENCE_MS)
@@ -160,12 +166,12 @@ def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
         assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
     _shot(page, "3-results")
 
-    page.get_by_role("button", name="Order by score").click()
-    scores = [
-        float(card.locator(".cl-score b").inner_text())
-        for card in sorted(cards.all(), key=lambda card: card.bounding_box()["y"])
-    ]
-    assert scores == sorted(scores, reverse=True)
+    best_first = page.get_by_label("Best first")
+    best_first.check()
+    seen = _by_place(page, ".cl-score b")
+    assert seen == sorted(seen, key=float, reverse=True)
+    best_first.uncheck()
+    assert _by_place(page, "code") == ["41", "42", "43"], "as made"
 
     card = cards.first
     card.locator(".cl-compare summary").click()
@@ -301,6 +307,7 @@ def _lines_in(page: Any, image: Any) -> float:
 
 def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     page = canvas_page
+    expect(page.locator(".cl-empty")).to_contain_text("Draw something")
     brush = page.locator('#canvas button[aria-label="Brush"]')
     expect(brush).to_be_visible(timeout=PATIENCE_MS)
     page.locator("#run").click()

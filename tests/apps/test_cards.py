@@ -85,3 +85,9 @@ def test_files_are_exact_and_kept_apart(canny: Condition, tmp_path: Path) -> Non
     assert first.shown_map == first.control_map, "a map shown as it is needs no second file"
     kept = list((tmp_path / "keep").iterdir())
     assert [path.read_bytes() for path in kept] == [first.images[0].read_bytes()]
+
+
+def test_an_empty_page_says_what_to_do_first(canny: Condition) -> None:
+    assert "Add a picture" in _cards.empty(canny)
+    assert "Draw something" in _cards.empty(replace(canny, input="canvas"))
+    assert "Add a drawing" in _cards.empty(replace(canny, input="drawing"))
