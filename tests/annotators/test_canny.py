@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from annotators.canny import ANNOTATOR, CannyParams, draw, score
+from annotators.canny import ANNOTATOR, CannyParams, draw, draw_kornia, score
 from core.condition import ControlMap
 from core.errors import BadInput
 from core.images import resize_map
@@ -58,7 +58,46 @@ def test_pure(square):
 
 @pytest.mark.parametrize("flat", [0, 128, 255])
 def test_a_flat_picture_has_no_edges(flat):
-    assert draw(np.full((16, 16, 3), flat, np.uint8), CannyParams()).max() == 0
+    for one in ANNOTATOR.preprocessors:
+        assert one.draw(np.full((16, 16, 3), flat, np.uint8), CannyParams()).max() == 0
+
+
+KORNIAS = """
+2020000020600007603ffff86000000020000000200000072000003c200003e020001c002000e000200300032006000c
+200c0030201001c02010070020200c032020180e20403018204060302040c0e020c08180208103032081260c21020c18
+2104183021043060420c20c3420861864218c30c421086184210841344110422
+"""
+"""The edges, packed, that kornia 0.7.0's canny(waves, 0.1, 0.2) finds."""
+
+
+def test_kornia_finds_what_kornia_itself_finds():
+    y, x = np.mgrid[:32, :32]
+    red = 127 + 70 * np.sin(x / 3) + 50 * np.cos(y / 4 + x / 7)
+    green = 127 + 90 * np.sin(x * y / 50)
+    blue = 120 + 60 * np.cos(y / 2.3 - x / 9)
+    waves = np.stack([red, green, blue], 2).astype(np.uint8)
+    edges = draw_kornia(waves, CannyParams())
+    assert np.array_equal(edges, draw_kornia(waves, CannyParams(255, 255)))
+    assert np.packbits(edges[:, :, 0]).tobytes().hex() == "".join(KORNIAS.split())
+
+
+def test_kornia_draws_round_the_square(square):
+    """One line round it, on one or the other side of the step, which are equally steep."""
+    edges = draw_kornia(square, CannyParams())
+    assert set(np.unique(edges)) == {0, 255}
+    assert np.array_equal(edges[:, :, 0], edges[:, :, 2])
+    across = np.flatnonzero(edges[16, :, 0])
+    assert {abs(x - 15.5) < 1 or abs(x - 31.5) < 1 for x in across} == {True}
+    assert edges[10:22, 18:30].max() == 0
+
+
+def test_kornia_keeps_a_weak_edge_that_meets_a_strong_one():
+    """A ramp over four pixels that grows downwards; in the first rows its slope is below 0.2."""
+    ramp = np.interp(np.arange(48), [16, 18, 20], [0, 0.5, 1])
+    grey = np.linspace(16, 90, 48)[:, None] * ramp
+    growing = np.repeat(grey[:, :, None].astype(np.uint8), 3, axis=2)
+    assert draw_kornia(growing[:6].copy(), CannyParams()).max() == 0
+    assert draw_kornia(growing, CannyParams())[2].max() == 255
 
 
 def test_thresholds_are_bounded():
