@@ -69,7 +69,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     rmse = float(np.sqrt(np.square(first - second).mean()))
     spread = float(first.std())
     kept = 1 - rmse / spread if spread > 0 else float(rmse == 0)
-    return Score(100 * max(0.0, kept), "RMSE", {"RMSE": rmse})
+    return Score(100 * max(0.0, kept), "RMSE", {"RMSE": rmse}, higher_is_better=False)
 
 
 ANNOTATOR = Annotator(

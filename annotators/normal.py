@@ -110,7 +110,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     middle = _unit(first.mean((0, 1), keepdims=True))
     spread = _mean_angle(first, np.broadcast_to(middle, first.shape))
     kept = 1 - error / spread if spread > 1e-3 else float(np.array_equal(wanted, found))
-    return Score(100 * max(0.0, kept), "mean angle", {"mean angle": error})
+    return Score(100 * max(0.0, kept), "mean angle", {"mean angle": error}, higher_is_better=False)
 
 
 def _mean_angle(first: Normals, second: Normals) -> float:

@@ -29,6 +29,8 @@ class Score:
     metric: str
     """The name, in `metrics`, of the paper's figure behind the headline, such as "F1"."""
     metrics: dict[str, float]
+    higher_is_better: bool = True
+    """Whether that figure is; one that measures an error is better when it is lower."""
 
 
 @dataclass(frozen=True)
