@@ -1,17 +1,23 @@
 """How well a model keeps the control and obeys the prompt, on scenes it has never seen.
 
-    python -m benchmarks.controllability --model diorama --conditions canny --scenes 128 [--json]
+    python -m benchmarks.controllability --model diorama --conditions canny,depth [--json]
+
+Without --conditions: all that the model has a ControlNet for. They go by their annotators' names.
 
 Every held-out scene gives a picture, its control map and its caption. The model draws the scene
 again from map and caption at several control strengths, the map is re-extracted from what it drew,
 and the two are scored as the app scores them. The oracle is the same score for the autoencoder's
-round trip of the scene itself: what the decoder allows at best. Prompt colours: the share of named
-things whose visible surface is nearest to its named colour.
+round trip of the scene itself: what the decoder allows at best; `closed` is how much of the way
+there from strength 0 the headline has gone at strength 1. Where Diorama's annotator drew the maps,
+they are also scored against those that the exact truth of the scene gives. Prompt colours: the
+share of named things whose visible surface is nearest to its named colour.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +27,12 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from annotators import find_annotator
-from core.condition import Condition, RGBImage, Score
+import apps
+from annotators import depth, hed, normal, pose, scribble, seg
+from annotators._network import STRIDE, at_size
+from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
-from core.errors import SuiteError
+from core.errors import BadInput, SuiteError, WeightsMissing
 from core.images import to_images, to_tensor
 from core.networks import Networks
 from core.pipeline import Pipeline
@@ -33,11 +41,14 @@ from models.store import Store
 from training.dataset import HELD_OUT
 from training.progress import clock
 from training.renderer import TONE, Truth, render
+from training.truth import truth_arrays
 from training.weights import annotate
 from training.world import COLOURS, Scene, make_scene
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SMALLEST_SURFACE = 60  # pixels: a speck has no colour to speak of
+LOOKED_AT = 20  # scenes for each one measured, before a condition is given up; a fifth have people
+CLOSED_ENOUGH = 0.75  # of the way from strength 0 to the oracle; what falls short is pointed out
 
 
 def round_trip(networks: Networks, image: RGBImage) -> RGBImage:
@@ -96,42 +107,163 @@ def colour_hits(scene: Scene, truth: Truth, index: int, image: RGBImage) -> list
     ]
 
 
+# The maps that the exact truth of a scene gives
+
+
+def true_edges(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
+    """The soft edges."""
+    return hed.as_map(at_size(_level(truth["edges"], 255), image)[:, :, 0])
+
+
+def true_strokes(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
+    """The fake scribble of the true soft edges."""
+    return scribble.fake_scribble(true_edges(truth, image))
+
+
+def true_depth(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
+    """The inverse depth."""
+    return depth.stretched(at_size(_level(truth["depth"], 65535), image)[:, :, 0])
+
+
+def true_normals(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
+    """The normals, their x to the left as maps have it; the sky, which has none, faces us."""
+    right, up, near = np.moveaxis(at_size(_level(truth["normal"], 127), image), 2, 0)
+    return normal.as_map(np.stack([-right, up, near], 2))
+
+
+def true_classes(truth: dict[str, np.ndarray], _: RGBImage) -> ControlMap:
+    """The classes."""
+    return seg.as_map(truth["classes"].repeat(STRIDE, 0).repeat(STRIDE, 1))
+
+
+def true_people(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
+    """The people of whom enough is seen to be one."""
+    seen = truth["keypoints"][:, :, 2] > 0
+    places = np.where(seen[:, :, None], truth["keypoints"][:, :, :2] * STRIDE, np.nan)
+    people = list(places[seen.sum(1) >= pose.FEWEST_JOINTS].astype(np.float32))
+    return pose.draw_people(people, *image.shape[:2])
+
+
+def _level(values: np.ndarray, one: int) -> np.ndarray:
+    """Whole numbers (h, w) or (h, w, C) in which `one` stands for 1, as float32 (h, w, C)."""
+    return np.atleast_3d(values).astype(np.float32) / np.float32(one)
+
+
+TRUE_MAPS: dict[Callable[..., ControlMap], Callable[..., ControlMap]] = {
+    hed.draw_diorama: true_edges,
+    scribble.draw_fake: true_strokes,
+    depth.draw_diorama: true_depth,
+    normal.draw_diorama: true_normals,
+    seg.draw_diorama: true_classes,
+    pose.draw_diorama: true_people,
+}
+"""For each way to draw a map from what Diorama's annotator sees, the map of what is there: from
+`truth_arrays` of one scene, without the batch axis, and its picture."""
+
+
+# The measuring
+
+
+def measurable() -> dict[str, Condition]:
+    """The apps' conditions by the names of their annotators, each drawing its map of a picture."""
+    found: dict[str, Condition] = {}
+    for condition in apps.conditions():
+        annotator = condition.annotator
+        if annotator.reextract:  # a scene is no drawing, so it is drawn as the results are
+            annotator = replace(annotator, preprocessors=(annotator.reextract,), reextract=None)
+        found.setdefault(annotator.name, replace(condition, annotator=annotator))
+    return found
+
+
+def chosen(store: Store, model: str, names: list[str] | None) -> dict[str, Condition]:
+    """The conditions of these names, or for None all that the model has a ControlNet for.
+
+    Raises:
+        BadInput: There is no such condition; the message lists those there are.
+        WeightsMissing: The model has no ControlNet of any.
+    """
+    known, card = measurable(), store.card(model)
+    if names is None:
+        names = [name for name, one in known.items() if card.has_control(one.weights)]
+        if not names:
+            raise WeightsMissing(f"{card.title} has no ControlNet of any condition yet.")
+    for name in names:
+        if name not in known:
+            raise BadInput(f"There is no condition {name!r}; there are: {', '.join(known)}.")
+    return {name: known[name] for name in names}
+
+
 class _Measured:
     """What is found about one condition of a model, scene by scene."""
 
     def __init__(
-        self, pipeline: Pipeline, store: Store, model: str, name: str, strengths: tuple[float, ...]
+        self,
+        pipeline: Pipeline,
+        store: Store,
+        model: str,
+        condition: Condition,
+        strengths: tuple[float, ...],
     ) -> None:
         self._pipeline, self._model, self._strengths = pipeline, model, strengths
         self._defaults = store.card(model).defaults
-        self._annotator = find_annotator(name)
-        self._condition = Condition(name, name, "", self._annotator, name)
-        self._networks = store.load(model, name)
+        self._condition = condition
+        self._annotator = condition.annotator
+        self._true_map = TRUE_MAPS.get(self._annotator.preprocessors[0].draw)
+        self._networks = store.load(model, condition.weights)
         self.scores: dict[str, list[Score]] = {"oracle": [], **{f"{s:g}": [] for s in strengths}}
+        self.seen: list[Score] = []  # the annotator's maps against the true ones
         self.noise: list[float] = []  # PSNR of the autoencoder's round trips, in dB
         self.hits: list[bool] = []  # whether named colours are seen in what the model drew
         self.possible: list[bool] = []  # and in the round trips
         self.rows: list[list[RGBImage]] = []  # of the contact sheet
 
-    def add(self, k: int) -> GenerationRequest:
-        """Measures the held-out scene number k; returns the last request as it was run."""
-        scene = make_scene(HELD_OUT + k)
-        truth = render([scene], int(self._defaults.get("image_resolution", 512)))
-        picture = truth.image[0].numpy()
-        returned = round_trip(self._networks, picture)
-        self.noise.append(psnr(picture, returned))
-        self.possible += colour_hits(scene, truth, 0, returned)
-        row = [picture]
-        for strength in self._strengths:
+    def over(self, scenes: int) -> Iterator[GenerationRequest]:
+        """Measures so many held-out scenes; yields the last request of each as it was run.
+
+        Scenes without anything to keep, such as poses where nobody is, are passed over: almost
+        every picture keeps them.
+
+        Raises:
+            BadInput: Hardly any scene has a map.
+        """
+        for k in range(scenes * LOOKED_AT):
+            scene = make_scene(HELD_OUT + k)
+            truth = render([scene], int(self._defaults.get("image_resolution", 512)))
             request = GenerationRequest(
-                image=picture,
+                image=truth.image[0].numpy(),
                 prompt=scene.caption,
-                strength=strength,
                 seed=k,
                 model=self._model,
                 **self._defaults,
             )
-            made = self._pipeline.generate(self._condition, request)
+            control_map = self._pipeline.draw_map(self._condition, request)
+            self._compare_with_truth(control_map, truth)
+            if _blank(control_map) and self._annotator.empty_message:
+                continue
+            yield self._add(request, scene, truth)
+            if len(self.rows) == scenes:
+                return
+        raise BadInput(
+            f"Of {scenes * LOOKED_AT} scenes only {len(self.rows)} have anything in their "
+            f"{self._annotator.name} map: its annotator sees too little to be measured with."
+        )
+
+    def _compare_with_truth(self, control_map: ControlMap, truth: Truth) -> None:
+        """Where both show nothing, nothing was asked of the annotator."""
+        if self._true_map is None:
+            return
+        arrays = {name: values[0] for name, values in truth_arrays(truth).items()}
+        wanted = self._true_map(arrays, truth.image[0].numpy())
+        if not (_blank(wanted) and _blank(control_map)):
+            self.seen.append(self._annotator.score(wanted, control_map))
+
+    def _add(self, request: GenerationRequest, scene: Scene, truth: Truth) -> GenerationRequest:
+        returned = round_trip(self._networks, request.image)
+        self.noise.append(psnr(request.image, returned))
+        self.possible += colour_hits(scene, truth, 0, returned)
+        row = [request.image]
+        for strength in self._strengths:
+            made = self._pipeline.generate(self._condition, replace(request, strength=strength))
             self.scores[f"{strength:g}"].append(made.scores[0])
             if strength == self._strengths[0]:
                 self.scores["oracle"].append(self._oracle(made, returned))
@@ -159,10 +291,14 @@ class _Measured:
         Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 
+def _blank(control_map: ControlMap) -> bool:
+    return bool(control_map.min() == control_map.max())
+
+
 def measure(
     store: Store,
     model: str,
-    conditions: list[str],
+    conditions: dict[str, Condition],
     scenes: int,
     strengths: tuple[float, ...],
     sheet: Path | None,
@@ -177,14 +313,13 @@ def measure(
     hits: list[bool] = []
     possible: list[bool] = []
     began, done = time.monotonic(), 0
-    for name in conditions:
-        found = _Measured(pipeline, store, model, name, strengths)
-        for k in range(scenes):
-            used = found.add(k)
+    for name, condition in conditions.items():
+        found = _Measured(pipeline, store, model, condition, strengths)
+        for used in found.over(scenes):
             result["steps"], result["guidance_scale"] = used.steps, used.guidance_scale
             done += 1
             print(clock(done, scenes * len(conditions), began, "scenes"), end="\r", flush=True)
-        result["conditions"][name] = _summary(found.scores)
+        result["conditions"][name] = _summary(found.scores) | {"annotator": _agreement(found.seen)}
         noise, hits, possible = noise + found.noise, hits + found.hits, possible + found.possible
         if sheet:
             found.save_sheet(sheet.with_stem(f"{sheet.stem}-{name}"))
@@ -202,24 +337,52 @@ def _share(hits: list[bool]) -> float | None:
 
 def _summary(kept: dict[str, list[Score]]) -> dict[str, Any]:
     """Means of the scores, for the oracle and each strength."""
-    metric = kept["oracle"][0].metric
-
-    def mean(key: str, name: str) -> float:
-        return round(float(np.mean([score.metrics[name] for score in kept[key]])), 4)
-
-    def headline(key: str) -> float:
-        return round(float(np.mean([score.headline for score in kept[key]])), 2)
-
+    first = kept["oracle"][0]
     strengths = [key for key in kept if key != "oracle"]
-    others = [name for name in kept["oracle"][0].metrics if name != metric]
-    return {
-        "metric": metric,
-        "higher_is_better": True,
-        "oracle": mean("oracle", metric),
-        "strength": {key: mean(key, metric) for key in strengths},
-        "headline": {key: headline(key) for key in ("oracle", "0", "1") if key in kept},
-        "beside": {name: {key: mean(key, name) for key in kept} for name in others},
+    others = [name for name in first.metrics if name != first.metric]
+    headline: dict[str, float] = {
+        key: _headline(kept[key]) for key in ("oracle", "0", "1") if key in kept
     }
+    return {
+        "metric": first.metric,
+        "higher_is_better": first.higher_is_better,
+        "oracle": _mean(kept["oracle"], first.metric),
+        "strength": {key: _mean(kept[key], first.metric) for key in strengths},
+        "headline": headline,
+        "closed": _closed(headline),
+        "beside": {name: {key: _mean(kept[key], name) for key in kept} for name in others},
+    }
+
+
+def _closed(headline: dict[str, float]) -> float | None:
+    """How much of the way from strength 0 to the oracle is gone at strength 1; 1 is all of it.
+
+    None where there is no way to go, or a strength was not measured.
+    """
+    if not {"0", "1"} <= headline.keys() or headline["oracle"] <= headline["0"]:
+        return None
+    return round((headline["1"] - headline["0"]) / (headline["oracle"] - headline["0"]), 3)
+
+
+def _agreement(seen: list[Score]) -> dict[str, Any] | None:
+    """Means of an annotator's scores against the truth; None where no truth is known."""
+    if not seen:
+        return None
+    return {
+        "metric": seen[0].metric,
+        "higher_is_better": seen[0].higher_is_better,
+        "value": _mean(seen, seen[0].metric),
+        "headline": _headline(seen),
+        "scenes": len(seen),
+    }
+
+
+def _mean(scores: list[Score], metric: str) -> float:
+    return round(float(np.mean([score.metrics[metric] for score in scores])), 4)
+
+
+def _headline(scores: list[Score]) -> float:
+    return round(float(np.mean([score.headline for score in scores])), 2)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -228,12 +391,8 @@ def _print(result: dict[str, Any]) -> None:
         f"guidance {result['guidance_scale']:g}"
     )
     for name, found in result["conditions"].items():
-        for metric, values in {
-            found["metric"]: {"oracle": found["oracle"], **found["strength"]},
-            **found["beside"],
-        }.items():
-            cells = "  ".join(f"{key}: {value:.3f}" for key, value in values.items())
-            print(f"  {name:10} {metric:10} {cells}")
+        for label, text in _lines(found):
+            print(f"  {name:13} {label:14} {text}")
     print(
         f"  autoencoder {result['autoencoder_psnr']} dB; "
         f"prompt colours {result['prompt_colour_accuracy']} "
@@ -241,12 +400,35 @@ def _print(result: dict[str, Any]) -> None:
     )
 
 
-def _annotate(result: dict[str, Any], root: Path) -> None:
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to print about a condition: label and text of each line."""
+
+    def cells(values: dict[str, float]) -> str:
+        return "  ".join(f"{key}: {value:.3f}" for key, value in values.items())
+
+    lower = "" if found["higher_is_better"] else "  (lower is better)"
+    lines = [
+        (found["metric"], cells({"oracle": found["oracle"], **found["strength"]}) + lower),
+        *((metric, cells(values)) for metric, values in found["beside"].items()),
+        ("headline", cells(found["headline"])),
+    ]
+    closed = found["closed"]
+    if closed is not None:
+        short = f": BELOW {CLOSED_ENOUGH:g}" if closed < CLOSED_ENOUGH else ""
+        lines.append(("closed", f"{closed:.3f} of the way from strength 0 to the oracle{short}"))
+    seen = found["annotator"]
+    if seen:
+        figure = f"{seen['metric']} {seen['value']:.3f}{lower}, headline {seen['headline']:.2f}"
+        lines.append(("annotator", f"{figure}, against the truth of {seen['scenes']} scenes"))
+    return lines
+
+
+def _annotate(result: dict[str, Any], conditions: dict[str, Condition], root: Path) -> None:
     """Writes the figures into the metadata of the weights in a model's folder."""
     keys = ("scenes", "steps", "guidance_scale", "autoencoder_psnr", "prompt_colour_accuracy")
     shared = {key: result[key] for key in keys}
     for name, found in result["conditions"].items():
-        annotate(root / "controlnet" / name, scores=shared | found)
+        annotate(root / "controlnet" / conditions[name].weights, scores=shared | found)
     annotate(root / "vae", scores={"psnr": result["autoencoder_psnr"]})
     annotate(root / "unet", scores={"prompt_colour_accuracy": result["prompt_colour_accuracy"]})
 
@@ -255,7 +437,11 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line; `arguments` stand in for the process's own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="diorama")
-    parser.add_argument("--conditions", default="canny", help="names, separated by commas")
+    parser.add_argument(
+        "--conditions",
+        default=None,
+        help="names such as canny,depth; without it all that the model has a ControlNet for",
+    )
     parser.add_argument("--scenes", type=int, default=128)
     parser.add_argument("--strengths", default=",".join(f"{s:g}" for s in STRENGTHS))
     parser.add_argument("--device", default=None)
@@ -275,19 +461,14 @@ def main(arguments: list[str] | None = None) -> None:
     strengths = tuple(float(s) for s in options.strengths.split(","))
     try:
         store = Store(options.device, options.dtype)
-        result = measure(
-            store,
-            options.model,
-            options.conditions.split(","),
-            options.scenes,
-            strengths,
-            options.sheet,
-        )
+        names = options.conditions.split(",") if options.conditions else None
+        conditions = chosen(store, options.model, names)
+        result = measure(store, options.model, conditions, options.scenes, strengths, options.sheet)
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
     _print(result)
     if options.annotate:
-        _annotate(result, store.card(options.model).folder)
+        _annotate(result, conditions, store.card(options.model).folder)
     if options.json:
         print(json.dumps(result))
 

@@ -1,12 +1,44 @@
 """The measures of the benchmark, on pictures whose answer is known."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from benchmarks.controllability import colour_hits, named_surfaces, nearest_colour, psnr
+from annotators import (
+    annotator_names,
+    canny,
+    depth,
+    fake_scribble,
+    find_annotator,
+    hed,
+    normal,
+    pose,
+    scribble,
+    seg,
+)
+from annotators._network import HELP, STRIDE
+from benchmarks import controllability
+from benchmarks.controllability import (
+    TRUE_MAPS,
+    chosen,
+    colour_hits,
+    main,
+    measurable,
+    measure,
+    named_surfaces,
+    nearest_colour,
+    psnr,
+)
+from core.condition import Annotator, Condition, Preprocessor
+from core.errors import BadInput
+from core.images import grey_map
 from training.dataset import HELD_OUT
 from training.renderer import render
-from training.world import COLOURS, make_scene
+from training.train_annotator import joint_targets
+from training.truth import truth_arrays
+from training.world import ADE20K, COLOURS, make_scene
 
 
 def test_psnr_of_a_known_error():
@@ -39,3 +71,185 @@ def test_a_grey_picture_is_no_colour():
     hits = colour_hits(scene, truth, 0, grey)
     assert len(hits) == len(names)
     assert all(name in ("white", "black") for name, hit in zip(names, hits, strict=True) if hit)
+
+
+# What the annotators see
+
+
+LEARNED = sorted(TRUE_MAPS, key=lambda draw: draw.__module__)
+CLASSES = sorted(ADE20K.values())
+
+
+@pytest.fixture(scope="module")
+def people():
+    """A scene with a person seen whole: its truth without the batch axis, and its picture."""
+    for k in range(100):
+        scene = make_scene(HELD_OUT + k)
+        truth = render([scene], 256)
+        if any((person[:, 2] > 0).all() for person in truth.keypoints[0]):
+            arrays = {name: values[0] for name, values in truth_arrays(truth).items()}
+            return arrays, truth.image[0].numpy()
+    raise AssertionError("nobody is seen whole in any of the first hundred scenes")
+
+
+def seen_perfectly(truth):
+    """What a network without error would say, from what it is trained on."""
+
+    def logits(chance):
+        chance = np.clip(chance, 1e-5, 1 - 1e-5)
+        return np.log(chance / (1 - chance)).astype(np.float32)
+
+    joints, offset, _ = joint_targets(truth["keypoints"], len(truth["edges"]))
+    index = np.searchsorted(CLASSES, truth["classes"])
+    return {
+        "edges": logits(truth["edges"][:, :, None] / 255),
+        "depth": truth["depth"][:, :, None].astype(np.float32) / 65535,
+        "normal": truth["normal"].astype(np.float32) / 127,
+        "classes": np.eye(len(CLASSES), dtype=np.float32)[index],
+        "joints": logits(joints.transpose(1, 2, 0)),
+        "offset": offset.transpose(1, 2, 0),
+    }
+
+
+@pytest.mark.parametrize("draw", LEARNED, ids=lambda draw: draw.__module__)
+def test_a_perfect_annotator_draws_the_true_map(draw, people, monkeypatch):
+    truth, image = people
+    for module in (hed, depth, normal, seg, pose):
+        monkeypatch.setattr(module, "see", lambda _: seen_perfectly(truth))
+    known = SimpleNamespace(config=SimpleNamespace(classes=CLASSES))
+    monkeypatch.setattr(seg, "load_network", lambda: known)
+    score = find_annotator(draw.__module__.split(".")[1]).score
+    wanted = TRUE_MAPS[draw](truth, image)
+    assert wanted.min() < wanted.max()
+    # A joint is seen to the nearest cell, so it is up to one and a half pixels off.
+    assert score(wanted, draw(image, None)).headline > (75 if draw is pose.draw_diorama else 99)
+    assert score(wanted, wanted * 0).headline < 20
+
+
+def test_the_true_maps_show_the_scene():
+    scene = make_scene(HELD_OUT)
+    truth = render([scene], 128)
+    image, arrays = truth.image[0].numpy(), {k: v[0] for k, v in truth_arrays(truth).items()}
+    drawn = {draw.__module__.split(".")[1]: TRUE_MAPS[draw](arrays, image) for draw in LEARNED}
+    assert {one.shape for one in drawn.values()} == {image.shape}
+    right = truth.normal[0, :, :, 0].numpy()[::STRIDE, ::STRIDE]
+    red = drawn["normal"][::STRIDE, ::STRIDE, 0]
+    assert red[right < -0.5].mean() > 180 and red[right > 0.5].mean() < 75  # left is red
+    metres = truth.depth[0].numpy()
+    near, far = metres < np.quantile(metres, 0.1), metres > np.quantile(metres, 0.9)
+    assert drawn["depth"][near].mean() > drawn["depth"][far].mean() + 100
+
+
+def test_whatever_draws_with_dioramas_annotator_is_compared_with_the_truth():
+    ways = []
+    for name in annotator_names():
+        annotator = find_annotator(name)
+        ways += [one for one in annotator.preprocessors if one.help == HELP]
+        ways += [annotator.reextract] if annotator.reextract else []
+    assert len(ways) >= 6
+    assert all(one.draw in TRUE_MAPS for one in ways)
+
+
+@pytest.mark.parametrize("name", annotator_names())
+def test_every_score_says_which_way_is_better(name):
+    """A person in OpenPose's colours has lines, colours and joints: something for every score."""
+    x, y = np.meshgrid(np.linspace(40, 200, 6), np.linspace(40, 200, 3))
+    person = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
+    drawn = pose.draw_people([person], 256, 256)
+    score = find_annotator(name).score
+    same, nothing = score(drawn, drawn), score(drawn, drawn * 0)
+    better = same.metrics[same.metric] > nothing.metrics[nothing.metric]
+    assert better == same.higher_is_better
+
+
+# The whole
+
+
+def test_the_figures_of_the_contract(store, monkeypatch, capsys):
+    monkeypatch.setattr(controllability, "Store", lambda *_: store)
+    main("--model tiny --scenes 1 --strengths 0,1 --json".split())
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads(printed[-1])
+    assert {"model", "scenes", "steps", "guidance_scale", "autoencoder_psnr"} < result.keys()
+    assert list(result["conditions"]) == ["canny"]  # all that the model has a ControlNet for
+    found = result["conditions"]["canny"]
+    assert (found["metric"], found["higher_is_better"], found["annotator"]) == ("F1", True, None)
+    assert found["strength"].keys() == {"0", "1"}
+    assert found["headline"].keys() == {"oracle", "0", "1"}
+    assert any("headline" in line for line in printed)
+
+
+def test_drawings_are_measured_through_what_redraws_them(monkeypatch):
+    ways = {"drawing": scribble, "canvas": scribble, "photo": fake_scribble}
+    conditions = [
+        Condition(f"{kind}2image", kind, "", module.ANNOTATOR, "scribble", kind)
+        for kind, module in ways.items()
+    ]
+    monkeypatch.setattr(controllability.apps, "conditions", lambda: conditions)
+    found = measurable()
+    assert list(found) == ["scribble", "fake_scribble"]
+    for one in found.values():
+        assert one.weights == "scribble"
+        assert one.annotator.preprocessors[0].draw is scribble.draw_fake
+        assert one.annotator.reextract is None
+
+
+def test_an_unknown_condition_is_named(store):
+    with pytest.raises(BadInput, match=r"no condition 'tiny'; there are: .*canny"):
+        chosen(store, "tiny", ["canny", "tiny"])
+
+
+def only_some(wanted):
+    """Canny, but blank for all pictures but those wanted, which it counts."""
+    looked = []
+
+    def draw(image, params):
+        looked.append(image)
+        return canny.draw(image, params) if wanted(len(looked)) else grey_map(image[:, :, 0] * 0)
+
+    annotator = Annotator(
+        "canny", (Preprocessor("Some", draw),), canny.CannyParams, canny.score, "lines",
+        empty_message="Nothing.",
+    )  # fmt: skip
+    return {"canny": Condition("some2image", "Some", "", annotator, "canny")}, looked
+
+
+def test_scenes_without_anything_to_keep_are_passed_over(store):
+    conditions, looked = only_some(lambda count: count > 3)
+    result = measure(store, "tiny", conditions, 1, (0.0,), None)
+    assert result["conditions"]["canny"]["oracle"] > 0
+    assert (
+        len(looked) == 7
+    )  # three passed over; then the map, again to generate, and of two results
+    assert result["conditions"]["canny"]["closed"] is None
+
+
+def test_a_condition_that_no_scene_has_is_given_up(store, monkeypatch):
+    monkeypatch.setattr(controllability, "LOOKED_AT", 3)
+    with pytest.raises(BadInput, match="Of 3 scenes only 0 have anything in their canny map"):
+        measure(store, "tiny", only_some(lambda _: False)[0], 1, (0.0,), None)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "without", "full", "closed"),
+    [(80, 20, 65, 0.75), (80, 20, 86, 1.1), (20, 20, 65, None), (10, 20, 65, None)],
+)
+def test_how_much_of_the_way_is_closed(oracle, without, full, closed):
+    headline = {"oracle": oracle, "0": without, "1": full}
+    assert controllability._closed(headline) == closed
+    assert controllability._closed({"oracle": oracle, "1": full}) is None
+
+
+def test_what_falls_short_and_what_is_an_error_are_pointed_out():
+    found = {
+        "metric": "RMSE", "higher_is_better": False, "oracle": 9.0, "strength": {"1": 30.0},
+        "headline": {"oracle": 90.0, "0": 0.0, "1": 60.0}, "closed": 0.667, "beside": {},
+        "annotator": {"metric": "RMSE", "value": 8.0, "headline": 85.0, "scenes": 3},
+    }  # fmt: skip
+    lines = dict(controllability._lines(found))
+    assert "lower is better" in lines["RMSE"]
+    assert lines["closed"].endswith("BELOW 0.75")
+    assert lines["annotator"] == (
+        "RMSE 8.000  (lower is better), headline 85.00, against the truth of 3 scenes"
+    )
+    assert "BELOW" not in dict(controllability._lines(found | {"closed": 0.8}))["closed"]
