@@ -129,9 +129,8 @@ def test_a_folder_of_ones_own_trains(trained, tmp_path):
 
 def test_the_trained_model_is_measured(trained, tmp_path):
     store = Store("cpu", "float32", trained / "models")
-    found = controllability.measure(
-        store, "diorama", ["canny"], 2, (0.0, 1.0), tmp_path / "sheet.png"
-    )
+    chosen = controllability.chosen(store, "diorama", ["canny"])
+    found = controllability.measure(store, "diorama", chosen, 2, (0.0, 1.0), tmp_path / "sheet.png")
     canny = found["conditions"]["canny"]
     assert canny["metric"] == "F1" and set(canny["strength"]) == {"0", "1"}
     assert set(canny["headline"]) == {"oracle", "0", "1"}
