@@ -1,8 +1,9 @@
 """The cards: what each model family is, where its weights come from, and what suits it.
 
 A card is `models/<name>.toml`; the folder `models/<name>/` beside it holds what is kept locally, in
-diffusers' layout, with each ControlNet as a folder `controlnet/<control>/` or as a single file
-`controlnet/<control>.safetensors` (or .pth, .ckpt).
+diffusers' layout, with each ControlNet as a folder `controlnet/<control>/` (a diffusers folder, or
+one weights file of any name) or as a single file `controlnet/<control>.safetensors` (.pth, .ckpt).
+A card that only brings other ControlNets for a base says `base_of = "<name of that base's card>"`.
 """
 
 import tomllib
@@ -14,6 +15,11 @@ from typing import Any
 from core.errors import BadInput
 
 CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+CHANNEL_ORDERS = ("", "rgb", "bgr")
+INHERITED = ("prompts", "min_resolution", "max_resolution", "defaults")
+"""What a card takes over from the card of its base where it says nothing itself."""
+BASE_ONLY = ("base", "preview_matrix")
+"""What belongs to the base, so that only its own card may say it."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,28 @@ class Source:
     revision: str
     """Commit, so that the same card always means the same weights."""
     files: Mapping[str, int]
-    """What is needed of it: path inside the folder, and its size in bytes."""
+    """What is needed of it: path inside the folder, and its size in bytes, 0 where not known."""
     subfolder: str = ""
+    licence: str = ""
+    """Of these weights."""
+    channel_order: str = ""
+    """Order in which a ControlNet wants its map's channels, rgb or bgr; without one its own config
+    decides. Maps are RGB everywhere: the network itself turns them, see models.loading."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown channel order.
+
+        Raises:
+            ValueError: it is none of CHANNEL_ORDERS.
+        """
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise ValueError(f"channel_order is '{self.channel_order}', it must be rgb or bgr")
+
+    @property
+    def single_file(self) -> str:
+        """The one weights file it consists of; empty where it is a folder in diffusers' layout."""
+        names = list(self.files)
+        return names[0] if len(names) == 1 and names[0].endswith(CONTROL_SUFFIXES) else ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +65,10 @@ class Card:
     """What it is and what it cannot do, for the page."""
     licence: str
     folder: Path
-    """What is kept locally; for a single-file base, the configs and tokenizer it is read with."""
+    """What is kept locally: its ControlNets, and the base where that is its own."""
+    base_folder: Path
+    """Where the base is kept, this card's folder or that of the card in `base_of`; for a
+    single-file base, the configs and tokenizer it is read with."""
     prompts: tuple[str, ...]
     """Example prompts in the model's own words."""
     min_resolution: int
@@ -50,6 +79,8 @@ class Card:
     one it is fitted to the decoder when that is loaded."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """GenerationRequest fields whose default this model changes."""
+    base_of: str = ""
+    """Name of the card whose base this one uses; empty for a base of its own."""
     base: Source | None = None
     """Where the base comes from when it is not here."""
     controls: Mapping[str, Source] = field(default_factory=dict)
@@ -62,6 +93,9 @@ class Card:
         folder = self.folder / "controlnet"
         if (folder / control / "config.json").is_file():
             return folder / control
+        files = [f for f in (folder / control).glob("*") if f.suffix in CONTROL_SUFFIXES]
+        if len(files) == 1:
+            return files[0]
         for suffix in CONTROL_SUFFIXES:
             if (folder / f"{control}{suffix}").is_file():
                 return folder / f"{control}{suffix}"
@@ -70,6 +104,10 @@ class Card:
     def has_control(self, control: str) -> bool:
         """Tell whether this model knows where to find the named ControlNet."""
         return control in self.controls or self.local_control(control) is not None
+
+    def channel_order(self, control: str) -> str:
+        """Return the channel order the card gives for a ControlNet, wherever its weights lie."""
+        return self.controls[control].channel_order if control in self.controls else ""
 
     def control_names(self) -> list[str]:
         """Return every ControlNet this model knows, in alphabetical order."""
@@ -81,13 +119,14 @@ def read_card(path: Path) -> Card:
     """Return the card in a TOML file.
 
     Raises:
-        BadInput: it is no TOML, or a field is missing, unknown or of the wrong form.
+        BadInput: it is no TOML, a field is missing, unknown or of the wrong form, or the card of
+            its base is.
     """
-    try:
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"The model card {path.name} is no valid TOML: {error}.") from error
-    _check_fields(Card, facts, path, ("name", "folder", "file"))
+    facts = _read_toml(path)
+    base_folder = path.with_suffix("")
+    if facts.get("base_of"):
+        facts, base_folder = _with_base(facts, path)
+    _check_fields(Card, facts, path, ("name", "folder", "base_folder", "file"))
     try:
         facts["preview_matrix"] = tuple(
             tuple(map(float, row)) for row in facts.get("preview_matrix", ())
@@ -100,7 +139,36 @@ def read_card(path: Path) -> Card:
         }
     except (TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"The model card {path.name} has a malformed value: {error}.") from error
-    return Card(name=path.stem, folder=path.with_suffix(""), **facts)
+    return Card(name=path.stem, folder=path.with_suffix(""), base_folder=base_folder, **facts)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"The model card {path.name} is no valid TOML: {error}.") from error
+
+
+def _with_base(facts: dict[str, Any], path: Path) -> tuple[dict[str, Any], Path]:
+    """Return the card's facts completed by those of its base's card, and where the base is kept."""
+    name = str(facts["base_of"])
+    other = {card.stem: card for card in path.parent.glob("*.toml")}.get(name)
+    if other is None:
+        raise BadInput(f"The model card {path.name} uses the base of {name}, which has no card.")
+    theirs = _read_toml(other)
+    if theirs.get("base_of"):
+        raise BadInput(
+            f"The model card {path.name} uses the base of {name}, which has none of its own: "
+            f"name {theirs['base_of']} instead."
+        )
+    for field_name in BASE_ONLY:
+        if field_name in facts:
+            raise BadInput(
+                f"The model card {path.name} uses the base of {name} and cannot have the field "
+                f"{field_name}: it belongs into {other.name}."
+            )
+    given = {key: theirs[key] for key in (*INHERITED, *BASE_ONLY) if key in theirs}
+    return given | facts, other.with_suffix("")
 
 
 def _source(facts: dict[str, Any], path: Path) -> Source:

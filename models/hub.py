@@ -48,13 +48,25 @@ def fetch(source: Source, title: str, destination: Path) -> Path:
         if folder and not _absent(source, folder / prefix):
             return folder / prefix
     absent = _absent(source, folder / prefix) if folder else dict(source.files)
+    # The folder to fill may hold some already, as models/sd15 does the configs and the tokenizer.
+    absent = {n: size for n, size in absent.items() if not (destination / n).is_file()} or absent
     largest = max(absent, key=lambda name: absent[name])
-    others = f" and {len(absent) - 1} smaller files" if len(absent) > 1 else ""
+    others = f" and {len(absent) - 1} smaller file" if len(absent) > 1 else ""
+    others += "s" if len(absent) > 2 else ""
     raise WeightsMissing(
         f"{title} needs {prefix}{largest} ({amount(absent[largest])}){others} of "
         f"huggingface.co/{source.hub}, but {problem}: connect and try again, or put them into "
         f"{shown(destination)}."
     )
+
+
+def to_download(source: Source) -> dict[str, int]:
+    """Return the files of a source that the client's cache lacks, with their sizes."""
+    try:
+        folder = snapshot_download(source.hub, revision=source.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return dict(source.files)
+    return _absent(source, Path(folder) / source.subfolder)
 
 
 def _reach_hub(source: Source) -> None:
@@ -72,8 +84,10 @@ def _reach_hub(source: Source) -> None:
 
 
 def amount(size: int) -> str:
-    """Return a size in bytes as people say it: 1.7 GB, 29 MB."""
-    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+    """Return a size in bytes as people say it: 1.72 GB, 29 MB; 0 is a size that is not known."""
+    if size == 0:
+        return "its size is not known"
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
 
 
 def _absent(source: Source, folder: Path) -> dict[str, int]:

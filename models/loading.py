@@ -91,14 +91,25 @@ def load_base(path: Path, shape: Path, form: Format) -> Base:
     return Base(tokenizer, text_encoder, unet, vae, scheduler_config, preview_matrix)
 
 
-def load_control(path: Path, unet: Any, form: Format) -> nn.Module:
+def load_control(path: Path, unet: Any, form: Format, channel_order: str = "") -> nn.Module:
     """Load a ControlNet from a diffusers folder or a single file, for use beside `unet`.
+
+    With `channel_order` "bgr" the network turns the RGB maps it is given, as diffusers' config
+    switch has it; empty leaves that to the folder's config, or to RGB in a single file.
 
     Raises:
         WeightsMismatch: the weights do not fill the network.
     """
+    network = _load_control_network(path, unet, form)
+    if channel_order:
+        # Set, not turned over: right whether the folder's config says the same, or nothing.
+        network.register_to_config(controlnet_conditioning_channel_order=channel_order)
+    return form.place(network)
+
+
+def _load_control_network(path: Path, unet: Any, form: Format) -> Any:
     if path.is_dir():
-        return form.place(_from_folder(ControlNetModel, path, form))
+        return _from_folder(ControlNetModel, path, form)
     state = read_state(path)
     with _untyped("accelerate").init_empty_weights():
         empty = ControlNetModel.from_unet(
@@ -107,7 +118,7 @@ def load_control(path: Path, unet: Any, form: Format) -> nn.Module:
             load_weights_from_unet=False,
         )
     converted = _untyped(CONVERSIONS).convert_controlnet_checkpoint(state, empty.config)
-    return form.place(_fill(empty, converted, path))
+    return _fill(empty, converted, path)
 
 
 def _load_folder(path: Path, form: Format) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -1,7 +1,8 @@
 """Turns a model's name, or the path of a checkpoint, into loaded networks.
 
-One base is kept at a time: choosing another drops it, while a running request keeps what it was
-given. ControlNets are kept, the least recently used dropped first. Loading is safe from any thread.
+One base is kept at a time, and shared by the cards that use it: choosing another drops it, while a
+running request keeps what it was given. ControlNets are kept, the least recently used dropped
+first. Loading is safe from any thread.
 """
 
 import hashlib
@@ -35,6 +36,8 @@ SD1_CARD = "sd15"
 """The card that a user's own Stable Diffusion 1.x checkpoint is shown and read with."""
 CONTROL_BYTES = 2 * 2**30
 """How much of the ControlNets stays loaded: two of Stable Diffusion 1.5's in half precision."""
+ControlKey = tuple[Path, str]
+"""What a loaded ControlNet is kept under: its place, and the order of its map's channels."""
 HASH_LENGTH = 10
 """Characters of a hash; as many as AUTOMATIC1111 prints, whose users compare them."""
 
@@ -56,8 +59,8 @@ class Store:
         self._lock = threading.RLock()
         self._cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.toml"))}
         self._base: tuple[Path, Base] | None = None
-        self._controls: OrderedDict[Path, nn.Module] = OrderedDict()
-        self._ready: dict[tuple[str, str], tuple[DiffusersNetworks, Path | None]] = {}
+        self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
+        self._ready: dict[tuple[str, str], tuple[DiffusersNetworks, ControlKey | None]] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def cards(self) -> list[Card]:
@@ -83,7 +86,7 @@ class Store:
         """Return the card of a name, or make and keep one for the path of a checkpoint.
 
         A folder's own card is the TOML file of its name beside it; anything else is shown as
-        Stable Diffusion 1.x.
+        Stable Diffusion 1.x, once more for each card with other ControlNets for that base.
 
         Raises:
             BadInput: no card has this name and no file or folder this path.
@@ -105,7 +108,39 @@ class Store:
             if card.name in self._cards:
                 card = replace(card, name=str(path))
             self._cards[card.name] = card
+            self._offer_other_controls(card)
             return card
+
+    def find(self, model: str, control: str = "") -> tuple[Path, Path | None]:
+        """Return where the base and the named ControlNet are, fetched where they are not here.
+
+        Files are checked by their headers and configs; nothing is built from them.
+
+        Raises:
+            As load.
+        """
+        card = self.card(model)
+        if control:
+            self.require_control(card, control)  # before its base is downloaded for nothing
+        base_path = self._find_base(card)
+        unet_config = layout.inspect_base(base_path, card.base_folder)
+        control_path = self._find_control(card, control) if control else None
+        if control_path:
+            layout.inspect_control(control_path, unet_config)
+        return base_path, control_path
+
+    def require_control(self, card: Card, control: str) -> None:
+        """Refuse a ControlNet that a model does not know.
+
+        Raises:
+            WeightsMissing: there is none of this name; the message lists those there are.
+        """
+        if not card.has_control(control):
+            known = ", ".join(card.control_names()) or "none yet"
+            raise WeightsMissing(
+                f"{card.title} has no ControlNet '{control}' (it has: {known}): choose another "
+                f"model, or put one into {shown(card.folder / 'controlnet' / control)}."
+            )
 
     def load(self, model: str, control: str = "") -> DiffusersNetworks:
         """Return the model's networks, with the named ControlNet where one is named.
@@ -120,19 +155,16 @@ class Store:
         card = self.card(model)
         with self._lock:
             if (card.name, control) in self._ready:
-                networks, control_path = self._ready[card.name, control]
-                if control_path:
-                    self._controls.move_to_end(control_path)
+                networks, key = self._ready[card.name, control]
+                if key:
+                    self._controls.move_to_end(key)
                 return networks
         # Not under the lock: a download may take long, and others may have what they need.
-        base_path = self._find_base(card)
-        unet_config = layout.inspect_base(base_path, card.folder)
-        control_path = self._find_control(card, control) if control else None
-        if control_path:
-            layout.inspect_control(control_path, unet_config)
+        base_path, control_path = self.find(model, control)
+        key = (control_path, card.channel_order(control)) if control_path else None
         with self._lock:
-            networks = self._build(card, base_path, control, control_path)
-            self._ready[card.name, control] = (networks, control_path)
+            networks = self._build(card, base_path, control, key)
+            self._ready[card.name, control] = (networks, key)
             return networks
 
     def _card_of_path(self, path: Path) -> Card:
@@ -149,34 +181,52 @@ class Store:
             licence="see where it came from",
             base=None,
         )
-        return replace(card, folder=path) if path.is_dir() else replace(card, file=path)
+        if path.is_dir():
+            return replace(card, folder=path, base_folder=path)
+        return replace(card, file=path)
+
+    def _offer_other_controls(self, card: Card) -> None:
+        """Make a card with each other family of ControlNets for a Stable Diffusion 1.x of a path.
+
+        `card` is what _card_of_path returned; a folder with a card of its own gets no others.
+        """
+        sd1 = self._cards.get(SD1_CARD)
+        if sd1 is None or card.controls is not sd1.controls:
+            return
+        for other in [one for one in self._cards.values() if one.base_of == SD1_CARD]:
+            name = f"{card.name}+{other.name}"
+            self._cards[name] = replace(
+                other,
+                name=name,
+                title=other.title.replace(sd1.title, card.title),
+                blurb=card.blurb,
+                licence=card.licence,
+                base_of="",
+                base=None,
+                base_folder=card.base_folder,
+                file=card.file,
+            )
 
     def _find_base(self, card: Card) -> Path:
         if card.file:
             return card.file
         if card.base is None:
-            return card.folder
+            return card.base_folder
         try:
-            layout.weights_files(card.folder)
+            layout.weights_files(card.base_folder)
         except WeightsMissing:
-            return hub.fetch(card.base, card.title, card.folder)
-        return card.folder
+            return hub.fetch(card.base, card.title, card.base_folder)
+        return card.base_folder
 
     def _find_control(self, card: Card, control: str) -> Path:
         local = card.local_control(control)
         if local:
             return local
-        if control in card.controls:
-            place = card.folder / "controlnet" / control
-            return hub.fetch(card.controls[control], f"{card.title}'s {control} control", place)
-        known = ", ".join(card.control_names()) or "none yet"
-        raise WeightsMissing(
-            f"{card.title} has no ControlNet '{control}' (it has: {known}): choose another model, "
-            f"or put one into {shown(card.folder / 'controlnet' / control)}."
-        )
+        source, place = card.controls[control], card.folder / "controlnet" / control
+        return hub.fetch(source, f"{card.title}'s {control} control", place) / source.single_file
 
     def _build(
-        self, card: Card, base_path: Path, control: str, control_path: Path | None
+        self, card: Card, base_path: Path, control: str, key: ControlKey | None
     ) -> DiffusersNetworks:
         # Only here: it imports diffusers, which takes seconds in which the server already answers.
         from models import loading  # noqa: PLC0415
@@ -185,17 +235,18 @@ class Store:
         if self._base is None or self._base[0] != base_path:
             self._base = None  # dropped before the next is loaded: two may not fit
             self._forget()
-            self._base = (base_path, loading.load_base(base_path, card.folder, form))
+            self._base = (base_path, loading.load_base(base_path, card.base_folder, form))
         base = self._base[1]
         hashes = {
             part: self._hash(files) for part, files in layout.weights_files(base_path).items()
         }
         controlnets = {}
-        if control_path:
-            if control_path not in self._controls:
-                self._controls[control_path] = loading.load_control(control_path, base.unet, form)
-            controlnets[control] = self._controls[control_path]
-            self._drop_controls_but(control_path)
+        if key:
+            control_path, order = key
+            if key not in self._controls:
+                self._controls[key] = loading.load_control(control_path, base.unet, form, order)
+            controlnets[control] = self._controls[key]
+            self._drop_controls_but(key)
             files = [control_path]
             if control_path.is_dir():
                 files = layout.network_files(control_path)[0]
@@ -217,7 +268,7 @@ class Store:
             dtype=self.dtype,
         )
 
-    def _drop_controls_but(self, used: Path) -> None:
+    def _drop_controls_but(self, used: ControlKey) -> None:
         self._controls.move_to_end(used)
         while len(self._controls) > 1 and _bytes(self._controls.values()) > CONTROL_BYTES:
             self._controls.popitem(last=False)

@@ -1,5 +1,7 @@
 """The networks behind one protocol compute what diffusers' own pipeline does with them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
@@ -265,3 +267,19 @@ def test_the_float32_retry_has_the_same_weights(latents: Tensor) -> None:
         assert torch.equal(found, wanted.float())
     assert exact.controlnets["canny"].dtype == torch.float32
     assert exact.decode(latents).isfinite().all()
+
+
+def test_a_network_that_wants_its_map_reversed_turns_it_itself(latents: Tensor) -> None:
+    """ControlNet v1.0's normals: maps are RGB here, and diffusers' config switch does the rest."""
+    hint = torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(2, 3, 64, 64)
+    turned = tiny_networks()
+    text = turned.encode_text(["the red ball", ""])
+    wanted = turned.predict(latents, TIMESTEP, text, [control(turned, hint.flip(1), 1.0)])
+    turned.controlnets["canny"].register_to_config(controlnet_conditioning_channel_order="bgr")
+    copied = replace(turned, dtype=torch.bfloat16).in_float32()
+    assert copied.controlnets["canny"] is not turned.controlnets["canny"]
+    for networks in (turned, copied):
+        found = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-5)
+    unturned = turned.predict(latents, TIMESTEP, text, [control(turned, hint.flip(1), 1.0)])
+    assert not torch.allclose(unturned, wanted, rtol=0, atol=1e-4)

@@ -1,5 +1,6 @@
 """The store finds, checks, keeps and names models."""
 
+import json
 import shutil
 import threading
 from dataclasses import replace
@@ -10,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
+from core.networks import ControlInput
 from core.params import controls
 from core.request import GenerationRequest
 from models import loading
 from models import store as store_module
 from models.cards import read_card
+from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
 
@@ -55,8 +58,7 @@ def hub_cache(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_shipped_cards_are_right() -> None:
     cards = {card.name: card for card in Store("cpu").cards()}
-    assert {"diorama", "sd15"} <= cards.keys()
-    assert cards["sd15"].has_control("canny")
+    assert {"diorama", "sd15", "sd15_v10", "sd15_plus"} <= cards.keys()
     settings = controls(GenerationRequest)
     for card in cards.values():
         assert card.defaults.keys() <= settings.keys()
@@ -64,6 +66,25 @@ def test_the_shipped_cards_are_right() -> None:
         assert card.title and card.blurb and card.licence and card.prompts
         for source in (card.base, *card.controls.values()):
             assert source is None or len(source.revision) == 40  # a commit, not a branch
+
+
+def test_the_families_of_controls_share_one_base() -> None:
+    cards = {card.name: card for card in Store("cpu").cards()}
+    base = cards["sd15"]
+    v10 = {"canny", "mlsd", "hed", "scribble", "pose", "seg", "depth", "normal"}
+    for name, controls_ in (
+        ("sd15", v10 | {"lineart", "lineart_anime"}),
+        ("sd15_v10", v10),
+        ("sd15_plus", {"canny", "depth", "hed", "lineart", "seg"}),
+    ):
+        card = cards[name]
+        assert set(card.control_names()) == controls_
+        assert (card.base, card.base_folder) == (base.base, base.folder)
+        assert card.preview_matrix == base.preview_matrix and card.prompts == base.prompts
+        assert card.title.startswith(base.title)  # a user's own base takes its place in the title
+        assert all(source.licence for source in card.controls.values())
+        reversed_ = {c for c in card.controls if card.channel_order(c) == "bgr"}
+        assert reversed_ == ({"normal"} if name == "sd15_v10" else set())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +95,13 @@ def test_the_shipped_cards_are_right() -> None:
         ('colour = "red"\n' + CARD, "unknown field colour"),
         ('preview_matrix = [["x"]]\n' + CARD, "malformed value"),
         (CARD + "[base]\nhub = 'a/b'\n", "lacks the field"),
+        (
+            CARD
+            + "[controls.canny]\nhub = 'a/b'\nrevision = ''\nfiles = {}\nchannel_order = 'gbr'",
+            "malformed value: channel_order is 'gbr', it must be rgb or bgr",
+        ),
+        ('base_of = "nothing"\n' + CARD, "uses the base of nothing, which has no card"),
+        ('base_of = "odd"\n' + CARD, "uses the base of odd, which has none of its own"),
     ],
 )
 def test_a_malformed_card_is_named(text: str, words: str, tmp_path: Path) -> None:
@@ -129,6 +157,95 @@ def test_the_least_recently_used_control_is_dropped(
     store.load("tiny", "third")
     assert store.load("tiny", "canny").controlnets["canny"] is first
     assert store.load("tiny", "second").controlnets["second"] is not second
+
+
+OTHER_CARD = """
+title = "Tiny with others"
+blurb = "The same noise."
+licence = "none"
+base_of = "{base}"
+[controls.canny]
+hub = "someone/others"
+revision = "0123456789012345678901234567890123456789"
+channel_order = "bgr"
+[controls.canny.files]
+"canny_fp16.safetensors" = 700000000
+"""
+
+
+def test_a_card_takes_what_it_does_not_say_from_that_of_its_base(copy: Path) -> None:
+    (copy / "other.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")
+    card = read_card(copy / "other.toml")
+    assert (card.folder, card.base_folder) == (copy / "other", copy / "tiny")
+    assert card.defaults == {"image_resolution": 256, "steps": 2}
+    assert (card.prompts, card.max_resolution) == (("the red ball",), 256)
+    text = "preview_matrix = [[1, 0, 0]]\n" + OTHER_CARD.format(base="tiny")
+    (copy / "other.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"cannot have the field preview_matrix: .* tiny\.toml"):
+        read_card(copy / "other.toml")
+
+
+def test_cards_with_one_base_share_it_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda *given: calls.append(1) or real(*given))
+    (copy / "other.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")
+    shutil.copytree(copy / "tiny/controlnet/canny", copy / "other/controlnet/canny")
+    store = Store("cpu", "float32", copy)
+    first, other = store.load("tiny", "canny"), store.load("other", "canny")
+    assert other.unet is first.unet and len(calls) == 1
+    assert other.controlnets["canny"] is not first.controlnets["canny"]
+    assert store.load("tiny", "canny").controlnets["canny"] is first.controlnets["canny"]
+
+
+def test_a_checkpoint_of_ones_own_is_offered_with_every_family_of_controls(
+    copy: Path, tmp_path: Path
+) -> None:
+    (copy / "sd15.toml").write_text(CARD + "[base]\n" + HUB_CARD.split("[base]\n")[1])
+    (copy / "other.toml").write_text(OTHER_CARD.format(base="sd15"), encoding="utf-8")
+    shutil.copytree(copy / "tiny/controlnet/canny", copy / "other/controlnet/canny")
+    shutil.copytree(copy / "tiny", tmp_path / "mine")
+    store = Store("cpu", "float32", copy)
+    own = store.card(str(tmp_path / "mine"))
+    names = [card.name for card in store.cards()]
+    assert names == ["other", "sd15", "tiny", "mine", "mine+other"]
+    loaded = store.load("mine+other", "canny")
+    assert loaded.unet is store.load(own.name, "canny").unet
+    shutil.copytree(copy / "tiny", tmp_path / "second")
+    store.card(str(tmp_path / "second"))
+    assert [card.name for card in store.cards()] == [*names, "second", "second+other"]
+
+
+def test_a_network_is_told_the_order_its_card_gives(copy: Path) -> None:
+    """In a folder whose config does not say it, in one whose config does, and in a single file."""
+    (copy / "other.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")
+    folder, original = copy / "other/controlnet/canny", copy / "tiny/controlnet/canny"
+    plain = Store("cpu", "float32", copy).load("tiny", "canny")
+    hint = torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 64, 64)
+    wanted = _prediction(plain, hint.flip(1))
+    assert not torch.allclose(_prediction(plain, hint), wanted, atol=1e-3)
+    for said in ("rgb", "bgr", "file"):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(original, folder)
+        config = folder / "config.json"
+        if said == "file":
+            config.unlink()
+            (folder / "diffusion_pytorch_model.safetensors").rename(folder / "any name.safetensors")
+        else:
+            switch = json.loads(config.read_text()) | {
+                "controlnet_conditioning_channel_order": said
+            }
+            config.write_text(json.dumps(switch))
+        loaded = Store("cpu", "float32", copy).load("other", "canny")
+        torch.testing.assert_close(_prediction(loaded, hint), wanted, rtol=1e-5, atol=1e-5)
+
+
+def _prediction(networks: DiffusersNetworks, hint: torch.Tensor) -> torch.Tensor:
+    latents = torch.linspace(-1, 1, 4 * 8 * 8).reshape(1, 4, 8, 8)
+    scales = (1.0,) * networks.residual_count("canny")
+    text = networks.encode_text(["the red ball"])
+    control = ControlInput("canny", hint, scales)
+    return networks.predict(latents, torch.tensor(500), text, [control])
 
 
 def test_threads_share_one_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +427,36 @@ def test_what_the_hub_client_has_cached_loads_offline(
         shutil.copytree(folder, repository / "snapshots" / source.revision / source.subfolder)
     loaded = Store("cpu", "float32", copy).load("tiny", "canny")
     assert list(loaded.controlnets) == ["canny"]
+
+
+def test_a_cached_single_file_loads_offline(copy: Path, hub_cache: Path) -> None:
+    (copy / "other.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")
+    store = Store("cpu", "float32", copy)
+    with pytest.raises(WeightsMissing, match=r"canny_fp16\.safetensors \(700 MB\) of .*someone"):
+        store.load("other", "canny")
+    source = store.card("other").controls["canny"]
+    snapshot = hub_cache / "models--someone--others" / "snapshots" / source.revision
+    snapshot.mkdir(parents=True)
+    weights = copy / "tiny/controlnet/canny/diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, snapshot / "canny_fp16.safetensors")
+    assert list(store.load("other", "canny").controlnets) == ["canny"]
+
+
+def test_what_lies_in_the_folder_to_fill_is_not_asked_for(copy: Path, hub_cache: Path) -> None:
+    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
+    (copy / "tiny/unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsMissing, match=r"\(1\.5 GB\) of ") as caught:
+        Store("cpu", "float32", copy).load("tiny")
+    assert "smaller file" not in str(caught.value)
+
+
+def test_an_unknown_control_is_refused_before_the_base_is_fetched(
+    copy: Path, hub_cache: Path
+) -> None:
+    shutil.rmtree(copy / "tiny")
+    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
+    with pytest.raises(WeightsMissing, match="no ControlNet 'seg'"):
+        Store("cpu", "float32", copy).load("tiny", "seg")
 
 
 def test_diorama_loads_where_it_is_shipped() -> None:
