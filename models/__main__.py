@@ -1,0 +1,182 @@
+"""Lists, fetches and checks models from the shell.
+
+`python -m models list` says what is here and what would be downloaded, `python -m models fetch sd15
+canny depth` downloads a model's base and the named ControlNets, and `python -m models check FILE`
+says what a file or a folder is and where it can be used. What cannot be fetched or used is said in
+one sentence, with exit code 2.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from core.errors import SuiteError, WeightsMissing
+from models import hub, layout
+from models.cards import Card, Source
+from models.families import (
+    BASE,
+    CONTROLNET,
+    MERGED,
+    Contents,
+    describe,
+    identify,
+    read_shapes,
+    shown,
+)
+from models.store import SD1_CARD, Store
+
+FAILED = 2
+"""Exit code; argparse's own where it is asked wrongly."""
+LINE_SPEED = 100e6 / 8
+"""Bytes a second of the connection that estimates are made for."""
+
+
+def list_models(store: Store) -> None:
+    """Print every model: name, title, licence, and where each of its parts is."""
+    for card in store.cards():
+        print(f"{card.name}: {card.title}")
+        print(f"  licence: {card.licence}")
+        place = "here" if _has_base(card) else _where(card.base, card.base_folder)
+        print(f"  base: {f'that of {card.base_of}' if card.base_of else place}")
+        for control in card.control_names():
+            local = card.local_control(control)
+            print(
+                f"  {control}: {'here' if local else _where(card.controls[control], card.folder)}"
+            )
+
+
+def fetch(store: Store, model: str, controls: list[str]) -> None:
+    """Download what is not here of a model's base and the named ControlNets, and say where it is.
+
+    Raises:
+        BadInput: there is no such model.
+        WeightsMissing: it has no such ControlNet, or the hub cannot be reached.
+        WeightsMismatch: a file is damaged or of another family.
+    """
+    card = store.card(model)
+    for control in controls:
+        store.require_control(card, control)
+    sources = [card.base] if card.base and not _has_base(card) else []
+    sources += [card.controls[c] for c in controls if card.local_control(c) is None]
+    sizes = [size for source in sources for size in hub.to_download(source).values()]
+    if sizes:
+        files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({hub.amount(sum(sizes))})"
+        minutes = max(1, round(sum(sizes) / LINE_SPEED / 60))
+        time = f", about {minutes} min at 100 Mbit/s" if sum(sizes) else ""
+        print(f"{card.title}: {files} to download{time}.", flush=True)
+    print(f"base: {shown(store.find(model)[0])}")
+    for control in controls:
+        control_path = store.find(model, control)[1]
+        if control_path:
+            print(f"{control}: {shown(control_path)}")
+    if not controls and card.controls:
+        print(f"Its ControlNets are fetched by name: {' '.join(card.control_names())}.")
+
+
+def check(store: Store, path: Path) -> None:
+    """Print what a file or a folder is, and where it can be used.
+
+    Raises:
+        WeightsMissing: there is nothing at this path, or a part of it is missing.
+        WeightsMismatch: it is damaged, or nothing that can be used here.
+    """
+    if not path.exists():
+        raise WeightsMissing(f"There is nothing at {shown(path)}: check the path.")
+    contents = _contents(path)
+    if contents.kind == CONTROLNET:
+        fits = _fitting(store, path)
+        if path.is_dir():
+            layout.network_files(path)
+        print(
+            f"{path.name} is {describe(contents)}, for {', '.join(fits)}: put it into "
+            f"{shown(store.card(fits[0]).folder)}/controlnet/CONDITION/."
+        )
+        return
+    # Each raises with the reason: all that is no Stable Diffusion 1.x, and configs without weights.
+    layout.inspect_base(path, store.card(SD1_CARD).base_folder)
+    layout.weights_files(path)
+    print(f"{path.name} is {describe(contents)}: use it with --model {shlex.quote(str(path))}")
+    if contents.kind == MERGED:
+        print("or, for its ControlNet, put it where a ControlNet of its model belongs.")
+
+
+def _contents(path: Path) -> Contents:
+    """Return what is in a file, or in a folder in diffusers' layout by its config."""
+    if path.is_file():
+        return identify(read_shapes(path))
+    if (path / "config.json").is_file():
+        facts = layout.read_json(path / "config.json")
+        kind = CONTROLNET if facts.get("_class_name") == "ControlNetModel" else ""
+    elif (path / "unet" / "config.json").is_file():
+        facts, kind = layout.read_json(path / "unet" / "config.json"), BASE
+    else:
+        facts, kind = {}, ""
+    return Contents(kind, facts.get("cross_attention_dim"), facts.get("in_channels"))
+
+
+def _fitting(store: Store, path: Path) -> list[str]:
+    """Return the models that a ControlNet fits; of none, raise why it does not fit SD 1.x."""
+    fitting = []
+    refused: SuiteError | None = None
+    for card in store.cards():
+        config = card.base_folder / "unet" / "config.json"
+        if not config.is_file():
+            continue
+        try:
+            layout.inspect_control(path, layout.read_json(config))
+            fitting.append(card.name)
+        except SuiteError as error:
+            if card.name == SD1_CARD or refused is None:
+                refused = error
+    if refused and not fitting:
+        raise refused
+    return fitting
+
+
+def _has_base(card: Card) -> bool:
+    if card.file:
+        return True
+    try:
+        layout.weights_files(card.base_folder)
+    except WeightsMissing:
+        return False
+    return True
+
+
+def _where(source: Source | None, folder: Path) -> str:
+    if source is None:
+        return f"missing in {shown(folder)}"
+    missing = hub.to_download(source)
+    if not missing:
+        return "here, downloaded"
+    return f"to download, {hub.amount(sum(missing.values()))}, from {source.hub}"
+
+
+def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
+    """Run one command on the models of a store, those shipped without one; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what is here, and what would be downloaded")
+    one = commands.add_parser("fetch", help="download a model's base and the named ControlNets")
+    one.add_argument("model", metavar="NAME")
+    one.add_argument("controls", metavar="CONTROL", nargs="*")
+    one = commands.add_parser("check", help="say what a file or a folder is")
+    one.add_argument("path", metavar="PATH", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        store = store or Store("cpu")
+        if given.command == "list":
+            list_models(store)
+        elif given.command == "fetch":
+            fetch(store, given.model, given.controls)
+        else:
+            check(store, given.path)
+    except SuiteError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
