@@ -68,6 +68,8 @@ class Targets:
         self.edges = tensor(truth["edges"][rows][:, None]).float() / 255
         self.depth = tensor(truth["depth"][rows][:, None].astype(np.float32) / 65535)
         self.normal = tensor(truth["normal"][rows].transpose(0, 3, 1, 2)).float() / 127
+        # The sky has no surface; in maps it faces the camera, as whatever has no direction does.
+        self.normal[:, 2][self.normal.square().sum(1) == 0] = 1
         self.classes = tensor(number[truth["classes"][rows]])
         self.joints = tensor(np.stack([places for places, _, _ in joints]))
         self.offset = tensor(np.stack([offset for _, offset, _ in joints]))
@@ -77,7 +79,6 @@ class Targets:
         """Named losses of what was seen, each around one for a network that guesses."""
         error = seen.depth - self.depth
         slopes = [error.diff(dim=axis).abs().mean() for axis in (2, 3)]
-        surface = (self.normal.square().sum(1) > 0).float()
         turn = 1 - functional.cosine_similarity(seen.normal, self.normal, dim=1)
         likely = functional.binary_cross_entropy_with_logits(
             seen.joints, self.joints, reduction="none"
@@ -86,7 +87,7 @@ class Targets:
         return {
             "edges": 3 * functional.binary_cross_entropy_with_logits(seen.edges, self.edges),
             "depth": 4 * error.abs().mean() + 8 * (slopes[0] + slopes[1]),
-            "normal": (turn * surface).sum() / (surface.sum() + 1),
+            "normal": turn.mean(),
             "classes": functional.cross_entropy(seen.classes, self.classes),
             "joints": (likely * (1 + JOINT_WEIGHT * self.joints)).mean() * 10,
             "offset": way,
