@@ -22,11 +22,11 @@ def main() -> None:
         parser.error(f"no app is called {unknown[0]!r}; there are: {', '.join(apps.names())}")
     environment = Environment.read()
     suite = make_suite(options.model, environment)
-    from apps._page import build_site  # noqa: PLC0415 - --list and --help must not wait for gradio
+    from apps._site import build_site  # noqa: PLC0415 - --list and --help must not wait for gradio
 
-    chosen = [condition for condition in apps.conditions() if condition.name in wanted]
-    site = build_site(chosen, suite)
-    suite.load_in_background(chosen[0])
+    site = build_site([apps.find(name) for name in apps.names() if name in wanted], suite)
+    for condition in [one for one in apps.conditions() if one.name in wanted][:1]:
+        suite.load_in_background(condition)
     launch(site, environment, options)
 
 

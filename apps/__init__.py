@@ -1,8 +1,9 @@
-"""The apps: one file for each condition; the folder is the list."""
+"""The apps: one file for each, a condition or a tool; the folder is the list."""
 
 import importlib
 import pkgutil
 
+from apps._tool import Tool
 from core.condition import Condition
 
 
@@ -11,6 +12,13 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def find(name: str) -> Condition | Tool:
+    """Return the app of a name: what its file calls CONDITION or TOOL."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    app: Condition | Tool = module.TOOL if hasattr(module, "TOOL") else module.CONDITION
+    return app
+
+
 def conditions() -> list[Condition]:
-    """Return the condition of every app, in the order of their names."""
-    return [importlib.import_module(f"{__name__}.{name}").CONDITION for name in names()]
+    """Return the condition of every app that has one, in the order of their names."""
+    return [app for app in map(find, names()) if isinstance(app, Condition)]

@@ -14,6 +14,8 @@ from PIL import Image
 
 from apps._files import SavedResult
 from apps._suite import duration
+from apps._tool import Tool
+from apps._ways import Sight, Way
 from core.condition import Condition, RGBImage
 from core.request import GenerationResult, Progress
 from models.store import Card
@@ -167,13 +169,57 @@ def _card(result: GenerationResult, saved: SavedResult, index: int, rank: int) -
 </article>"""
 
 
-def _picture(caption: str, kind: str, url: str, size: tuple[int, int], file: Path) -> str:
+def _picture(
+    caption: str, kind: str, url: str, size: tuple[int, int], file: Path, note: str = ""
+) -> str:
+    caption = html.escape(caption)
     return f"""<figure class="{kind}">
       <button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
       <img src="{url}" width="{size[0]}" height="{size[1]}" alt="{caption}"></button>
       <figcaption><span>{caption}</span>
       <a href="{_url(file)}" download="{html.escape(file.name)}">Save PNG</a>
-      </figcaption></figure>"""
+      </figcaption>{note}</figure>"""
+
+
+EMPTY_MAPS = """
+<section class="cl-results"><div class="cl-stage cl-empty">
+  <h3>The maps will appear here</h3>
+  <p>Add a picture or take an example, and press <b>Run</b>. Each way to see it draws its own map;
+  one that cannot says why in its place.</p>
+</div></section>"""
+
+
+def drawing(way: Way, done: int, total: int) -> str:
+    """Show which map is being drawn."""
+    return f"""
+<div class="cl-stage cl-running" role="status">
+  <div class="cl-progress"><b>Drawing {escape(way.title)}</b>
+  <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
+  <span>map {done + 1} of {total}</span></div></div>"""
+
+
+def maps(sights: Sequence[Sight], files: Sequence[tuple[Path, Path] | None], total: int) -> str:
+    """Show what each of `total` ways saw so far; `files` are its map's file and the one to show."""
+    tiles = "".join(_tile(sight, paths) for sight, paths in zip(sights, files, strict=True))
+    drawn = [sight.control_map for sight in sights if sight.control_map is not None]
+    facts = [f"{len(drawn)} of {total} maps", duration(sum(s.seconds for s in sights))]
+    if drawn:
+        facts.insert(1, f"{drawn[0].shape[1]} × {drawn[0].shape[0]}")
+    return f"""
+<section class="cl-results">
+  <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+  <div class="cl-maps">{tiles}</div>
+</section>"""
+
+
+def _tile(sight: Sight, paths: tuple[Path, Path] | None) -> str:
+    note = f'<p class="cl-map-note">{escape(sight.note)}</p>' if sight.note else ""
+    if paths is None or sight.control_map is None:
+        return f"""<figure class="cl-no-map"><div>{note}</div>
+      <figcaption><span>{escape(sight.way.title)}</span></figcaption></figure>"""
+    high, wide = sight.control_map.shape[:2]
+    return _picture(sight.way.title, "cl-made", _url(paths[1]), (wide, high), paths[0], note)
 
 
 def _figure(value: float | None) -> str:
@@ -193,7 +239,6 @@ def _inline(image: RGBImage) -> str:
 
 def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
     """Show what the page is, what it runs on, and what the model can be asked for."""
-    chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     prompts = "".join(
         f'<li><button type="button" data-cl="prompt">{escape(text)}</button></li>'
         for text in card.prompts
@@ -201,16 +246,21 @@ def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
     tries = (
         f'<details class="cl-about"><summary>Prompts to try</summary><ul>{prompts}</ul></details>'
     )
+    model = f'<p class="cl-model"><b>{escape(card.title)}.</b> {escape(card.blurb)}</p>'
+    return head(condition, facts, model) + (tries if prompts else "")
+
+
+def head(app: Condition | Tool, facts: Sequence[str], below: str = "") -> str:
+    """Show what a page is and its facts; `below` is HTML."""
+    chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return f"""
-<div class="cl-head"><div><h1>{escape(condition.title)}</h1><p>{escape(condition.blurb)}</p></div>
-  <div class="cl-chips" role="status">{chips}</div>
-  <p class="cl-model"><b>{escape(card.title)}.</b> {escape(card.blurb)}</p></div>
-{tries if prompts else ""}"""
+<div class="cl-head"><div><h1>{escape(app.title)}</h1><p>{escape(app.blurb)}</p></div>
+  <div class="cl-chips" role="status">{chips}</div>{below}</div>"""
 
 
-def home(conditions: Sequence[Condition], pictures: Path) -> str:
+def home(apps: Sequence[Condition | Tool], pictures: Path) -> str:
     """Show the suite's front page: a link to each app, with its examples from a folder."""
-    links = "".join(_link(condition, pictures) for condition in conditions)
+    links = "".join(_link(app, pictures) for app in apps)
     return f"""
 <div class="cl-head"><div><h1>ControlLoop</h1><p>Pictures that follow a control map, and a measure
 of how well they do: the map is drawn again from every result, and the two are compared.</p></div>
@@ -218,13 +268,13 @@ of how well they do: the map is drawn again from every result, and the two are c
 <nav class="cl-home" aria-label="Apps">{links}</nav>"""
 
 
-def _link(condition: Condition, pictures: Path) -> str:
-    files = [pictures / example.image for example in condition.examples]
+def _link(app: Condition | Tool, pictures: Path) -> str:
+    files = [pictures / (e if isinstance(e, str) else e.image) for e in app.examples]
     images = "".join(
         f'<img src="{_url(file)}" alt="" loading="lazy">' for file in files[:3] if file.is_file()
     )
-    return f"""<a href="{html.escape(condition.name)}"><div class="cl-strip">{images}</div>
-  <h2>{escape(condition.title)}</h2><p>{escape(condition.blurb)}</p></a>"""
+    return f"""<a href="{html.escape(app.name)}"><div class="cl-strip">{images}</div>
+  <h2>{escape(app.title)}</h2><p>{escape(app.blurb)}</p></a>"""
 
 
 def restored(labels: Sequence[str], notes: Sequence[str]) -> str:

@@ -35,10 +35,11 @@ def save(
     result: GenerationResult, annotator: Annotator, cache: Path, keep: Path | None
 ) -> SavedResult:
     """Write a result's files into a new folder under `cache`; copy the images to `keep` too."""
-    folder = cache / f"controlloop-{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
+    folder = new_folder(cache)
     name = result.condition_name
-    control_map = _save_map(result.control_map, folder / f"{name}-control-map.png")
+    control_map, shown_map = save_map(
+        result.control_map, annotator, folder / f"{name}-control-map.png"
+    )
     images, found, shown = [], [], []
     for index, seed in enumerate(result.seeds):
         stem = f"{name}-{seed}"
@@ -47,27 +48,28 @@ def save(
         if keep is not None:
             _keep(path, keep)
         images.append(path)
-        found.append(_save_map(result.reextracted[index], folder / f"{stem}-reextracted.png"))
-        shown.append(_shown(result.reextracted[index], annotator, found[-1]))
-    return SavedResult(
-        control_map,
-        tuple(images),
-        tuple(found),
-        _shown(result.control_map, annotator, control_map),
-        tuple(shown),
-    )
+        paths = save_map(result.reextracted[index], annotator, folder / f"{stem}-reextracted.png")
+        found.append(paths[0])
+        shown.append(paths[1])
+    return SavedResult(control_map, tuple(images), tuple(found), shown_map, tuple(shown))
 
 
-def _save_map(control_map: ControlMap, path: Path) -> Path:
+def new_folder(cache: Path) -> Path:
+    """Make a folder for the files of one run."""
+    folder = cache / f"controlloop-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def save_map(control_map: ControlMap, annotator: Annotator, path: Path) -> tuple[Path, Path]:
+    """Write a map; return its file and the one to show, the same where it is shown as it is."""
     Image.fromarray(control_map).save(path)
-    return path
-
-
-def _shown(control_map: ControlMap, annotator: Annotator, saved: Path) -> Path:
     picture = annotator.preview(control_map)
     if np.array_equal(picture, control_map):
-        return saved
-    return _save_map(picture, saved.with_name(f"{saved.stem}-shown.png"))
+        return path, path
+    shown = path.with_name(f"{path.stem}-shown.png")
+    Image.fromarray(picture).save(shown)
+    return path, shown
 
 
 def _keep(path: Path, folder: Path) -> None:

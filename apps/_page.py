@@ -17,17 +17,23 @@ from apps._files import SavedResult, save
 from apps._job import Job
 from apps._request import checked_request, new_job
 from apps._suite import Suite
-from apps._widgets import AT_ONCE, ONE_AT_A_TIME, PRIVATE, plain_errors, widget
+from apps._widgets import (
+    AT_ONCE,
+    CACHE,
+    ONE_AT_A_TIME,
+    PRIVATE,
+    TEST_IMAGES,
+    example_strip,
+    picture_input,
+    plain_errors,
+    run_and_stop,
+    widget,
+)
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.images import read_image, read_strokes
 from core.params import controls
 from core.png import read_settings
 from core.request import GenerationRequest, GenerationResult, Progress
-
-TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
-
-CACHE = (600, 24 * 3600)
-"""Every ten minutes, uploads and results older than a day are deleted."""
 
 CANVAS_SIDE = 512
 """Of a new canvas, in pixels, as in v1.0's interactive app."""
@@ -41,17 +47,6 @@ def build_page(condition: Condition, suite: Suite) -> gr.Blocks:
     ) as page:
         _Page(condition, suite).build()
     return page
-
-
-def build_site(conditions: Sequence[Condition], suite: Suite) -> gr.Blocks:
-    """Build the home page and behind it a page for each condition; one queue serves them all."""
-    pages = [(condition, build_page(condition, suite)) for condition in conditions]
-    with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
-        gr.HTML(_cards.home(conditions, TEST_IMAGES), elem_classes="cl-header")
-    for condition, page in pages:
-        with site.route(condition.title, f"/{condition.name}"):
-            page.render()
-    return site
 
 
 class _Page:
@@ -93,28 +88,11 @@ class _Page:
         drawn_here, drawing = (self.condition.input == kind for kind in ("canvas", "drawing"))
         if drawn_here:
             self._canvas()
-        self.fields["image"] = gr.Image(
-            visible=not drawn_here,
-            label="Drawing" if drawing else "Input",
-            type="filepath",
-            image_mode=None,
-            format="png",
-            sources=["upload", "clipboard", "webcam"],
-            height=280,
-            elem_id="image",
-            buttons=["fullscreen"],
-            placeholder=f"Drop, paste or click to add a {'drawing' if drawing else 'picture'}",
-        )
+        self.fields["image"] = picture_input("drawing" if drawing else "picture", not drawn_here)
         self._examples()
         self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
                   placeholder=self._prompt_hint())  # fmt: skip
-        with gr.Row(elem_classes="cl-run"):
-            self.run = gr.Button("Run", variant="primary", elem_id="run")
-            self.stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
-        gr.HTML(
-            '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>',
-            elem_classes="cl-hint",
-        )
+        self.run, self.stop = run_and_stop()
 
     def _canvas(self) -> None:
         self.canvas = gr.ImageEditor(
@@ -165,14 +143,7 @@ class _Page:
     def _examples(self) -> None:
         here = [e for e in self.condition.examples if (TEST_IMAGES / e.image).is_file()]
         self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in here]
-        with gr.Row(visible=bool(here)):
-            self.examples = gr.Dataset(
-                label="Examples",
-                components=[gr.Image(visible=False, format="png")],
-                samples=[[path] for path, _ in self.example_values],
-                type="index",
-                elem_classes="cl-examples",
-            )
+        self.examples = example_strip([TEST_IMAGES / e.image for e in here])
 
     def _map_controls(self) -> None:
         names = [p.name for p in self.annotator.preprocessors]

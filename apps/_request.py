@@ -17,8 +17,6 @@ def checked_request(
 ) -> tuple[GenerationRequest, list[str]]:
     """Return the request of raw values by field name, and notes on the picture.
 
-    The image is Gradio's file record, {"path": ...}; Gradio has checked that it is an upload.
-
     Raises:
         SuiteError: something is missing, unreadable or out of its bounds.
     """
@@ -30,10 +28,7 @@ def checked_request(
     picture = given.pop("image")
     of_map = controls(condition.annotator.params)
     params = condition.annotator.params(**{name: given.pop(name) for name in of_map})
-    path = picture.get("path") if isinstance(picture, dict) else None
-    if not path:
-        raise BadInput("There is no picture yet: please add one, or take an example.")
-    image, notes = _decoded(path)
+    image, notes = given_picture(picture)
     return GenerationRequest(image=image, params=params, **given), notes
 
 
@@ -44,6 +39,20 @@ def new_job(condition: Condition, suite: Suite, given: dict[str, Any]) -> Job:
         SuiteError: as checked_request.
     """
     return Job(suite.pipeline, condition, *checked_request(condition, suite, given))
+
+
+def given_picture(record: object) -> tuple[RGBImage, list[str]]:
+    """Return the picture of Gradio's file record {"path": ...}, and notes on it.
+
+    Gradio has checked that the file is an upload.
+
+    Raises:
+        BadInput: there is none, or it cannot be read.
+    """
+    path = record.get("path") if isinstance(record, dict) else None
+    if not path:
+        raise BadInput("There is no picture yet: please add one, or take an example.")
+    return _decoded(path)
 
 
 @functools.lru_cache(maxsize=2)  # of up to 120 MB each

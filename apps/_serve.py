@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apps._tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
 
@@ -86,15 +87,16 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
         sys.exit(str(error))
 
 
-def serve_one(condition: Condition) -> None:
+def serve_one(app: Condition | Tool) -> None:
     """Run one app: the main block of every app file."""
-    options = arguments(f"{condition.title}: {condition.blurb}").parse_args()
+    options = arguments(f"{app.title}: {app.blurb}").parse_args()
     environment = Environment.read()
     suite = make_suite(options.model, environment)
-    from apps._page import build_page  # noqa: PLC0415 - as above, for gradio
+    from apps._site import build_app  # noqa: PLC0415 - as above, for gradio
 
-    page = build_page(condition, suite)
-    suite.load_in_background(condition)
+    page = build_app(app, suite)
+    if isinstance(app, Condition):  # a tool needs no model
+        suite.load_in_background(app)
     launch(page, environment, options)
 
 
@@ -102,7 +104,7 @@ def launch(
     blocks: "gr.Blocks", environment: Environment, options: argparse.Namespace, block: bool = True
 ) -> str:
     """Serve pages with the suite's look and limits; returns the address when not blocking."""
-    from apps._page import TEST_IMAGES  # noqa: PLC0415
+    from apps._widgets import TEST_IMAGES  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -104,8 +104,12 @@ class Suite:
         with self._lock:
             state = self._state.get(model, "loads at the first run")
             speed = self._speed.get(model, "speed: measured at the first run")
-        machine = self.store.device_note.partition(" (")[0]
-        return [self.card(model).title, machine, speed if state == READY else state]
+        return [self.card(model).title, self.machine, speed if state == READY else state]
+
+    @property
+    def machine(self) -> str:
+        """What the networks run on, in a few words."""
+        return self.store.device_note.partition(" (")[0]
 
     def settled(self, model: str) -> bool:
         """Tell whether there is nothing to wait for: loaded, failed, or not begun."""

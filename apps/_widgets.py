@@ -1,18 +1,21 @@
 """What pages and endpoints share of Gradio: a setting's widget, the kinds of event, the errors."""
 
-import logging
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from apps._cards import escape
+from apps._errors import sentence_of
 from core.errors import SuiteError
 from core.params import Bounds, Choice, Control, Text, Toggle
 
-log = logging.getLogger(__name__)
+TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
+
+CACHE = (600, 24 * 3600)
+"""Every ten minutes, uploads and results older than a day are deleted."""
 
 ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """The same for every run of every page: one queue for the device."""
@@ -32,17 +35,51 @@ def plain_errors() -> Iterator[None]:
     """Turn any failure into one sentence; a bug gets an id that finds it in the log."""
     try:
         yield
-    except SuiteError as error:
-        raise gr.Error(escape(str(error)), title="Not yet", print_exception=False) from None
     except gr.Error:
         raise
-    except Exception:
-        number = uuid.uuid4().hex[:8]
-        log.exception("Error %s", number)
-        raise gr.Error(
-            f"Something went wrong on our side; the server's log has it under {number}.",
-            print_exception=False,
-        ) from None
+    except Exception as error:  # noqa: BLE001 - told to the user; a bug is logged
+        title = "Not yet" if isinstance(error, SuiteError) else "Error"
+        raise gr.Error(escape(sentence_of(error)), title=title, print_exception=False) from None
+
+
+def picture_input(kind: str = "picture", visible: bool = True) -> gr.Image:
+    """Return the place for the picture to start from."""
+    return gr.Image(
+        visible=visible,
+        label="Input" if kind == "picture" else kind.capitalize(),
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard", "webcam"],
+        height=280,
+        elem_id="image",
+        buttons=["fullscreen"],
+        placeholder=f"Drop, paste or click to add a {kind}",
+    )
+
+
+def example_strip(files: Sequence[Path]) -> gr.Dataset:
+    """Return a row of pictures to click on; the event gets the number of the one clicked."""
+    with gr.Row(visible=bool(files)):
+        return gr.Dataset(
+            label="Examples",
+            components=[gr.Image(visible=False, format="png")],
+            samples=[[str(file)] for file in files],
+            type="index",
+            elem_classes="cl-examples",
+        )
+
+
+def run_and_stop() -> tuple[gr.Button, gr.Button]:
+    """Return the two buttons, of which one is seen at a time, and say which keys press them."""
+    with gr.Row(elem_classes="cl-run"):
+        run = gr.Button("Run", variant="primary", elem_id="run")
+        stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
+    gr.HTML(
+        '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>',
+        elem_classes="cl-hint",
+    )
+    return run, stop
 
 
 def widget(control: Control, value: Any, **options: Any) -> gr.components.Component:

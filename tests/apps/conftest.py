@@ -5,14 +5,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import apps
+from annotators import find_annotator
+from apps import _ways
 from apps._serve import Environment, launch
 from apps._suite import Suite
-from core.condition import Condition
+from apps._ways import Way
+from core.condition import Condition, ControlMap, Preprocessor
+from core.errors import WeightsMissing
 from models.store import Store
 
 # Gradio reads it when it is imported, so before any fixture runs.
@@ -36,13 +42,37 @@ def suite(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Suit
 @pytest.fixture(scope="session")
 def address(suite: Suite) -> Iterator[str]:
     """The address of a running site, ending in a slash."""
-    from apps._page import build_site
+    from apps._site import build_site
 
-    site = build_site(apps.conditions(), suite)
+    site = build_site([apps.find(name) for name in apps.names()], suite)
     options = argparse.Namespace(host=None, port=None, mcp=True)
     yield launch(site, Environment(max_queue=4, output=None), options, block=False)
     site.close(verbose=False)
     shutil.rmtree(UPLOADS, ignore_errors=True)
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of three ways to see that stand in for all: one works, two fail, each its way."""
+
+    def missing(*_: Any) -> ControlMap:
+        raise WeightsMissing("The eyes are not here: fetch <them>.")
+
+    def broken(*_: Any) -> ControlMap:
+        raise RuntimeError("/secret/path")
+
+    canny = find_annotator("canny")
+    annotator = replace(
+        canny,
+        preprocessors=(
+            Preprocessor("Blind", missing, needs="10 MB from the hub"),
+            Preprocessor("Broken", broken),
+            replace(canny.preprocessors[0], name="Seeing"),
+        ),
+    )
+    found = {way.name: way for way in (Way(annotator, one) for one in annotator.preprocessors)}
+    monkeypatch.setattr(_ways, "every_way", lambda: found)
+    return list(found)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+import apps
 from core.condition import Condition
-from core.images import read_image
+from core.images import read_image, resize
 from core.png import read_settings
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "coffee.jpg"
@@ -41,7 +42,7 @@ def _call(client: Client, image: Any = PHOTO, **settings: Any) -> Any:
 
 def test_the_arguments_are_named_typed_and_have_defaults(client: Client) -> None:
     endpoint = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoint) == ["/canny2image"]
+    assert sorted(endpoint) == [f"/{name}" for name in apps.names()]
     parameters = endpoint["/canny2image"]["parameters"]
     assert [p["parameter_name"] for p in parameters] == ARGUMENTS
     defaults = {p["parameter_name"]: p["parameter_default"] for p in parameters[1:]}
@@ -187,7 +188,7 @@ def test_a_cancelled_call_frees_the_machine(client: Client) -> None:
     assert time.monotonic() - started < 30, "100 steps of 12 images take minutes"
 
 
-def test_the_app_is_an_mcp_tool(address: str) -> None:
+def test_every_app_is_an_mcp_tool(address: str) -> None:
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
@@ -205,17 +206,52 @@ def test_the_app_is_an_mcp_tool(address: str) -> None:
             tools = (await session.list_tools()).tools
             picture = "data:image/jpeg;base64," + base64.b64encode(PHOTO.read_bytes()).decode()
             result = await session.call_tool(
-                tools[0].name, {"image": picture, "steps": 1}, progress_callback=heard
+                "canny2image", {"image": picture, "steps": 1}, progress_callback=heard
             )
             return tools, result
 
     tools, result = asyncio.run(asyncio.wait_for(call(), 60))
-    assert [tool.name for tool in tools] == ["canny2image"]
-    assert tools[0].inputSchema["required"] == ["image"]
-    assert "1 to 100" in tools[0].inputSchema["properties"]["steps"]["description"]
+    assert sorted(tool.name for tool in tools) == apps.names()
+    for tool in tools:
+        assert tool.inputSchema["required"] == ["image"]
+    schema = next(tool.inputSchema for tool in tools if tool.name == "canny2image")
+    assert "1 to 100" in schema["properties"]["steps"]["description"]
     assert not result.isError
     assert any(part.type == "image" for part in result.content)
     assert any("headline" in getattr(part, "text", "") for part in result.content)
+
+
+def test_all_maps_of_a_picture(client: Client, canny: Condition, ways: list[str]) -> None:
+    blind, broken, seeing = ways
+    files, report = client.predict(
+        image=handle_file(PHOTO), names=ways, image_resolution=256, api_name="/annotator"
+    )
+    assert report["maps"] == [seeing] and len(files) == 1
+    assert report["errors"][blind] == "The eyes are not here: fetch <them>."
+    assert "/secret" not in report["errors"][broken] and "log" in report["errors"][broken]
+    assert set(report["seconds"]) == set(ways)
+    picture = resize(read_image(PHOTO)[0], (384, 256))
+    wanted = canny.annotator.preprocessors[0].draw(picture, canny.annotator.params())
+    assert wanted.any() and np.array_equal(np.asarray(Image.open(files[0])), wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"names": []}, "choose at least one"),
+        ({"names": ["<b>x</b>"]}, "There is no map"),
+        ({"image_resolution": 4096}, "Image resolution is 4096"),
+        ({"image": None}, "no picture yet"),
+    ],
+    ids=["none", "unknown", "size", "no picture"],
+)
+def test_a_bad_choice_of_maps_is_one_sentence(
+    client: Client, settings: dict, sentence: str
+) -> None:
+    given = {"image": handle_file(PHOTO), "names": ["canny: Canny"]} | settings
+    with pytest.raises(AppError, match=sentence) as error:
+        client.predict(**given, api_name="/annotator")
+    _assert_a_sentence(str(error.value))
 
 
 def _assert_a_sentence(message: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import apps
 from annotators import scribble
 from apps._job import _DEVICE
 from apps._serve import Environment, launch
@@ -105,6 +106,17 @@ def canvas_page(request: pytest.FixtureRequest, browser: Any, canvas_address: st
     """A page that is drawn in."""
     with _opened(browser, request.param, canvas_address) as page:
         yield page
+
+
+@pytest.fixture
+def maps_address(suite: Suite, ways: list[str]) -> Iterator[str]:
+    """The address of the page that shows every map, with the tests' ways to see."""
+    from apps._site import build_app
+
+    site = build_app(apps.find("annotator"), suite)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
 
 
 def _shot(page: Any, stage: str) -> None:
@@ -333,6 +345,35 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     assert _lines_in(page, control_map) > 1.1 * first
 
 
+def test_every_map_of_a_picture_stands_in_its_place(
+    browser: Any, maps_address: str, tmp_path: Path
+) -> None:
+    for screen in SCREENS:
+        with _opened(browser, screen, maps_address) as page:
+            page.locator("#run").click()
+            toast = page.get_by_test_id("toast-body")
+            expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+            toast.get_by_test_id("toast-close").click()
+            _upload(page)
+            page.get_by_label("canny: Blind (10 MB from the hub)").check()
+            page.locator("#run").click()
+            places = page.locator(".cl-maps figure")
+            expect(places).to_have_count(3, timeout=PATIENCE_MS)
+            expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+            expect(places.nth(0)).to_contain_text("The eyes are not here: fetch <them>.")
+            expect(places.nth(1)).to_contain_text("the server's log has it")
+            assert (
+                places.nth(2).locator("img").evaluate("i => i.complete && i.naturalWidth === 384")
+            )
+            _shot(page, "maps")
+            with page.expect_download() as download:
+                places.nth(2).get_by_text("Save PNG").click()
+            assert download.value.suggested_filename == "canny-seeing.png"
+            download.value.save_as(tmp_path / "map.png")
+            assert Image.open(tmp_path / "map.png").size == (384, 256)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_another_model_brings_its_defaults(page: Any) -> None:
     _open_advanced(page)
     _set(page, "guidance_scale", "5")
@@ -350,6 +391,7 @@ def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
     expect(link).to_be_visible(timeout=PATIENCE_MS)
     page.screen = "home"
     _shot(page, "0")
+    assert page.locator(".cl-home a").count() == len(apps.names())
     link.click()
     expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
     page.close()

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 import apps
-from annotators import mlsd
+from annotators import annotator_names, find_annotator, mlsd
 from apps._serve import Environment
 from apps._suite import Suite
+from apps._tool import Tool
+from apps._ways import every_way
 from core.condition import Condition
 from core.errors import BadInput
 from core.params import Bounds, controls
@@ -68,6 +70,22 @@ def test_a_condition_is_named_as_its_file_and_its_examples_exist(condition: Cond
             pytest.fail(f"{example.image} is not in test_imgs/")
         with Image.open(file) as picture:
             assert max(picture.size) <= 512
+
+
+TOOLS = [app for app in map(apps.find, apps.names()) if isinstance(app, Tool)]
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_a_tool_is_named_as_its_file_and_its_examples_exist(tool: Tool) -> None:
+    assert tool.name in apps.names() and (ROOT / "apps" / f"{tool.name}.py").is_file()
+    assert tool.examples and all((ROOT / "test_imgs" / name).is_file() for name in tool.examples)
+
+
+def test_the_ways_to_see_are_all_preprocessors_of_all_annotators() -> None:
+    found = every_way()
+    wanted = [(a, p) for a in map(find_annotator, annotator_names()) for p in a.preprocessors]
+    assert [(way.annotator, way.preprocessor) for way in found.values()] == wanted
+    assert len({way.file_name for way in found.values()}) == len(found)
 
 
 def test_examples_name_their_licence() -> None:

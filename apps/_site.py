@@ -1,0 +1,33 @@
+"""The apps' pages, alone or together behind a home page."""
+
+import importlib
+from collections.abc import Sequence
+
+import gradio as gr
+
+from apps import _cards
+from apps._page import build_page
+from apps._suite import Suite
+from apps._tool import Tool
+from apps._widgets import CACHE, TEST_IMAGES
+from core.condition import Condition
+
+
+def build_app(app: Condition | Tool, suite: Suite) -> gr.Blocks:
+    """Build one app's page, to be launched alone or rendered into a site."""
+    if isinstance(app, Condition):
+        return build_page(app, suite)
+    page: gr.Blocks = importlib.import_module(f"apps.{app.page}").build_page(app, suite)
+    return page
+
+
+def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
+    """Build the home page and behind it a page for each app, tools last; one queue serves all."""
+    apps = sorted(apps, key=lambda app: isinstance(app, Tool))
+    pages = [(app, build_app(app, suite)) for app in apps]
+    with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
+        gr.HTML(_cards.home(apps, TEST_IMAGES), elem_classes="cl-header")
+    for app, page in pages:
+        with site.route(app.title, f"/{app.name}"):
+            page.render()
+    return site

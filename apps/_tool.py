@@ -1,0 +1,17 @@
+"""An app that is no condition: it has a page and an endpoint of its own making."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool's facts; data only, as a Condition is."""
+
+    name: str
+    title: str
+    blurb: str
+    page: str
+    """The module in apps/ whose build_page(tool, suite) makes the page and publishes `/<name>`; by
+    its name, since it loads Gradio, and `--list` and `--help` do without."""
+    examples: tuple[str, ...] = ()
+    """Files in test_imgs/."""

@@ -1,0 +1,93 @@
+"""Every annotator's every way to see a picture, each with a name. Knows no widgets."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from annotators import annotator_names, find_annotator
+from apps._errors import sentence_of
+from core.condition import Annotator, Condition, ControlMap, Preprocessor
+from core.errors import BadInput
+from core.pipeline import Pipeline
+from core.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Way:
+    """An annotator and one of its preprocessors."""
+
+    annotator: Annotator
+    preprocessor: Preprocessor
+
+    @property
+    def name(self) -> str:
+        """Such as "hed: PiDiNet safe"."""
+        return f"{self.annotator.name}: {self.preprocessor.name}"
+
+    @property
+    def title(self) -> str:
+        """The name as people read it."""
+        return self.name.replace("_", " ")
+
+    @property
+    def file_name(self) -> str:
+        """The name as that of a PNG."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") + ".png"
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What one way saw, or why it saw nothing."""
+
+    way: Way
+    control_map: ControlMap | None
+    note: str
+    """Why there is no map, or that there is nothing on it; "" for neither."""
+    seconds: float
+
+
+def every_way() -> dict[str, Way]:
+    """Return the ways by name, in the order of the annotators' names."""
+    found = [
+        Way(annotator, preprocessor)
+        for annotator in map(find_annotator, annotator_names())
+        for preprocessor in annotator.preprocessors
+    ]
+    return {way.name: way for way in found}
+
+
+def chosen_ways(names: object) -> list[Way]:
+    """Return the ways of a list of names, each once, in every_way's order.
+
+    Raises:
+        BadInput: the list is empty or no list, or a name in it is unknown.
+    """
+    ways = every_way()
+    if not isinstance(names, list) or not names:
+        raise BadInput("No map was chosen: please choose at least one.")
+    unknown = [name for name in names if name not in list(ways)]
+    if unknown:
+        raise BadInput(f"There is no map {unknown[0]!r}; there are: {', '.join(ways)}.")
+    return [way for name, way in ways.items() if name in names]
+
+
+def look(pipeline: Pipeline, request: GenerationRequest, ways: Sequence[Way]) -> Iterator[Sight]:
+    """Draw each way's map of a request's picture, at its resolutions and with the usual settings.
+
+    A way that fails is a Sight without a map; the others are drawn all the same.
+    """
+    for way in ways:
+        condition = Condition(way.annotator.name, way.name, "", way.annotator, weights="")
+        began = time.perf_counter()
+        control_map, note = None, ""
+        try:
+            control_map = pipeline.draw_map(
+                condition, replace(request, preprocessor=way.preprocessor.name)
+            )
+        except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
+            note = sentence_of(error)
+        else:
+            if control_map.min() == control_map.max():
+                note = way.annotator.empty_message
+        yield Sight(way, control_map, note, time.perf_counter() - began)
