@@ -103,7 +103,8 @@ def note(text: str) -> str:
 def results(result: GenerationResult, saved: SavedResult) -> str:
     """Show each image between its control map and the map found in it, with its score.
 
-    The cards stand as made and know their rank; which of the two orders is seen, the page decides.
+    The cards stand as made and know their rank; which of the two orders is seen, the button above
+    them and the page's option "Best first" decide.
     """
     if not result.images:
         return ""
@@ -118,11 +119,18 @@ def results(result: GenerationResult, saved: SavedResult) -> str:
     if result.cancelled:
         facts.append(f"stopped; {count} of {result.request.num_samples} finished")
     cards = "".join(_card(result, saved, i, by_score.index(i)) for i in range(count))
+    order = (
+        '<button type="button" class="cl-button" data-cl="order" aria-pressed="false">'
+        "Order by score</button>"
+        if count > 1
+        else ""
+    )
     warnings = "".join(f"<li>{escape(text)}</li>" for text in result.warnings)
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>
-    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+    <span class="cl-actions">{order}
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
   {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
   <div class="cl-cards">{cards}</div>
 </section>"""

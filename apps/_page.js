@@ -44,6 +44,7 @@
   };
 
   const actions = {
+    order: (button) => button.closest(".cl-results").classList.toggle("cl-by-score", press(button)),
     zoom: (button) => enlarge(button.querySelector("img")),
     overlay: (button) => {
       const on = press(button);

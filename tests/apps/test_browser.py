@@ -178,11 +178,19 @@ def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
         assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
     _shot(page, "3-results")
 
-    best_first = page.get_by_label("Best first")
-    best_first.check()
-    seen = _by_place(page, ".cl-score b")
-    assert seen == sorted(seen, key=float, reverse=True)
-    best_first.uncheck()
+    def best_first():
+        seen = _by_place(page, ".cl-score b")
+        return seen == sorted(seen, key=float, reverse=True)
+
+    by_score = page.get_by_role("button", name="Order by score")
+    option = page.get_by_label("Best first")
+    by_score.click()
+    assert best_first()
+    by_score.click()
+    assert _by_place(page, "code") == ["41", "42", "43"], "as made"
+    option.check()
+    assert best_first() and not by_score.is_visible()
+    option.uncheck()
     assert _by_place(page, "code") == ["41", "42", "43"], "as made"
 
     card = cards.first
