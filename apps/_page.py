@@ -15,7 +15,7 @@ from apps import _cards
 from apps._endpoint import publish
 from apps._files import SavedResult, save
 from apps._job import Job
-from apps._request import checked_request, new_job
+from apps._request import checked_request, new_job, uploaded
 from apps._suite import Suite
 from apps._widgets import (
     AT_ONCE,
@@ -386,7 +386,7 @@ class _Page:
 
     def _restore(self, path: str | None) -> list[Any]:
         with plain_errors():
-            settings, notes = read_settings(path or b"", self.condition)
+            settings, notes = read_settings(uploaded(path) if path else b"", self.condition)
             settings |= settings.pop("params", {})
             if settings.get("model", self.suite.model) not in self.suite.models(self.condition):
                 settings.pop("model")

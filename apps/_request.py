@@ -1,7 +1,10 @@
 """From what the widgets or an API caller gave to a checked request. Knows no widgets."""
 
 import functools
+from pathlib import Path
 from typing import Any
+
+from gradio.utils import get_upload_folder
 
 from apps._job import Job
 from apps._suite import Suite
@@ -44,15 +47,31 @@ def new_job(condition: Condition, suite: Suite, given: dict[str, Any]) -> Job:
 def given_picture(record: object) -> tuple[RGBImage, list[str]]:
     """Return the picture of Gradio's file record {"path": ...}, and notes on it.
 
-    Gradio has checked that the file is an upload.
-
     Raises:
         BadInput: there is none, or it cannot be read.
     """
     path = record.get("path") if isinstance(record, dict) else None
     if not path:
         raise BadInput("There is no picture yet: please add one, or take an example.")
-    return _decoded(path)
+    return _decoded(uploaded(path))
+
+
+def uploaded(path: object) -> str:
+    """Return the path of an upload, or of a file that was made here for the page.
+
+    Gradio checks only records that say they are its own, so a caller who leaves that out could name
+    any file of the server.
+
+    Raises:
+        BadInput: the file lies elsewhere, or is gone.
+    """
+    try:
+        file = Path(str(path)).resolve()
+        if file.is_file() and file.is_relative_to(Path(get_upload_folder()).resolve()):
+            return str(file)
+    except (OSError, ValueError):  # no file can have such a name
+        pass
+    raise BadInput("The file is no upload, or is no longer here: please choose it again.")
 
 
 @functools.lru_cache(maxsize=2)  # of up to 120 MB each

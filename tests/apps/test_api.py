@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,17 +143,28 @@ def test_no_image_is_one_sentence(client: Client) -> None:
     _assert_a_sentence(str(error.value))
 
 
-def test_a_file_of_the_server_is_no_picture(address: str) -> None:
+@pytest.mark.parametrize("meta", [{"_type": "gradio.FileData"}, {"_type": "x"}, None])
+@pytest.mark.parametrize("name", ["private.png", "fifo"])
+def test_a_file_of_the_server_is_no_picture(
+    client: Client, address: str, tmp_path: Path, meta: Any, name: str
+) -> None:
     import httpx
 
-    data: list[Any] = [None] * len(ARGUMENTS)
-    secret = Path(__file__)
-    data[0] = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    secret = tmp_path / name
+    if name == "fifo":
+        os.mkfifo(secret)
+    else:
+        Image.new("RGB", (64, 64), "red").save(secret)
+    api = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    data = [p.get("parameter_default") for p in api["/canny2image"]["parameters"]]
+    data[0] = {"path": str(secret)} | ({"meta": meta} if meta else {})
     started = httpx.post(f"{address}gradio_api/call/canny2image", json={"data": data})
     told = httpx.get(
         f"{address}gradio_api/call/canny2image/{started.json()['event_id']}", timeout=30
     )
-    assert "event: error" in told.text
+    assert "event: error" in told.text and "event: complete" not in told.text
+    if meta is None or meta["_type"] == "x":  # otherwise Gradio itself refuses
+        assert "no upload" in told.text
     assert httpx.get(f"{address}gradio_api/file={secret}").status_code == 403
 
 
