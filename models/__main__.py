@@ -58,7 +58,7 @@ def fetch(store: Store, model: str, controls: list[str]) -> None:
     for control in controls:
         store.require_control(card, control)
     sources = [card.base] if card.base and not _has_base(card) else []
-    sources += [card.controls[c] for c in controls if card.local_control(c) is None]
+    sources += [card.controls[c] for c in controls if store.local_control(card, c) is None]
     sizes = [size for source in sources for size in hub.to_download(source).values()]
     if sizes:
         files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({hub.amount(sum(sizes))})"
@@ -98,7 +98,7 @@ def check(store: Store, path: Path) -> None:
     layout.weights_files(path)
     print(f"{path.name} is {describe(contents)}: use it with --model {shlex.quote(str(path))}")
     if contents.kind == MERGED:
-        print("or, for its ControlNet, put it where a ControlNet of its model belongs.")
+        print("and its own ControlNet is used with it, for the condition that its name says.")
 
 
 def _contents(path: Path) -> Contents:

@@ -21,7 +21,7 @@ from core.errors import BadInput, WeightsMissing
 from models import hub, layout
 from models.cards import Card, read_card
 from models.devices import choose_device
-from models.families import shown
+from models.families import MERGED, identify, read_shapes, shown
 from models.networks import DiffusersNetworks
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ MODEL_VARIABLE = "CONTROLLOOP_MODEL"
 FIRST_MODEL = "diorama"
 SD1_CARD = "sd15"
 """The card that a user's own Stable Diffusion 1.x checkpoint is shown and read with."""
+V10_CARD = "sd15_v10"
+"""The card of ControlNet 1.0, whose control_sd15_*.pth hold a base and a ControlNet in one file."""
 CONTROL_BYTES = 2 * 2**30
 """How much of the ControlNets stays loaded: two of Stable Diffusion 1.5's in half precision."""
 ControlKey = tuple[Path, str]
@@ -142,6 +144,23 @@ class Store:
                 f"model, or put one into {shown(card.folder / 'controlnet' / control)}."
             )
 
+    def local_control(self, card: Card, control: str) -> Path | None:
+        """Return the folder or file of a ControlNet that is here: the user's own before the card's.
+
+        A merged checkpoint brings its own; the name of its file says which (control_sd15_canny), or
+        names none, and then it serves as the one that is asked for. The cards that offer another
+        family of ControlNets for it are chosen for those, and keep to them.
+
+        Raises:
+            WeightsMissing, WeightsMismatch: the user's checkpoint is no file to read.
+        """
+        sd1 = self._cards.get(SD1_CARD)
+        if card.file and sd1 and card.folder == sd1.folder:
+            named = [name for name in card.control_names() if name in card.file.stem.lower()]
+            if (control in named or not named) and identify(read_shapes(card.file)).kind == MERGED:
+                return card.file
+        return card.local_control(control)
+
     def load(self, model: str, control: str = "") -> DiffusersNetworks:
         """Return the model's networks, with the named ControlNet where one is named.
 
@@ -161,7 +180,9 @@ class Store:
                 return networks
         # Not under the lock: a download may take long, and others may have what they need.
         base_path, control_path = self.find(model, control)
-        key = (control_path, card.channel_order(control)) if control_path else None
+        key = None
+        if control_path:
+            key = (control_path, self._channel_order(card, control, control_path))
         with self._lock:
             networks = self._build(card, base_path, control, key)
             self._ready[card.name, control] = (networks, key)
@@ -219,11 +240,16 @@ class Store:
         return card.base_folder
 
     def _find_control(self, card: Card, control: str) -> Path:
-        local = card.local_control(control)
+        local = self.local_control(card, control)
         if local:
             return local
         source, place = card.controls[control], card.folder / "controlnet" / control
         return hub.fetch(source, f"{card.title}'s {control} control", place) / source.single_file
+
+    def _channel_order(self, card: Card, control: str, path: Path) -> str:
+        """Return the order of the map's channels; inside a merged file that of ControlNet 1.0."""
+        family = self._cards.get(V10_CARD) if path == card.file else card
+        return family.channel_order(control) if family else ""
 
     def _build(
         self, card: Card, base_path: Path, control: str, key: ControlKey | None

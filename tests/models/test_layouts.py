@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from core.errors import WeightsMismatch
+from core.errors import WeightsMismatch, WeightsMissing
 from core.networks import ControlInput
 from models.networks import DiffusersNetworks
 from models.store import Store
+from tests.conftest import CARD
 from tests.models.ldm_layout import base_state, control_state
 
 
@@ -131,6 +132,52 @@ def test_a_merged_file_of_version_1_0_serves_as_both(
     path = tmp_path / "control_sd15_canny.pth"
     torch.save(merged, path)
     assert_same(Store("cpu", "float32", models_folder).load(str(path)), networks)
+
+
+def test_a_merged_file_brings_its_own_control(
+    checkpoint: dict[str, Tensor],
+    control: dict[str, Tensor],
+    models_folder: Path,
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+) -> None:
+    """No ControlNet lies beside the card, and none can be fetched: only the file's own is there."""
+    _copy_model(models_folder, tmp_path)
+    shutil.rmtree(tmp_path / "sd15" / "controlnet")
+    names = ("canny", "depth", "normal", "pose")
+    source = "[controls.{}]\nhub = 'nobody/nothing'\nrevision = '{}'\nfiles = {{ 'a.bin' = 1 }}\n"
+    sources = "".join(source.format(name, "0" * 40) for name in names)
+    (tmp_path / "sd15.toml").write_text(CARD + sources, encoding="utf-8")
+    reversed_ = "base_of = 'sd15'\n" + CARD + source.format("normal", "0" * 40)
+    (tmp_path / "sd15_v10.toml").write_text(f"{reversed_}channel_order = 'bgr'\n", encoding="utf-8")
+    store = Store("cpu", "float32", tmp_path)
+    merged = checkpoint | control_state(control, "control_model.")
+    for file, own, other in (
+        ("control_sd15_canny", "canny", "depth"),
+        ("control_sd15_openpose", "pose", "canny"),
+        ("control_sd15_normal", "normal", "canny"),
+        ("both", "depth", None),
+    ):
+        path = tmp_path / f"{file}.pth"
+        torch.save(merged, path)
+        loaded = store.load(str(path), own)
+        order = loaded.controlnets[own].config.controlnet_conditioning_channel_order
+        assert order == ("bgr" if own == "normal" else "rgb")
+        if order == "rgb":
+            assert_same(loaded, networks, own)
+        if other:
+            with pytest.raises(WeightsMissing, match="nobody/nothing"):
+                store.load(str(path), other)
+    with pytest.raises(WeightsMissing, match="nobody/nothing"):  # asked for the other family's
+        store.load("control_sd15_normal+sd15_v10", "normal")
+
+
+def test_a_plain_checkpoint_named_for_a_control_brings_none(
+    checkpoint: dict[str, Tensor], store: Store, tmp_path: Path, models_folder: Path
+) -> None:
+    save_file(checkpoint, tmp_path / "uncanny.safetensors")
+    _, control_path = store.find(str(tmp_path / "uncanny.safetensors"), "canny")
+    assert control_path == models_folder / "sd15" / "controlnet" / "canny"
 
 
 def test_a_sharded_half_precision_folder(
