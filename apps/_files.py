@@ -1,5 +1,6 @@
 """Where finished pictures go: exact PNGs, the settings inside, in a folder the page may serve."""
 
+import logging
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from core.condition import Annotator, ControlMap
 from core.png import save_png
 from core.request import GenerationResult
 
+log = logging.getLogger(__name__)
+
+NOT_KEPT = (
+    "The server's folder did not take a copy of every image: save here what you want to keep."
+)
+
 
 @dataclass(frozen=True)
 class SavedResult:
@@ -24,6 +31,8 @@ class SavedResult:
     shown_map: Path
     shown_reextracted: tuple[Path, ...]
     """As the annotator shows its maps to people; the same files where that is as they are."""
+    note: str = ""
+    """What went wrong on the way, for the page; empty where nothing did."""
 
     def all(self) -> set[Path]:
         """Return every file once."""
@@ -34,24 +43,32 @@ class SavedResult:
 def save(
     result: GenerationResult, annotator: Annotator, cache: Path, keep: Path | None
 ) -> SavedResult:
-    """Write a result's files into a new folder under `cache`; copy the images to `keep` too."""
+    """Write a result's files into a new folder under `cache`; copy the images to `keep` too.
+
+    A copy that fails is logged and noted: the pictures themselves are not lost to a full disk.
+    """
     folder = new_folder(cache)
     name = result.condition_name
     control_map, shown_map = save_map(
         result.control_map, annotator, folder / f"{name}-control-map.png"
     )
     images, found, shown = [], [], []
+    note = ""
     for index, seed in enumerate(result.seeds):
         stem = f"{name}-{seed}"
         path = folder / f"{stem}.png"
         save_png(path, result.images[index], result, index)
         if keep is not None:
-            _keep(path, keep)
+            try:
+                _keep(path, keep)
+            except OSError:
+                log.exception("%s could not be copied to %s", path.name, keep)
+                note = NOT_KEPT
         images.append(path)
         paths = save_map(result.reextracted[index], annotator, folder / f"{stem}-reextracted.png")
         found.append(paths[0])
         shown.append(paths[1])
-    return SavedResult(control_map, tuple(images), tuple(found), shown_map, tuple(shown))
+    return SavedResult(control_map, tuple(images), tuple(found), shown_map, tuple(shown), note)
 
 
 def new_folder(cache: Path) -> Path:
@@ -78,5 +95,8 @@ def _keep(path: Path, folder: Path) -> None:
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{path.name}"
     partial = target.with_suffix(".part")
-    shutil.copyfile(path, partial)
-    partial.replace(target)
+    try:
+        shutil.copyfile(path, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from apps._widgets import (
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.images import read_image, read_strokes
 from core.params import controls
+from core.pipeline import empty_notes
 from core.png import read_settings
 from core.request import GenerationRequest, GenerationResult, Progress
 
@@ -363,8 +364,8 @@ class _Page:
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, self._given(values))
             control_map = self.suite.pipeline.draw_map(self.condition, request)
-            if self.annotator.empty_message and control_map.min() == control_map.max():
-                gr.Warning(_cards.escape(self.annotator.empty_message))
+            for note in empty_notes(self.annotator, request, control_map):
+                gr.Warning(_cards.escape(note))
             return gr.Image(value=self.annotator.preview(control_map), visible=True)
 
     def _redraw_map(self, *values: Any) -> Any:

@@ -24,7 +24,7 @@ def checked_request(
         SuiteError: something is missing, unreadable or out of its bounds.
     """
     given = dict(given)
-    suite.card(given["model"])
+    card = suite.card(given["model"])
     names = [*(one.name for one in condition.annotator.preprocessors), ALREADY_A_MAP]
     if given["preprocessor"] not in names:
         raise BadInput(f"The preprocessor must be one of: {', '.join(names)}.")
@@ -32,7 +32,14 @@ def checked_request(
     of_map = controls(condition.annotator.params)
     params = condition.annotator.params(**{name: given.pop(name) for name in of_map})
     image, notes = given_picture(picture)
-    return GenerationRequest(image=image, params=params, **given), notes
+    request = GenerationRequest(image=image, params=params, **given)
+    if not card.min_resolution <= request.image_resolution <= card.max_resolution:
+        notes = [
+            *notes,
+            f"{card.title} is made for pictures of {card.min_resolution} to {card.max_resolution} "
+            "pixels on the short side; at others, expect less.",
+        ]
+    return request, notes
 
 
 def new_job(condition: Condition, suite: Suite, given: dict[str, Any]) -> Job:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 LARGEST_UPLOAD = "30mb"
 DEFAULT_QUEUE = 20
+LAST_PORT = 65535
+GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
+"""Variables that Gradio reads while it is imported, which ends in a traceback if one is no number."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT set; models.store reads the others."""
+    """What CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT set; models.store reads the others.
+
+    Gradio reads its own variables; here only those are checked that it does not check itself.
+    """
 
     max_queue: int
     output: Path | None
@@ -38,15 +45,17 @@ class Environment:
             SystemExit: one is malformed; the message is one line that names it.
         """
         queue = variables.get("CONTROLLOOP_MAX_QUEUE") or str(DEFAULT_QUEUE)
-        if not queue.isdecimal() or not 1 <= int(queue) <= 1000:
-            sys.exit(
-                f"CONTROLLOOP_MAX_QUEUE is {queue!r}; it must be a whole number from 1 to 1000."
-            )
+        _require_whole("CONTROLLOOP_MAX_QUEUE", queue, 1000)
+        for name in GRADIO_NUMBERS:
+            if name in variables:
+                _require_whole(name, variables[name], LAST_PORT)
         output = variables.get("CONTROLLOOP_OUTPUT")
         folder = Path(output).expanduser().resolve() if output else None
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=folder) as file:
+                    file.write(b"ControlLoop")  # a full disk takes the file but not its content
             except OSError:
                 sys.exit(
                     f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
@@ -70,9 +79,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _require_whole(name: str, text: str, most: int) -> None:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        sys.exit(f"{name} is {text!r}; it must be a whole number from 1 to {most}.")
+
+
 def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to 65535")
+    if not text.isdecimal() or not 1 <= int(text) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to {LAST_PORT}")
     return int(text)
 
 

@@ -5,7 +5,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from core.condition import Condition
+import numpy as np
+
+from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.networks import Networks
 from core.params import controls
@@ -14,6 +16,9 @@ from core.request import GenerationRequest, GenerationResult
 from models.store import Card, Store
 
 log = logging.getLogger(__name__)
+
+ESTIMATE_STEPS = 2
+"""Of the picture that is made to learn how long a picture takes."""
 
 
 class Suite:
@@ -35,6 +40,7 @@ class Suite:
         self._lock = threading.Lock()
         self._state: dict[str, str] = {}
         self._speed: dict[str, str] = {}
+        self._estimating = False
 
     def models(self, condition: Condition) -> list[str]:
         """Return the names of the models a condition can be used with, the first one first."""
@@ -57,18 +63,30 @@ class Suite:
         return {**plain, **self.card(model).defaults, "model": model}
 
     def load_in_background(self, condition: Condition) -> threading.Thread:
-        """Fetch the first model's weights while the server already answers."""
+        """Fetch the first model's weights, and time it, while the server already answers."""
 
         def work() -> None:
             try:
                 self._load(self.model, condition.weights)
+                self._estimate(condition)
             except SuiteError as error:
                 log.warning("%s", error)  # the page's header says it too
+            finally:
+                self._estimating = False
 
         self._note(self.model, LOADING)
+        self._estimating = True
         thread = threading.Thread(target=work, name="load", daemon=True)
         thread.start()
         return thread
+
+    def _estimate(self, condition: Condition) -> None:
+        """Learn from a picture of few steps how long one takes, before anybody has made one."""
+        usual = self.defaults(self.model)
+        grey = np.full((usual["image_resolution"],) * 2 + (3,), 127, np.uint8)
+        few = {"steps": ESTIMATE_STEPS, "num_samples": 1, "preprocessor": ALREADY_A_MAP}
+        request = GenerationRequest(image=grey, **{**usual, **few})
+        self.measured(self.pipeline.generate(condition, request), usual["steps"])
 
     def _load(self, model: str, control: str) -> Networks:
         self._note(model, LOADING)
@@ -88,16 +106,20 @@ class Suite:
             if state != LOADING or self._state.get(model) != READY:
                 self._state[model] = state
 
-    def measured(self, result: GenerationResult) -> None:
-        """Remember how long an image took, for the header."""
+    def measured(self, result: GenerationResult, steps: int | None = None) -> None:
+        """Remember how long an image took, or would have taken in so many steps, for the header."""
         if not result.images or result.cancelled:
             return
         spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
+        if steps:
+            spent += result.seconds["sample"] * (steps / result.request.steps - 1)
+        text = (
+            f"about {duration(spent / len(result.images))} an image "
+            f"({steps or result.request.steps} steps, {result.width} × {result.height})"
+        )
         with self._lock:
-            self._speed[result.model] = (
-                f"about {duration(spent / len(result.images))} an image "
-                f"({result.request.steps} steps, {result.width} × {result.height})"
-            )
+            if not steps or result.model not in self._speed:  # an estimate gives way
+                self._speed[result.model] = text
 
     def facts(self, model: str) -> list[str]:
         """Return the header's short facts: model, machine, and how long an image takes."""
@@ -112,9 +134,9 @@ class Suite:
         return self.store.device_note.partition(" (")[0]
 
     def settled(self, model: str) -> bool:
-        """Tell whether there is nothing to wait for: loaded, failed, or not begun."""
+        """Tell whether there is nothing to wait for: loaded and timed, failed, or not begun."""
         with self._lock:
-            return self._state.get(model) != LOADING
+            return self._state.get(model) != LOADING and not self._estimating
 
 
 LOADING = "loading the weights …"

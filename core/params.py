@@ -119,13 +119,15 @@ class Text:
             raise BadInput(
                 f"{self.label} has {len(value)} characters; please shorten it to {self.max_length}."
             )
-        return value
+        # Half an emoji, as a browser's own cut may leave it, is no text for a tokenizer or a file.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def clamp(self, value: object) -> tuple[Any, str]:
         """Return the text, cut to its longest length, and a note if it was cut."""
         if not isinstance(value, str) or len(value) <= self.max_length:
             return self.check(value), ""
-        return value[: self.max_length], f"{self.label} was cut to {self.max_length} characters"
+        cut = self.check(value[: self.max_length])
+        return cut, f"{self.label} was cut to {self.max_length} characters"
 
 
 Control = Bounds | Choice | Toggle | Text

@@ -36,6 +36,7 @@ LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
 COARSE_BEYOND = 4
 """A picture enlarged more than this has fewer real edges than its map pretends."""
+EMPTY_MAP_GIVEN = "The control map is empty: it has one value everywhere."
 DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt that are repeated in the warning."""
 
@@ -84,8 +85,7 @@ class Pipeline:
         with run.stage("map"):
             extractor = _extractor(condition.annotator, request)
             control_map = _control_map(extractor, request, size)
-            if condition.annotator.empty_message and control_map.min() == control_map.max():
-                run.warnings.append(condition.annotator.empty_message)
+            run.warnings += empty_notes(condition.annotator, request, control_map)
 
         finished: list[_Finished] = []
         networks = None
@@ -183,6 +183,16 @@ def _control_map(
     return extractor.extract(request.image, size)
 
 
+def empty_notes(
+    annotator: Annotator, request: GenerationRequest, control_map: ControlMap
+) -> list[str]:
+    """Return what to say of a map that is all one value, where that is unusual; at most one."""
+    if not annotator.empty_message or control_map.min() != control_map.max():
+        return []
+    given = request.preprocessor == ALREADY_A_MAP
+    return [EMPTY_MAP_GIVEN if given else annotator.empty_message]
+
+
 # What came out, and what should be said
 
 
@@ -223,6 +233,8 @@ def _size_notes(request: GenerationRequest, size: tuple[int, int]) -> list[str]:
 
 def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
     notes = []
+    if not request.full_prompt.strip():
+        notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
         ("prompt with the added prompt", request.full_prompt),
         ("negative prompt", request.negative_prompt),

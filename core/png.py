@@ -1,8 +1,9 @@
 """PNG files that remember how they were made, and the reading of such files from strangers.
 
 Two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and `controlloop`,
-JSON of the whole request. Everything read here is hostile until checked: lengths are capped before
-anything is unpacked or parsed, numbers are clamped, unknown names are listed and left out.
+JSON of the whole request. Of other tools' pictures, AUTOMATIC1111's, Fooocus' and InvokeAI's are
+read. Everything read here is hostile until checked: lengths are capped before anything is unpacked
+or parsed, numbers are clamped, unknown names are listed and left out.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,12 @@ MAX_TEXT_BYTES = 256 * 1024
 MAX_FILE_BYTES = 100 * 1024 * 1024
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+KEYWORDS = (b"controlloop", b"parameters", b"invokeai_metadata", b"prompt", b"workflow")
+"""The texts that are looked at; the last two are ComfyUI's."""
+NAMES_LISTED = 8
+"""Settings of other tools that a note names; a hostile file may hold thousands."""
+
+UNREADABLE = "The picture's settings could not be read: their text is broken or too long."
 
 A1111_NAMES = {
     "Steps": "steps",
@@ -39,6 +46,20 @@ A1111_NAMES = {
     "Size": "image_resolution",
 }
 """AUTOMATIC1111's names for the settings that mean the same here."""
+
+JSON_NAMES = {
+    "prompt": "prompt",
+    "positive_prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "seed": "seed",
+    "steps": "steps",
+    "guidance_scale": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+}
+"""The same for the JSON of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py).
+
+Other names there may be ours and mean something else: InvokeAI's `strength` is image-to-image's.
+"""
 
 
 def save_png(
@@ -122,23 +143,26 @@ def read_settings(
     is free text from the file: use it only if it is one of the models on offer.
     """
     texts = _texts(read_bytes(source))
-    if "controlloop" in texts:
-        fields_, notes = _from_json(texts["controlloop"], condition)
-        if fields_:
-            return fields_, notes
-    else:
-        notes = []
-    if "parameters" in texts:
-        settings, more = _from_a1111(texts["parameters"])
-        return settings, notes + more
+    readers: dict[str, Callable[[str], tuple[dict[str, Any], list[str]]]] = {
+        "controlloop": lambda text: _from_json(text, condition),
+        "parameters": _from_parameters,
+        "invokeai_metadata": _from_other_json,
+    }
+    notes: list[str] = []
+    for keyword, read in readers.items():
+        if keyword in texts:
+            settings, more = read(texts[keyword])
+            notes += more
+            if settings:
+                return settings, notes
+    # "prompt" is a plain word that any tool may use; ComfyUI's is JSON.
+    if not notes and ("workflow" in texts or texts.get("prompt", "").startswith("{")):
+        notes.append("This picture holds a ComfyUI workflow, whose settings cannot be read here.")
     return {}, notes or ["This picture carries no settings."]
 
 
 def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], list[str]]:
-    try:
-        stored = json.loads(text)
-    except (ValueError, RecursionError):
-        stored = None
+    stored = _parsed(text)
     if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
         return {}, ["The picture's own settings could not be read."]
     notes = []
@@ -185,6 +209,58 @@ def _plain(params: object) -> dict[str, Any]:
     }
 
 
+def _from_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Read what several tools call `parameters`: Fooocus' JSON, or else AUTOMATIC1111's layout."""
+    if not text:
+        return {}, [UNREADABLE]
+    # A prompt may begin with a brace too ("{red|blue} ball"), so only what parses is JSON.
+    if isinstance(_parsed(text), dict):
+        return _from_other_json(text)
+    return _from_a1111(text)
+
+
+def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Read the flat JSON of Fooocus or InvokeAI, as _from_a1111 reads AUTOMATIC1111's layout."""
+    stored = _parsed(text)
+    if not isinstance(stored, dict):
+        return {}, [UNREADABLE]
+    given = {name: value for name, value in stored.items() if value not in (None, "", [], {})}
+    found: dict[str, object] = {}
+    for name, ours in JSON_NAMES.items():
+        if name in given:
+            value = given.pop(name)
+            # Fooocus writes its seed as text.
+            found[ours] = _number(value) if ours == "seed" and isinstance(value, str) else value
+    if not found:
+        return {}, [
+            "The picture's settings are of a tool that is not known here.",
+            *_left_out(given),
+        ]
+    if "prompt" in found:
+        found["added_prompt"] = ""  # theirs is the whole prompt
+        found.setdefault("negative_prompt", "")
+    settings, notes = restored(GenerationRequest, found)
+    return settings, notes + _left_out(given)
+
+
+def _parsed(text: str) -> object:
+    """Return the value of a JSON text, None if it is broken."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _left_out(names: Collection[str]) -> list[str]:
+    """Return the note that lists settings of another tool, none if there are none."""
+    if not names:
+        return []
+    rest = len(names) - NAMES_LISTED
+    more = f" and {rest} more" if rest > 0 else ""
+    listed = ", ".join(name[:40] for name in list(names)[:NAMES_LISTED])
+    return [f"Left as they are here: {listed}{more}."]
+
+
 def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     """Read AUTOMATIC1111's layout; the whole prompt becomes "prompt", the added prompt empty."""
     head, _, last = text.rstrip().rpartition("\n")
@@ -201,9 +277,7 @@ def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
         if name in pairs:
             found[ours] = _number(pairs[name])
     settings, notes = restored(GenerationRequest, found)
-    left_out = [name for name in pairs if name not in A1111_NAMES and name != "Sampler"]
-    if left_out:
-        notes.append(f"Left as they are here: {', '.join(left_out[:8])}.")
+    notes += _left_out([n for n in pairs if n not in A1111_NAMES and n != "Sampler"])
     sampler = pairs.get("Sampler", "DDIM").strip()
     if sampler.upper() != "DDIM":
         notes.append(f"The picture was made with the sampler {sampler[:40]}; here DDIM is used.")
@@ -263,20 +337,18 @@ def without_text(data: bytes) -> bytes:
 
 
 def _texts(data: bytes) -> dict[str, str]:
-    """Return our two text chunks by keyword, where present, whole and not too long."""
+    """Return the texts of KEYWORDS that are present; "" for one that is broken or too long."""
     found: dict[str, str] = {}
     for kind, body, _ in chunks(data):
         keyword, _, rest = body.partition(b"\0")
-        if kind not in TEXT_CHUNKS or keyword not in (b"parameters", b"controlloop"):
-            continue
-        text = _text_of(kind, rest)
-        if text is not None:
-            found.setdefault(keyword.decode("ascii"), text)
+        if kind in TEXT_CHUNKS and keyword in KEYWORDS:
+            name = keyword.decode("ascii")
+            found[name] = found.get(name) or _text_of(kind, rest)
     return found
 
 
-def _text_of(kind: bytes, rest: bytes) -> str | None:
-    """Return the text behind a chunk's keyword (PNG specification 11.3.3), None if unreadable."""
+def _text_of(kind: bytes, rest: bytes) -> str:
+    """Return the text behind a chunk's keyword (PNG specification 11.3.3), "" if unreadable."""
     packed, encoding = kind == b"zTXt", "latin-1"
     if packed:
         rest = rest[1:]  # the method byte; there is only one
@@ -287,7 +359,7 @@ def _text_of(kind: bytes, rest: bytes) -> str | None:
         try:
             rest = zlib.decompressobj().decompress(rest, MAX_TEXT_BYTES + 1)
         except zlib.error:
-            return None
+            return ""
     if len(rest) > MAX_TEXT_BYTES:
-        return None
+        return ""
     return rest.decode(encoding, errors="replace")

@@ -107,6 +107,15 @@ def test_a_model_without_the_control_is_not_offered(
         suite.card("/etc/passwd")
 
 
+def test_a_page_knows_how_long_an_image_takes_before_the_first(suite: Suite) -> None:
+    fresh = Suite(suite.store, "other")
+    assert "first run" in fresh.facts("other")[2]
+    fresh.load_in_background(apps.conditions()[0]).join()
+    assert fresh.settled("other")
+    told = fresh.facts("other")[2]
+    assert told.startswith("about ") and "(4 steps" in told, "as many as the card says"
+
+
 def test_the_card_changes_defaults(suite: Suite) -> None:
     assert suite.defaults("tiny")["steps"] == 2
     assert suite.defaults("tiny")["guidance_scale"] == 9.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import BadInput
-from core.params import Bounds, bounded, checked, choice, controls, restored, text, toggle
+from core.params import Bounds, Text, bounded, checked, choice, controls, restored, text, toggle
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,10 @@ def test_restored_clamps_skips_and_says_so():
 def test_restored_numbers_always_pass_the_check(value):
     settings, _ = restored(Settings, {"count": value, "scale": value})
     Settings(**settings)
+
+
+def test_half_an_emoji_becomes_a_mark():
+    words = Text("", "Words", "", 10)
+    assert words.check("a\ud83d") == "a\ufffd"
+    assert words.check("\U0001f600 \ud83d\ude00") == "\U0001f600 \U0001f600"
+    assert words.clamp("\ud83d" * 20)[0] == "\ufffd" * 10

@@ -9,7 +9,7 @@ import torch
 from core.condition import ALREADY_A_MAP
 from core.errors import BadInput, DeviceUnavailable, SuiteError
 from core.images import resize_map
-from core.pipeline import Pipeline, image_seeds, settled
+from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, settled
 from core.request import GenerationRequest
 
 
@@ -30,6 +30,18 @@ def test_the_map_is_kept_and_scored(pipeline, condition, image):
     assert result.scores[0].headline == 100
     assert result.hashes == {"unet": "abc123"}
     assert not result.warnings
+
+
+def test_an_empty_prompt_is_said(pipeline, condition, image):
+    silent = {"prompt": " ", "added_prompt": ""}
+    assert "prompt is empty" in pipeline.generate(condition, ask(image, **silent)).warnings[0]
+    spoken = {"prompt": "", "added_prompt": "best quality"}
+    assert not pipeline.generate(condition, ask(image, **spoken)).warnings
+
+
+def test_a_given_map_that_is_empty_is_no_matter_of_thresholds(pipeline, condition, image):
+    given = ask(np.zeros_like(image), preprocessor=ALREADY_A_MAP)
+    assert pipeline.generate(condition, given).warnings == (EMPTY_MAP_GIVEN,)
 
 
 def test_without_control_the_score_falls(pipeline, condition, image):

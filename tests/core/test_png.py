@@ -154,6 +154,117 @@ def test_hostile_a1111_text(text, image):
     assert sum(len(note) for note in notes) < 2000
 
 
+def test_fooocus_json_gives_what_is_known_and_lists_the_rest(image):
+    """The keys of Fooocus' own writer, which gives the seed as text."""
+    text = json.dumps(
+        {
+            "prompt": "a cat",
+            "negative_prompt": "blurry",
+            "full_prompt": ["a cat, cinematic"],
+            "prompt_expansion": "",
+            "steps": 30,
+            "guidance_scale": 4.0,
+            "seed": "4061",
+            "sampler": "dpmpp_2m_sde_gpu",
+            "loras": [],
+            "version": "Fooocus v2.5.5",
+        }
+    )
+    fields, notes = read_settings(with_texts(fooocus_scheme="fooocus", parameters=text))
+    assert fields == {
+        "prompt": "a cat",
+        "added_prompt": "",
+        "negative_prompt": "blurry",
+        "steps": 30,
+        "guidance_scale": 4.0,
+        "seed": 4061,
+    }
+    assert notes == ["Left as they are here: full_prompt, sampler, version."]
+    GenerationRequest(image=image, **fields)
+
+
+def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(image):
+    """Its `strength` and `model` are not ours, though their names are."""
+    text = json.dumps(
+        {
+            "generation_mode": "img2img",
+            "positive_prompt": "a cat",
+            "seed": 4061,
+            "steps": 30,
+            "cfg_scale": 7.5,
+            "strength": 0.3,
+            "model": {"name": "x"},
+            "clip_skip": None,
+        }
+    )
+    fields, notes = read_settings(with_texts(invokeai_metadata=text, invokeai_graph="{}"))
+    assert fields == {
+        "prompt": "a cat",
+        "added_prompt": "",
+        "negative_prompt": "",
+        "steps": 30,
+        "guidance_scale": 7.5,
+        "seed": 4061,
+    }
+    assert notes == ["Left as they are here: generation_mode, strength, model."]
+    GenerationRequest(image=image, **fields)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [{"prompt": '{"3": {"class_type": "KSampler"}}'}, {"workflow": '{"nodes": []}'}],
+)
+def test_a_comfyui_workflow_is_named(texts):
+    fields, notes = read_settings(with_texts(**texts))
+    assert fields == {}
+    assert notes == ["This picture holds a ComfyUI workflow, whose settings cannot be read here."]
+
+
+def test_a_workflow_too_long_to_read_is_still_named():
+    assert "ComfyUI" in read_settings(with_texts(workflow="{" * 300_000))[1][0]
+
+
+def test_parameters_beside_a_workflow_are_read():
+    fields, notes = read_settings(with_texts(prompt="{}", workflow="{}", parameters="p\nSteps: 3"))
+    assert fields["steps"] == 3
+    assert notes == []
+
+
+def test_a_prompt_that_any_tool_wrote_is_no_workflow():
+    assert read_settings(with_texts(prompt="a cat")) == ({}, ["This picture carries no settings."])
+
+
+def test_a_prompt_may_begin_with_a_brace():
+    fields, _ = read_settings(with_texts(parameters="{red|blue} ball\nSteps: 3"))
+    assert (fields["prompt"], fields["steps"]) == ("{red|blue} ball", 3)
+
+
+@pytest.mark.parametrize("keyword", ["parameters", "invokeai_metadata"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"a":' * 50_000,
+        "{" * 300_000,
+        "{}",
+        "null",
+        "[1]",
+        '{"seed": ' + "9" * 5000 + "}",
+        '{"seed": "' + "9" * 5000 + '", "steps": "x", "cfg_scale": [1, 2]}',
+        '{"seed": NaN, "steps": -Infinity, "guidance_scale": 1e999}',
+        '{"seed": 1e300, "steps": true, "prompt": {"a": 1}}',
+        '{"seed": -7, "steps": 1e9, "prompt": "' + "x" * 9999 + '"}',
+        json.dumps({f"{i}" * 99: i for i in range(1000)}),
+        '{"sui_image_params": {"prompt": "a cat"}}',
+    ],
+)
+def test_hostile_json_of_other_tools(keyword, text, image):
+    fields, notes = read_settings(with_texts(**{keyword: text}))
+    GenerationRequest(image=image, **fields)
+    assert notes
+    assert sum(len(note) for note in notes) < 2000
+
+
 def test_ranges_are_clamped_with_a_note(condition, image):
     fields, notes = read_settings(
         ours(
