@@ -236,7 +236,7 @@ def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
             "The picture's settings are of a tool that is not known here.",
             *_left_out(given),
         ]
-    if "prompt" in found:
+    if isinstance(found.get("prompt"), str):
         found["added_prompt"] = ""  # theirs is the whole prompt
         found.setdefault("negative_prompt", "")
     settings, notes = restored(GenerationRequest, found)
