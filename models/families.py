@@ -27,6 +27,8 @@ LARGEST_HEADER = 100 * 2**20
 
 LENGTH_BYTES = 8
 """A safetensors file begins with its header's length in so many bytes, little-endian."""
+UTF8_MARK = b"\xef\xbb\xbf"
+"""What some servers and editors put before text."""
 PICKLE_START = b"\x80"
 """First byte of every pickle since protocol 2, as torch before 1.6 wrote them without a zip."""
 
@@ -45,10 +47,14 @@ MERGED = "a base checkpoint with a ControlNet inside"
 
 _SIGNS = (
     ("a Control-LoRA", r"^lora_controlnet$"),
-    ("a LoRA", r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_|\.hada_w1|\.lokr_w1"),
+    (
+        "a LoRA",
+        r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_|\.hada_w1|\.lokr_w1"
+        r"|_lora\.(up|down)\.|\.lora_linear_layer\.",  # diffusers' own, until its 0.22
+    ),
     ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_l)$"),
     ("an IP-Adapter", r"^(image_proj|ip_adapter)\."),
-    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\."),
+    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.|^style_embedding$"),
     (
         CONTROLNET,
         r"^(control_model\.)?(input_hint_block\.0\.|controlnet_cond_embedding\.conv_in\.)",
@@ -169,7 +175,7 @@ def _refuse_what_is_no_weights_file(path: Path) -> None:
     if not path.is_file():
         raise WeightsMissing(f"There is no weights file {shown(path)}: check the path.")
     with path.open("rb") as file:
-        start = file.read(256).lstrip()
+        start = file.read(256).removeprefix(UTF8_MARK).lstrip()
     for magic, what in (
         (b"<", "a web page, probably a login or error page saved as weights"),
         (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull to get the weights"),

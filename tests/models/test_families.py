@@ -65,12 +65,15 @@ DIFFUSERS_CONTROL = {
         ),
         ({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 9)}, "a LoRA"),
         ({"unet.down_blocks.0.attentions.0.to_q.lora_A.weight": (4, 9)}, "a LoRA"),
+        ({"mid_block.attentions.0.attn1.processor.to_k_lora.down.weight": (4, 9)}, "a LoRA"),
+        ({"text_encoder.text_model.q_proj.lora_linear_layer.up.weight": (9, 4)}, "a LoRA"),
         (
             {"lora_controlnet": (), "input_hint_block.0.weight": (16, 3, 3, 3)},
             "a Control-LoRA",
         ),
         ({"adapter.body.0.resnets.0.block1.weight": (9, 9, 3, 3)}, "a T2I-Adapter"),
         ({"body.0.block1.weight": (9, 9, 3, 3), "conv_in.weight": (9, 9)}, "a T2I-Adapter"),
+        ({"style_embedding": (1, 8, 9), "ln_pre.weight": (9,)}, "a T2I-Adapter"),
         ({"image_proj.proj.weight": (9, 9)}, "an IP-Adapter"),
         ({"emb_params": (3, 768)}, "a textual inversion embedding"),
         ({"double_blocks.0.img_attn.proj.weight": (9, 9)}, "a Flux checkpoint"),
@@ -118,6 +121,7 @@ def test_what_fits_passes() -> None:
     ("content", "words"),
     [
         (b"<!DOCTYPE html><html>Log in</html>", "web page"),
+        (b"\xef\xbb\xbf\r\n<!DOCTYPE html><html>Log in</html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"GGUF\x03\x00\x00\x00", "GGUF"),
         (b"", "empty"),
