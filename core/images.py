@@ -164,10 +164,14 @@ def _to_eight_bits(values: NDArray[Any], mode: str, notes: list[str]) -> NDArray
     """Scale grey (H, W) of 16 bits, 32 bits or floats to 0..255.
 
     16-bit values keep their meaning (65535 is white), floats in [0, 1] too; any other range has no
-    agreed white, so it is stretched to fit, and said.
+    agreed white, so it is stretched to fit, and said. An infinity becomes the end it points to.
     """
-    numbers = np.nan_to_num(values.astype(np.float64))
-    low, high = float(numbers.min()), float(numbers.max())
+    numbers = values.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if finite.size < numbers.size:
+        notes.append("Values that are no finite numbers became the picture's darkest or brightest.")
+        numbers = np.nan_to_num(numbers, nan=low, neginf=low, posinf=high)
     if mode.startswith("I;16"):
         numbers /= SIXTEEN_TO_EIGHT
     elif mode == "F" and low >= 0 and high <= 1:

@@ -122,6 +122,21 @@ def test_floats_and_wide_integers():
     assert read_image(saved(Image.fromarray(broken), "TIFF"))[0][0, -1, 0] == 255
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinities_become_the_ends_they_point_to():
+    depth = np.linspace(2, 12, 11, dtype=np.float32)[None].repeat(8, 0)
+    depth[0, :3] = np.inf, -np.inf, np.nan
+    image, notes = read_image(saved(Image.fromarray(depth), "TIFF"))
+    assert image[0, :3, 0].tolist() == [255, 0, 0]
+    assert image[1, [0, 5, 10], 0].tolist() == [0, 128, 255]
+    assert "finite" in notes[0]
+    assert "2 to 12, were stretched" in notes[1]
+    nothing = np.full((8, 8), np.inf, np.float32)
+    image, notes = read_image(saved(Image.fromarray(nothing), "TIFF"))
+    assert np.unique(image).tolist() == [0]
+    assert len(notes) == 1
+
+
 def test_one_bit():
     image, _ = read_image(saved(Image.fromarray(np.eye(9, dtype=np.uint8) * 255).convert("1")))
     assert np.array_equal(image[:, :, 1], np.eye(9, dtype=np.uint8) * 255)
