@@ -24,7 +24,7 @@ LARGEST_UPLOAD = "30mb"
 DEFAULT_QUEUE = 20
 LAST_PORT = 65535
 GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
-"""Variables that Gradio reads while it is imported, which ends in a traceback if one is no number."""
+"""Variables that Gradio reads while it is imported, with a traceback where one is no number."""
 
 
 @dataclass(frozen=True)
