@@ -35,6 +35,7 @@ SIXTEEN_TO_EIGHT = 257
 OPAQUE_ENOUGH = 64
 """Of 255: fainter is the soft rim of a brush."""
 
+ON_WHITE = "Transparent parts were filled with white."
 _ASK_FOR = "Please save it as PNG or JPEG and try again."
 
 
@@ -141,7 +142,13 @@ def _too_large() -> BadInput:
 def _to_rgb(picture: Image.Image, notes: list[str]) -> RGBImage:
     """Turn any mode of Pillow's into RGB; adds notes."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        grey = _to_eight_bits(np.asarray(picture), picture.mode, notes)
+        values = np.asarray(picture)
+        grey = _to_eight_bits(values, picture.mode, notes)
+        # Pillow makes no alpha of it: the one 16-bit level of a PNG that stands for nothing.
+        level = picture.info.get("transparency")
+        if isinstance(level, int) and level in values:
+            notes.append(ON_WHITE)
+            grey[values == level] = 255
         return grey_map(grey)
     profile = picture.info.get("icc_profile")
     alpha = None
@@ -153,7 +160,7 @@ def _to_rgb(picture: Image.Image, notes: list[str]) -> RGBImage:
         picture = picture.convert("RGB")
     rgb = _to_srgb(picture, profile, notes)
     if alpha is not None and alpha.getextrema() != (255, 255):
-        notes.append("Transparent parts were filled with white.")
+        notes.append(ON_WHITE)
         paper = Image.new("RGB", rgb.size, "white")
         paper.paste(rgb, mask=alpha)
         rgb = paper

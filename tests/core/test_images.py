@@ -167,6 +167,15 @@ def test_alpha_is_put_on_white_in_every_encoding():
     assert np.array_equal(read_image(saved(grey))[0], np.full((8, 8, 3), 255))
 
 
+def test_the_transparent_level_of_sixteen_bit_grey_is_put_on_white():
+    """Levels that are the same in 8 bits are told apart."""
+    levels = np.array([[0, 1000, 1001, 65535]], np.uint16).repeat(4, 0)
+    image, notes = read_image(saved(Image.fromarray(levels), transparency=1000))
+    assert image[0, :, 0].tolist() == [0, 255, 4, 255]
+    assert notes == ["Transparent parts were filled with white."]
+    assert read_image(saved(Image.fromarray(levels), transparency=7))[1] == []
+
+
 def test_half_transparent_is_mixed_and_opaque_alpha_is_no_news():
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 3] = 128
