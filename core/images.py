@@ -16,6 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    TiffImageFile,
+)
 from torch import Tensor
 
 from core.condition import ControlMap, Interpolation, RGBImage
@@ -29,6 +35,8 @@ MAX_ASPECT = 8
 """A longer strip has no use as a picture and would ask for gigabytes once its short side is 512."""
 GRID = 64
 """Output sides are multiples of this: 8 pixels a latent cell, 8 cells for the UNet's halvings."""
+YCBCR = 6
+"""TIFF's number for it among the photometric interpretations."""
 SIXTEEN_TO_EIGHT = 257
 """65535 / 255."""
 
@@ -59,6 +67,8 @@ def read_image(source: str | Path | bytes) -> tuple[RGBImage, list[str]]:
         part = "page" if picture.format == "TIFF" else "frame of the animation"
         notes.append(f"Only the first {part} is used.")
     try:
+        if isinstance(picture, TiffImageFile):
+            _let_libtiff_read_ycbcr(picture)
         picture.load()
         picture = ImageOps.exif_transpose(picture)
         pixels = _to_rgb(picture, notes)
@@ -116,6 +126,23 @@ def _is_ours(data: bytes) -> bool:
     return data.startswith(
         (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
     ) or data[8:12] in (b"WEBP", b"avif", b"avis")
+
+
+def _let_libtiff_read_ycbcr(picture: TiffImageFile) -> None:
+    """Have an uncompressed YCbCr TIFF decoded by libtiff, which makes RGB of it.
+
+    Pillow 12.3 writes such files, but takes their three bytes a pixel for four when it reads them
+    itself. Compressed ones go through libtiff anyway; this is how Pillow sets those up.
+    """
+    tags = picture.tag_v2
+    if tags.get(PHOTOMETRIC_INTERPRETATION) != YCBCR or picture.use_load_libtiff:
+        return
+    whole = (0, 0, tags[IMAGEWIDTH], tags[IMAGELENGTH])  # as stored, not yet upright
+    settings = ("RGBX", "raw", False, tags.offset)
+    picture.tile = [
+        picture.tile[0]._replace(codec_name="libtiff", extents=whole, offset=0, args=settings)
+    ]
+    picture.use_load_libtiff = True
 
 
 def check_shape(width: int, height: int) -> None:
