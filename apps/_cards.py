@@ -125,7 +125,9 @@ def results(result: GenerationResult, saved: SavedResult) -> str:
         if count > 1
         else ""
     )
-    warnings = "".join(f"<li>{escape(text)}</li>" for text in result.warnings)
+    warnings = "".join(
+        f"<li>{escape(text)}</li>" for text in (*result.warnings, saved.note) if text
+    )
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>

@@ -75,11 +75,13 @@ def _endpoint(
                     continue
                 suite.measured(report)
                 saved = save(report)
+                told = report.report()
+                told["warnings"] = [*told["warnings"], *filter(None, [saved.note])]
                 yield (
                     str(saved.control_map),
                     [str(path) for path in saved.images],
                     [str(path) for path in saved.reextracted],
-                    report.report(),
+                    told,
                 )
 
     return generate

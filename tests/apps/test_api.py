@@ -72,6 +72,15 @@ def test_a_call_returns_map_images_maps_and_report(client: Client, canny: Condit
     assert (settings["seed"], settings["prompt"], notes) == (6, "the red ball", [])
 
 
+def test_a_copy_that_failed_is_told_in_the_report(
+    client: Client, suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keep").write_text("a file where a folder should be")
+    monkeypatch.setattr(suite, "keep", tmp_path / "keep")
+    *_, report = _call(client)
+    assert any("copy" in warning for warning in report["warnings"])
+
+
 def test_an_image_alone_is_the_image_of_the_batch(client: Client) -> None:
     _, batch, _, _ = _call(client, num_samples=2, seed=5)
     _, alone, _, _ = _call(client, seed=6)

@@ -56,6 +56,12 @@ def test_cards_stand_as_made_and_know_their_rank(canny: Condition) -> None:
     assert re.findall(r"<code>(\d)</code>", page) == ["7", "8", "9"]
 
 
+def test_a_copy_that_failed_is_told_among_the_warnings(canny: Condition) -> None:
+    page = _cards.results(_result(canny, 50.0), replace(_saved(1), note="No copy was taken."))
+    assert "<li>No copy was taken.</li>" in page
+    assert "<li>" not in _cards.results(_result(canny, 50.0), _saved(1))
+
+
 def test_text_from_outside_stays_text(canny: Condition) -> None:
     result = replace(_result(canny, 50.0), warnings=(HOSTILE,))
     for page in (
