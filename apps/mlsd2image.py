@@ -1,0 +1,27 @@
+"""Pictures that keep the straight lines of a photograph. Alone: `python apps/mlsd2image.py`."""
+
+if __name__ == "__main__":  # a file run by its path sees only its own folder
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from annotators.mlsd import ANNOTATOR
+from core.condition import Condition, Example
+
+CONDITION = Condition(
+    name="mlsd2image",
+    title="Straight lines (MLSD)",
+    blurb="Keep the straight lines of a room, a street or a building, and nothing else.",
+    annotator=ANNOTATOR,
+    weights="mlsd",
+    examples=(
+        Example("diorama_2.png", "a red car, a tree and a blue house on a street with buildings"),
+        Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
+    ),
+)
+
+if __name__ == "__main__":
+    from apps._serve import serve_one
+
+    serve_one(CONDITION)
