@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from apps import _cards
+from apps import _cards, _ways
 from apps._files import new_folder, save_map
 from apps._request import given_picture
 from apps._suite import Suite
 from apps._tool import Tool
-from apps._ways import Sight, Way, chosen_ways, every_way, look
+from apps._ways import Sight, Way, chosen_ways, look
 from apps._widgets import (
     AT_ONCE,
     CACHE,
@@ -48,7 +48,7 @@ class _MapsPage:
         self.tool = tool
         self.suite = suite
         self.defaults = suite.defaults(suite.model)
-        self.ways = every_way()
+        self.ways = _ways.every_way()
         self.ready = [name for name, way in self.ways.items() if not way.preprocessor.needs]
 
     # What stands where
