@@ -1,0 +1,322 @@
+"""The way through the UNet and the ControlNets of SD 1.x, with nothing computed twice.
+
+The weights stay in diffusers' own modules; what is ours is the path between them. The result is
+diffusers' own up to rounding (tests/models/test_forward.py). What differs, and why:
+
+- What does not change from step to step is kept: a map's encoding, the keys and values of the
+  text, and the time's part in every residual block, which goes into a convolution's bias.
+- The prompts of one image (guidance has two) start from the same latents, so they share one pass up
+  to the first look at the text: in SD 1.5 that includes one of the largest self-attentions.
+- A ControlNet without weight is not run; the others' residuals are added straight to the skips.
+- Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
+  products of matrices on the same memory, and no layout is ever changed and changed back.
+- Divisions by scales that are 1 in every SD 1.x model are left out.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from core.errors import WeightsMismatch
+from core.networks import ControlInput
+
+KEPT_TIMES = 200
+"""Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""
+KEPT_HINTS = 8
+"""Encoded maps kept beyond their request, so that another image of the same map starts at once."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of the text, for one attention: (T, heads, 77, head width) each."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of one network before the latents are: each by the module that needs it."""
+
+    text: Mapping[nn.Module, KeysValues]
+    times: Mapping[nn.Module, Tensor]
+    """The bias (C,) of each residual block's first convolution at this timestep."""
+
+
+class Forward:
+    """Predictions of one UNet with its ControlNets; may be called from several threads."""
+
+    def __init__(self, unet: nn.Module, controlnets: Mapping[str, nn.Module]) -> None:
+        """Take the networks as they are.
+
+        Raises:
+            WeightsMismatch: they are built differently from SD 1.x.
+        """
+        self._unet: Any = unet
+        self._controlnets: Mapping[str, Any] = controlnets
+        for network in (unet, *controlnets.values()):
+            _check(network)
+        self._lock = threading.Lock()
+        self._texts = WeakTensorKeyDictionary()
+        self._hints = WeakTensorKeyDictionary()
+        self._times: OrderedDict[tuple[nn.Module, float], Mapping[nn.Module, Tensor]]
+        self._times = OrderedDict()
+        self._hints_by_content: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+
+    def __call__(
+        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
+    ) -> Tensor:
+        """Return the UNet's output (T * B, C, h, w), all images of the first text first.
+
+        latents (B, C, h, w); texts (T, 77, C), each asked for every image.
+        """
+        images = latents.shape[0]
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        known = self._known(self._unet, timestep, texts, images)
+        skips, x = _encode(self._unet, _conv(self._unet.conv_in, latents), known)
+        for control in controls:
+            if not any(control.scales):
+                continue
+            network = self._controlnets[control.name]
+            start = _conv(network.conv_in, latents) + self._hint(control, latents.dtype)
+            found, middle = _encode(
+                network, start, self._known(network, timestep, texts, images)
+            )
+            zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
+            for target, source, zero, scale in zip(
+                (*skips, x), (*found, middle), zeros, control.scales, strict=True
+            ):
+                target.add_(_conv(zero, source), alpha=scale)
+        return _decode(self._unet, skips, x, known)
+
+    # What is kept
+
+    def _known(self, network: Any, timestep: float, texts: Tensor, images: int) -> _Known:
+        with self._lock:
+            by_network = self._texts.setdefault(texts, {})
+            key = (network, timestep)
+            times = self._times.pop(key, None)
+            if times is None:
+                times = _times(network, timestep, texts)
+            self._times[key] = times
+            while len(self._times) > KEPT_TIMES * (1 + len(self._controlnets)):
+                self._times.popitem(last=False)
+            if (network, images) not in by_network:
+                by_network[network, images] = {
+                    attention: _keys_values(attention, texts, images)
+                    for attention in _text_attentions(network)
+                }
+            return _Known(by_network[network, images], times)
+
+    def _hint(self, control: ControlInput, dtype: torch.dtype) -> Tensor:
+        """Return the map as the ControlNet's encoder sees it, (1 or B, C, h, w)."""
+        with self._lock:
+            by_name = self._hints.setdefault(control.hint, {})
+            if control.name not in by_name:
+                content = hashlib.sha256(control.hint.float().cpu().numpy().tobytes()).hexdigest()
+                key = (control.name, content)
+                encoded = self._hints_by_content.pop(key, None)
+                if encoded is None:
+                    encoded = _encoded_hint(self._controlnets[control.name], control.hint, dtype)
+                self._hints_by_content[key] = encoded
+                if len(self._hints_by_content) > KEPT_HINTS:
+                    self._hints_by_content.popitem(last=False)
+                by_name[control.name] = encoded
+            found: Tensor = by_name[control.name]
+            return found
+
+
+# What a request or a timestep fixes
+
+
+def _encoded_hint(network: Any, hint: Tensor, dtype: torch.dtype) -> Tensor:
+    if network.config.controlnet_conditioning_channel_order == "bgr":
+        hint = hint.flip(1)
+    hint = hint.to(dtype).contiguous(memory_format=torch.channels_last)
+    encoded: Tensor = network.controlnet_cond_embedding(hint)
+    return encoded
+
+
+def _keys_values(attention: Any, texts: Tensor, images: int) -> KeysValues:
+    keys, values = (
+        _heads(layer(texts), attention.heads).repeat_interleave(images, 0)
+        for layer in (attention.to_k, attention.to_v)
+    )
+    return keys, values
+
+
+def _times(network: Any, timestep: float, like: Tensor) -> Mapping[nn.Module, Tensor]:
+    """Return the time's part in each residual block, its first convolution's own bias included."""
+    at = torch.full((1,), timestep, device=like.device)
+    embedding = network.time_embedding(network.time_proj(at).to(like.dtype))
+    active = functional.silu(embedding)
+    return {
+        block: block.conv1.bias + block.time_emb_proj(active)[0] for block in _residuals(network)
+    }
+
+
+def _blocks(network: Any) -> Iterator[Any]:
+    yield from network.down_blocks
+    yield network.mid_block
+    yield from getattr(network, "up_blocks", ())
+
+
+def _residuals(network: Any) -> Iterator[Any]:
+    for block in _blocks(network):
+        yield from block.resnets
+
+
+def _text_attentions(network: Any) -> Iterator[Any]:
+    for block in _blocks(network):
+        for transformer in getattr(block, "attentions", ()):
+            for layer in transformer.transformer_blocks:
+                yield layer.attn2
+
+
+# The way through
+
+
+def _encode(network: Any, x: Tensor, known: _Known) -> tuple[list[Tensor], Tensor]:
+    """Return every skip, shallowest first, and the middle block's output."""
+    skips = [x]
+    for block in network.down_blocks:
+        attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
+        for residual, transformer in zip(block.resnets, attentions, strict=True):
+            x = _residual(residual, x, known)
+            if transformer is not None:
+                x = _transformer(transformer, x, known)
+            skips.append(x)
+        for downsampler in block.downsamplers or ():
+            x = _conv(downsampler.conv, x)
+            skips.append(x)
+    first, *others = network.mid_block.resnets
+    x = _residual(first, x, known)
+    for transformer, residual in zip(network.mid_block.attentions, others, strict=True):
+        x = _residual(residual, _transformer(transformer, x, known), known)
+    return skips, x
+
+
+def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:
+    for block in unet.up_blocks:
+        attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
+        for residual, transformer in zip(block.resnets, attentions, strict=True):
+            x = torch.cat([x, _repeated(skips.pop(), x.shape[0])], 1)
+            x = _residual(residual, x, known)
+            if transformer is not None:
+                x = _transformer(transformer, x, known)
+        for upsampler in block.upsamplers or ():
+            x = _conv(upsampler.conv, functional.interpolate(x, scale_factor=2.0))
+    return _conv(unet.conv_out, functional.silu(unet.conv_norm_out(x)))
+
+
+def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
+    found = functional.silu(block.norm1(x), inplace=True)
+    found = _conv(block.conv1, found, known.times[block])
+    found = functional.silu(block.norm2(found), inplace=True)
+    kept = x if block.conv_shortcut is None else _conv(block.conv_shortcut, x)
+    return _conv(block.conv2, found).add_(kept)
+
+
+def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
+    height, width = x.shape[2:]
+    # In channels-last memory a picture is its list of pixels already: both views cost nothing.
+    pixels = transformer.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+    pixels = _linear(transformer.proj_in, pixels)
+    for layer in transformer.transformer_blocks:
+        pixels = _self_attention(layer.attn1, layer.norm1(pixels)).add_(pixels)
+        keys, values = known.text[layer.attn2]
+        pixels = _repeated(pixels, keys.shape[0])  # here the texts part
+        queries = _heads(layer.attn2.to_q(layer.norm2(pixels)), layer.attn2.heads)
+        pixels = _attention(layer.attn2, queries, keys, values).add_(pixels)
+        pixels = _feed_forward(layer.ff, layer.norm3(pixels)).add_(pixels)
+    pixels = _linear(transformer.proj_out, pixels)
+    picture = pixels.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return picture.add_(_repeated(x, picture.shape[0]))
+
+
+def _self_attention(attention: Any, pixels: Tensor) -> Tensor:
+    queries, keys, values = (
+        _heads(layer(pixels), attention.heads)
+        for layer in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    return _attention(attention, queries, keys, values)
+
+
+def _attention(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    found = functional.scaled_dot_product_attention(queries, keys, values)
+    projected: Tensor = attention.to_out[0](found.transpose(1, 2).flatten(2))
+    return projected
+
+
+def _feed_forward(layer: Any, pixels: Tensor) -> Tensor:
+    value, gate = layer.net[0].proj(pixels).chunk(2, dim=-1)
+    found: Tensor = layer.net[2](functional.gelu(gate).mul_(value))
+    return found
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, heads * width) → (B, heads, N, width)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _conv(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = layer.bias if bias is None else bias
+    return functional.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
+
+
+def _linear(layer: Any, pixels: Tensor) -> Tensor:
+    """Apply a linear layer, or the 1x1 convolution that some checkpoints have in its place."""
+    return functional.linear(pixels, layer.weight.flatten(1), layer.bias)
+
+
+def _repeated(x: Tensor, rows: int) -> Tensor:
+    """Return a batch of `rows` by repeating x whole; as it is where it has as many."""
+    # Not Tensor.repeat, which would leave channels-last.
+    return x if x.shape[0] == rows else torch.cat([x] * (rows // x.shape[0]))
+
+
+# What is supported
+
+
+def _check(network: Any) -> None:
+    """Refuse what the way above would silently get wrong."""
+    expected: dict[type, Callable[[Any], bool]] = _expectations()
+    for name, module in network.named_modules():
+        holds = expected.get(type(module))
+        if holds is not None and not holds(module):
+            raise WeightsMismatch(
+                f"This model is not built as Stable Diffusion 1.x is (at {name}), so it cannot run "
+                "here; please choose another."
+            )
+
+
+def _expectations() -> dict[type, Callable[[Any], bool]]:
+    # diffusers takes seconds to import, and the store imports this module at once.
+    from diffusers.models.attention import BasicTransformerBlock, FeedForward  # noqa: PLC0415
+    from diffusers.models.attention_processor import Attention  # noqa: PLC0415
+    from diffusers.models.downsampling import Downsample2D  # noqa: PLC0415
+    from diffusers.models.resnet import ResnetBlock2D  # noqa: PLC0415
+    from diffusers.models.upsampling import Upsample2D  # noqa: PLC0415
+
+    return {
+        ResnetBlock2D: lambda m: (
+            m.output_scale_factor == 1
+            and m.time_embedding_norm == "default"
+            and m.time_emb_proj is not None
+            and isinstance(m.nonlinearity, nn.SiLU)
+            and not (m.up or m.down)
+        ),
+        Attention: lambda m: (
+            m.rescale_output_factor == 1
+            and m.group_norm is None
+            and m.norm_q is None
+            and not m.residual_connection
+        ),
+        BasicTransformerBlock: lambda m: m.norm_type == "layer_norm" and m.attn2 is not None,
+        FeedForward: lambda m: type(m.net[0]).__name__ == "GEGLU",
+        Downsample2D: lambda m: m.use_conv and m.padding == 1,
+        Upsample2D: lambda m: m.use_conv and not m.use_conv_transpose,
+    }

@@ -1,0 +1,170 @@
+"""Our way through the networks gives what diffusers' own forward passes give."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from core.errors import WeightsMismatch
+from core.networks import ControlInput
+from models.forward import KEPT_HINTS, Forward
+from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
+
+SD15 = {
+    "block_out_channels": (16, 32, 32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+"""Stable Diffusion 1.5's blocks, narrow."""
+DIORAMA = {
+    "layers_per_block": 1,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+LINEAR = {"use_linear_projection": True, "transformer_layers_per_block": 2}
+
+
+class Example:
+    """A UNet, two ControlNets, and what is asked of them."""
+
+    def __init__(self, changes: dict[str, Any], images: int = 1, texts: int = 2) -> None:
+        torch.manual_seed(0)
+        self.unet = tiny_unet(**changes)
+        self.controlnets = {name: tiny_controlnet(self.unet) for name in ("canny", "depth")}
+        self.forward = Forward(self.unet, self.controlnets)
+        self.latents = torch.randn(images, 4, 16, 8)
+        self.texts = torch.randn(texts, 77, TEXT_WIDTH)
+        self.hint = torch.rand(1, 3, 128, 64)
+
+    def control(self, scale: float = 0.7, name: str = "canny") -> ControlInput:
+        """One scale for every residual."""
+        count = len(self.controlnets[name].controlnet_down_blocks) + 1
+        return ControlInput(name, self.hint, tuple(scale - 0.01 * k for k in range(count)))
+
+    @torch.no_grad()
+    def ours(self, controls: list[ControlInput], timestep: int = 401) -> Tensor:
+        """Our own."""
+        return self.forward(self.latents, timestep, self.texts, controls)
+
+    @torch.no_grad()
+    def theirs(self, controls: list[ControlInput], timestep: int = 401) -> Tensor:
+        """diffusers' own passes, on every pair of text and image."""
+        images = len(self.latents)
+        latents = torch.cat([self.latents] * len(self.texts))
+        text = self.texts.repeat_interleave(images, 0)
+        residuals: list[Tensor] | None = None
+        for control in controls:
+            skips, middle = self.controlnets[control.name](
+                latents,
+                timestep,
+                text,
+                control.hint.expand(len(latents), -1, -1, -1),
+                return_dict=False,
+            )
+            scaled = [r * s for r, s in zip((*skips, middle), control.scales, strict=True)]
+            residuals = [a + b for a, b in zip(residuals or scaled, scaled, strict=True)] if (
+                residuals
+            ) else scaled
+        return self.unet(
+            latents,
+            timestep,
+            text,
+            down_block_additional_residuals=residuals[:-1] if residuals else None,
+            mid_block_additional_residual=residuals[-1] if residuals else None,
+        ).sample
+
+
+@pytest.mark.parametrize("changes", [SD15, DIORAMA, LINEAR], ids=["sd15", "diorama", "linear"])
+@pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
+def test_it_is_diffusers_own_result(changes: dict[str, Any], images: int, texts: int) -> None:
+    example = Example(changes, images, texts)
+    for controls in (
+        [],
+        [example.control()],
+        [example.control(), example.control(0.4, "depth")],
+    ):
+        torch.testing.assert_close(
+            example.ours(controls), example.theirs(controls), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_reversed_channels_are_reversed() -> None:
+    example = Example({})
+    wanted = example.ours([example.control()])
+    turned = ControlNetModel.from_config(
+        example.controlnets["canny"].config, controlnet_conditioning_channel_order="bgr"
+    )
+    turned.load_state_dict(example.controlnets["canny"].state_dict())
+    example.forward = Forward(example.unet, {"canny": turned})
+    assert not torch.allclose(example.ours([example.control()]), wanted, atol=1e-4)
+    example.hint = example.hint.flip(1)
+    torch.testing.assert_close(example.ours([example.control()]), wanted)
+
+
+def test_each_request_and_step_has_its_own() -> None:
+    """What is kept from one call must not leak into another."""
+    example = Example({})
+    first = example.ours([example.control()], 401)
+    for change in ("texts", "hint"):
+        setattr(example, change, torch.rand_like(getattr(example, change)))
+        for timestep in (401, 7):
+            controls = [example.control()]
+            found, wanted = (f(controls, timestep) for f in (example.ours, example.theirs))
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(found, first, atol=1e-4)
+
+
+def test_the_same_map_and_text_are_encoded_once() -> None:
+    example = Example({})
+    seen: list[str] = []
+
+    def count(name: str) -> Any:
+        return lambda *_: seen.append(name)
+
+    control = example.controlnets["canny"]
+    control.controlnet_cond_embedding.register_forward_hook(count("map"))
+    control.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.register_forward_hook(
+        count("text")
+    )
+    control.time_embedding.register_forward_hook(count("time"))
+    for timestep in (401, 7, 401):
+        example.ours([example.control()], timestep)
+    assert sorted(seen) == ["map", "text", "time", "time"]
+    # Another request brings a map of its own that says the same.
+    example.hint = example.hint.clone()
+    example.ours([example.control()])
+    assert seen.count("map") == 1
+    for _ in range(KEPT_HINTS):
+        example.hint = torch.rand_like(example.hint)
+        example.ours([example.control()])
+    assert seen.count("map") == 1 + KEPT_HINTS
+
+
+def test_a_control_of_no_weight_is_not_run() -> None:
+    example = Example({})
+    missing = ControlInput("there is none of this name", example.hint, (0.0,) * 7)
+    assert torch.equal(example.ours([missing]), example.ours([]))
+
+
+def test_the_prompts_share_what_comes_before_the_text() -> None:
+    example = Example(SD15)
+    rows: list[int] = []
+    first = example.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    first.attn1.to_q.register_forward_hook(lambda _m, _i, out: rows.append(len(out)))
+    first.attn2.to_q.register_forward_hook(lambda _m, _i, out: rows.append(len(out)))
+    example.ours([example.control()])
+    assert rows == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"resnet_time_scale_shift": "scale_shift"}, {"mid_block_scale_factor": 2.0}],
+    ids=["time", "scale"],
+)
+def test_another_construction_is_refused(changes: dict[str, Any]) -> None:
+    unet: UNet2DConditionModel = tiny_unet(**changes)
+    with pytest.raises(WeightsMismatch, match="not built as Stable Diffusion"):
+        Forward(unet, {})
