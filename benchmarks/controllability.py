@@ -15,8 +15,10 @@ share of named things whose visible surface is nearest to its named colour.
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,14 @@ from training.dataset import HELD_OUT
 from training.progress import clock
 from training.renderer import TONE, Truth, render
 from training.truth import truth_arrays
-from training.weights import annotate
+from training.weights import annotate, facts
 from training.world import COLOURS, Scene, make_scene
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SMALLEST_SURFACE = 60  # pixels: a speck has no colour to speak of
 LOOKED_AT = 20  # scenes for each one measured, before a condition is given up; a fifth have people
+SCENES = 128  # what the figures of the README and in the weights come from
+SHOWN_ROWS = 12  # of a contact sheet
 CLOSED_ENOUGH = 0.75  # of the way from strength 0 to the oracle; what falls short is pointed out
 
 
@@ -267,11 +271,11 @@ class _Measured:
             self.scores[f"{strength:g}"].append(made.scores[0])
             if strength == self._strengths[0]:
                 self.scores["oracle"].append(self._oracle(made, returned))
-                row.append(made.control_map)
-            row.append(made.images[0])
+                row.append(self._annotator.preview(made.control_map))
+            if strength in (self._strengths[0], 1.0):
+                row += [made.images[0], self._annotator.preview(made.reextracted[0])]
             if strength == 1.0:
                 self.hits += colour_hits(scene, truth, 0, made.images[0])
-                row.append(made.reextracted[0])
         self.rows.append(row)
         return made.request
 
@@ -286,8 +290,9 @@ class _Measured:
         return extractor.reextract_and_score(returned, made.control_map)[1]
 
     def save_sheet(self, path: Path) -> None:
-        """The first twelve scenes: picture, map, and what was drawn at each strength."""
-        rows = [np.concatenate(row, 1) for row in self.rows[:12]]
+        """The first scenes: picture, map; the image and its map, at the first strength and at 1."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [np.concatenate(row, 1) for row in self.rows[:SHOWN_ROWS]]
         Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 
@@ -305,29 +310,48 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of the contract, over `scenes` held-out scenes.
 
-    Saves a contact sheet for each condition beside `sheet`, if one is asked for.
+    Saves a contact sheet for each condition beside `sheet`, if one is asked for. A condition that
+    fails is said on stderr and stands, with the reason, in "failed"; the others are measured.
+
+    Raises:
+        SuiteError: None could be measured.
     """
     pipeline = Pipeline(store.load)
-    result: dict[str, Any] = {"model": model, "scenes": scenes, "conditions": {}}
-    noise: list[float] = []
-    hits: list[bool] = []
-    possible: list[bool] = []
-    began, done = time.monotonic(), 0
-    for name, condition in conditions.items():
-        found = _Measured(pipeline, store, model, condition, strengths)
-        for used in found.over(scenes):
-            result["steps"], result["guidance_scale"] = used.steps, used.guidance_scale
-            done += 1
-            print(clock(done, scenes * len(conditions), began, "scenes"), end="\r", flush=True)
-        result["conditions"][name] = _summary(found.scores) | {"annotator": _agreement(found.seen)}
-        noise, hits, possible = noise + found.noise, hits + found.hits, possible + found.possible
-        if sheet:
-            found.save_sheet(sheet.with_stem(f"{sheet.stem}-{name}"))
-    print()
-    result["autoencoder_psnr"] = round(float(np.mean(noise)), 2)
-    result["prompt_colour_accuracy"] = _share(hits)
-    result["prompt_colour_oracle"] = _share(possible)
+    result: dict[str, Any] = {"model": model, "scenes": scenes, "conditions": {}, "failed": {}}
+    all_found: list[_Measured] = []
+    began, total = time.monotonic(), scenes * len(conditions)
+    for k, (name, condition) in enumerate(conditions.items()):
+        try:
+            found = _Measured(pipeline, store, model, condition, strengths)
+            for done, used in enumerate(found.over(scenes), k * scenes + 1):
+                result["steps"], result["guidance_scale"] = used.steps, used.guidance_scale
+                print(clock(done, total, began, "scenes"), end="\r", flush=True)
+            result["conditions"][name] = _summary(found.scores, found.seen)
+            all_found.append(found)
+            _print_condition(name, result["conditions"][name])
+            if sheet:
+                found.save_sheet(sheet.with_stem(f"{sheet.stem}-{name}"))
+        except Exception as error:  # noqa: BLE001 - hours of measuring are not lost to one condition
+            result["failed"][name] = _reason(error)
+            print(f"{name}: {result['failed'][name]}", file=sys.stderr, flush=True)
+    if not all_found:
+        raise SuiteError("Nothing could be measured.")
+    result["autoencoder_psnr"] = round(float(np.mean(_all(f.noise for f in all_found))), 2)
+    result["prompt_colour_accuracy"] = _share(_all(f.hits for f in all_found))
+    result["prompt_colour_oracle"] = _share(_all(f.possible for f in all_found))
     return result
+
+
+def _reason(error: Exception) -> str:
+    """One line; what is no plain mistake is a bug, and where it rose is printed too."""
+    if isinstance(error, SuiteError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _all(parts: Iterable[list[Any]]) -> list[Any]:
+    return [one for part in parts for one in part]
 
 
 def _share(hits: list[bool]) -> float | None:
@@ -335,8 +359,8 @@ def _share(hits: list[bool]) -> float | None:
     return round(float(np.mean(hits)), 3) if hits else None
 
 
-def _summary(kept: dict[str, list[Score]]) -> dict[str, Any]:
-    """Means of the scores, for the oracle and each strength."""
+def _summary(kept: dict[str, list[Score]], seen: list[Score]) -> dict[str, Any]:
+    """Means of the scores, for the oracle and each strength; `seen` are the annotator's own."""
     first = kept["oracle"][0]
     strengths = [key for key in kept if key != "oracle"]
     others = [name for name in first.metrics if name != first.metric]
@@ -351,6 +375,7 @@ def _summary(kept: dict[str, list[Score]]) -> dict[str, Any]:
         "headline": headline,
         "closed": _closed(headline),
         "beside": {name: {key: _mean(kept[key], name) for key in kept} for name in others},
+        "annotator": _agreement(seen),
     }
 
 
@@ -385,16 +410,17 @@ def _headline(scores: list[Score]) -> float:
     return round(float(np.mean([score.headline for score in scores])), 2)
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print_condition(name: str, found: dict[str, Any]) -> None:
+    """As soon as it is known: a long run may yet be stopped."""
+    print(" " * 79, end="\r")
+    for label, text in _lines(found):
+        print(f"  {name:13} {label:14} {text}", flush=True)
+
+
+def _print_whole(result: dict[str, Any]) -> None:
     print(
         f"{result['model']}: {result['scenes']} held-out scenes, {result['steps']} steps, "
-        f"guidance {result['guidance_scale']:g}"
-    )
-    for name, found in result["conditions"].items():
-        for label, text in _lines(found):
-            print(f"  {name:13} {label:14} {text}")
-    print(
-        f"  autoencoder {result['autoencoder_psnr']} dB; "
+        f"guidance {result['guidance_scale']:g}; autoencoder {result['autoencoder_psnr']} dB; "
         f"prompt colours {result['prompt_colour_accuracy']} "
         f"(round trip of the scenes themselves {result['prompt_colour_oracle']})"
     )
@@ -424,17 +450,33 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _annotate(result: dict[str, Any], conditions: dict[str, Condition], root: Path) -> None:
-    """Writes the figures into the metadata of the weights in a model's folder."""
+    """Writes the figures into the metadata of the weights in a model's folder.
+
+    Those that are there stay if they are of more scenes; of the whole model, every condition's
+    scenes count.
+    """
     keys = ("scenes", "steps", "guidance_scale", "autoencoder_psnr", "prompt_colour_accuracy")
     shared = {key: result[key] for key in keys}
     for name, found in result["conditions"].items():
-        annotate(root / "controlnet" / conditions[name].weights, scores=shared | found)
-    annotate(root / "vae", scores={"psnr": result["autoencoder_psnr"]})
-    annotate(root / "unet", scores={"prompt_colour_accuracy": result["prompt_colour_accuracy"]})
+        _write(root / "controlnet" / conditions[name].weights, shared | found)
+    scenes = result["scenes"] * len(result["conditions"])
+    _write(root / "vae", {"psnr": result["autoencoder_psnr"], "scenes": scenes})
+    accuracy = result["prompt_colour_accuracy"]
+    if accuracy is not None:  # without strength 1 there is none
+        _write(root / "unet", {"prompt_colour_accuracy": accuracy, "scenes": scenes})
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line; `arguments` stand in for the process's own."""
+def _write(folder: Path, scores: dict[str, Any]) -> None:
+    known = facts(folder).get("scores")
+    if known is None or scores["scenes"] >= known.get("scenes", SCENES):
+        annotate(folder, scores=scores)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` stand in for the process's own.
+
+    Returns 1 if a condition could not be measured.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="diorama")
     parser.add_argument(
@@ -442,17 +484,22 @@ def main(arguments: list[str] | None = None) -> None:
         default=None,
         help="names such as canny,depth; without it all that the model has a ControlNet for",
     )
-    parser.add_argument("--scenes", type=int, default=128)
+    parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--strengths", default=",".join(f"{s:g}" for s in STRENGTHS))
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
     parser.add_argument(
-        "--sheet", type=Path, default=None, help="also save a contact sheet for each condition here"
+        "--sheet",
+        type=Path,
+        default=None,
+        help="also save a contact sheet for each condition, NAME-<condition>.SUFFIX: scene, map, "
+        "and image and map found in it at the first strength and at 1",
     )
     parser.add_argument(
         "--annotate",
         action="store_true",
-        help="write the figures into the model's own weights files",
+        help="write the figures into the model's own weights files, but not over those of more "
+        "scenes; for what all conditions share (vae, unet) the scenes of all are added up",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
@@ -466,12 +513,13 @@ def main(arguments: list[str] | None = None) -> None:
         result = measure(store, options.model, conditions, options.scenes, strengths, options.sheet)
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
-    _print(result)
+    _print_whole(result)
+    if options.json:
+        print(json.dumps(result), flush=True)
     if options.annotate:
         _annotate(result, conditions, store.card(options.model).folder)
-    if options.json:
-        print(json.dumps(result))
+    return 1 if result["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

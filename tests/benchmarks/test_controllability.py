@@ -1,10 +1,12 @@
 """The measures of the benchmark, on pictures whose answer is known."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from annotators import (
     annotator_names,
@@ -32,12 +34,14 @@ from benchmarks.controllability import (
     psnr,
 )
 from core.condition import Annotator, Condition, Preprocessor
-from core.errors import BadInput
+from core.errors import BadInput, SuiteError
 from core.images import grey_map
+from tests.tiny_networks import save_networks
 from training.dataset import HELD_OUT
 from training.renderer import render
 from training.train_annotator import joint_targets
 from training.truth import truth_arrays
+from training.weights import annotate, facts
 from training.world import ADE20K, COLOURS, make_scene
 
 
@@ -223,10 +227,75 @@ def test_scenes_without_anything_to_keep_are_passed_over(store):
     assert result["conditions"]["canny"]["closed"] is None
 
 
-def test_a_condition_that_no_scene_has_is_given_up(store, monkeypatch):
+def test_a_condition_that_no_scene_has_is_given_up(store, monkeypatch, capsys):
     monkeypatch.setattr(controllability, "LOOKED_AT", 3)
-    with pytest.raises(BadInput, match="Of 3 scenes only 0 have anything in their canny map"):
+    with pytest.raises(SuiteError, match="Nothing could be measured"):
         measure(store, "tiny", only_some(lambda _: False)[0], 1, (0.0,), None)
+    assert capsys.readouterr().err.endswith(
+        "\ncanny: Of 3 scenes only 0 have anything in their canny map: its annotator sees too "
+        "little to be measured with.\n"
+    )
+
+
+def test_what_fails_does_not_cost_the_others(store, monkeypatch, capsys):
+    """One without weights, one with a bug, between and behind them two that work."""
+    known = measurable()["canny"]
+
+    def broken(*_):
+        raise RuntimeError("two\nlines")
+
+    bug = replace(known.annotator, score=broken)
+    conditions = {
+        "lost": replace(known, weights="lost"),
+        "canny": known,
+        "bug": replace(known, annotator=bug),
+        "again": known,
+    }
+    monkeypatch.setattr(controllability, "Store", lambda *_: store)
+    monkeypatch.setattr(controllability, "chosen", lambda *_: conditions)
+    assert main("--model tiny --scenes 1 --strengths 0 --json".split()) == 1
+    out, err = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert result["conditions"].keys() == {"canny", "again"}
+    assert result["failed"]["lost"].startswith("Tiny has no ControlNet 'lost'")
+    assert result["failed"]["bug"] == "RuntimeError: two"
+    assert "in broken" in err  # a bug is found by its traceback
+    assert len([line for line in err.splitlines() if line.startswith("lost: ")]) == 1
+
+
+def test_a_contact_sheet_shows_scene_and_map_and_each_image_with_its_map(store, tmp_path, capsys):
+    sheet = tmp_path / "new" / "sheet.png"
+    measure(store, "tiny", chosen(store, "tiny", None), 2, (0.0, 0.5, 1.0), sheet)
+    saved = np.asarray(Image.open(sheet.with_name("sheet-canny.png")))
+    assert saved.shape == (2 * 256, 6 * 256, 3)
+    scene, control_map, _, at_0, _, at_1 = np.split(saved, 6, 1)
+    assert (scene[:256] == render([make_scene(HELD_OUT)], 256).image[0].numpy()).all()
+    for one in (control_map, at_0, at_1):
+        assert set(np.unique(one)) <= {0, 255}
+
+
+def test_figures_of_few_scenes_are_not_written_over_those_of_many(tmp_path, networks):
+    folder = save_networks(networks, tmp_path / "model")
+    canny_condition = {"canny": measurable()["canny"]}
+
+    def written(scenes, psnr, colours):
+        found = {"metric": "F1", "value": scenes}
+        result = {
+            "scenes": scenes, "steps": 20, "guidance_scale": 2.0, "conditions": {"canny": found},
+            "autoencoder_psnr": psnr, "prompt_colour_accuracy": colours,
+        }  # fmt: skip
+        controllability._annotate(result, canny_condition, folder)
+        parts = ("controlnet/canny", "vae", "unet")
+        scores = [facts(folder / part).get("scores", {}) for part in parts]
+        keys = ("value", "psnr", "prompt_colour_accuracy")
+        return [one.get(key) for one, key in zip(scores, keys, strict=True)]
+
+    assert written(8, 30.0, None) == [8, 30.0, None]
+    assert written(9, 31.0, 0.8) == [9, 31.0, 0.8]
+    assert written(8, 29.0, 0.7) == [9, 31.0, 0.8]
+    annotate(folder / "vae", scores={"psnr": 33.0})  # of an earlier version, which did not count
+    assert written(10, 32.0, 0.9) == [10, 33.0, 0.9]
+    assert written(128, 32.0, 0.9) == [128, 32.0, 0.9]
 
 
 @pytest.mark.parametrize(
