@@ -4,6 +4,7 @@ The hub client's own cache is used, which writes under a temporary name and rena
 half file is never taken for a whole one.
 """
 
+import time
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -15,6 +16,10 @@ from models.families import shown
 
 HUB_SECONDS = 10
 """How long the hub may take to answer at all."""
+SILENT_SECONDS = 60
+"""How long a hub that did not answer is not asked again, lest every missing file waits anew."""
+_asked_in_vain = {"at": -float("inf")}
+"""When that was, on the monotonic clock."""
 
 
 def fetch(source: Source, title: str, destination: Path) -> Path:
@@ -73,13 +78,16 @@ def _reach_hub(source: Source) -> None:
     """Ask for the repository once, since a download tries again for half a minute before it fails.
 
     Raises:
-        LocalEntryNotFoundError: the network or the hub does not answer, or is switched off.
+        LocalEntryNotFoundError: the network or the hub does not answer, or did not a moment ago.
     """
+    if time.monotonic() - _asked_in_vain["at"] < SILENT_SECONDS:
+        raise LocalEntryNotFoundError("the hub could not be reached")
     try:
         HfApi().model_info(source.hub, revision=source.revision, timeout=HUB_SECONDS)
     except HfHubHTTPError:
         raise
     except Exception as error:  # the client's transport library is an implementation detail
+        _asked_in_vain["at"] = time.monotonic()
         raise LocalEntryNotFoundError("the hub cannot be reached") from error
 
 
