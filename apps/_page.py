@@ -61,10 +61,13 @@ class _Page:
         self.canvas: gr.ImageEditor | None = None
 
     def _defaults_of(self, model: str) -> dict[str, Any]:
-        """Return the settings a model starts with; maps are drawn as it or the annotator says."""
+        """Return the settings a model starts with; its card, or the annotator, says how to draw."""
         found = self.suite.defaults(model)
         if found["detect_resolution"] is None:
             found["detect_resolution"] = self.annotator.detect_resolution
+        names = [p.name for p in self.annotator.preprocessors]
+        asked = self.suite.card(model).preprocessor(self.condition.weights)
+        found["preprocessor"] = asked if asked in names else names[0]
         return found
 
     # What stands where
@@ -151,7 +154,10 @@ class _Page:
         options = [(name, name) for name in names]
         options.append((f"{ALREADY_A_MAP}: my image is already a control map", ALREADY_A_MAP))
         self.fields["preprocessor"] = gr.Radio(
-            options, value=names[0], label="Preprocessor", elem_id="preprocessor"
+            options,
+            value=self.defaults["preprocessor"],
+            label="Preprocessor",
+            elem_id="preprocessor",
         )
         for name, control in self.params.items():
             self.fields[name] = widget(control, control.default, elem_id=name)

@@ -38,6 +38,9 @@ class Source:
     channel_order: str = ""
     """Order in which a ControlNet wants its map's channels, rgb or bgr; without one its own config
     decides. Maps are RGB everywhere: the network itself turns them, see models.loading."""
+    preprocessor: str = ""
+    """The way of drawing maps that a ControlNet's pages start with, by the annotator's name for it;
+    empty, or not one of the annotator's, for the annotator's own first."""
 
     def __post_init__(self) -> None:
         """Refuse an unknown channel order.
@@ -108,6 +111,10 @@ class Card:
     def channel_order(self, control: str) -> str:
         """Return the channel order the card gives for a ControlNet, wherever its weights lie."""
         return self.controls[control].channel_order if control in self.controls else ""
+
+    def preprocessor(self, control: str) -> str:
+        """Return the way of drawing maps that the card gives for a ControlNet."""
+        return self.controls[control].preprocessor if control in self.controls else ""
 
     def control_names(self) -> list[str]:
         """Return every ControlNet this model knows, in alphabetical order."""

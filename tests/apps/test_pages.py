@@ -58,6 +58,23 @@ def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite)
         assert shown() == 256
 
 
+def test_maps_are_drawn_as_the_weights_were_trained(canny: Condition) -> None:
+    from apps._page import _Page
+
+    page = _Page(canny, Suite(Store("cpu"), "diorama"))
+    assert page.defaults["preprocessor"] == "Canny"
+    page.fields = dict.fromkeys(["model", "preprocessor"])
+    for chosen, moved in (("Canny", "Kornia"), ("None", None)):  # a choice of one's own stays
+        found = page._change_model("diorama", "sd15_plus", chosen)[-1]
+        assert found == moved if moved else isinstance(found, dict)
+
+
+def test_every_way_that_a_card_asks_for_is_there() -> None:
+    ways = {way.preprocessor.name for way in every_way().values()}
+    asked = {s.preprocessor for card in Store("cpu").cards() for s in card.controls.values()}
+    assert "NormalBae" in asked and asked - {""} <= ways
+
+
 @pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
 def test_a_condition_is_named_as_its_file_and_its_examples_exist(condition: Condition) -> None:
     assert condition.name in apps.names()
