@@ -1,0 +1,29 @@
+"""Pictures whose people stand as those of a photograph. Alone: `python apps/pose2image.py`."""
+
+if __name__ == "__main__":  # a file run by its path sees only its own folder
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from annotators.pose import ANNOTATOR
+from core.condition import Condition, Example
+
+CONDITION = Condition(
+    name="pose2image",
+    title="Human pose",
+    blurb="Keep how people stand and move, and let the prompt decide who they are and where.",
+    annotator=ANNOTATOR,
+    weights="pose",
+    examples=(
+        Example("diorama_6.png", "two people in yellow on sand, a sunset"),
+        Example("diorama_4.png", "two people in purple on a street with buildings, a cloudy sky"),
+        Example("diorama_3.png", "a person in white on grass, a clear blue sky"),
+        Example("astronaut.jpg", "a person in orange in a room with blue walls and a grey floor"),
+    ),
+)
+
+if __name__ == "__main__":
+    from apps._serve import serve_one
+
+    serve_one(CONDITION)

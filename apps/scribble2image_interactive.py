@@ -1,0 +1,29 @@
+"""Pictures from drawings made in the page. Alone: `python apps/scribble2image_interactive.py`."""
+
+if __name__ == "__main__":  # a file run by its path sees only its own folder
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from annotators.scribble import ANNOTATOR
+from core.condition import Condition, Example
+
+CONDITION = Condition(
+    name="scribble2image_interactive",
+    title="Interactive scribbles",
+    blurb="Draw with mouse, pen or finger, and turn the drawing into a picture.",
+    annotator=ANNOTATOR,
+    weights="scribble",
+    input="canvas",
+    examples=(
+        Example("drawing_1.png", "a yellow ball, a blue house and a tree on sand, a sunset"),
+        Example("drawing_2.png", "a person in red and a green box on grass, a clear blue sky"),
+        Example("drawing_3.png", "a white car and a purple cone on brown earth, a cloudy sky"),
+    ),
+)
+
+if __name__ == "__main__":
+    from apps._serve import serve_one
+
+    serve_one(CONDITION)
