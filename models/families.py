@@ -42,14 +42,17 @@ WIDTHS = {
 
 BASE = "a base checkpoint"
 CONTROLNET = "a ControlNet"
+LORA = "a LoRA"
 MERGED = "a base checkpoint with a ControlNet inside"
 """v1.0's layout: control_sd15_canny.pth serves as either."""
 
 _SIGNS = (
     ("a Control-LoRA", r"^lora_controlnet$"),
+    ("a LyCORIS of a kind that is not merged here (LoHa, LoKr)", r"\.hada_w1|\.lokr_w\d"),
+    ("a DoRA", r"\.dora_scale$|\.lora_magnitude_vector"),
     (
-        "a LoRA",
-        r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_|\.hada_w1|\.lokr_w1"
+        LORA,
+        r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_"
         r"|_lora\.(up|down)\.|\.lora_linear_layer\.",  # diffusers' own, until its 0.22
     ),
     ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_l)$"),
@@ -69,7 +72,9 @@ _SIGNS = (
 """What a file is, by the first pattern that one of its keys matches."""
 
 _MERGED_KEYS = ("model.diffusion_model.", "control_model.")
-_TEXT_KEY = re.compile(r"attn2\.to_k\.weight$")
+_TEXT_KEY = re.compile(
+    r"attn2\.to_k\.weight$|attn2[._](processor\.)?to_k[._]lora[._](down|A)(\.default)?\.weight$"
+)
 _FIRST_CONVOLUTION = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
 
 
@@ -78,7 +83,7 @@ class Contents:
     """What was recognised in a file or folder."""
 
     kind: str
-    """BASE, CONTROLNET, MERGED, or words for something that cannot be used here."""
+    """BASE, CONTROLNET, MERGED, LORA, or words for something that cannot be used here."""
     text_width: int | None
     """Width of the text embeddings it attends to; None where it has no such attention."""
     in_channels: int | None
@@ -148,7 +153,7 @@ def describe(contents: Contents) -> str:
 
 
 def require(
-    name: str, contents: Contents, kinds: tuple[str, ...], text_width: int, in_channels: int
+    name: str, contents: Contents, kinds: tuple[str, ...], text_width: int, in_channels: int | None
 ) -> None:
     """Refuse, in one sentence, what does not fit.
 

@@ -68,6 +68,14 @@ DIFFUSERS_CONTROL = {
         ({"mid_block.attentions.0.attn1.processor.to_k_lora.down.weight": (4, 9)}, "a LoRA"),
         ({"text_encoder.text_model.q_proj.lora_linear_layer.up.weight": (9, 4)}, "a LoRA"),
         (
+            {"lora_unet_x_attn2_to_k.lora_down.weight": (4, 768)},
+            "a LoRA (Stable Diffusion 1.x)",
+        ),
+        ({"unet.x.attn2.to_k.lora_A.weight": (4, 1024)}, "a LoRA (Stable Diffusion 2.x)"),
+        ({"x.attn2.processor.to_k_lora.down.weight": (4, 2048)}, "a LoRA (Stable Diffusion XL)"),
+        ({"lora_unet_x.hada_w1_a": (4, 9), "lora_unet_x.alpha": ()}, "a LyCORIS of a kind that is"),
+        ({"lora_unet_x.lora_up.weight": (4, 9), "lora_unet_x.dora_scale": (9,)}, "a DoRA"),
+        (
             {"lora_controlnet": (), "input_hint_block.0.weight": (16, 3, 3, 3)},
             "a Control-LoRA",
         ),

@@ -1,0 +1,262 @@
+"""LoRA files change a copy of the base as their formula says, and as diffusers with PEFT does."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
+from models import lora
+from models.networks import DiffusersNetworks
+
+State = dict[str, Tensor]
+RANK = 3
+UNET = [
+    "down_blocks.0.attentions.0.proj_in",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0",
+    "up_blocks.1.attentions.2.transformer_blocks.0.ff.net.0.proj",
+]
+CONVOLUTIONS = ["down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv"]
+TEXT = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc2"]
+
+
+def factors(network: nn.Module, layer: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random up and down factors of a layer's weight, and the product in its shape."""
+    weight = network.get_submodule(layer).weight
+    generator = torch.Generator().manual_seed(len(layer))
+    down = 0.3 * torch.randn(RANK, *weight.shape[1:], generator=generator)
+    up = torch.randn(weight.shape[0], RANK, *[1] * (weight.ndim - 2), generator=generator)
+    return up, down, (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+
+
+def in_kohyas_names(up: State, down: State) -> State:
+    state = {}
+    for layer, tensor in up.items():
+        network, _, name = layer.partition(":")
+        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[network]
+        stem = prefix + name.replace(".", "_")
+        state[f"{stem}.lora_up.weight"] = tensor
+        state[f"{stem}.lora_down.weight"] = down[layer]
+        state[f"{stem}.alpha"] = torch.tensor(2 * RANK)
+    return state
+
+
+def in_pefts_names(up: State, down: State) -> State:
+    state = {}
+    for layer, tensor in up.items():
+        network, _, name = layer.partition(":")
+        stem = f"{network}.{'text_model.' if network != 'unet' else ''}{name}"
+        state[f"{stem}.lora_B.weight"] = 2 * tensor
+        state[f"{stem}.lora_A.weight"] = down[layer]
+    return state
+
+
+def in_diffusers_first_names(up: State, down: State) -> State:
+    state = {}
+    for layer, tensor in up.items():
+        network, _, name = layer.partition(":")
+        if network != "unet":
+            stem = f"text_encoder.text_model.{name}.lora_linear_layer"
+        elif "attn" in name:
+            block, _, leaf = name.removesuffix(".0").rpartition(".")
+            stem = f"unet.{block}.processor.{leaf}_lora"
+        else:
+            stem = f"unet.{name}.lora"
+        state[f"{stem}.up.weight"] = 2 * tensor
+        state[f"{stem}.down.weight"] = down[layer]
+    return state
+
+
+LAYOUTS = [in_kohyas_names, in_pefts_names, in_diffusers_first_names]
+
+
+@pytest.fixture
+def many(networks: DiffusersNetworks) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Factors and product of every layer above, by "network:layer"."""
+    return {
+        f"{part}:{layer}": factors(getattr(networks, part), layer)
+        for part, layers in (("unet", UNET + CONVOLUTIONS), ("text_encoder", TEXT))
+        for layer in layers
+    }
+
+
+def write(path: Path, state: State, **metadata: str) -> lora.Lora:
+    """Write a LoRA file; return it asked for with weight 0.5."""
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path, metadata or None)
+    return lora.find([f"<lora:{path.stem}:0.5>"], path.parent)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_merged_weight_is_the_bases_and_the_scaled_product(
+    layout: Callable[[State, State], State],
+    many: dict[str, tuple[Tensor, Tensor, Tensor]],
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+) -> None:
+    before = {key: tensor.clone() for key, tensor in networks.unet.state_dict().items()}
+    state = layout({k: f[0] for k, f in many.items()}, {k: f[1] for k, f in many.items()})
+    asked = write(tmp_path / "style.safetensors", state)
+    text_encoder, unet = lora.merge(networks.text_encoder, networks.unet, [asked])
+    changed = {"unet": unet, "text_encoder": text_encoder}
+    for place, (_, _, product) in many.items():
+        part, _, layer = place.partition(":")
+        old = getattr(networks, part).get_submodule(layer).weight
+        # weight 0.5 * alpha / rank, which is 2: kohya's alpha, or twice the factor
+        torch.testing.assert_close(changed[part].get_submodule(layer).weight, old + product)
+    names = {place.partition(":")[2] + ".weight" for place in many}
+    for part, network in changed.items():
+        base = dict(getattr(networks, part).named_parameters())
+        for name, parameter in network.named_parameters():  # the rest takes no memory
+            assert (parameter is base[name]) == (name not in names)
+    assert all(
+        torch.equal(tensor, before[key]) for key, tensor in networks.unet.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("layout", [in_kohyas_names, in_pefts_names])
+def test_it_predicts_what_diffusers_does_with_the_same_file(
+    layout: Callable[[State, State], State],
+    many: dict[str, tuple[Tensor, Tensor, Tensor]],
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("peft")
+    if layout is in_kohyas_names:  # diffusers 0.42 loses kohya's attention in the text encoder
+        many = {place: found for place, found in many.items() if "q_proj" not in place}
+    state = layout({k: f[0] for k, f in many.items()}, {k: f[1] for k, f in many.items()})
+    asked = write(tmp_path / "style.safetensors", state)
+    text_encoder, unet = lora.merge(networks.text_encoder, networks.unet, [asked])
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    tokens = torch.arange(77)[None]
+    with torch.no_grad():
+        plain = networks.unet(latents, 401, networks.text_encoder(tokens)[0]).sample
+        ours = unet(latents, 401, text_encoder(tokens)[0]).sample
+    pipeline = StableDiffusionPipeline(
+        unet=copy.deepcopy(networks.unet),
+        text_encoder=copy.deepcopy(networks.text_encoder),
+        vae=networks.vae,
+        tokenizer=networks.tokenizer,
+        scheduler=networks.make_scheduler("ddim"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.load_lora_weights(tmp_path / "style.safetensors", adapter_name="style")
+    pipeline.set_adapters("style", 0.5)
+    with torch.no_grad():
+        theirs = pipeline.unet(latents, 401, pipeline.text_encoder(tokens)[0]).sample
+    assert not torch.allclose(ours, plain, atol=1e-2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_several_add_up_and_a_negative_one_takes_away(
+    networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    up, down, product = factors(networks.unet, UNET[0])
+    write(
+        tmp_path / "a.safetensors",
+        in_pefts_names({f"unet:{UNET[0]}": up}, {f"unet:{UNET[0]}": down}),
+    )
+    asked = lora.find(["<lora:a>", "<lora:a:-0.25>"], tmp_path)
+    text_encoder, unet = lora.merge(networks.text_encoder, networks.unet, asked)
+    assert text_encoder is networks.text_encoder
+    found = unet.get_submodule(UNET[0]).weight - networks.unet.get_submodule(UNET[0]).weight
+    torch.testing.assert_close(found, 0.75 * 2 * product, rtol=1e-4, atol=1e-5)
+
+
+def test_a_locon_with_a_middle_factor(networks: DiffusersNetworks, tmp_path: Path) -> None:
+    """One input channel, seen by one rank, spread over a kernel, sent to one output channel."""
+    stem = "lora_unet_" + CONVOLUTIONS[0].replace(".", "_")
+    old = networks.unet.get_submodule(CONVOLUTIONS[0]).weight
+    up, down = torch.zeros(old.shape[0], 2, 1, 1), torch.zeros(2, old.shape[1], 1, 1)
+    mid = torch.zeros(2, 2, 3, 3)
+    up[5, 0], down[1, 7] = 2, 3
+    mid[0, 1] = torch.arange(9.0).reshape(3, 3)
+    parts = {"lora_up.weight": up, "lora_down.weight": down, "lora_mid.weight": mid}
+    state = {f"{stem}.{part}": tensor for part, tensor in parts.items()}
+    asked = write(tmp_path / "locon.safetensors", state | {f"{stem}.alpha": torch.tensor(4.0)})
+    _, unet = lora.merge(networks.text_encoder, networks.unet, [asked])
+    wanted = torch.zeros_like(old)
+    wanted[5, 7] = 0.5 * 4 / 2 * 2 * 3 * mid[0, 1]
+    torch.testing.assert_close(unet.get_submodule(CONVOLUTIONS[0]).weight - old, wanted)
+
+
+def test_pefts_alpha_is_read_where_diffusers_wrote_it(
+    networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    state, first, second = {}, UNET[1], UNET[2]
+    for layer in (first, second):
+        up, down, _ = factors(networks.unet, layer)
+        state |= in_pefts_names({f"unet:{layer}": up / 2}, {f"unet:{layer}": down})
+    settings = {"unet.lora_alpha": 2 * RANK, "unet.alpha_pattern": {second: 6 * RANK}}
+    asked = write(tmp_path / "a.safetensors", state, lora_adapter_metadata=json.dumps(settings))
+    _, unet = lora.merge(networks.text_encoder, networks.unet, [asked])
+    for layer, times in ((first, 1), (second, 3)):  # 0.5 of alpha / rank
+        found = unet.get_submodule(layer).weight - networks.unet.get_submodule(layer).weight
+        torch.testing.assert_close(found, times * factors(networks.unet, layer)[2])
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"unet.x.attn2.to_k.lora_A.weight": (4, 2048)}, "a LoRA (Stable Diffusion XL): a LoRA"),
+        ({"unet.x.attn2.to_k.lora_A.weight": (4, 1024)}, "a LoRA (Stable Diffusion 2.x): a LoRA"),
+        ({"lora_unet_x.lora_down.weight": (4, 32)}, "1 weights that have no place in this model"),
+        ({"lora_unet_conv_in.lora_down.weight": (3, 4, 3, 3)}, "such as conv_in: choose a LoRA"),
+        (
+            {
+                "lora_unet_conv_in.lora_down.weight": (3, 4, 3, 3),
+                "lora_unet_conv_in.lora_up.weight": (99, 3, 1, 1),
+            },
+            "bad.safetensors changes weights of other sizes",
+        ),
+        ({"lora_unet_conv_in.hada_w1_a": (4, 9)}, "is a LyCORIS of a kind that is not merged here"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a base checkpoint"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_sentence(
+    state: dict[str, tuple[int, ...]], words: str, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    tensors = {key: torch.zeros(shape) for key, shape in state.items()}
+    asked = write(tmp_path / "bad.safetensors", tensors)
+    with pytest.raises(WeightsMismatch, match=re.escape(words)) as refusal:
+        lora.merge(networks.text_encoder, networks.unet, [asked])
+    assert str(refusal.value).startswith("bad.safetensors ") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "error", "words"),
+    [
+        ("<lora:other:1>", WeightsMissing, r"no LoRA 'other' in .* \(it has: style\): put other\."),
+        ("<lora:../style:1>", WeightsMissing, "There is no LoRA"),
+        ("<lora:style:much>", BadInput, "the weight must be a number from -10 to 10, as in <lora"),
+        ("<lora:style:nan>", BadInput, "the weight must be a number"),
+        ("<lora:style:1e9>", BadInput, "the weight must be a number"),
+    ],
+)
+def test_a_tag_that_cannot_be_followed(
+    tag: str, error: type[SuiteError], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lora" / "below").mkdir(parents=True)
+    (tmp_path / "lora" / "below" / "style.safetensors").touch()
+    (tmp_path / "style.safetensors").touch()
+    found = lora.find(["<lora:style:0.8>", "<lora:style>"], tmp_path / "lora")
+    assert [(one.name, one.weight) for one in found] == [("style", 0.8), ("style", 1.0)]
+    with pytest.raises(error, match=words):
+        lora.find([tag], tmp_path / "lora")
+
+
+def test_tags_are_taken_out_of_prompts_and_names() -> None:
+    prompt = "a ball <lora:a:0.8>, <lora:b b>red <lora:>"
+    assert lora.tags_in(prompt) == ["<lora:a:0.8>", "<lora:b b>"]
+    assert lora.without_tags(prompt, ["<lora:a:0.8>"]) == "a ball , <lora:b b>red <lora:>"
+    assert lora.split("sd15 <lora:a:0.8> <lora:b>") == ("sd15", ["<lora:a:0.8>", "<lora:b>"])
+    assert lora.split("/a path/with blanks.ckpt ") == ("/a path/with blanks.ckpt ", [])
