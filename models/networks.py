@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core.errors import BadInput
 from core.networks import ControlInput
+from models.lora import without_tags
 
 TEXT_TOKENS = 77
 """CLIP's text length, start and end token included."""
@@ -45,6 +46,8 @@ class DiffusersNetworks:
     hashes: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    loras: tuple[str, ...] = ()
+    """Tags of the LoRAs that are merged in; in a prompt they are not read as words."""
 
     @property
     def latent_channels(self) -> int:
@@ -80,6 +83,7 @@ class DiffusersNetworks:
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
         """Return how many of the 75 free tokens the prompt uses, and the text behind the last."""
         free = TEXT_TOKENS - 2
+        prompt = without_tags(prompt, self.loras)
         with _TOKENIZER_LOCK:
             offsets = self.tokenizer(
                 prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -93,7 +97,7 @@ class DiffusersNetworks:
         """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do."""
         with _TOKENIZER_LOCK:
             tokens = self.tokenizer(
-                list(prompts),
+                [without_tags(prompt, self.loras) for prompt in prompts],
                 padding="max_length",
                 max_length=TEXT_TOKENS,
                 truncation=True,

@@ -41,6 +41,14 @@ def test_it_is_what_the_pipeline_asks_for(networks: DiffusersNetworks) -> None:
     assert asked.residual_count("canny") == 7
 
 
+def test_the_tags_of_its_loras_are_no_words(networks: DiffusersNetworks) -> None:
+    with_style = replace(networks, loras=("<lora:style:0.8>",))
+    prompt = "the red <lora:style:0.8> ball"
+    assert torch.equal(with_style.encode_text([prompt]), networks.encode_text(["the red ball"]))
+    assert with_style.fit_prompt(prompt) == networks.fit_prompt("the red ball")
+    assert not torch.equal(networks.encode_text([prompt]), networks.encode_text(["the red ball"]))
+
+
 def test_text_is_encoded_as_by_diffusers(networks: DiffusersNetworks) -> None:
     pipeline = StableDiffusionControlNetPipeline(
         vae=networks.vae,
