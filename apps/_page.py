@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from gradio.utils import get_upload_folder
 
 from apps import _cards
 from apps._endpoint import publish
 from apps._files import SavedResult, save
 from apps._job import Job
-from apps._request import checked_request, new_job, uploaded
+from apps._request import as_layer, checked_request, given_drawing, new_job, uploaded
 from apps._suite import Suite
 from apps._widgets import (
     AT_ONCE,
@@ -30,7 +29,7 @@ from apps._widgets import (
     widget,
 )
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
-from core.images import read_image, read_strokes
+from core.images import read_image
 from core.params import controls
 from core.pipeline import empty_notes
 from core.png import read_settings
@@ -307,13 +306,18 @@ class _Page:
         if self.canvas is None:
             return trigger
         taken = trigger(
-            self._take_drawing, [self.canvas], [self.fields["image"]], **AT_ONCE, **PRIVATE
+            self._take_drawing,
+            [self.canvas],
+            [self.fields["image"]],
+            preprocess=False,
+            **AT_ONCE,
+            **PRIVATE,
         )
         return taken.success
 
-    def _take_drawing(self, drawing: dict[str, Any] | None) -> RGBImage:
+    def _take_drawing(self, drawing: Any) -> RGBImage:
         with plain_errors():
-            return read_strokes(drawing["layers"] if drawing else [])
+            return given_drawing(drawing)
 
     def _begin(self, job: Job | None, *values: Any) -> tuple[Any, ...]:
         """Check everything before a place in the queue is taken."""
@@ -419,7 +423,5 @@ class _Page:
 
 def _as_drawn(path: str) -> dict[str, Any]:
     """Return a drawing on white as what a canvas holds, so that it can be drawn on further."""
-    paper = read_image(path)[0].min(axis=2)
-    ink = np.zeros((*paper.shape, 4), np.uint8)
-    ink[:, :, 3] = 255 - paper
+    ink = as_layer(read_image(path)[0])
     return {"background": None, "layers": [ink], "composite": ink}

@@ -4,13 +4,15 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gradio.utils import get_upload_folder
+from numpy.typing import NDArray
 
 from apps._job import Job
 from apps._suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.images import read_image
+from core.images import read_image, read_strokes
 from core.params import controls
 from core.request import GenerationRequest
 
@@ -61,6 +63,28 @@ def given_picture(record: object) -> tuple[RGBImage, list[str]]:
     if not path:
         raise BadInput("There is no picture yet: please add one, or take an example.")
     return _decoded(uploaded(path))
+
+
+def given_drawing(record: object) -> RGBImage:
+    """Return what was drawn on Gradio's canvas, of its record {"layers": [{"path": ...}]}.
+
+    Without a listener for its strokes the canvas uploads its layers when an event asks for them.
+    They are read here, with the checks of every upload: Gradio's own reading knows no limit of
+    size, and has no words for what is no picture.
+
+    Raises:
+        BadInput: nothing was drawn, or a layer is no upload or cannot be read.
+    """
+    layers = record.get("layers") if isinstance(record, dict) else None
+    files = [uploaded(layer["path"]) for layer in layers or ()]
+    return read_strokes([as_layer(read_image(file)[0]) for file in files])
+
+
+def as_layer(drawing: RGBImage) -> NDArray[np.uint8]:
+    """Return a drawing on white as a canvas's layer (H, W, 4), black and as opaque as dark."""
+    ink = np.zeros((*drawing.shape[:2], 4), np.uint8)
+    ink[:, :, 3] = 255 - drawing.min(axis=2)
+    return ink
 
 
 def uploaded(path: object) -> str:

@@ -353,6 +353,35 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     assert _lines_in(page, control_map) > 1.1 * first
 
 
+def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) -> None:
+    page = canvas_page
+    expect(page.locator('#canvas button[aria-label="Brush"]')).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#canvas").scroll_into_view_if_needed()
+    _stroke(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6))
+    page.locator("#preview").click()
+    drawn_map = page.locator("#map img")
+    expect(drawn_map).to_be_visible(timeout=PATIENCE_MS)
+    drawn = _lines_in(page, drawn_map)
+    assert drawn > 0.002
+
+    _open_advanced(page)
+    _set(page, "control_start", "1")
+    page.locator("#run").click()
+    expect(page.locator(".toast-body")).to_contain_text("must be smaller", timeout=PATIENCE_MS)
+    page.locator(".toast-close").click()
+    _set(page, "control_start", "0")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="Other").click()
+    expect(page.locator(".cl-chips")).to_contain_text("Other", timeout=PATIENCE_MS)
+    for run in range(2):
+        _set(page, "seed", str(run))
+        page.locator("#run").click()
+        seed = page.locator(".cl-card code")
+        expect(seed).to_have_text(str(run), timeout=PATIENCE_MS)
+        _finished(page)
+        assert _lines_in(page, page.locator(".cl-card .cl-map img").first) == drawn
+
+
 def test_every_map_of_a_picture_stands_in_its_place(
     browser: Any, maps_address: str, tmp_path: Path
 ) -> None:
