@@ -2,8 +2,9 @@
 
 `python -m models list` says what is here and what would be downloaded, `python -m models fetch sd15
 canny depth` downloads a model's base and the named ControlNets, and `python -m models check FILE`
-says what a file or a folder is and where it can be used. What cannot be fetched or used is said in
-one sentence, with exit code 2.
+says what a file or a folder is and where it can be used. `python -m models transfer CONTROL BASE
+SD15 OUT` writes a ControlNet moved from Stable Diffusion 1.5 to a community base. What cannot be
+done is said in one sentence, with exit code 2.
 """
 
 import argparse
@@ -101,6 +102,24 @@ def check(store: Store, path: Path) -> None:
         print("and its own ControlNet is used with it, for the condition that its name says.")
 
 
+def transfer(store: Store, control: Path, base: str, sd15: str, out: Path) -> None:
+    """Write the ControlNet `control` of one base, moved to another, and say where it belongs.
+
+    Raises:
+        BadInput: there is no such model, or `out` cannot be written.
+        WeightsMissing, WeightsMismatch: a file is not there, damaged, or of another family.
+    """
+    from models import transfer as moving  # noqa: PLC0415 - it imports diffusers, for seconds
+
+    target, origin = store.find(base)[0], store.find(sd15)[0]
+    unet = layout.inspect_base(target, store.card(base).base_folder)
+    moving.transfer(control, target, origin, unet, out)
+    card = store.card(base)
+    own = card.file.with_suffix("") if card.file else card.folder
+    print(f"{shown(out)} is written; for {card.title} it belongs into {shown(own)}/controlnet/,")
+    print("named for its condition, such as canny.safetensors.")
+
+
 def _contents(path: Path) -> Contents:
     """Return what is in a file, or in a folder in diffusers' layout by its config."""
     if path.is_file():
@@ -163,6 +182,11 @@ def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
     one.add_argument("controls", metavar="CONTROL", nargs="*")
     one = commands.add_parser("check", help="say what a file or a folder is")
     one.add_argument("path", metavar="PATH", type=Path)
+    one = commands.add_parser("transfer", help="move a ControlNet to a community base")
+    one.add_argument("control", metavar="CONTROL", type=Path, help="made for SD15")
+    one.add_argument("base", metavar="BASE", help="a model's name, or the path of a checkpoint")
+    one.add_argument("sd15", metavar="SD15", help="the same for what CONTROL was made for")
+    one.add_argument("out", metavar="OUT", type=Path, help="a new .safetensors file")
     given = parser.parse_args(arguments)
     try:
         store = store or Store("cpu")
@@ -170,6 +194,8 @@ def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
             list_models(store)
         elif given.command == "fetch":
             fetch(store, given.model, given.controls)
+        elif given.command == "transfer":
+            transfer(store, given.control, given.base, given.sd15, given.out)
         else:
             check(store, given.path)
     except SuiteError as error:

@@ -93,16 +93,7 @@ class Card:
 
     def local_control(self, control: str) -> Path | None:
         """Return the folder or file of a ControlNet kept beside this model."""
-        folder = self.folder / "controlnet"
-        if (folder / control / "config.json").is_file():
-            return folder / control
-        files = [f for f in (folder / control).glob("*") if f.suffix in CONTROL_SUFFIXES]
-        if len(files) == 1:
-            return files[0]
-        for suffix in CONTROL_SUFFIXES:
-            if (folder / f"{control}{suffix}").is_file():
-                return folder / f"{control}{suffix}"
-        return None
+        return find_control(self.folder, control)
 
     def has_control(self, control: str) -> bool:
         """Tell whether this model knows where to find the named ControlNet."""
@@ -120,6 +111,20 @@ class Card:
         """Return every ControlNet this model knows, in alphabetical order."""
         local = {path.stem for path in (self.folder / "controlnet").glob("*")}
         return sorted(self.controls.keys() | {name for name in local if self.has_control(name)})
+
+
+def find_control(model: Path, control: str) -> Path | None:
+    """Return the folder or file of a ControlNet kept in a model's folder."""
+    folder = model / "controlnet"
+    if (folder / control / "config.json").is_file():
+        return folder / control
+    files = [f for f in (folder / control).glob("*") if f.suffix in CONTROL_SUFFIXES]
+    if len(files) == 1:
+        return files[0]
+    for suffix in CONTROL_SUFFIXES:
+        if (folder / f"{control}{suffix}").is_file():
+            return folder / f"{control}{suffix}"
+    return None
 
 
 def read_card(path: Path) -> Card:

@@ -1,0 +1,93 @@
+"""Moves a ControlNet from Stable Diffusion 1.5 to a community base: control + base - SD 1.5.
+
+A ControlNet begins as a copy of its base's encoder; so what a community base learned since then is
+added to that copy. The zero convolutions and the hint encoder have no twin in a base and stay.
+`python -m models transfer CONTROL BASE SD15 OUT` writes the result; without it a ControlNet serves
+on such a base as well, only less at home there.
+
+Source: tool_transfer_control.py of ControlNet v1.0 (and its issue 13).
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core.errors import BadInput, WeightsMismatch
+from models.families import read_state, shown
+from models.layout import inspect_control, network_files
+from models.loading import CONVERSIONS
+
+State = dict[str, Tensor]
+"""Weights in diffusers' names."""
+
+
+def transferred(control: Mapping[str, Tensor | None], base: State, sd15: State) -> State:
+    """Return the ControlNet's weights moved to another base, in their own number formats.
+
+    Raises:
+        WeightsMismatch: a weight is missing, or has another shape in one of them.
+    """
+    moved: State = {}
+    for name, weight in control.items():
+        if weight is None:  # what diffusers' conversion did not find
+            raise WeightsMismatch(f"The ControlNet is incomplete, {name} is missing.")
+        moved[name] = weight
+        if name in base or name in sd15:
+            twins = [unet.get(name) for unet in (base, sd15)]
+            if any(twin is None or twin.shape != weight.shape for twin in twins):
+                raise WeightsMismatch(
+                    f"{name} is not of one shape in the ControlNet and both bases: "
+                    "all three must be of Stable Diffusion 1.x."
+                )
+            moved[name] = (weight.float() + (base[name].float() - sd15[name].float())).to(weight)
+    return moved
+
+
+def transfer(control: Path, base: Path, sd15: Path, unet: Mapping[str, Any], out: Path) -> None:
+    """Write the ControlNet moved to `base` into `out`, a safetensors file that is new.
+
+    `unet` is the config of the bases' UNet.
+
+    Raises:
+        BadInput: `out` cannot be written.
+        WeightsMissing, WeightsMismatch: a file is not there, damaged, or of another family.
+    """
+    if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
+        raise BadInput(
+            f"{shown(out)} cannot be written: name a new .safetensors file in a folder that is "
+            "there."
+        )
+    inspect_control(control, dict(unet))
+    convert = importlib.import_module(CONVERSIONS)
+    files = network_files(control)[0] if control.is_dir() else [control]
+    moved = transferred(
+        convert.convert_controlnet_checkpoint(_state(files), unet),
+        _unet_state(base, unet),
+        _unet_state(sd15, unet),
+    )
+    unfinished = out.with_suffix(".part")
+    try:
+        save_file(
+            {name: weight.contiguous() for name, weight in moved.items()},
+            unfinished,
+            {"format": "pt", "transfer": f"{control.name} + {base.name} - {sd15.name}"},
+        )
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unet_state(path: Path, unet: Mapping[str, Any]) -> State:
+    if path.is_dir():
+        return _state(network_files(path / "unet")[0])
+    convert = importlib.import_module(CONVERSIONS)
+    state: State = convert.convert_ldm_unet_checkpoint(read_state(path), unet)
+    return state
+
+
+def _state(files: list[Path]) -> State:
+    return {name: weight for file in files for name, weight in read_state(file).items()}

@@ -1,0 +1,112 @@
+"""A ControlNet moved to another base is its weights plus what the bases differ by."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core.errors import WeightsMismatch
+from models.__main__ import FAILED, main
+from models.networks import DiffusersNetworks
+from models.store import Store
+from models.transfer import transferred
+from tests.models.ldm_layout import base_state, control_state
+from tests.tiny_networks import save_networks, tiny_networks
+
+
+def test_the_rule() -> None:
+    """2 + (10 - 1) = 11; what only the ControlNet has stays, in its own number format."""
+    control = {"conv_in.weight": torch.tensor([2.0]).half(), "zero.weight": torch.tensor([7.0])}
+    base, sd15 = ({"conv_in.weight": torch.tensor([v]), "up": torch.tensor([v])} for v in (10.0, 1))
+    moved = transferred(control, base, sd15)
+    assert {name: weight.item() for name, weight in moved.items()} == {
+        "conv_in.weight": 11,
+        "zero.weight": 7,
+    }
+    assert moved["conv_in.weight"].dtype == torch.float16
+    with pytest.raises(WeightsMismatch, match=r"conv_in\.weight is not of one shape"):
+        transferred(control, base, {"conv_in.weight": torch.zeros(2)})
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> DiffusersNetworks:
+    """A community base, in the folder `community`."""
+    networks = tiny_networks(seed=1)
+    save_networks(networks, tmp_path / "community")
+    return networks
+
+
+def _single_file(networks: DiffusersNetworks) -> dict[str, Tensor]:
+    return base_state(
+        networks.unet.state_dict(), networks.vae.state_dict(), networks.text_encoder.state_dict()
+    )
+
+
+def test_moved_to_where_it_came_from_it_is_itself(
+    store: Store, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    control = store.card("tiny").folder / "controlnet" / "canny"
+    assert (
+        main(["transfer", str(control), "tiny", "sd15", str(tmp_path / "x.safetensors")], store)
+        == 0
+    )
+    moved = load_file(tmp_path / "x.safetensors")
+    original = networks.controlnets["canny"].state_dict()
+    assert moved.keys() == original.keys()
+    assert all(torch.equal(moved[name], original[name]) for name in moved)
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_a_copy_of_the_bases_encoder_becomes_a_copy_of_the_other_bases(
+    files: bool,
+    store: Store,
+    networks: DiffusersNetworks,
+    other: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From diffusers' folders, and from single files in the original's names."""
+    copied, sd15, base = tmp_path / "copied", tmp_path / "tiny-base", tmp_path / "community"
+    control = copy.deepcopy(networks.controlnets["canny"])
+    control.load_state_dict(networks.unet.state_dict(), strict=False)
+    if files:
+        copied, sd15, base = (p.with_suffix(".safetensors") for p in (copied, sd15, base))
+        save_file(control_state(control.state_dict(), "control_model."), copied)
+        save_file(_single_file(networks), sd15)
+        save_file(_single_file(other), base)
+    else:
+        control.save_pretrained(copied)
+        save_networks(networks, sd15)
+    out = tmp_path / "moved.safetensors"
+    assert main(["transfer", str(copied), str(base), str(sd15), str(out)], store) == 0
+    assert f"{tmp_path}/community/controlnet/" in capsys.readouterr().out
+    moved, wanted = load_file(out), other.unet.state_dict()
+    shared = moved.keys() & wanted.keys()
+    assert len(shared) > 100 and all("control" in name for name in moved.keys() - shared)
+    for name in shared:
+        torch.testing.assert_close(moved[name], wanted[name])
+    for name in moved.keys() - shared:
+        assert torch.equal(moved[name], control.state_dict()[name])
+
+
+def test_what_cannot_be_moved_is_said_in_one_sentence(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = str(store.card("tiny").folder / "controlnet" / "canny")
+    (tmp_path / "taken.safetensors").touch()
+    out = str(tmp_path / "new.safetensors")
+    for arguments, words in (
+        ([control, "tiny", "sd15", str(tmp_path / "taken.safetensors")], "cannot be written: name"),
+        ([control, "tiny", "sd15", str(tmp_path / "no" / "x.safetensors")], "cannot be written"),
+        ([control, "tiny", "sd15", str(tmp_path / "x.pth")], "cannot be written"),
+        ([control, "nothing", "sd15", out], "There is no model 'nothing'"),
+        ([str(tmp_path / "nothing.pth"), "tiny", "sd15", out], "There is no weights file"),
+        ([str(store.card("tiny").folder / "unet"), "tiny", "sd15", out], "a UNet2DConditionModel"),
+    ):
+        assert main(["transfer", *arguments], store) == FAILED
+        said = capsys.readouterr()
+        assert words in said.err and said.err.count("\n") == 1
+    assert not Path(out).exists()
