@@ -1,8 +1,8 @@
 """Turns a model's name, or the path of a checkpoint, into loaded networks.
 
 One base is kept at a time, and shared by the cards that use it: choosing another drops it, while a
-running request keeps what it was given. ControlNets are kept, the least recently used dropped
-first. Loading is safe from any thread.
+running request keeps what it was given. Beside it stands at most one version of it with LoRAs.
+ControlNets are kept, the least recently used dropped first. Loading is safe from any thread.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from core.errors import BadInput, WeightsMissing
-from models import hub, layout
-from models.cards import Card, read_card
+from models import hub, layout, lora
+from models.cards import Card, find_control, read_card
 from models.devices import choose_device
 from models.families import MERGED, identify, read_shapes, shown
 from models.networks import DiffusersNetworks
@@ -38,8 +38,13 @@ V10_CARD = "sd15_v10"
 """The card of ControlNet 1.0, whose control_sd15_*.pth hold a base and a ControlNet in one file."""
 CONTROL_BYTES = 2 * 2**30
 """How much of the ControlNets stays loaded: two of Stable Diffusion 1.5's in half precision."""
+LORA_FOLDER = "lora"
+"""Beside the cards."""
 ControlKey = tuple[Path, str]
 """What a loaded ControlNet is kept under: its place, and the order of its map's channels."""
+Loras = tuple[lora.Lora, ...]
+ReadyKey = tuple[str, Loras, tuple[str, ...]]
+"""What was handed out is found again by: card, LoRAs, ControlNets."""
 HASH_LENGTH = 10
 """Characters of a hash; as many as AUTOMATIC1111 prints, whose users compare them."""
 
@@ -61,14 +66,20 @@ class Store:
         self._lock = threading.RLock()
         self._cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.toml"))}
         self._base: tuple[Path, Base] | None = None
+        self._merged: tuple[Loras, tuple[nn.Module, nn.Module]] | None = None
         self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
-        self._ready: dict[tuple[str, str], tuple[DiffusersNetworks, ControlKey | None]] = {}
+        self._ready: dict[ReadyKey, tuple[DiffusersNetworks, list[ControlKey]]] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def cards(self) -> list[Card]:
         """Return every card, those of checkpoints named by path last."""
         with self._lock:
             return list(self._cards.values())
+
+    @property
+    def lora_folder(self) -> Path:
+        """Where LoRA files are looked for."""
+        return self._folder / LORA_FOLDER
 
     def default_model(self) -> str:
         """Return the model named by CONTROLLOOP_MODEL, else Diorama.
@@ -147,45 +158,53 @@ class Store:
     def local_control(self, card: Card, control: str) -> Path | None:
         """Return the folder or file of a ControlNet that is here: the user's own before the card's.
 
-        A merged checkpoint brings its own; the name of its file says which (control_sd15_canny), or
-        names none, and then it serves as the one that is asked for. The cards that offer another
-        family of ControlNets for it are chosen for those, and keep to them.
+        A single file may have some for itself, in the folder of its name beside it. A merged
+        checkpoint brings its own; the name of its file says which (control_sd15_canny), or names
+        none, and then it serves as the one that is asked for. The cards that offer another family
+        of ControlNets for it are chosen for those, and keep to them.
 
         Raises:
             WeightsMissing, WeightsMismatch: the user's checkpoint is no file to read.
         """
         sd1 = self._cards.get(SD1_CARD)
         if card.file and sd1 and card.folder == sd1.folder:
+            own = find_control(card.file.with_suffix(""), control)
+            if own:
+                return own
             named = [name for name in card.control_names() if name in card.file.stem.lower()]
             if (control in named or not named) and identify(read_shapes(card.file)).kind == MERGED:
                 return card.file
         return card.local_control(control)
 
-    def load(self, model: str, control: str = "") -> DiffusersNetworks:
-        """Return the model's networks, with the named ControlNet where one is named.
+    def load(self, model: str, *controls: str) -> DiffusersNetworks:
+        """Return the model's networks, with the ControlNets that are named.
 
-        Files are checked before anything is built from them. Waits while another thread loads.
+        LoRA tags may follow its name: "sd15 <lora:style:0.8>". Files are checked before anything is
+        built from them. Waits while another thread loads.
 
         Raises:
-            BadInput: there is no such model.
+            BadInput: there is no such model, or a LoRA's weight is no number.
             WeightsMissing: a file is not here and cannot be fetched.
             WeightsMismatch: a file is of another family, or damaged.
         """
-        card = self.card(model)
+        model, tags = lora.split(model)
+        card, loras = self.card(model), lora.find(tags, self.lora_folder)
+        ready = (card.name, loras, controls)
         with self._lock:
-            if (card.name, control) in self._ready:
-                networks, key = self._ready[card.name, control]
-                if key:
+            if ready in self._ready:
+                networks, used = self._ready[ready]
+                for key in used:
                     self._controls.move_to_end(key)
                 return networks
         # Not under the lock: a download may take long, and others may have what they need.
-        base_path, control_path = self.find(model, control)
-        key = None
-        if control_path:
-            key = (control_path, self._channel_order(card, control, control_path))
+        keys: dict[str, ControlKey] = {}
+        for control in controls or ("",):
+            base_path, path = self.find(model, control)
+            if path:
+                keys[control] = (path, self._channel_order(card, control, path))
         with self._lock:
-            networks = self._build(card, base_path, control, key)
-            self._ready[card.name, control] = (networks, key)
+            networks = self._build(card, base_path, keys, loras)
+            self._ready[ready] = (networks, list(keys.values()))
             return networks
 
     def _card_of_path(self, path: Path) -> Card:
@@ -252,39 +271,42 @@ class Store:
         return family.channel_order(control) if family else ""
 
     def _build(
-        self, card: Card, base_path: Path, control: str, key: ControlKey | None
+        self, card: Card, base_path: Path, keys: dict[str, ControlKey], loras: Loras
     ) -> DiffusersNetworks:
         # Only here: it imports diffusers, which takes seconds in which the server already answers.
         from models import loading  # noqa: PLC0415
 
         form = loading.Format(self.device, self.dtype)
         if self._base is None or self._base[0] != base_path:
-            self._base = None  # dropped before the next is loaded: two may not fit
+            self._base = self._merged = None  # dropped before the next is loaded: two may not fit
             self._forget()
             self._base = (base_path, loading.load_base(base_path, card.base_folder, form))
         base = self._base[1]
+        text_encoder, unet = self._with_loras(base, loras)
         hashes = {
             part: self._hash(files) for part, files in layout.weights_files(base_path).items()
         }
+        hashes |= {f"lora {one.name}": self._hash([one.path]) for one in loras}
         controlnets = {}
-        if key:
+        for control, key in keys.items():
             control_path, order = key
             if key not in self._controls:
                 self._controls[key] = loading.load_control(control_path, base.unet, form, order)
             controlnets[control] = self._controls[key]
-            self._drop_controls_but(key)
             files = [control_path]
             if control_path.is_dir():
                 files = layout.network_files(control_path)[0]
             hashes[f"controlnet {control}"] = self._hash(files)
+            self._controls.move_to_end(key)
+        self._drop_controls(but=max(len(keys), 1))
         preview_matrix = base.preview_matrix
         if card.preview_matrix:
             preview_matrix = torch.tensor(card.preview_matrix, device=self.device)
         return DiffusersNetworks(
-            name=card.name,
+            name=" ".join([card.name, *(one.tag for one in loras)]),
             tokenizer=base.tokenizer,
-            text_encoder=base.text_encoder,
-            unet=base.unet,
+            text_encoder=text_encoder,
+            unet=unet,
             vae=base.vae,
             controlnets=controlnets,
             scheduler_config=base.scheduler_config,
@@ -292,11 +314,22 @@ class Store:
             hashes=hashes,
             device=self.device,
             dtype=self.dtype,
+            loras=tuple(one.tag for one in loras),
         )
 
-    def _drop_controls_but(self, used: ControlKey) -> None:
-        self._controls.move_to_end(used)
-        while len(self._controls) > 1 and _bytes(self._controls.values()) > CONTROL_BYTES:
+    def _with_loras(self, base: "Base", loras: Loras) -> tuple[nn.Module, nn.Module]:
+        """Return the base's text encoder and UNet with LoRAs, of which the latest are kept."""
+        if not loras:
+            return base.text_encoder, base.unet
+        if self._merged is None or self._merged[0] != loras:
+            self._merged = None
+            self._forget()
+            self._merged = (loras, lora.merge(base.text_encoder, base.unet, loras))
+        return self._merged[1]
+
+    def _drop_controls(self, but: int) -> None:
+        """Drop the least recently used beyond CONTROL_BYTES, but none of so many latest."""
+        while len(self._controls) > but and _bytes(self._controls.values()) > CONTROL_BYTES:
             self._controls.popitem(last=False)
             self._forget()
 

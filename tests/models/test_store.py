@@ -1,14 +1,17 @@
 """The store finds, checks, keeps and names models."""
 
+import gc
 import json
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from core.networks import ControlInput
@@ -20,6 +23,7 @@ from models.cards import read_card
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
+from tests.models.ldm_layout import base_state, control_state
 
 HUB_CARD = (
     CARD
@@ -157,6 +161,25 @@ def test_the_least_recently_used_control_is_dropped(
     store.load("tiny", "third")
     assert store.load("tiny", "canny").controlnets["canny"] is first
     assert store.load("tiny", "second").controlnets["second"] is not second
+
+
+def test_several_controls_share_one_base_and_none_of_them_is_dropped(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet/second")
+    store = Store("cpu", "float32", copy)
+    monkeypatch.setattr(store_module, "CONTROL_BYTES", 1)
+    both = store.load("tiny", "second", "canny")
+    assert list(both.controlnets) == ["second", "canny"]
+    assert {"controlnet second", "controlnet canny"} <= both.hashes.keys()
+    again = store.load("tiny", "canny", "second", "canny")
+    assert again.unet is both.unet
+    assert all(again.controlnets[name] is both.controlnets[name] for name in both.controlnets)
+    alone = store.load("tiny", "canny")
+    assert alone.controlnets["canny"] is both.controlnets["canny"]
+    assert store.load("tiny", "second").controlnets["second"] is not both.controlnets["second"]
+    with pytest.raises(WeightsMissing, match="seg"):
+        store.load("tiny", "canny", "seg")
 
 
 OTHER_CARD = """
@@ -465,3 +488,82 @@ def test_diorama_loads_where_it_is_shipped() -> None:
     latents = torch.randn(1, networks.latent_channels, 8, 8)
     assert networks.decode(latents).shape == (1, 3, 8 * networks.downscale, 8 * networks.downscale)
     assert replace(networks).name == "diorama"
+
+
+def test_loras_are_merged_into_a_copy_and_named(copy: Path, networks: DiffusersNetworks) -> None:
+    place = "down_blocks.0.attentions.0.proj_in"
+    weight = networks.unet.get_submodule(place).weight
+    (copy / "lora").mkdir()
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        factors = {
+            f"unet.{place}.lora_A.weight": torch.full((1, weight.shape[1], 1, 1), value),
+            f"unet.{place}.lora_B.weight": torch.ones(weight.shape[0], 1, 1, 1),
+        }
+        save_file(factors, copy / "lora" / f"{name}.safetensors")
+    store = Store("cpu", "float32", copy)
+    plain = store.load("tiny", "canny")
+
+    def added(networks: DiffusersNetworks) -> float:
+        difference = networks.unet.get_submodule(place).weight - weight
+        assert difference.std() < 1e-6
+        return round(difference.mean().item(), 5)
+
+    half = store.load("tiny <lora:one:0.5>", "canny")
+    both = store.load("tiny <lora:one:0.5> <lora:two>", "canny")
+    assert [added(found) for found in (plain, half, both)] == [0, 0.5, 2.5]
+    assert half.controlnets["canny"] is both.controlnets["canny"] is plain.controlnets["canny"]
+    assert both.text_encoder is plain.text_encoder and both.vae is plain.vae
+    assert both.name == "tiny <lora:one:0.5> <lora:two>"
+    assert both.hashes.keys() - plain.hashes.keys() == {"lora one", "lora two"}
+    assert store.load("tiny <lora:one:0.5> <lora:two>", "canny") is both
+    again = store.load("tiny", "canny")
+    assert again.unet is plain.unet and again.name == "tiny" and added(again) == 0
+    shutil.copy(copy / "lora/two.safetensors", copy / "lora/one.safetensors")
+    assert added(store.load("tiny <lora:one:0.5>", "canny")) == 1  # the file is another by now
+    with pytest.raises(WeightsMissing, match=r"no LoRA 'three' in .*lora \(it has: one, two\)"):
+        store.load("tiny <lora:three:1>", "canny")
+
+
+def test_what_is_dropped_is_freed_before_the_next_is_loaded(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base and its version with LoRAs, and a ControlNet beyond the budget."""
+    (copy / "lora").mkdir()
+    factors = {
+        "unet.conv_in.lora_A.weight": (1, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": (16, 1, 1, 1),
+    }
+    save_file({k: torch.ones(s) for k, s in factors.items()}, copy / "lora" / "one.safetensors")
+    shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet/second")
+    monkeypatch.setattr(store_module, "CONTROL_BYTES", 1)
+    store = Store("cpu", "float32", copy)
+    held: list[weakref.ref[nn.Module]] = []
+    for model in ("tiny", "tiny <lora:one:1>"):
+        networks = store.load(model, "canny")
+        held += [weakref.ref(networks.unet), weakref.ref(networks.controlnets["canny"])]
+    del networks
+    store.load("tiny", "second")
+    gc.collect()
+    assert [ref() is None for ref in held] == [False, True, False, True]
+    real = loading.load_base
+
+    def load_base(*given: object) -> object:
+        gc.collect()
+        assert [ref() is None for ref in held] == [True] * 4
+        return real(*given)
+
+    monkeypatch.setattr(loading, "load_base", load_base)
+    store.load("sd15", "canny")
+
+
+def test_a_single_file_has_controls_of_its_own_in_the_folder_of_its_name(
+    store: Store, models_folder: Path, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    parts = (networks.unet, networks.vae, networks.text_encoder)
+    save_file(base_state(*(part.state_dict() for part in parts)), tmp_path / "mine.safetensors")
+    model = str(tmp_path / "mine.safetensors")
+    assert store.find(model, "canny")[1] == models_folder / "sd15/controlnet/canny"
+    (tmp_path / "mine" / "controlnet").mkdir(parents=True)
+    own = tmp_path / "mine" / "controlnet" / "canny.safetensors"
+    save_file(control_state(networks.controlnets["canny"].state_dict()), own)
+    assert store.find(model, "canny")[1] == own
