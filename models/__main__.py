@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 
 from core.errors import SuiteError, WeightsMissing
-from models import hub, layout
+from models import hub, layout, lora
 from models.cards import Card, Source
 from models.families import (
     BASE,
     CONTROLNET,
+    LORA,
     MERGED,
+    SD1_WIDTH,
     Contents,
     describe,
     identify,
@@ -34,7 +36,7 @@ LINE_SPEED = 100e6 / 8
 
 
 def list_models(store: Store) -> None:
-    """Print every model: name, title, licence, and where each of its parts is."""
+    """Print every model: name, title, licence, and where each of its parts is; then the LoRAs."""
     for card in store.cards():
         print(f"{card.name}: {card.title}")
         print(f"  licence: {card.licence}")
@@ -45,6 +47,9 @@ def list_models(store: Store) -> None:
             print(
                 f"  {control}: {'here' if local else _where(card.controls[control], card.folder)}"
             )
+    names = lora.available(store.lora_folder)
+    if names:
+        print(f"LoRAs, named in a prompt as <lora:NAME:0.8>: {', '.join(names)}")
 
 
 def fetch(store: Store, model: str, controls: list[str]) -> None:
@@ -92,6 +97,12 @@ def check(store: Store, path: Path) -> None:
         print(
             f"{path.name} is {describe(contents)}, for {', '.join(fits)}: put it into "
             f"{shown(store.card(fits[0]).folder)}/controlnet/CONDITION/."
+        )
+        return
+    if contents.kind == LORA and contents.text_width in (SD1_WIDTH, None):
+        print(
+            f"{path.name} is {describe(contents)}: put it into {shown(store.lora_folder)} and name "
+            f"it in the prompt, <lora:{path.stem}:0.8>."
         )
         return
     # Each raises with the reason: all that is no Stable Diffusion 1.x, and configs without weights.

@@ -68,6 +68,10 @@ def test_the_list_says_what_is_here_and_what_would_be_downloaded(
     (snapshot / "depth.safetensors").touch()
     main(["list"], store)
     assert "  depth: here, downloaded" in capsys.readouterr().out.splitlines()
+    store.lora_folder.mkdir()
+    (store.lora_folder / "style.safetensors").touch()
+    main(["list"], store)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("<lora:NAME:0.8>: style")
 
 
 def test_the_list_of_what_is_shipped_from_the_shell() -> None:
@@ -125,11 +129,13 @@ def test_files_and_folders_are_told_apart(
     save_file(base, tmp_path / "my base.safetensors")
     save_file(control, tmp_path / "control.safetensors")
     save_file(base | control, tmp_path / "merged.safetensors")
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
     for path, words in (
         (folder, "tiny is a base checkpoint: use it with --model "),
         (folder / "controlnet/canny", "canny is a ControlNet, for sd15, tiny: put it into "),
         (tmp_path / "my base.safetensors", "base.safetensors is a base checkpoint: use it with"),
         (tmp_path / "control.safetensors", "a ControlNet, for sd15, tiny: put it into "),
+        (tmp_path / "style.safetensors", "lora and name it in the prompt, <lora:style:0.8>."),
         (tmp_path / "merged.safetensors", "with a ControlNet inside: use it with --model "),
     ):
         assert main(["check", str(path)], store) == 0
@@ -143,11 +149,12 @@ def test_the_wrong_family_is_named(
     key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     hint = {"controlnet_cond_embedding.conv_in.weight": torch.zeros(4, 3, 3, 3)}
     save_file(hint | {key: torch.zeros(8, 2048)}, tmp_path / "xl.safetensors")
-    save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
+    down = "lora_unet_x_attn2_to_k.lora_down.weight"
+    save_file({down: torch.zeros(4, 2048)}, tmp_path / "style.safetensors")
     (tmp_path / "empty").mkdir()
     for path, words in (
         (tmp_path / "xl.safetensors", "is a ControlNet (Stable Diffusion XL): "),
-        (tmp_path / "style.safetensors", "style.safetensors is a LoRA: "),
+        (tmp_path / "style.safetensors", "is a LoRA (Stable Diffusion XL): "),
         (tmp_path / "empty", "has no unet folder"),
         (tmp_path / "nothing", "There is nothing at "),
         (store.card("tiny").folder / "unet", "holds one network (UNet2DConditionModel)"),
