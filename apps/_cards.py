@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from apps._files import SavedResult
+from apps._files import SavedMaps, SavedResult
 from apps._suite import duration
 from apps._tool import Tool
 from apps._ways import Sight, Way
-from core.condition import Condition, RGBImage
+from core.condition import Condition, RGBImage, Score
 from core.request import GenerationResult, Progress
 from models.store import Card
 
@@ -59,9 +59,10 @@ WAITING = """
 </div>"""
 
 
-def empty(condition: Condition) -> str:
+def empty(app: Condition | Tool) -> str:
     """Show what will stand here and how to get it."""
-    return EMPTY.format(first_step=FIRST_STEP[condition.input])
+    kind = app.input if isinstance(app, Condition) else "photo"
+    return EMPTY.format(first_step=FIRST_STEP[kind])
 
 
 def escape(text: str) -> str:
@@ -100,16 +101,19 @@ def note(text: str) -> str:
     return f'<div class="cl-stage cl-note" role="status"><p>{escape(text)}</p></div>'
 
 
-def results(result: GenerationResult, saved: SavedResult) -> str:
+def results(
+    result: GenerationResult, saved: SavedResult, send_to: Sequence[Condition | Tool] = ()
+) -> str:
     """Show each image between its control map and the map found in it, with its score.
 
     The cards stand as made and know their rank; which of the two orders is seen, the button above
-    them and the page's option "Best first" decide.
+    them and the page's option "Best first" decide. `send_to` are the apps that an image can be
+    sent to from its card.
     """
     if not result.images:
         return ""
     count = len(result.images)
-    by_score = sorted(range(count), key=lambda i: -result.scores[i].headline)
+    by_score = sorted(range(count), key=lambda i: -result.headlines[i])
     took = sum(result.seconds.values())
     facts = [
         f"{count} image{'s' if count > 1 else ''}",
@@ -118,7 +122,7 @@ def results(result: GenerationResult, saved: SavedResult) -> str:
     ]
     if result.cancelled:
         facts.append(f"stopped; {count} of {result.request.num_samples} finished")
-    cards = "".join(_card(result, saved, i, by_score.index(i)) for i in range(count))
+    cards = "".join(_card(result, saved, i, by_score.index(i), send_to) for i in range(count))
     order = (
         '<button type="button" class="cl-button" data-cl="order" aria-pressed="false">'
         "Order by score</button>"
@@ -138,29 +142,87 @@ def results(result: GenerationResult, saved: SavedResult) -> str:
 </section>"""
 
 
-def _card(result: GenerationResult, saved: SavedResult, index: int, rank: int) -> str:
-    score, seed = result.scores[index], result.seeds[index]
-    others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
-    image, found_map = saved.images[index], saved.reextracted[index]
-    wanted, found = _url(saved.shown_map), _url(saved.shown_reextracted[index])
-    size = (result.width, result.height)
-    pair = f"--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{size[0]}/{size[1]}"
+def _card(
+    result: GenerationResult,
+    saved: SavedResult,
+    index: int,
+    rank: int,
+    send_to: Sequence[Condition | Tool],
+) -> str:
+    seed, size = result.seeds[index], (result.width, result.height)
+    image = _picture("Generated", "cl-made", _url(saved.images[index]), size, saved.images[index])
+    if len(result.controls) == 1:
+        metric = _metric(result.scores[index])
+        wanted, found = _maps(saved.maps[0], index, size)
+        body = f"""<div class="cl-three">{wanted}{image}{found}</div>
+  {_compare(saved.maps[0], index, size)}"""
+    else:
+        metric = '<div class="cl-metric"><b>Mean of the controls</b></div>'
+        parts = []
+        for control, maps in zip(result.controls, saved.maps, strict=True):
+            score = control.scores[index]
+            wanted, found = _maps(maps, index, size)
+            parts.append(f"""<section class="cl-control">
+    <header><h4>{escape(control.condition.title)}</h4>
+      <div class="cl-score"><b>{score.headline:.0f}</b><span>/ 100</span></div>
+      {_metric(score)}</header>
+    <div class="cl-two">{wanted}{found}</div>
+    {_compare(maps, index, size)}</section>""")
+        body = f'<div class="cl-several">{image}<div>{"".join(parts)}</div></div>'
     return f"""
 <article class="cl-card" style="--rank:{rank}">
   <header>
     <div class="cl-score" title="How well the two maps agree, 0 to 100">
-      <b>{score.headline:.0f}</b><span>/ 100</span></div>
-    <div class="cl-metric"><b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>
-      <span>{escape(" · ".join(others))}</span></div>
+      <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>
+    {metric}
     <div class="cl-seed"><span>Seed</span> <code>{seed}</code>
-      <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
+      <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button>
+      {_send(saved.images[index], send_to)}</div>
   </header>
-  <div class="cl-three">
-    {_picture("Control map", "cl-map", wanted, size, saved.control_map)}
-    {_picture("Generated", "cl-made", _url(image), size, image)}
-    {_picture("Re-extracted", "cl-map", found, size, found_map)}
-  </div>
-  <details class="cl-compare">
+  {body}
+</article>"""
+
+
+def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
+    """Show the apps that take a result; each opens beside this page, so that nothing is lost."""
+    if not send_to:
+        return ""
+    sent = quote(f"{image.parent.name}/{image.name}")
+    links = "".join(
+        f'<li><a href="{html.escape(app.name)}?from={sent}" target="_blank" rel="noopener">'
+        f"{escape(app.title)}</a></li>"
+        for app in send_to
+    )
+    return f"""<details class="cl-send"><summary class="cl-button"
+      title="Opens another app with this picture and its prompt">Send to</summary>
+      <ul>{links}</ul></details>"""
+
+
+def _metric(score: Score) -> str:
+    others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
+    return f"""<div class="cl-metric">
+      <b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>
+      <span>{escape(" · ".join(others))}</span></div>"""
+
+
+def _maps(maps: SavedMaps, index: int, size: tuple[int, int]) -> tuple[str, str]:
+    """Show the map that was given and the one that was found in an image."""
+    return (
+        _picture("Control map", "cl-map", _url(maps.shown_map), size, maps.control_map),
+        _picture(
+            "Re-extracted",
+            "cl-map",
+            _url(maps.shown_reextracted[index]),
+            size,
+            maps.reextracted[index],
+        ),
+    )
+
+
+def _compare(maps: SavedMaps, index: int, size: tuple[int, int]) -> str:
+    wanted, found = _url(maps.shown_map), _url(maps.shown_reextracted[index])
+    pair = f"--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{size[0]}/{size[1]}"
+    return f"""<details class="cl-compare">
     <summary>Compare the two maps</summary>
     <div class="cl-pair" style="--split:50%;{pair}">
       <div class="cl-layer cl-wanted"></div><div class="cl-layer cl-found"></div></div>
@@ -175,8 +237,7 @@ def _card(result: GenerationResult, saved: SavedResult, index: int, rank: int) -
     <p class="cl-legend"><span class="cl-key-wanted">only in the control map</span>
       <span class="cl-key-found">only re-extracted</span>
       <span class="cl-key-both">in both</span></p>
-  </details>
-</article>"""
+  </details>"""
 
 
 def _picture(
@@ -247,7 +308,7 @@ def _inline(image: RGBImage) -> str:
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
 
 
-def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
+def header(app: Condition | Tool, facts: Sequence[str], card: Card) -> str:
     """Show what the page is, what it runs on, and what the model can be asked for."""
     prompts = "".join(
         f'<li><button type="button" data-cl="prompt">{escape(text)}</button></li>'
@@ -257,7 +318,7 @@ def header(condition: Condition, facts: Sequence[str], card: Card) -> str:
         f'<details class="cl-about"><summary>Prompts to try</summary><ul>{prompts}</ul></details>'
     )
     model = f'<p class="cl-model"><b>{escape(card.title)}.</b> {escape(card.blurb)}</p>'
-    return head(condition, facts, model) + (tries if prompts else "")
+    return head(app, facts, model) + (tries if prompts else "")
 
 
 def head(app: Condition | Tool, facts: Sequence[str], below: str = "") -> str:
@@ -287,8 +348,8 @@ def _link(app: Condition | Tool, pictures: Path) -> str:
   <h2>{escape(app.title)}</h2><p>{escape(app.blurb)}</p></a>"""
 
 
-def restored(labels: Sequence[str], notes: Sequence[str]) -> str:
+def restored(labels: Sequence[str], notes: Sequence[str], word: str = "Restored") -> str:
     """Say which settings a file gave, and what could not be taken."""
-    first = f"Restored: {', '.join(labels)}." if labels else ""
+    first = f"{word}: {', '.join(labels)}." if labels else ""
     items = "".join(f"<li>{escape(text)}</li>" for text in notes)
     return f'<div class="cl-restored" role="status"><p>{escape(first)}</p><ul>{items}</ul></div>'

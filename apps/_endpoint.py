@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from apps._files import SavedResult
+from apps._job import Job
 from apps._request import new_job
 from apps._suite import Suite
 from apps._widgets import ONE_AT_A_TIME, plain_errors
@@ -16,6 +17,8 @@ from core.request import GenerationRequest, GenerationResult
 
 Save = Callable[[GenerationResult], SavedResult]
 Outputs = tuple[Any, ...]
+Answer = Callable[[dict[str, Any]], Iterator[Outputs]]
+"""From raw values by argument to the endpoint's outputs."""
 
 API_ORDER = (
     "image",
@@ -48,28 +51,68 @@ def publish(
 ) -> None:
     """Offer `/<name>` to gradio_client and MCP; call it inside the page's Blocks."""
     names = sorted(fields, key=lambda n: API_ORDER.index(n if n in API_ORDER else "params"))
-    gr.Button(visible=False).click(
-        _described(_endpoint(condition, suite, names, save), condition, names),
-        [fields[name] for name in names],
+    known = {**controls(GenerationRequest), **controls(condition.annotator.params)}
+    offer(
+        condition.name,
+        f"{condition.blurb} Returns the control map, the generated images, the maps "
+        "re-extracted from them, and a report with a seed and a score for each image.",
+        {name: (fields[name], help_of(known.get(name))) for name in names},
+        gr.Image(label="Control map", type="filepath", format="png", visible=False),
+        answer(suite, lambda given: new_job(condition, suite, given), save, lambda maps: maps[0]),
+    )
+
+
+def offer(
+    name: str,
+    about: str,
+    arguments: dict[str, tuple[gr.components.Component, str]],
+    control_map: gr.components.Component,
+    respond: Answer,
+) -> None:
+    """Offer `/<name>`: its arguments in their order, each with its widget and its help."""
+
+    def generate(*values: Any) -> Iterator[Outputs]:
+        yield from respond(dict(zip(arguments, values, strict=True)))
+
+    # The name, the arguments and the docstring that Gradio and MCP show.
+    generate.__name__ = name
+    generate.__doc__ = "\n".join(
+        [about, "Args:", *(f"    {name}: {told}" for name, (_, told) in arguments.items())]
+    )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            gr.Image(label="Control map", type="filepath", format="png", visible=False),
+            # Without a default of their own, arguments have their widget's value.
+            inspect.Parameter(name, kind, default=inspect.Parameter.empty if not at else None)
+            for at, name in enumerate(arguments)
+        ]
+    )
+    gr.Button(visible=False).click(
+        generate,
+        [field for field, _ in arguments.values()],
+        [
+            control_map,
             gr.File(label="Images", file_count="multiple", visible=False),
             gr.File(label="Re-extracted maps", file_count="multiple", visible=False),
             gr.JSON(label="Report", visible=False),
         ],
-        api_name=condition.name,
+        api_name=name,
         preprocess=False,
         **ONE_AT_A_TIME,
     )
 
 
-def _endpoint(
-    condition: Condition, suite: Suite, names: list[str], save: Save
-) -> Callable[..., Iterator[Outputs]]:
-    def generate(*values: Any) -> Iterator[Outputs]:
+def answer(
+    suite: Suite,
+    start: Callable[[dict[str, Any]], Job],
+    save: Save,
+    control_map: Callable[[list[str]], Any],
+) -> Answer:
+    """Return what runs one call; control_map picks the first output from the maps' files."""
+
+    def run(given: dict[str, Any]) -> Iterator[Outputs]:
         with plain_errors():
-            job = new_job(condition, suite, dict(zip(names, values, strict=True)))
-            for report in job.run():
+            for report in start(given).run():
                 if not isinstance(report, GenerationResult):
                     yield None, None, None, None  # a call whose caller has left ends here
                     continue
@@ -77,38 +120,19 @@ def _endpoint(
                 saved = save(report)
                 told = report.report()
                 told["warnings"] = [*told["warnings"], *filter(None, [saved.note])]
+                by_image = zip(*(maps.reextracted for maps in saved.maps), strict=True)
                 yield (
-                    str(saved.control_map),
+                    control_map([str(maps.control_map) for maps in saved.maps]),
                     [str(path) for path in saved.images],
-                    [str(path) for path in saved.reextracted],
+                    [str(path) for found in by_image for path in found],
                     told,
                 )
 
-    return generate
+    return run
 
 
-def _described(
-    generate: Callable[..., Iterator[Outputs]], condition: Condition, names: list[str]
-) -> Callable[..., Iterator[Outputs]]:
-    """Give the function the name, the arguments and the docstring that Gradio and MCP show."""
-    known = {**controls(GenerationRequest), **controls(condition.annotator.params)}
-    generate.__name__ = condition.name
-    generate.__doc__ = "\n".join(
-        [
-            f"{condition.blurb} Returns the control map, the generated images, the maps "
-            "re-extracted from them, and a report with a seed and a score for each image.",
-            "Args:",
-            *(f"    {name}: {_help(known.get(name))}" for name in names),
-        ]
-    )
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind) for name in names]
-    )
-    return generate
-
-
-def _help(control: Control | None) -> str:
+def help_of(control: Control | None) -> str:
+    """Say what an argument is, with its limits."""
     if control is None:
         return "The picture to start from."
     limits = f" ({control.low:g} to {control.high:g})" if isinstance(control, Bounds) else ""

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from core.condition import Annotator, ControlMap
 from core.png import save_png
-from core.request import GenerationResult
+from core.request import GenerationResult, KeptControl
 
 log = logging.getLogger(__name__)
 
@@ -22,41 +23,47 @@ NOT_KEPT = (
 
 
 @dataclass(frozen=True)
-class SavedResult:
-    """The files of one run; the tuples hold one entry per image, in the order made."""
+class SavedMaps:
+    """The files of one control's maps; the tuples hold one entry per image, in the order made."""
 
     control_map: Path
-    images: tuple[Path, ...]
     reextracted: tuple[Path, ...]
     shown_map: Path
     shown_reextracted: tuple[Path, ...]
     """As the annotator shows its maps to people; the same files where that is as they are."""
+
+
+@dataclass(frozen=True)
+class SavedResult:
+    """The files of one run."""
+
+    images: tuple[Path, ...]
+    """In the order made."""
+    maps: tuple[SavedMaps, ...]
+    """One for each control, in the result's order."""
     note: str = ""
     """What went wrong on the way, for the page; empty where nothing did."""
 
     def all(self) -> set[Path]:
         """Return every file once."""
-        maps = (self.control_map, self.shown_map)
-        return {*maps, *self.images, *self.reextracted, *self.shown_reextracted}
+        found = {*self.images}
+        for maps in self.maps:
+            found |= {maps.control_map, maps.shown_map}
+            found |= {*maps.reextracted, *maps.shown_reextracted}
+        return found
 
 
-def save(
-    result: GenerationResult, annotator: Annotator, cache: Path, keep: Path | None
-) -> SavedResult:
+def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResult:
     """Write a result's files into a new folder under `cache`; copy the images to `keep` too.
 
     A copy that fails is logged and noted: the pictures themselves are not lost to a full disk.
     """
     folder = new_folder(cache)
-    name = result.condition_name
-    control_map, shown_map = save_map(
-        result.control_map, annotator, folder / f"{name}-control-map.png"
-    )
-    images, found, shown = [], [], []
+    names = [control.condition.name for control in result.controls]
+    images = []
     note = ""
     for index, seed in enumerate(result.seeds):
-        stem = f"{name}-{seed}"
-        path = folder / f"{stem}.png"
+        path = folder / f"{'-'.join(names)}-{seed}.png"
         save_png(path, result.images[index], result, index)
         if keep is not None:
             try:
@@ -65,10 +72,24 @@ def save(
                 log.exception("%s could not be copied to %s", path.name, keep)
                 note = NOT_KEPT
         images.append(path)
-        paths = save_map(result.reextracted[index], annotator, folder / f"{stem}-reextracted.png")
-        found.append(paths[0])
-        shown.append(paths[1])
-    return SavedResult(control_map, tuple(images), tuple(found), shown_map, tuple(shown), note)
+    maps = []
+    for number, (name, control) in enumerate(zip(names, result.controls, strict=True), start=1):
+        stem = f"{name}-{number}" if names.count(name) > 1 else name
+        maps.append(_save_maps(control, result.seeds, folder, stem))
+    return SavedResult(tuple(images), tuple(maps), note)
+
+
+def _save_maps(control: KeptControl, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:
+    annotator = control.condition.annotator
+    wanted, shown_wanted = save_map(
+        control.control_map, annotator, folder / f"{stem}-control-map.png"
+    )
+    pairs = [
+        save_map(found, annotator, folder / f"{stem}-{seed}-reextracted.png")
+        for seed, found in zip(seeds, control.reextracted, strict=True)
+    ]
+    found, shown = (tuple(pair[i] for pair in pairs) for i in (0, 1))
+    return SavedMaps(wanted, found, shown_wanted, shown)
 
 
 def new_folder(cache: Path) -> Path:

@@ -60,6 +60,9 @@
   };
 
   document.addEventListener("click", (event) => {
+    document.querySelectorAll("details.cl-send[open]").forEach((menu) => {
+      menu.open = menu.contains(event.target);
+    });
     const button = event.target.closest?.("[data-cl]");
     if (button) actions[button.dataset.cl]?.(button);
     if (event.target.closest?.("#run") && window.innerWidth <= 860) {

@@ -14,8 +14,16 @@ from apps import _cards
 from apps._endpoint import publish
 from apps._files import SavedResult, save
 from apps._job import Job
-from apps._request import as_layer, checked_request, given_drawing, new_job, uploaded
+from apps._request import (
+    as_layer,
+    checked_request,
+    given_drawing,
+    new_job,
+    sent_result,
+    uploaded,
+)
 from apps._suite import Suite
+from apps._tool import Tool
 from apps._widgets import (
     AT_ONCE,
     CACHE,
@@ -37,22 +45,40 @@ from core.request import GenerationRequest, GenerationResult, Progress
 
 CANVAS_SIDE = 512
 """Of a new canvas, in pixels, as in v1.0's interactive app."""
+PROMPTS = ("prompt", "added_prompt", "negative_prompt")
 STOPPED_EARLY = "Stopped before the first image was finished."
 
 
-def build_page(condition: Condition, suite: Suite) -> gr.Blocks:
-    """Build one condition's page, to be launched alone or rendered into a site."""
+def build_page(
+    condition: Condition, suite: Suite, send_to: Sequence[Condition | Tool] = ()
+) -> gr.Blocks:
+    """Build one condition's page, to be launched alone or rendered into a site.
+
+    `send_to` are the other apps of the site that take a result.
+    """
     with gr.Blocks(
         title=f"{condition.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
     ) as page:
-        _Page(condition, suite).build()
+        Page(condition, suite, send_to).build(page)
     return page
 
 
-class _Page:
-    def __init__(self, condition: Condition, suite: Suite):
+class Page:
+    """One condition's page; _multi_page makes another of it for several."""
+
+    map_section = "Control map"
+    advanced = ("image_resolution", "strength", "control_start", "control_end",
+                "guess_mode", "steps", "guidance_scale")  # fmt: skip
+
+    def __init__(
+        self, condition: Condition, suite: Suite, send_to: Sequence[Condition | Tool] = ()
+    ):
+        self.app: Condition | Tool = condition
         self.condition = condition
+        self.input = condition.input
+        self.given_examples = condition.examples
         self.suite = suite
+        self.send_to = send_to
         self.annotator = condition.annotator
         self.params = controls(condition.annotator.params)
         self.defaults = self._defaults_of(suite.model)
@@ -64,14 +90,12 @@ class _Page:
         found = self.suite.defaults(model)
         if found["detect_resolution"] is None:
             found["detect_resolution"] = self.annotator.detect_resolution
-        names = [p.name for p in self.annotator.preprocessors]
-        asked = self.suite.card(model).preprocessor(self.condition.weights)
-        found["preprocessor"] = asked if asked in names else names[0]
+        found["preprocessor"] = self.suite.usual_preprocessor(self.condition, model)
         return found
 
     # What stands where
 
-    def build(self) -> None:
+    def build(self, page: gr.Blocks) -> None:
         self.header = gr.HTML(self._header(self.suite.model), elem_classes="cl-header")
         with gr.Row(elem_classes="cl-columns"):
             with gr.Column(elem_classes="cl-input"):
@@ -79,16 +103,22 @@ class _Page:
             with gr.Column(elem_classes="cl-settings"):
                 self._settings()
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
-                self.stage = gr.HTML(_cards.empty(self.condition), elem_id="stage")
+                self.stage = gr.HTML(_cards.empty(self.app), elem_id="stage")
                 self.results = gr.HTML("", elem_id="results")
         self.job = gr.State(None)
         self.last_seed = gr.State(-1)
         self.shown_model = gr.State(self.suite.model)
         self._wire()
+        self._wire_map()
+        if self.canvas is None:
+            self._wire_sent(page)
+        self._publish()
+
+    def _publish(self) -> None:
         publish(self.condition, self.suite, self.fields, self._save)
 
     def _input(self) -> None:
-        drawn_here, drawing = (self.condition.input == kind for kind in ("canvas", "drawing"))
+        drawn_here, drawing = (self.input == kind for kind in ("canvas", "drawing"))
         if drawn_here:
             self._canvas()
         self.fields["image"] = picture_input("drawing" if drawing else "picture", not drawn_here)
@@ -129,8 +159,13 @@ class _Page:
             )
 
     def _settings(self) -> None:
-        with gr.Accordion("Control map", open=True, elem_classes="cl-section"):
+        with gr.Accordion(self.map_section, open=True, elem_classes="cl-section"):
             self._map_controls()
+            self.invert = gr.Checkbox(
+                label="Show maps as black lines on white",
+                info="Display only: the model is always given white on black.",
+                elem_id="invert",
+            )
         with gr.Accordion("Advanced options", open=False, elem_classes="cl-section",
                           elem_id="advanced"):  # fmt: skip
             self._advanced()
@@ -144,7 +179,7 @@ class _Page:
         self.restored = gr.HTML("", elem_id="restored")
 
     def _examples(self) -> None:
-        here = [e for e in self.condition.examples if (TEST_IMAGES / e.image).is_file()]
+        here = [e for e in self.given_examples if (TEST_IMAGES / e.image).is_file()]
         self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in here]
         self.examples = example_strip([TEST_IMAGES / e.image for e in here])
 
@@ -173,14 +208,9 @@ class _Page:
             elem_classes="cl-map",
             buttons=["download", "fullscreen"],
         )
-        self.invert = gr.Checkbox(
-            label="Show maps as black lines on white",
-            info="Display only: the model is always given white on black.",
-            elem_id="invert",
-        )
 
     def _advanced(self) -> None:
-        models = self.suite.models(self.condition)
+        models = self._models()
         self.fields["model"] = gr.Dropdown(
             [(self.suite.card(name).title, name) for name in models],
             value=self.suite.model,
@@ -193,8 +223,7 @@ class _Page:
             info="Show the results by their score; the seeds and the files stay as made.",
             elem_id="best_first",
         )
-        for name in ("image_resolution", "strength", "control_start", "control_end",
-                     "guess_mode", "steps", "guidance_scale"):  # fmt: skip
+        for name in self.advanced:
             self._add(name, GenerationRequest)
         with gr.Row(elem_classes="cl-seed-row"):
             self._add("seed", GenerationRequest, min_width=140, elem_id="seed")
@@ -203,6 +232,9 @@ class _Page:
                 self.random = gr.Button("Random", size="sm")
         for name in ("eta", "added_prompt", "negative_prompt"):
             self._add(name, GenerationRequest)
+
+    def _models(self) -> list[str]:
+        return self.suite.models(self.condition)
 
     def _add(self, name: str, record: type, **options: Any) -> None:
         control = controls(record)[name]
@@ -214,7 +246,7 @@ class _Page:
         return f"For example: {prompts[0]}" if prompts else ""
 
     def _header(self, model: str) -> str:
-        return _cards.header(self.condition, self.suite.facts(model), self.suite.card(model))
+        return _cards.header(self.app, self.suite.facts(model), self.suite.card(model))
 
     # What happens when
 
@@ -243,22 +275,6 @@ class _Page:
             **PRIVATE,
         )
         self.stop.click(self._stop, [self.job], [self.stop], queue=False, **PRIVATE)
-
-        look = {
-            "inputs": fields,
-            "outputs": [self.map],
-            "preprocess": False,
-            "concurrency_id": "map",
-            "concurrency_limit": 2,
-            "trigger_mode": "always_last",
-            **PRIVATE,
-        }
-        self._with_drawing(self.preview.click)(self._draw_map, **look)
-        for name in ("preprocessor", *self.params):
-            self.fields[name].input(self._redraw_map, **look)
-        self.fields["image"].change(
-            lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
-        )
         for switch, looks in ((self.invert, "cl-invert"), (self.best_first, "cl-best-first")):
             switch.change(
                 None,
@@ -297,6 +313,37 @@ class _Page:
             **PRIVATE,
         )
 
+    def _wire_map(self) -> None:
+        """Draw the map on its button, and again while its settings move."""
+        fields = list(self.fields.values())
+        look = {
+            "inputs": fields,
+            "outputs": [self.map],
+            "preprocess": False,
+            "concurrency_id": "map",
+            "concurrency_limit": 2,
+            "trigger_mode": "always_last",
+            **PRIVATE,
+        }
+        self._with_drawing(self.preview.click)(self._draw_map, **look)
+        for name in ("preprocessor", *self.params):
+            self.fields[name].input(self._redraw_map, **look)
+        self.fields["image"].change(
+            lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
+        )
+
+    def _wire_sent(self, page: gr.Blocks) -> None:
+        """Take what another app sent here, if the page's address names it."""
+        sent = gr.Textbox(visible=False)
+        page.load(
+            self._take_sent,
+            [sent],
+            [self.restored, self.shown_model, self.header, *self.fields.values()],
+            js="() => [new URLSearchParams(location.search).get('from') ?? '']",
+            **AT_ONCE,
+            **PRIVATE,
+        )
+
     def _take_example(self, index: int) -> tuple[Any, str]:
         path, prompt = self.example_values[index]
         return (path if self.canvas is None else _as_drawn(path)), prompt
@@ -323,8 +370,11 @@ class _Page:
         """Check everything before a place in the queue is taken."""
         with plain_errors():
             if job is None or job.finished:
-                job = new_job(self.condition, self.suite, self._given(values))
+                job = self._new_job(self._given(values))
         return job, gr.Button(visible=False), gr.Button(visible=True), _cards.WAITING
+
+    def _new_job(self, given: dict[str, Any]) -> Job:
+        return new_job(self.condition, self.suite, given)
 
     def _generate(self, job: Job, last_seed: int) -> Iterator[tuple[Any, ...]]:
         with plain_errors():
@@ -344,7 +394,7 @@ class _Page:
             elif isinstance(report, GenerationResult) and report.images:
                 self.suite.measured(report)
                 saved = self._save(report)
-                yield "", _cards.results(report, saved), report.seeds[0]
+                yield "", _cards.results(report, saved, self.send_to), report.seeds[0]
             elif isinstance(report, GenerationResult) or job.stopped:
                 yield _cards.note(STOPPED_EARLY), gr.skip(), gr.skip()
             else:
@@ -363,7 +413,7 @@ class _Page:
 
     def _blank(self, last_seed: int) -> str:
         """Return what stands above the results when nothing runs."""
-        return _cards.empty(self.condition) if last_seed < 0 else ""
+        return _cards.empty(self.app) if last_seed < 0 else ""
 
     def _stop(self, job: Job | None) -> Any:
         if job is not None:
@@ -397,17 +447,45 @@ class _Page:
 
     def _restore(self, path: str | None) -> list[Any]:
         with plain_errors():
-            settings, notes = read_settings(uploaded(path) if path else b"", self.condition)
-            settings |= settings.pop("params", {})
+            settings, notes = self._read(uploaded(path) if path else b"")
             if settings.get("model", self.suite.model) not in self.suite.models(self.condition):
                 settings.pop("model")
                 notes.append("The model that made it is not on offer here.")
-            if not settings.get("preprocessor", "-"):
-                settings["preprocessor"] = self.annotator.preprocessors[0].name
             found = [name for name in self.fields if name in settings]
             labels = [getattr(self.fields[name], "label", name) for name in found]
             values = [settings.get(name, gr.skip()) for name in self.fields]
-            return [_cards.restored(labels, notes), None, *values]
+            return [_cards.restored(list(dict.fromkeys(labels)), notes), None, *values]
+
+    def _read(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings in a PNG by field name, and notes on them."""
+        settings, notes = read_settings(source, self.condition)
+        settings |= settings.pop("params", {})
+        if not settings.get("preprocessor", "-"):
+            settings["preprocessor"] = self.annotator.preprocessors[0].name
+        return settings, notes
+
+    def _take_sent(self, sent: str) -> list[Any]:
+        """Start from another app's result: its picture, its prompts, its model if it is here."""
+        with plain_errors():
+            if not sent:
+                return [gr.skip()] * (3 + len(self.fields))
+            path = sent_result(sent)
+            settings, _ = read_settings(path)
+            model = settings.get("model")
+            model = model if model in self._models() else self.suite.model
+            taken = {"image": path} | {n: settings[n] for n in PROMPTS if n in settings}
+            values = self._defaults_of(model) | taken | self._from_sent(path, model)
+            labels = [getattr(self.fields[name], "label", name) for name in taken]
+            return [
+                _cards.restored(labels, [], "Taken over"),
+                model,
+                self._header(model),
+                *(values.get(name, gr.skip()) for name in self.fields),
+            ]
+
+    def _from_sent(self, path: str, model: str) -> dict[str, Any]:
+        """Return what else this page takes of a result."""
+        return {}
 
     def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
         return self._header(model), gr.Timer(active=not self.suite.settled(model))
@@ -416,7 +494,7 @@ class _Page:
         return dict(zip(self.fields, values, strict=True))
 
     def _save(self, result: GenerationResult) -> SavedResult:
-        saved = save(result, self.annotator, Path(get_upload_folder()), self.suite.keep)
+        saved = save(result, Path(get_upload_folder()), self.suite.keep)
         self.results.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
         return saved
 

@@ -1,6 +1,7 @@
 """From what the widgets or an API caller gave to a checked request. Knows no widgets."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from core.errors import BadInput
 from core.images import read_image, read_strokes
 from core.params import controls
 from core.request import GenerationRequest
+from models.store import Card
+
+RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
+"""A run's folder, as _files.new_folder names it, and a file in it."""
 
 
 def checked_request(
@@ -35,13 +40,17 @@ def checked_request(
     params = condition.annotator.params(**{name: given.pop(name) for name in of_map})
     image, notes = given_picture(picture)
     request = GenerationRequest(image=image, params=params, **given)
-    if not card.min_resolution <= request.image_resolution <= card.max_resolution:
-        notes = [
-            *notes,
-            f"{card.title} is made for pictures of {card.min_resolution} to {card.max_resolution} "
-            "pixels on the short side; at others, expect less.",
-        ]
-    return request, notes
+    return request, [*notes, *resolution_notes(card, request)]
+
+
+def resolution_notes(card: Card, request: GenerationRequest) -> list[str]:
+    """Return what to say of a resolution that the model was not made for; at most one."""
+    if card.min_resolution <= request.image_resolution <= card.max_resolution:
+        return []
+    return [
+        f"{card.title} is made for pictures of {card.min_resolution} to {card.max_resolution} "
+        "pixels on the short side; at others, expect less."
+    ]
 
 
 def new_job(condition: Condition, suite: Suite, given: dict[str, Any]) -> Job:
@@ -103,6 +112,21 @@ def uploaded(path: object) -> str:
     except (OSError, ValueError):  # no file can have such a name
         pass
     raise BadInput("The file is no upload, or is no longer here: please choose it again.")
+
+
+def sent_result(name: str) -> str:
+    """Return the path of a result by the name that "Send to" gives it: "<its run's folder>/<file>".
+
+    Only results made here have such a name, and only who has seen the result knows it.
+
+    Raises:
+        BadInput: there is no such result, or it is no longer here.
+    """
+    if RESULT_NAME.fullmatch(name):
+        file = Path(get_upload_folder()) / name
+        if file.is_file():
+            return uploaded(file)
+    raise BadInput("The picture that was sent is no longer here: please make it again.")
 
 
 @functools.lru_cache(maxsize=2)  # of up to 120 MB each

@@ -13,18 +13,25 @@ from apps._widgets import CACHE, TEST_IMAGES
 from core.condition import Condition
 
 
-def build_app(app: Condition | Tool, suite: Suite) -> gr.Blocks:
-    """Build one app's page, to be launched alone or rendered into a site."""
+def build_app(
+    app: Condition | Tool, suite: Suite, others: Sequence[Condition | Tool] = ()
+) -> gr.Blocks:
+    """Build one app's page, to be launched alone or rendered into a site beside others."""
     if isinstance(app, Condition):
-        return build_page(app, suite)
+        return build_page(app, suite, [one for one in others if _takes_results(one)])
     page: gr.Blocks = importlib.import_module(f"apps.{app.page}").build_page(app, suite)
     return page
+
+
+def _takes_results(app: Condition | Tool) -> bool:
+    """Tell whether a generated picture is something to start from there."""
+    return app.input == "photo" if isinstance(app, Condition) else app.takes_results
 
 
 def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     """Build the home page and behind it a page for each app, tools last; one queue serves all."""
     apps = sorted(apps, key=lambda app: isinstance(app, Tool))
-    pages = [(app, build_app(app, suite)) for app in apps]
+    pages = [(app, build_app(app, suite, [one for one in apps if one is not app])) for app in apps]
     with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
         gr.HTML(_cards.home(apps, TEST_IMAGES), elem_classes="cl-header")
     for app, page in pages:

@@ -15,3 +15,5 @@ class Tool:
     its name, since it loads Gradio, and `--list` and `--help` do without."""
     examples: tuple[str, ...] = ()
     """Files in test_imgs/."""
+    takes_results: bool = False
+    """Whether its page takes another app's result from its address, as a condition's does."""

@@ -42,20 +42,21 @@ def plain_errors() -> Iterator[None]:
         raise gr.Error(escape(sentence_of(error)), title=title, print_exception=False) from None
 
 
-def picture_input(kind: str = "picture", visible: bool = True) -> gr.Image:
+def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -> gr.Image:
     """Return the place for the picture to start from."""
-    return gr.Image(
-        visible=visible,
-        label="Input" if kind == "picture" else kind.capitalize(),
-        type="filepath",
-        image_mode=None,
-        format="png",
-        sources=["upload", "clipboard", "webcam"],
-        height=280,
-        elem_id="image",
-        buttons=["fullscreen"],
-        placeholder=f"Drop, paste or click to add a {kind}",
-    )
+    options: dict[str, Any] = {
+        "visible": visible,
+        "label": "Input" if kind == "picture" else kind.capitalize(),
+        "type": "filepath",
+        "image_mode": None,
+        "format": "png",
+        "sources": ["upload", "clipboard", "webcam"],
+        "height": 280,
+        "elem_id": "image",
+        "buttons": ["fullscreen"],
+        "placeholder": f"Drop, paste or click to add a {kind}",
+    }
+    return gr.Image(**(options | changes))
 
 
 def example_strip(files: Sequence[Path]) -> gr.Dataset:

@@ -1,4 +1,4 @@
-"""From prompts and a control map to pictures: encode, sample, decode, and once more in float32."""
+"""From prompts and control maps to pictures: encode, sample, decode, and once more in float32."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from core.guidance import Guidance, residual_scales
 from core.images import to_tensor
 from core.networks import ControlInput, Networks
 from core.progress import Run
-from core.request import GenerationRequest
+from core.request import ControlRequest, GenerationRequest
 from core.sampling import denoise, seeded_noise
 
 GPU_BATCH = 4
@@ -27,16 +27,26 @@ def batches(seeds: Sequence[int], device: torch.device) -> list[Sequence[int]]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """One control, ready to steer."""
+
+    control: str
+    """The ControlNet's name."""
+    control_map: ControlMap
+    """At output size."""
+    asked: ControlRequest
+
+
 @dataclass
 class Diffusion:
     """The making of one request's pictures with one model."""
 
     networks: Networks
     """Replaced by their float32 twin after a result that was not finite."""
-    control: str
-    """The ControlNet's name."""
     request: GenerationRequest
-    control_map: ControlMap
+    steered_by: Sequence[Steering]
+    """At least one."""
     run: Run
     _text: Tensor | None = None
     """Embeddings (2, 77, C) of the negative prompt and the prompt, once they are needed."""
@@ -80,7 +90,8 @@ class Diffusion:
             with run.stage("text"):
                 prompts = [request.negative_prompt, request.full_prompt]
                 self._text = networks.encode_text(prompts)
-        height, width = (side // networks.downscale for side in self.control_map.shape[:2])
+        size = self.steered_by[0].control_map.shape[:2]
+        height, width = (side // networks.downscale for side in size)
         with run.stage("sample"):
             noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))
             scheduler = networks.make_scheduler(request.sampler)
@@ -104,19 +115,23 @@ class Diffusion:
 
     def _guidance(self, text: Tensor) -> Guidance:
         """Return the steering for text embeddings (2, 77, C): negative, positive."""
-        request = self.request
-        scales = residual_scales(
-            self.networks.residual_count(self.control), request.strength, request.guess_mode
-        )
-        hint = to_tensor(self.control_map).to(self.networks.device)
         return Guidance(
             networks=self.networks,
-            steps=request.steps,
+            steps=self.request.steps,
             positive=text[1:],
             negative=text[:1],
-            controls=(ControlInput(self.control, hint, scales),),
-            guidance_scale=request.guidance_scale,
-            guess_mode=request.guess_mode,
-            control_start=request.control_start,
-            control_end=request.control_end,
+            controls=[self._control_input(one) for one in self.steered_by],
+            guidance_scale=self.request.guidance_scale,
+            guess_mode=self.request.guess_mode,
+        )
+
+    def _control_input(self, steering: Steering) -> ControlInput:
+        networks, asked = self.networks, steering.asked
+        return ControlInput(
+            steering.control,
+            hint=to_tensor(steering.control_map).to(networks.device),
+            scales=residual_scales(
+                networks.residual_count(steering.control), asked.strength, self.request.guess_mode
+            ),
+            window=(asked.control_start, asked.control_end),
         )

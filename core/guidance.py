@@ -49,8 +49,6 @@ class Guidance:
     """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
     guidance_scale: float
     guess_mode: bool
-    control_start: float
-    control_end: float
 
     def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Return the guided output, float32, for latents (B, C, h, w)."""
@@ -75,9 +73,11 @@ class Guidance:
         return self.networks.predict(latents, timestep, _repeated(text, batch), hinted).float()
 
     def _acting(self, step: int) -> Sequence[ControlInput]:
-        if not in_window(step, self.steps, self.control_start, self.control_end):
-            return ()
-        return [control for control in self.controls if any(control.scales)]
+        return [
+            control
+            for control in self.controls
+            if any(control.scales) and in_window(step, self.steps, *control.window)
+        ]
 
 
 def _repeated(tensor: Tensor, batch: int) -> Tensor:

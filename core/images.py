@@ -267,6 +267,17 @@ def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return wide, high
 
 
+def cut_like(image: RGBImage, other: RGBImage) -> RGBImage:
+    """Return the largest middle part with the other picture's proportions, within a pixel."""
+    (height, width), (high, wide) = image.shape[:2], other.shape[:2]
+    cut_width = min(width, round(height * wide / high))
+    cut_height = min(height, round(width * high / wide))
+    if width - cut_width <= 1 and height - cut_height <= 1:
+        return image
+    left, top = (width - cut_width) // 2, (height - cut_height) // 2
+    return image[top : top + cut_height, left : left + cut_width]
+
+
 def resize(image: RGBImage, size: tuple[int, int]) -> RGBImage:
     """Resize a picture to (width, height): Lanczos when enlarging, area means when shrinking."""
     if (image.shape[1], image.shape[0]) == size:

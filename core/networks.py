@@ -21,6 +21,8 @@ class ControlInput:
     """(B, 3, H, W) in [0, 1], B as the latents'."""
     scales: tuple[float, ...]
     """One weight per residual, shallowest encoder block first, the middle block last."""
+    window: tuple[float, float] = (0.0, 1.0)
+    """The part of the steps it acts in; the guidance leaves it out of the others."""
 
 
 class Networks(Protocol):

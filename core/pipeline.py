@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -20,22 +21,33 @@ from core.condition import (
     Score,
 )
 from core.consistency import Extractor
-from core.diffusion import Diffusion, batches
+from core.diffusion import Diffusion, Steering, batches
 from core.errors import BadInput, SuiteError
-from core.images import fit_size, resize_map, to_images
+from core.images import cut_like, fit_size, resize_map, to_images
 from core.networks import Networks
 from core.progress import Run, Stopped
-from core.request import LARGEST_SEED, GenerationRequest, GenerationResult, Progress
+from core.request import (
+    LARGEST_SEED,
+    ControlRequest,
+    GenerationRequest,
+    GenerationResult,
+    KeptControl,
+    Progress,
+)
 
 LOGGER = logging.getLogger(__name__)
 
-Load = Callable[[str, str], Networks]
-"""(model name or path, control name) -> networks, loaded and on their device."""
+Asked = TypeVar("Asked", bound=ControlRequest)
+
+
+Load = Callable[..., Networks]
+"""(model name or path, *control names) -> networks, loaded and on their device."""
 
 LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
 COARSE_BEYOND = 4
 """A picture enlarged more than this has fewer real edges than its map pretends."""
+CUT = "{title}: its picture has another shape than that of the first control; its middle is used."
 EMPTY_MAP_GIVEN = "The control map is empty: it has one value everywhere."
 DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt that are repeated in the warning."""
@@ -82,24 +94,31 @@ class Pipeline:
             size = _size(request)
             run.warnings += _size_notes(request, size)
 
+        controls = [(condition, request), *request.further]
         with run.stage("map"):
-            extractor = _extractor(condition.annotator, request)
-            control_map = _control_map(extractor, request, size)
-            run.warnings += empty_notes(condition.annotator, request, control_map)
+            extractors = [_extractor(one.annotator, asked) for one, asked in controls]
+            steered_by: list[Steering] = []
+            for (one, asked), extractor in zip(controls, extractors, strict=True):
+                image = cut_like(asked.image, request.image)
+                if image.shape != asked.image.shape:
+                    run.warnings.append(CUT.format(title=one.title))
+                control_map = _control_map(extractor, replace(asked, image=image), size)
+                steered_by.append(Steering(one.weights, control_map, asked))
+                run.warnings += empty_notes(one.annotator, asked, control_map)
 
         finished: list[_Finished] = []
         networks = None
         try:
             run.stop_if_cancelled()
             with run.stage("load"):
-                networks = self._load(request.model, condition.weights)
+                networks = self._load(request.model, *(one.weights for one, _ in controls))
             run.warnings += _prompt_notes(networks, request)
-            diffusion = Diffusion(networks, condition.weights, request, control_map, run)
+            diffusion = Diffusion(networks, request, steered_by, run)
             for batch in batches(seeds, networks.device):
                 pictures = diffusion.pictures(batch)
                 networks = diffusion.networks
                 with run.stage("reextract"):
-                    finished += _scored(extractor, control_map, pictures, batch)
+                    finished += _scored(extractors, steered_by, pictures, batch)
                 run.finished(len(batch))
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
@@ -110,14 +129,19 @@ class Pipeline:
 
         return GenerationResult(
             images=tuple(one.image for one in finished),
-            control_map=control_map,
-            reextracted=tuple(one.reextracted for one in finished),
-            scores=tuple(one.score for one in finished),
+            controls=tuple(
+                KeptControl(
+                    one,
+                    steered_by[index].control_map,
+                    reextracted=tuple(made.reextracted[index] for made in finished),
+                    scores=tuple(made.scores[index] for made in finished),
+                )
+                for index, (one, _) in enumerate(controls)
+            ),
             seeds=tuple(one.seed for one in finished),
             seconds={stage: round(seconds, 4) for stage, seconds in run.seconds.items()},
             warnings=tuple(run.warnings),
             request=request,
-            condition_name=condition.name,
             model=networks.name if networks else request.model,
             device=str(networks.device) if networks else "",
             dtype=str(networks.dtype).removeprefix("torch.") if networks else "",
@@ -132,11 +156,23 @@ class Pipeline:
 
 
 def settled(request: GenerationRequest, annotator: Annotator) -> GenerationRequest:
-    """Return the request with seed, preprocessor, params and detect resolution filled in.
+    """Return the request with its seed, and what each control left open, filled in.
 
     Raises:
         BadInput: no such preprocessor, or the params are another annotator's.
     """
+    request = _settled_control(request, annotator)
+    return replace(
+        request,
+        seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if request.seed == -1 else request.seed,
+        further=tuple(
+            (one, _settled_control(asked, one.annotator)) for one, asked in request.further
+        ),
+    )
+
+
+def _settled_control(request: Asked, annotator: Annotator) -> Asked:
+    """Return it with preprocessor, params and detect resolution filled in."""
     names = [one.name for one in annotator.preprocessors]
     if request.preprocessor not in ("", ALREADY_A_MAP, *names):
         raise BadInput(f"Preprocessor must be one of: {', '.join([*names, ALREADY_A_MAP])}.")
@@ -148,7 +184,6 @@ def settled(request: GenerationRequest, annotator: Annotator) -> GenerationReque
         detect_resolution = request.detect_resolution
     return replace(
         request,
-        seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if request.seed == -1 else request.seed,
         preprocessor=request.preprocessor or names[0],
         params=params,
         detect_resolution=detect_resolution,
@@ -168,7 +203,7 @@ def _size(request: GenerationRequest) -> tuple[int, int]:
 # The control map
 
 
-def _extractor(annotator: Annotator, request: GenerationRequest) -> Extractor:
+def _extractor(annotator: Annotator, request: ControlRequest) -> Extractor:
     """Return what draws the maps; where the input is a map already, the default way re-extracts."""
     named = (one for one in annotator.preprocessors if one.name == request.preprocessor)
     preprocessor = next(named, annotator.preprocessors[0])
@@ -176,7 +211,7 @@ def _extractor(annotator: Annotator, request: GenerationRequest) -> Extractor:
 
 
 def _control_map(
-    extractor: Extractor, request: GenerationRequest, size: tuple[int, int]
+    extractor: Extractor, request: ControlRequest, size: tuple[int, int]
 ) -> ControlMap:
     if request.preprocessor == ALREADY_A_MAP:
         return resize_map(request.image, size, extractor.annotator.interpolation)
@@ -184,7 +219,7 @@ def _control_map(
 
 
 def empty_notes(
-    annotator: Annotator, request: GenerationRequest, control_map: ControlMap
+    annotator: Annotator, request: ControlRequest, control_map: ControlMap
 ) -> list[str]:
     """Return what to say of a map that is all one value, where that is unusual; at most one."""
     if not annotator.empty_message or control_map.min() != control_map.max():
@@ -199,18 +234,28 @@ def empty_notes(
 @dataclass(frozen=True, eq=False)
 class _Finished:
     image: RGBImage
-    reextracted: ControlMap
-    score: Score
+    reextracted: tuple[ControlMap, ...]
+    """One for each control, as the scores."""
+    scores: tuple[Score, ...]
     seed: int
 
 
 def _scored(
-    extractor: Extractor, control_map: ControlMap, pictures: Tensor, seeds: Sequence[int]
+    extractors: Sequence[Extractor],
+    steered_by: Sequence[Steering],
+    pictures: Tensor,
+    seeds: Sequence[int],
 ) -> list[_Finished]:
     finished = []
     for image, seed in zip(to_images(pictures), seeds, strict=True):
-        found, score = extractor.reextract_and_score(image, control_map)
-        finished.append(_Finished(image, found, score, seed))
+        found, scores = zip(
+            *(
+                extractor.reextract_and_score(image, steering.control_map)
+                for extractor, steering in zip(extractors, steered_by, strict=True)
+            ),
+            strict=True,
+        )
+        finished.append(_Finished(image, found, scores, seed))
     return finished
 
 

@@ -21,8 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.params import restored
-from core.request import GenerationRequest, GenerationResult
+from core.params import controls, restored
+from core.request import ControlRequest, GenerationRequest, GenerationResult
 
 SCHEMA = 1
 """Version of the JSON's layout; a reader of a later version still knows the earlier fields."""
@@ -35,6 +35,9 @@ KEYWORDS = (b"controlloop", b"parameters", b"invokeai_metadata", b"prompt", b"wo
 """The texts that are looked at; the last two are ComfyUI's."""
 NAMES_LISTED = 8
 """Settings of other tools that a note names; a hostile file may hold thousands."""
+
+CONTROLS_READ = 8
+"""More further controls than any picture of ours has; a hostile file may list thousands."""
 
 UNREADABLE = "The picture's settings could not be read: their text is broken or too long."
 
@@ -87,19 +90,22 @@ def save_png(
 
 def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
     """Return the JSON: the request that makes this one image alone, and what it was made with."""
-    request = {
-        field.name: getattr(result.request, field.name)
-        for field in fields(GenerationRequest)
-        if field.name not in ("image", "params")
-    }
-    params = result.request.params
-    request["params"] = (
-        asdict(params) if is_dataclass(params) and not isinstance(params, type) else {}
-    )
+    request = _plain_request(result.request)
     request |= {"seed": result.seeds[index], "num_samples": 1}
+    further = [
+        {
+            "condition": condition.name,
+            "own_picture": asked.image is not result.request.image,
+            "request": _plain_request(asked),
+            "score": asdict(kept.scores[index]),
+        }
+        for (condition, asked), kept in zip(
+            result.request.further, result.controls[1:], strict=True
+        )
+    ]
     return {
         "schema": SCHEMA,
-        "condition": result.condition_name,
+        "condition": result.controls[0].condition.name,
         "request": request,
         "seed": result.seeds[index],
         "model": result.model,
@@ -109,7 +115,19 @@ def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
         "width": result.width,
         "height": result.height,
         "score": asdict(result.scores[index]),
+    } | ({"further": further} if further else {})
+
+
+def _plain_request(asked: ControlRequest) -> dict[str, Any]:
+    """Return its settings as JSON has them: without pictures and further controls."""
+    settings = {
+        field.name: getattr(asked, field.name)
+        for field in fields(asked)
+        if field.name not in ("image", "params", "further")
     }
+    params = asked.params
+    known = is_dataclass(params) and not isinstance(params, type)
+    return settings | {"params": asdict(params) if known else {}}
 
 
 def _a1111_text(result: GenerationResult, index: int) -> str:
@@ -123,10 +141,13 @@ def _a1111_text(result: GenerationResult, index: int) -> str:
         "Size": f"{result.width}x{result.height}",
         "Model": re.sub(r"[,:\s]+", " ", result.model),
         "Eta": f"{request.eta:g}",
-        "ControlNet 0": f'"Module: {result.condition_name}, Weight: {request.strength:g}, '
-        f"Guidance Start: {request.control_start:g}, "
-        f'Guidance End: {request.control_end:g}"',
     }
+    asked = [request, *(one for _, one in request.further)]
+    for number, (kept, one) in enumerate(zip(result.controls, asked, strict=True)):
+        pairs[f"ControlNet {number}"] = (
+            f'"Module: {kept.condition.name}, Weight: {one.strength:g}, '
+            f'Guidance Start: {one.control_start:g}, Guidance End: {one.control_end:g}"'
+        )
     line = ", ".join(f"{name}: {value}" for name, value in pairs.items())
     text = f"{request.full_prompt}\nNegative prompt: {request.negative_prompt}\n{line}"
     return text.replace("\0", "")  # a NUL would end the chunk's text for other readers
@@ -172,14 +193,42 @@ def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], 
     request = dict(stored["request"])
     params = request.pop("params", {})
     settings, more = restored(GenerationRequest, request)
-    settings["params"] = _plain(params)
-    if settings.get("control_start", 0.0) >= settings.get("control_end", 1.0):
-        settings.pop("control_start", None)
-        settings.pop("control_end", None)
-        more.append("Control start was not before control end; both were left as they are.")
+    more += _with_plain(settings, params)
     if condition is not None:
         more += _fit_to(condition, settings, stored.get("condition"))
+        if stored.get("further"):
+            more.append("It was made with several controls; the others stay out.")
     return settings, notes + more
+
+
+def read_controls(
+    source: str | Path | bytes, conditions: Mapping[str, Condition]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Read the controls that a picture of ours was made with, the first one first.
+
+    Returns for each the name of its condition and its fields of ControlRequest, within bounds
+    ("params" as a dict), with "own_picture" where it had one; and notes as read_settings does.
+    """
+    stored = _parsed(_texts(read_bytes(source)).get("controlloop", ""))
+    if not isinstance(stored, dict):
+        return [], []
+    further = stored.get("further", [])
+    found: list[tuple[str, dict[str, Any]]] = []
+    notes: list[str] = []
+    for entry in [stored, *(further[:CONTROLS_READ] if isinstance(further, list) else [])]:
+        name = entry.get("condition") if isinstance(entry, dict) else None
+        request = entry.get("request") if isinstance(entry, dict) else None
+        condition = conditions.get(name) if isinstance(name, str) else None
+        if condition is None or not isinstance(request, dict):
+            notes.append(f"A control of it is not known here: {name!s:.40}.")
+            continue
+        of_control = controls(ControlRequest)
+        given = {field: value for field, value in request.items() if field in of_control}
+        settings, more = restored(ControlRequest, given)
+        more += _with_plain(settings, request.get("params"))
+        notes += more + _fit_to(condition, settings, name)
+        found.append((condition.name, settings | {"own_picture": bool(entry.get("own_picture"))}))
+    return found, notes
 
 
 def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> list[str]:
@@ -196,6 +245,16 @@ def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> 
     if settings.get("preprocessor", "") not in names:
         notes.append(f"Preprocessor {settings.pop('preprocessor')!s:.40} is not known here.")
     return notes
+
+
+def _with_plain(settings: dict[str, Any], params: object) -> list[str]:
+    """Add the annotator's settings and see that the control's window is one; return notes."""
+    settings["params"] = _plain(params)
+    if settings.get("control_start", 0.0) < settings.get("control_end", 1.0):
+        return []
+    settings.pop("control_start", None)
+    settings.pop("control_end", None)
+    return ["Control start was not before control end; both were left as they are."]
 
 
 def _plain(params: object) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from core.condition import ControlMap, RGBImage, Score
+from core.condition import Condition, ControlMap, RGBImage, Score
 from core.errors import BadInput
 from core.params import bounded, checked, choice, text, toggle
 
@@ -22,30 +22,19 @@ NEGATIVE_PROMPT = (
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationRequest:
-    """Everything that decides the pictures; checked when made.
+class ControlRequest:
+    """One control: the picture its map is drawn from, how, and how the map acts; checked when made.
 
     Raises:
         BadInput: no picture, or a value of the wrong kind or out of its bounds.
     """
 
     image: RGBImage
-    prompt: str = text("", "Prompt", "What the picture should show.")
-    added_prompt: str = text(
-        "best quality, extremely detailed", "Added prompt", "Put behind the prompt."
-    )
-    negative_prompt: str = text(
-        NEGATIVE_PROMPT, "Negative prompt", "What the picture should not show."
-    )
     preprocessor: str = text(
         "", "Preprocessor", "How the control map is drawn; empty for the usual way.", 100
     )
     params: Any = None
     """The annotator's params record; None for its defaults."""
-    num_samples: int = bounded(1, 1, 12, 1, "Images", "How many pictures; each has its own seed.")
-    image_resolution: int = bounded(
-        512, 256, 768, 64, "Image resolution", "Length of the short side, in pixels."
-    )
     detect_resolution: int | None = bounded(
         None, 128, 1024, 1, "Detect resolution", "Short side the map is drawn at, in pixels."
     )
@@ -53,25 +42,12 @@ class GenerationRequest:
     strength: float = bounded(
         1.0, 0.0, 2.0, 0.01, "Control strength", "How strongly the map is followed; 0 ignores it."
     )
-    guess_mode: bool = toggle(
-        False, "Guess mode", "Let the map alone decide; works best with guidance 3 to 5."
-    )
-    steps: int = bounded(20, 1, 100, 1, "Steps", "Denoising steps; fewer than 5 stay noisy.")
-    guidance_scale: float = bounded(
-        9.0, 0.1, 30.0, 0.1, "Guidance scale", "How strictly the prompt is followed; 1 is fastest."
-    )
-    seed: int = bounded(-1, -1, LARGEST_SEED, 1, "Seed", "Same seed, same picture; -1 draws one.")
-    eta: float = bounded(
-        0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Fresh noise per step; 0 makes DDIM deterministic."
-    )
     control_start: float = bounded(
         0.0, 0.0, 1.0, 0.01, "Control start", "Part of the steps before the map is followed."
     )
     control_end: float = bounded(
         1.0, 0.0, 1.0, 0.01, "Control end", "Part of the steps after which the map is let go."
     )
-    model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
-    sampler: str = choice("ddim", ("ddim",), "Sampler")
 
     def __post_init__(self) -> None:
         if self.image is None:
@@ -93,6 +69,42 @@ class GenerationRequest:
                 f"control end ({self.control_end:g})."
             )
 
+
+@dataclass(frozen=True, eq=False)
+class GenerationRequest(ControlRequest):
+    """Everything that decides the pictures; its own control is the first, and mostly the only one.
+
+    Raises:
+        BadInput: as ControlRequest.
+    """
+
+    prompt: str = text("", "Prompt", "What the picture should show.")
+    added_prompt: str = text(
+        "best quality, extremely detailed", "Added prompt", "Put behind the prompt."
+    )
+    negative_prompt: str = text(
+        NEGATIVE_PROMPT, "Negative prompt", "What the picture should not show."
+    )
+    num_samples: int = bounded(1, 1, 12, 1, "Images", "How many pictures; each has its own seed.")
+    image_resolution: int = bounded(
+        512, 256, 768, 64, "Image resolution", "Length of the short side, in pixels."
+    )
+    guess_mode: bool = toggle(
+        False, "Guess mode", "Let the map alone decide; works best with guidance 3 to 5."
+    )
+    steps: int = bounded(20, 1, 100, 1, "Steps", "Denoising steps; fewer than 5 stay noisy.")
+    guidance_scale: float = bounded(
+        9.0, 0.1, 30.0, 0.1, "Guidance scale", "How strictly the prompt is followed; 1 is fastest."
+    )
+    seed: int = bounded(-1, -1, LARGEST_SEED, 1, "Seed", "Same seed, same picture; -1 draws one.")
+    eta: float = bounded(
+        0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Fresh noise per step; 0 makes DDIM deterministic."
+    )
+    model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
+    sampler: str = choice("ddim", ("ddim",), "Sampler")
+    further: tuple[tuple[Condition, ControlRequest], ...] = ()
+    """More controls of the same pictures, each with its condition; their residuals are summed."""
+
     @property
     def full_prompt(self) -> str:
         """The prompt and the added prompt, joined by a comma where both say something."""
@@ -100,14 +112,23 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationResult:
-    """What was made. The tuples hold one entry per finished image, in the order made."""
+class KeptControl:
+    """What became of one control; the tuples hold one entry per finished image."""
 
-    images: tuple[RGBImage, ...]
+    condition: Condition
     control_map: ControlMap
     """The map fed to the ControlNet, at output size."""
     reextracted: tuple[ControlMap, ...]
     scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationResult:
+    """What was made. The tuples hold one entry per finished image, in the order made."""
+
+    images: tuple[RGBImage, ...]
+    controls: tuple[KeptControl, ...]
+    """The request's own first, then its further ones in their order."""
     seeds: tuple[int, ...]
     """The seed that makes each image alone."""
     seconds: dict[str, float]
@@ -115,7 +136,6 @@ class GenerationResult:
     warnings: tuple[str, ...]
     request: GenerationRequest
     """As asked, with everything left open filled in: seed, preprocessor, params."""
-    condition_name: str
     model: str
     device: str
     dtype: str
@@ -124,8 +144,34 @@ class GenerationResult:
     hashes: dict[str, str]
     cancelled: bool
 
+    @property
+    def control_map(self) -> ControlMap:
+        """The first control's map."""
+        return self.controls[0].control_map
+
+    @property
+    def reextracted(self) -> tuple[ControlMap, ...]:
+        """The first control's maps, drawn again from each image."""
+        return self.controls[0].reextracted
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The first control's scores."""
+        return self.controls[0].scores
+
+    @property
+    def headlines(self) -> tuple[float, ...]:
+        """One figure for each image, 0..100: the mean of its controls' headlines."""
+        return tuple(
+            sum(score.headline for score in scores) / len(scores)
+            for scores in zip(*(control.scores for control in self.controls), strict=True)
+        )
+
     def report(self) -> dict[str, Any]:
-        """Return the figures as the JSON contract of design.md, section 6, has them."""
+        """Return the figures as the JSON contract of design.md, section 6, has them.
+
+        With several controls an image's headline is their mean, and "controls" has each one's own.
+        """
         return {
             "model": self.model,
             "device": self.device,
@@ -133,13 +179,23 @@ class GenerationResult:
             "width": self.width,
             "height": self.height,
             "seeds": list(self.seeds),
-            "scores": [
-                {"headline": score.headline, "metrics": dict(score.metrics)}
-                for score in self.scores
-            ],
+            "scores": [self._told(index) for index in range(len(self.images))],
             "seconds": dict(self.seconds),
             "warnings": list(self.warnings),
         }
+
+    def _told(self, index: int) -> dict[str, Any]:
+        told = [
+            {
+                "condition": control.condition.name,
+                "headline": control.scores[index].headline,
+                "metrics": dict(control.scores[index].metrics),
+            }
+            for control in self.controls
+        ]
+        if len(told) == 1:
+            return {"headline": told[0]["headline"], "metrics": told[0]["metrics"]}
+        return {"headline": self.headlines[index], "metrics": {}, "controls": told}
 
 
 @dataclass(frozen=True, eq=False)

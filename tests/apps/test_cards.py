@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from apps import _cards
-from apps._files import SavedResult, save
+from apps._files import SavedMaps, SavedResult, save
 from core.condition import Condition, Score
-from core.request import GenerationRequest, GenerationResult, Progress
+from core.request import GenerationRequest, GenerationResult, KeptControl, Progress
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
 
@@ -19,14 +19,18 @@ def _result(condition: Condition, *headlines: float) -> GenerationResult:
     count = len(headlines)
     return GenerationResult(
         images=(picture,) * count,
-        control_map=picture,
-        reextracted=(picture,) * count,
-        scores=tuple(Score(h, "F1", {"F1": h / 100, "F1 exact": 0.25}) for h in headlines),
+        controls=(
+            KeptControl(
+                condition,
+                picture,
+                reextracted=(picture,) * count,
+                scores=tuple(Score(h, "F1", {"F1": h / 100, "F1 exact": 0.25}) for h in headlines),
+            ),
+        ),
         seeds=tuple(range(7, 7 + count)),
         seconds={"sample": 1.5},
         warnings=(),
         request=GenerationRequest(image=picture, params=condition.annotator.params()),
-        condition_name=condition.name,
         model="tiny",
         device="cpu",
         dtype="float32",
@@ -39,7 +43,8 @@ def _result(condition: Condition, *headlines: float) -> GenerationResult:
 
 def _saved(count: int) -> SavedResult:
     paths = tuple(Path(f"/cache/{i}.png") for i in range(count))
-    return SavedResult(Path("/cache/map.png"), paths, paths, Path("/cache/map.png"), paths)
+    wanted = Path("/cache/map.png")
+    return SavedResult(paths, (SavedMaps(wanted, paths, wanted, paths),))
 
 
 def test_a_card_shows_score_metric_and_seed(canny: Condition) -> None:
@@ -60,6 +65,23 @@ def test_a_copy_that_failed_is_told_among_the_warnings(canny: Condition) -> None
     page = _cards.results(_result(canny, 50.0), replace(_saved(1), note="No copy was taken."))
     assert "<li>No copy was taken.</li>" in page
     assert "<li>" not in _cards.results(_result(canny, 50.0), _saved(1))
+
+
+def test_a_card_leads_to_the_apps_that_take_its_picture(canny: Condition) -> None:
+    page = _cards.results(_result(canny, 50.0), _saved(1), [replace(canny, name="other")])
+    assert 'href="other?from=cache/0.png"' in page and 'target="_blank"' in page
+    assert "Send to" not in _cards.results(_result(canny, 50.0), _saved(1))
+
+
+def test_several_controls_stand_each_with_its_maps_and_score(canny: Condition) -> None:
+    first, second = _result(canny, 40.0).controls[0], _result(canny, 80.0).controls[0]
+    hostile = replace(second, condition=replace(canny, title=HOSTILE))
+    result = replace(_result(canny, 40.0), controls=(first, hostile))
+    saved = replace(_saved(1), maps=_saved(1).maps * 2)
+    page = _cards.results(result, saved)
+    assert re.findall(r'cl-score".*?<b>(\d+)</b>', page, re.DOTALL) == ["60", "40", "80"]
+    assert page.count('class="cl-made"') == 1 and page.count("Re-extracted</span>") == 4
+    assert "<img src=x" not in page and "&lt;img" in page
 
 
 def test_text_from_outside_stays_text(canny: Condition) -> None:
@@ -84,11 +106,12 @@ def test_files_are_exact_and_kept_apart(canny: Condition, tmp_path: Path) -> Non
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
     result = replace(_result(canny, 50.0), images=(noise,))
-    first = save(result, canny.annotator, tmp_path / "cache", tmp_path / "keep")
-    second = save(result, canny.annotator, tmp_path / "cache", None)
+    first = save(result, tmp_path / "cache", tmp_path / "keep")
+    second = save(result, tmp_path / "cache", None)
     assert np.array_equal(np.asarray(Image.open(first.images[0])), noise)
     assert not first.all() & second.all()
-    assert first.shown_map == first.control_map, "a map shown as it is needs no second file"
+    maps = first.maps[0]
+    assert maps.shown_map == maps.control_map, "a map shown as it is needs no second file"
     kept = list((tmp_path / "keep").iterdir())
     assert [path.read_bytes() for path in kept] == [first.images[0].read_bytes()]
 

@@ -39,10 +39,10 @@ class FakePipeline:
 
 
 def _result(cancelled: bool) -> GenerationResult:
-    facts = dict.fromkeys(("condition_name", "model", "device", "dtype"), "x")
-    empty = dict.fromkeys(("images", "reextracted", "scores", "seeds"), ())
+    facts = dict.fromkeys(("model", "device", "dtype"), "x")
+    empty = dict.fromkeys(("images", "controls", "seeds"), ())
     return GenerationResult(
-        **facts, **empty, control_map=REQUEST.image, seconds={}, warnings=("second",),
+        **facts, **empty, seconds={}, warnings=("second",),
         request=REQUEST, width=8, height=8, hashes={}, cancelled=cancelled,
     )  # fmt: skip
 

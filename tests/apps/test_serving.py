@@ -136,10 +136,10 @@ def test_a_full_disk_costs_the_copy_but_not_the_picture(
 
     result = replace(_result(canny, 50.0), images=(np.zeros((64, 128, 3), np.uint8),))
     cache, keep = tmp_path / "cache", tmp_path / "keep"
-    assert save(result, canny.annotator, cache, keep).note == ""
+    assert save(result, cache, keep).note == ""
     monkeypatch.setattr(_files.shutil, "copyfile", full)
     with caplog.at_level(logging.ERROR):
-        saved = save(result, canny.annotator, cache, keep)
+        saved = save(result, cache, keep)
     assert "did not take a copy" in saved.note and str(tmp_path) not in saved.note
     assert "No space left" in caplog.text and str(keep) in caplog.text
     assert all(path.is_file() for path in saved.all())

@@ -7,16 +7,19 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    MultiControlNetModel,
     StableDiffusionControlNetPipeline,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core import diffusion
-from core.diffusion import Diffusion
+from core.diffusion import Diffusion, Steering
 from core.guidance import residual_scales
+from core.images import to_tensor
+from core.networks import ControlInput
 from core.progress import Run
-from core.request import GenerationRequest
+from core.request import ControlRequest, GenerationRequest
 from models.networks import DiffusersNetworks
 
 SIDE = 64
@@ -116,7 +119,7 @@ def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
     latents = []
     monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
     run = Run(None, None, 0, request.steps, len(seeds))
-    Diffusion(networks, "canny", request, control_map, run).pictures(seeds)
+    Diffusion(networks, request, [Steering("canny", control_map, request)], run).pictures(seeds)
     return torch.cat(latents)
 
 
@@ -136,10 +139,11 @@ def theirs(parts, control_map, seeds, scheduler=None, **settings):
         requires_safety_checker=False,
     )
     reference.set_progress_bar_config(disable=True)
-    hint = torch.from_numpy(control_map).permute(2, 0, 1)[None].float() / 255
+    maps = control_map if isinstance(control_map, list) else [control_map]
+    hints = [torch.from_numpy(one).permute(2, 0, 1)[None].float() / 255 for one in maps]
     return reference(
         "a red ball",
-        image=hint,
+        image=hints if isinstance(control_map, list) else hints[0],
         negative_prompt="blur",
         num_images_per_prompt=len(seeds),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -258,3 +262,124 @@ def test_gpu_batches_hold_every_seed_once():
     assert [seed for group in groups for seed in group] == seeds
     assert max(len(group) for group in groups) == diffusion.GPU_BATCH
     assert all(len(group) == 1 for group in diffusion.batches(seeds, torch.device("cpu")))
+
+
+# Several controls at once, against diffusers' MultiControlNetModel
+
+
+@pytest.fixture(scope="module")
+def another(parts):
+    """A second ControlNet of the same UNet, with other weights."""
+    torch.manual_seed(1)
+    network = ControlNetModel.from_unet(
+        parts["unet"], conditioning_embedding_out_channels=(4, 4, 8, 8)
+    )
+    with torch.no_grad():
+        for block in (
+            *network.controlnet_down_blocks,
+            network.controlnet_mid_block,
+            network.controlnet_cond_embedding.conv_out,
+        ):
+            torch.nn.init.normal_(block.weight, std=0.5)
+    return network.eval().requires_grad_(False)
+
+
+STRENGTHS, WINDOWS = (0.7, 1.3), ((0.0, 0.6), (0.4, 1.0))
+SHARED = {"steps": 5, "eta": 0.3}
+
+
+def ours_of_two(
+    parts, another, maps, monkeypatch, names=("canny", "other"), strengths=STRENGTHS, **settings
+):
+    networks = networks_of(parts)
+    networks.controlnets["other"] = another
+    latents = []
+    monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
+    request = GenerationRequest(
+        image=maps[0], prompt="a red ball", added_prompt="", negative_prompt="blur", **settings
+    )
+    steered_by = [
+        Steering(
+            name,
+            one,
+            ControlRequest(image=one, strength=strength, control_start=start, control_end=end),
+        )
+        for name, one, strength, (start, end) in zip(names, maps, strengths, WINDOWS, strict=True)
+    ]
+    run = Run(None, None, 0, request.steps, 1)
+    Diffusion(networks, request, steered_by, run).pictures([3])
+    return torch.cat(latents)
+
+
+def theirs_of_two(parts, another, maps, **settings):
+    starts, ends = zip(*WINDOWS, strict=True)
+    return theirs(
+        {**parts, "controlnet": MultiControlNetModel([parts["controlnet"], another])},
+        maps,
+        [3],
+        strength=list(STRENGTHS),
+        control_start=list(starts),
+        control_end=list(ends),
+        **settings,
+    )
+
+
+@pytest.fixture
+def two_maps(control_map):
+    return [control_map, np.ascontiguousarray(control_map[::-1])]
+
+
+@pytest.mark.parametrize("guess_mode", [False, True])
+@pytest.mark.parametrize("guidance_scale", [1.0, 9.0])
+def test_several_controls(parts, another, two_maps, monkeypatch, guess_mode, guidance_scale):
+    with_our_ramp(monkeypatch, networks_of(parts).residual_count("canny"))
+    settings = {**SHARED, "guess_mode": guess_mode, "guidance_scale": guidance_scale}
+    mine = ours_of_two(parts, another, two_maps, monkeypatch, **settings)
+    assert_close(mine, theirs_of_two(parts, another, two_maps, **settings))
+
+
+def test_the_same_control_twice(parts, two_maps, monkeypatch):
+    settings = {**SHARED, "guidance_scale": 9.0}
+    same = parts["controlnet"]
+    mine = ours_of_two(parts, same, two_maps, monkeypatch, names=("canny", "canny"), **settings)
+    assert_close(mine, theirs_of_two(parts, same, two_maps, **settings))
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_each_of_several_controls_matters_here(parts, another, two_maps, monkeypatch, silent):
+    settings = {**SHARED, "guidance_scale": 9.0}
+    both = ours_of_two(parts, another, two_maps, monkeypatch, **settings)
+    left = [0.0 if i == silent else strength for i, strength in enumerate(STRENGTHS)]
+    alone = ours_of_two(parts, another, two_maps, monkeypatch, strengths=left, **settings)
+    assert (both - alone).norm() > 1e-2 * both.norm()
+
+
+def test_the_residuals_are_those_of_diffusers_summed(parts, another, two_maps, monkeypatch):
+    """What our networks hand to the UNet, and what MultiControlNetModel returns."""
+    networks = networks_of(parts)
+    networks.controlnets["other"] = another
+    handed = []
+    hook = parts["unet"].register_forward_hook(
+        lambda _, args, kwargs, output: handed.append(kwargs), with_kwargs=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    latents, text = (
+        torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 77, 16))
+    )
+    hints = [to_tensor(one) for one in two_maps]
+    count = networks.residual_count("canny")
+    controls = [
+        ControlInput(name, hint, (strength,) * count)
+        for name, hint, strength in zip(("canny", "other"), hints, STRENGTHS, strict=True)
+    ]
+    try:
+        networks.predict(latents, torch.tensor(500), text, controls)
+    finally:
+        hook.remove()
+    skips, middle = MultiControlNetModel([parts["controlnet"], another])(
+        latents, torch.tensor(500), text, hints, list(STRENGTHS), return_dict=False
+    )
+    mine = [*handed[0]["down_block_additional_residuals"]]
+    mine.append(handed[0]["mid_block_additional_residual"])
+    for own, reference in zip(mine, [*skips, middle], strict=True):
+        torch.testing.assert_close(own, reference)

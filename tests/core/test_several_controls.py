@@ -1,0 +1,196 @@
+"""Several controls of the same pictures: each has its map, its share and its score."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.condition import ALREADY_A_MAP
+from core.errors import BadInput
+from core.images import cut_like
+from core.pipeline import Pipeline
+from core.png import read_controls, read_settings, save_png
+from core.request import ControlRequest, GenerationRequest
+
+
+@pytest.fixture
+def pipeline(networks):
+    def load(model, *controls):
+        assert set(controls) == {"weights-name"}
+        return networks
+
+    return Pipeline(load)
+
+
+@pytest.fixture
+def upright(condition):
+    """A second condition, with the weights of the first."""
+    return replace(condition, name="upright2image", title="Upright")
+
+
+@pytest.fixture
+def lower(image):
+    """A picture whose lower half is white."""
+    return np.ascontiguousarray(image.transpose(1, 0, 2))
+
+
+def ask(image, *further, **settings):
+    defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
+    return GenerationRequest(image=image, further=further, **(defaults | settings))
+
+
+def test_each_control_has_its_map_and_its_score(pipeline, condition, upright, image, lower):
+    request = ask(image, (upright, ControlRequest(image=lower)), num_samples=2)
+    result = pipeline.generate(condition, request)
+    first, second = result.controls
+    assert (first.condition.name, second.condition.name) == ("bright2image", "upright2image")
+    assert np.array_equal(first.control_map, image) and np.array_equal(second.control_map, lower)
+    assert result.control_map is first.control_map and result.scores == first.scores
+    corner = {place: result.images[0][place].mean() for place in ((10, 10), (200, 200))}
+    assert corner[10, 10] < 32 and corner[200, 200] > 223, "where both agree, both are kept"
+    assert len(second.scores) == len(second.reextracted) == 2
+    assert result.headlines[0] == (first.scores[0].headline + second.scores[0].headline) / 2
+
+
+def test_the_report_tells_each_controls_score(pipeline, condition, upright, image, lower):
+    request = ask(image, (upright, ControlRequest(image=lower)))
+    result = pipeline.generate(condition, request)
+    (told,) = result.report()["scores"]
+    assert told["headline"] == result.headlines[0]
+    assert [one["condition"] for one in told["controls"]] == ["bright2image", "upright2image"]
+    assert told["controls"][1]["metrics"] == result.controls[1].scores[0].metrics
+    alone = pipeline.generate(condition, ask(image))
+    assert set(alone.report()["scores"][0]) == {"headline", "metrics"}, "the contract of one"
+
+
+def test_each_control_has_its_own_strength_and_window(pipeline, condition, image, networks):
+    late = ControlRequest(image=image, strength=0.5, control_start=0.5)
+    pipeline.generate(condition, ask(image, (condition, late), control_end=0.5))
+    scales = [[one[-1] for one in given] for _, _, given in networks.calls]
+    assert scales == [[1.0], [1.0], [0.5], [0.5]]
+
+
+def test_a_control_without_strength_changes_nothing(pipeline, condition, image, lower):
+    silent = (condition, ControlRequest(image=lower, strength=0.0))
+    both, alone = (pipeline.generate(condition, r) for r in (ask(image, silent), ask(image)))
+    assert np.array_equal(both.images[0], alone.images[0])
+
+
+def test_what_a_control_leaves_open_is_filled_in(pipeline, condition, image):
+    result = pipeline.generate(condition, ask(image, (condition, ControlRequest(image=image))))
+    ((_, settled),) = result.request.further
+    assert settled.preprocessor == "Bright" and settled.params == condition.annotator.params()
+    with pytest.raises(BadInput, match="Preprocessor must be one of"):
+        wrong = ControlRequest(image=image, preprocessor="Blind")
+        pipeline.generate(condition, ask(image, (condition, wrong)))
+
+
+def test_another_shape_is_cut_to_the_first_and_said(pipeline, condition, upright, image):
+    wide = np.zeros((256, 512, 3), np.uint8)
+    wide[:, 255:] = 255
+    result = pipeline.generate(condition, ask(image, (upright, ControlRequest(image=wide))))
+    assert result.controls[1].control_map.shape == (256, 256, 3)
+    assert result.controls[1].control_map[:, 127:].min() == 255, "the middle, not squeezed"
+    assert result.controls[1].control_map[:, :127].max() == 0
+    assert any(
+        note.startswith("Upright: its picture has another shape") for note in result.warnings
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "other", "expected"),
+    [
+        ((100, 200), (50, 50), (100, 100)),
+        ((200, 100), (50, 50), (100, 100)),
+        ((100, 100), (60, 90), (67, 100)),
+        ((480, 640), (240, 320), (480, 640)),
+        ((333, 500), (512, 768), (333, 500)),
+    ],
+)
+def test_the_middle_with_anothers_proportions(shape, other, expected):
+    picture, like = np.zeros((*shape, 3), np.uint8), np.zeros((*other, 3), np.uint8)
+    assert cut_like(picture, like).shape[:2] == expected
+
+
+def test_an_empty_map_of_any_control_is_said(pipeline, condition, image):
+    black = ControlRequest(image=np.zeros_like(image))
+    assert pipeline.generate(condition, ask(image, (condition, black))).warnings == (
+        "Nothing bright was found.",
+    )
+
+
+@pytest.fixture
+def saved(pipeline, condition, upright, image, lower, tmp_path):
+    """A result of two controls with settings of their own, and its file."""
+    second = ControlRequest(
+        image=lower,
+        preprocessor=ALREADY_A_MAP,
+        params=condition.annotator.params(level=99),
+        strength=0.75,
+        control_start=0.25,
+        control_end=0.9,
+    )
+    result = pipeline.generate(condition, ask(image, (upright, second), num_samples=2))
+    save_png(tmp_path / "out.png", result.images[1], result, 1)
+    return result, tmp_path / "out.png"
+
+
+def test_a_file_holds_all_that_makes_the_picture_again(
+    pipeline, condition, upright, image, lower, saved
+):
+    result, path = saved
+    fields, notes = read_settings(path, condition)
+    assert len(notes) == 1 and "several controls" in notes[0]
+    known = {one.name: one for one in (condition, upright)}
+    (first, second), notes = read_controls(path, known)
+    assert notes == []
+    assert first[0] == "bright2image" and not first[1]["own_picture"]
+    name, asked = second
+    assert name == "upright2image" and asked.pop("own_picture")
+    assert asked["params"] == {"level": 99} and asked["strength"] == 0.75
+    fields["params"] = condition.annotator.params(**fields["params"])
+    asked["params"] = condition.annotator.params(**asked["params"])
+    further = ((known[name], ControlRequest(image=lower, **asked)),)
+    again = pipeline.generate(condition, GenerationRequest(image=image, further=further, **fields))
+    assert np.array_equal(again.images[0], result.images[1])
+
+
+def test_the_text_of_other_tools_names_every_control(saved):
+    text = Image.open(saved[1]).text["parameters"]
+    assert 'ControlNet 0: "Module: bright2image, Weight: 1,' in text
+    assert 'ControlNet 1: "Module: upright2image, Weight: 0.75, Guidance Start: 0.25,' in text
+
+
+def test_a_control_that_is_not_known_is_told_by_name(saved, condition):
+    found, notes = read_controls(saved[1], {condition.name: condition})
+    assert [name for name, _ in found] == ["bright2image"]
+    assert notes == ["A control of it is not known here: upright2image."]
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        7,
+        [None, "x", []],
+        [{"condition": ["bright2image"], "request": {}}],
+        [{"condition": "bright2image", "request": 3}],
+        [{"condition": "bright2image", "request": {"strength": "NaN", "params": 5}}],
+        [{"condition": "bright2image", "request": {"strength": 1e308, "control_start": 1}}],
+        [{"condition": "bright2image", "request": {}}] * 10_000,
+    ],
+)
+def test_a_hostile_list_of_controls_does_no_harm(further, condition, image):
+    from tests.core.test_png import with_texts
+
+    stored = {"schema": 1, "condition": "bright2image", "request": {}, "further": further}
+    found, notes = read_controls(
+        with_texts(controlloop=json.dumps(stored)), {condition.name: condition}
+    )
+    assert len(found) <= 9 and len(notes) < 20
+    for name, settings in found:
+        assert name == "bright2image"
+        settings.pop("own_picture")
+        params = condition.annotator.params(**settings.pop("params"))
+        ControlRequest(image=image, params=params, **settings)
