@@ -1,8 +1,10 @@
 """How well a model keeps the control and obeys the prompt, on scenes it has never seen.
 
     python -m benchmarks.controllability --model diorama --conditions canny,depth [--json]
+    python -m benchmarks.controllability --model sd15_plus --protocol controlnet++ --data DIR
 
 Without --conditions: all that the model has a ControlNet for. They go by their annotators' names.
+The second line follows ControlNet++'s paper, on your own pictures: see _paper.py. The first:
 
 Every held-out scene gives a picture, its control map and its caption. The model draws the scene
 again from map and caption at several control strengths, the map is re-extracted from what it drew,
@@ -17,7 +19,6 @@ import argparse
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +26,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from diffusers import AutoencoderTiny
-from PIL import Image
 
 import apps
 from annotators import depth, hed, normal, pose, scribble, seg
 from annotators._network import STRIDE, at_size
+from benchmarks import _paper
+from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError, WeightsMissing
-from core.images import to_images, to_tensor
-from core.networks import Networks
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult
 from models.store import Store
@@ -51,24 +49,7 @@ STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SMALLEST_SURFACE = 60  # pixels: a speck has no colour to speak of
 LOOKED_AT = 20  # scenes for each one measured, before a condition is given up; a fifth have people
 SCENES = 128  # what the figures of the README and in the weights come from
-SHOWN_ROWS = 12  # of a contact sheet
 CLOSED_ENOUGH = 0.75  # of the way from strength 0 to the oracle; what falls short is pointed out
-
-
-def round_trip(networks: Networks, image: RGBImage) -> RGBImage:
-    """The picture as the autoencoder gives it back."""
-    vae = networks.vae  # type: ignore[attr-defined]
-    pixels = (to_tensor(image) * 2 - 1).to(networks.device, networks.dtype)
-    with torch.no_grad():
-        encoded = vae.encode(pixels)
-        latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mean
-        return to_images(vae.decode(latents).sample.float())[0]
-
-
-def psnr(a: RGBImage, b: RGBImage) -> float:
-    """Peak signal to noise ratio in dB, of 8-bit pictures."""
-    error = float(np.square(a.astype(np.float32) - b.astype(np.float32)).mean())
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def nearest_colour(pixels: np.ndarray, scene: Scene) -> str:
@@ -289,12 +270,6 @@ class _Measured:
         )
         return extractor.reextract_and_score(returned, made.control_map)[1]
 
-    def save_sheet(self, path: Path) -> None:
-        """The first scenes: picture, map; the image and its map, at the first strength and at 1."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [np.concatenate(row, 1) for row in self.rows[:SHOWN_ROWS]]
-        Image.fromarray(np.concatenate(rows, 0)).save(path)
-
 
 def _blank(control_map: ControlMap) -> bool:
     return bool(control_map.min() == control_map.max())
@@ -321,7 +296,7 @@ def measure(
     all_found: list[_Measured] = []
     began, total = time.monotonic(), scenes * len(conditions)
     for k, (name, condition) in enumerate(conditions.items()):
-        try:
+        with spared(name, result["failed"]):
             found = _Measured(pipeline, store, model, condition, strengths)
             for done, used in enumerate(found.over(scenes), k * scenes + 1):
                 result["steps"], result["guidance_scale"] = used.steps, used.guidance_scale
@@ -330,24 +305,13 @@ def measure(
             all_found.append(found)
             _print_condition(name, result["conditions"][name])
             if sheet:
-                found.save_sheet(sheet.with_stem(f"{sheet.stem}-{name}"))
-        except Exception as error:  # noqa: BLE001 - hours of measuring are not lost to one condition
-            result["failed"][name] = _reason(error)
-            print(f"{name}: {result['failed'][name]}", file=sys.stderr, flush=True)
+                save_sheet(found.rows, sheet, name)
     if not all_found:
         raise SuiteError("Nothing could be measured.")
     result["autoencoder_psnr"] = round(float(np.mean(_all(f.noise for f in all_found))), 2)
     result["prompt_colour_accuracy"] = _share(_all(f.hits for f in all_found))
     result["prompt_colour_oracle"] = _share(_all(f.possible for f in all_found))
     return result
-
-
-def _reason(error: Exception) -> str:
-    """One line; what is no plain mistake is a bug, and where it rose is printed too."""
-    if isinstance(error, SuiteError):
-        return str(error)
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _all(parts: Iterable[list[Any]]) -> list[Any]:
@@ -472,6 +436,45 @@ def _write(folder: Path, scores: dict[str, Any]) -> None:
         annotate(folder, scores=scores)
 
 
+def _by_scenes(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures as the apps do, on held-out scenes."""
+    store, names, strengths = _given(options, STRENGTHS)
+    conditions = chosen(store, options.model, names)
+    scenes = options.scenes or SCENES
+    result = measure(store, options.model, conditions, scenes, strengths, options.sheet)
+    _print_whole(result)
+    _print_json(result, options)
+    if options.annotate:
+        _annotate(result, conditions, store.card(options.model).folder)
+    return result
+
+
+def _by_paper(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures as the paper did, on a folder of pictures."""
+    store, names, strengths = _given(options, (1.0,))
+    names = _paper.chosen(store, options.model, names)
+    examples = _paper.read_folder(options.data)[: options.scenes]
+    result = _paper.measure(store, options.model, names, examples, strengths, options.sheet)
+    _paper.print_whole(result)
+    _print_json(result, options)
+    return result
+
+
+def _given(
+    options: argparse.Namespace, strengths: tuple[float, ...]
+) -> tuple[Store, list[str] | None, tuple[float, ...]]:
+    """The store, and the names and strengths asked for; those given where there are none."""
+    names = options.conditions.split(",") if options.conditions else None
+    if options.strengths:
+        strengths = tuple(float(s) for s in options.strengths.split(","))
+    return Store(options.device, options.dtype), names, strengths
+
+
+def _print_json(result: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(result), flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; `arguments` stand in for the process's own.
 
@@ -484,8 +487,17 @@ def main(arguments: list[str] | None = None) -> int:
         default=None,
         help="names such as canny,depth; without it all that the model has a ControlNet for",
     )
-    parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--strengths", default=",".join(f"{s:g}" for s in STRENGTHS))
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=None,
+        help=f"how many; default {SCENES}, or with --data all pictures of the folder",
+    )
+    parser.add_argument(
+        "--strengths",
+        default=None,
+        help="default 0,0.5,1,1.5; with --protocol controlnet++ the paper's 1",
+    )
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
     parser.add_argument(
@@ -504,20 +516,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("interactive", _paper.PROTOCOL),
+        default="interactive",
+        help="measure as the apps do, or as ControlNet++'s authors did, on --data",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        help="for the latter: a folder of pictures and captions, with the prompt.json that "
+        "training reads or a text file beside each picture; maps of its own for depth and seg lie "
+        "in folders of these names, a PNG named as its picture",
+    )
     options = parser.parse_args(arguments)
-    strengths = tuple(float(s) for s in options.strengths.split(","))
+    as_paper = options.protocol == _paper.PROTOCOL
+    if as_paper != bool(options.data) or (as_paper and options.annotate):
+        parser.error(f"--protocol {_paper.PROTOCOL} goes with --data DIR, and without --annotate")
     try:
-        store = Store(options.device, options.dtype)
-        names = options.conditions.split(",") if options.conditions else None
-        conditions = chosen(store, options.model, names)
-        result = measure(store, options.model, conditions, options.scenes, strengths, options.sheet)
+        result = _by_paper(options) if as_paper else _by_scenes(options)
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
-    _print_whole(result)
-    if options.json:
-        print(json.dumps(result), flush=True)
-    if options.annotate:
-        _annotate(result, conditions, store.card(options.model).folder)
     return 1 if result["failed"] else 0
 
 

@@ -1,0 +1,304 @@
+"""ControlNet++'s protocol: its figures by head, its data, and the whole on small random networks.
+
+The extractors stand where a user would put them, built from configs: their answers mean nothing,
+but they take and give what the real ones do.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessor,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+
+from annotators import _detectors, annotator_names
+from annotators._detectors import load_transformer
+from annotators.seg import as_map, palette
+from benchmarks import _paper, controllability
+from core.errors import BadInput, WeightsMissing
+from core.images import grey_map
+from models.store import Store
+from tests.conftest import CARD
+from tests.tiny_networks import save_networks, tiny_networks
+
+CONTROLS = ("canny", "depth", "seg")
+
+
+def lines(*rows):
+    return grey_map(np.array(rows, np.uint8) * 255)
+
+
+def classes(*rows):
+    return as_map(np.array(rows, np.uint8))
+
+
+# The figures
+
+
+def test_f1_takes_the_images_of_a_caption_together():
+    wanted = lines([1, 1, 0, 0])
+    found = [lines([1, 1, 0, 0]), lines([0, 0, 1, 1])]  # alone: 100 and 0
+    assert _paper.f1_of_all(wanted, found) == pytest.approx(50)
+    assert _paper.f1_of_all(wanted, [lines([1, 0, 1, 0]), lines([0] * 4)]) == pytest.approx(
+        100 * 2 / (2 * 1 + 1 + 3)
+    )
+    assert _paper.f1_of_all(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
+
+
+def test_rmse_is_in_grey_levels_and_the_mean_over_the_images():
+    wanted = grey_map(np.full((2, 2), 100, np.uint8))
+    found = [grey_map(np.full((2, 2), level, np.uint8)) for level in (110, 70)]
+    assert _paper.mean_rmse(wanted, found) == pytest.approx(20)
+
+
+def test_miou_is_of_all_pictures_as_one_and_each_image_in_turn():
+    # Class 0 in both pictures, class 1 in the second alone; the first images are perfect.
+    first, second = classes([0, 0, 0, 0]), classes([0, 0, 1, 1])
+    figures = [
+        _paper.overlaps(first, [first, classes([0, 0, 1, 1])]),
+        _paper.overlaps(second, [second, classes([0, 0, 0, 0])]),
+    ]
+    # Second images: class 0 has 2 + 2 in both of 4 + 4 in either, class 1 none of 2 + 2.
+    assert _paper.miou(figures) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
+
+
+def test_black_in_a_given_map_is_no_class():
+    wanted = classes([0, 0, 1, 1])
+    wanted[0, 2:] = 0
+    assert _paper.miou([_paper.overlaps(wanted, [classes([0, 0, 2, 0])])]) == pytest.approx(100)
+
+
+def test_the_paper_s_similarity_of_equal_maps_is_one():
+    soft = grey_map(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
+    assert _paper.mean_ms_ssim(soft, [soft, soft]) == pytest.approx(1)
+    assert _paper.mean_ms_ssim(soft, [255 - soft]) < 0.1
+
+
+# The data
+
+
+def save_picture(path, level=0):
+    picture = np.full((64, 96, 3), level, np.uint8)
+    picture[16:48, 24:72] = 255 - level
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def test_pictures_have_their_captions_beside_them_or_in_prompt_json(tmp_path):
+    for name in ("b.jpg", "a.png"):
+        save_picture(tmp_path / name)
+    (tmp_path / "a.txt").write_text("a box\n")
+    (tmp_path / "README.md").write_text("no picture")
+    assert [(e.path.name, e.caption) for e in _paper.read_folder(tmp_path)] == [
+        ("a.png", "a box"),
+        ("b.jpg", ""),
+    ]
+    line = {"source": "source/b.png", "target": "b.jpg", "prompt": "another"}
+    (tmp_path / "prompt.json").write_text(json.dumps(line) + "\n\n")
+    (only,) = _paper.read_folder(tmp_path)
+    assert (only.path, only.caption) == (tmp_path / "b.jpg", "another")
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]", '{"target": "a.png"}', "7"])
+def test_a_malformed_prompt_json_is_named(tmp_path, text):
+    (tmp_path / "prompt.json").write_text(text)
+    with pytest.raises(BadInput, match=r"prompt\.json must have one JSON object a line"):
+        _paper.read_folder(tmp_path)
+
+
+def test_an_empty_folder_is_said(tmp_path):
+    with pytest.raises(BadInput, match="There are no pictures in"):
+        _paper.read_folder(tmp_path)
+
+
+def test_a_picture_is_squeezed_whatever_its_shape(tmp_path):
+    save_picture(tmp_path / "a.png")
+    whole = _paper.squeezed(tmp_path / "a.png")
+    assert whole.shape == (512, 512, 3)
+    assert (whole[256, 140:370] == 255).all()  # the middle half, not a middle square
+    with pytest.raises(BadInput, match=r"b\.png is not there"):
+        _paper.squeezed(tmp_path / "b.png")
+
+
+# The extractors
+
+
+@pytest.fixture
+def extractors(monkeypatch, tmp_path):
+    """An empty folder for them, and no hub."""
+    monkeypatch.setattr(_detectors, "FOLDER", tmp_path / "extractors")
+    load_transformer.cache_clear()
+    yield tmp_path / "extractors"
+    load_transformer.cache_clear()
+
+
+def save_depth_network(folder):
+    config = DPTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16] * 4, fusion_hidden_size=16,
+        image_size=64, patch_size=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    DPTForDepthEstimation(config).save_pretrained(folder / "dpt-large")
+    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "dpt-large")
+
+
+def save_class_network(folder):
+    folder /= "mask2former-swin-large-ade-semantic"
+    swin = SwinConfig(
+        image_size=64, embed_dim=16, depths=[1] * 4, num_heads=[2] * 4, window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, hidden_dim=32, feature_size=32, mask_feature_size=32,
+        encoder_feedforward_dim=32, dim_feedforward=32, encoder_layers=1, decoder_layers=2,
+        num_attention_heads=4, num_queries=8, num_labels=150,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(
+        folder
+    )
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+
+
+def test_wanted_depth_is_stretched_and_found_depth_divided_by_its_largest(
+    extractors, picture, monkeypatch
+):
+    save_depth_network(extractors)
+    assert _paper.depth_in(picture).shape == (96, 128)
+    monkeypatch.setattr(_paper, "depth_in", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32))
+    assert _paper.draw_depth(picture, None)[0, :, 0].tolist() == [0, 128, 255]
+    assert _paper.draw_found_depth(picture, None)[0, :, 0].tolist() == [128, 191, 255]
+
+
+def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, picture):
+    save_class_network(extractors)
+    found = _paper.draw_classes(picture, None)
+    assert found.shape == picture.shape
+    known = {tuple(colour) for colour in palette()[1].tolist()}
+    assert {tuple(colour) for colour in found.reshape(-1, 3).tolist()} <= known
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"), [(_paper.draw_depth, "dpt-large"), (_paper.draw_classes, "mask2former")]
+)
+def test_what_an_extractor_lacks_is_one_sentence(extractors, picture, draw, name):
+    with pytest.raises(WeightsMissing, match=f"{name}.* needs model.safetensors .* put them into"):
+        draw(picture, None)
+
+
+# The whole
+
+
+def test_the_settings_are_the_paper_s():
+    settings = {name: _paper.SETTINGS[name] for name in ("steps", "guidance_scale", "num_samples")}
+    assert settings == {"steps": 20, "guidance_scale": 7.5, "num_samples": 4}
+    assert (_paper.SIDE, _paper.SETTINGS["image_resolution"]) == (512, 512)
+    assert _paper.SETTINGS["negative_prompt"] == "worst quality, low quality"
+    assert _paper.SETTINGS["added_prompt"] == ""
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A small random model with three controls, in few steps and small; its name is tiny."""
+    folder = tmp_path / "models"
+    save_networks(tiny_networks(controls=CONTROLS), folder / "tiny")
+    (folder / "tiny.toml").write_text(CARD, encoding="utf-8")
+    monkeypatch.setattr(controllability, "Store", lambda *_: Store("cpu", "float32", folder))
+    for name, value in (("steps", 1), ("num_samples", 2), ("image_resolution", 256)):
+        monkeypatch.setitem(_paper.SETTINGS, name, value)
+    monkeypatch.setattr(_paper, "IMAGES", 2)
+    monkeypatch.setattr(_paper, "SIDE", 256)
+    return "tiny"
+
+
+def run(folder, capsys, *more):
+    options = ["--model", "tiny", "--protocol", "controlnet++", "--data", str(folder), "--json"]
+    code = controllability.main([*options, *more])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]), out, err
+
+
+def test_the_figures_of_the_contract_and_the_paper_s_beside_them(
+    model, extractors, tmp_path, capsys
+):
+    save_depth_network(extractors)
+    save_class_network(extractors)
+    for name in ("one", "two"):
+        save_picture(tmp_path / "data" / f"{name}.png")
+    sheet = tmp_path / "sheet.png"
+    code, result, out, _ = run(tmp_path / "data", capsys, "--sheet", str(sheet))
+    assert code == 0 and result["protocol"] == "controlnet++" and result["scenes"] == 2
+    assert (result["guidance_scale"], result["resolution"], result["images"]) == (7.5, 256, 2)
+    assert {"model", "steps", "autoencoder_psnr", "prompt_colour_accuracy"} < result.keys()
+    assert list(result["conditions"]) == list(result["paper"]) == list(CONTROLS)
+    for name, found in result["conditions"].items():
+        assert found["metric"] == _paper.WAYS[name].metric
+        assert found["strength"].keys() == {"1"} and found["pictures"] == 2
+        assert found["headline"].keys() == {"oracle", "1"}
+    assert result["paper"]["canny"] == {"ControlNet": 34.65, "ControlNet++": 37.04}
+    assert "in the paper: ControlNet 34.65  ControlNet++ 37.04" in out
+    assert "(lower is better)" in out
+    assert Image.open(sheet.with_name("sheet-seg.png")).size == (4 * 256, 2 * 256)
+
+
+def test_maps_of_the_folder_are_taken_for_what_the_paper_took_from_its_data(
+    model, extractors, tmp_path, capsys
+):
+    save_class_network(extractors)
+    save_picture(tmp_path / "data" / "one.png")
+    save_picture(tmp_path / "data" / "two.png")
+    (tmp_path / "data" / "seg").mkdir()
+    wall = np.broadcast_to(palette()[1][0], (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(wall).save(tmp_path / "data" / "seg" / "one.png")
+    sheet = tmp_path / "sheet.png"
+    more = ("--conditions", "seg", "--sheet", str(sheet))
+    code, result, _, err = run(tmp_path / "data", capsys, *more)
+    assert (np.asarray(Image.open(sheet.with_name("sheet-seg.png")))[:, 256:512] == 120).all()
+    assert code == 1 and list(result["failed"]) == ["two.png"]
+    assert err.splitlines()[-1].startswith("two.png: ") and "is not there" in err
+    assert result["conditions"]["seg"]["pictures"] == 1
+
+
+def test_what_cannot_be_measured_does_not_cost_the_rest(model, extractors, tmp_path, capsys):
+    save_picture(tmp_path / "data" / "one.png")
+    (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG")
+    code, result, _, err = run(tmp_path / "data", capsys, "--conditions", "depth,hed,canny")
+    assert code == 1 and result["failed"].keys() == {"depth", "hed", "broken.png"}
+    assert "dpt-large needs model.safetensors" in result["failed"]["depth"]
+    assert "has no ControlNet 'hed'" in result["failed"]["hed"]
+    assert result["conditions"]["canny"]["pictures"] == 1
+    assert "Traceback" not in err
+
+
+def test_what_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
+    save_picture(tmp_path / "one.png")
+    with pytest.raises(SystemExit):
+        run(tmp_path, capsys, "--conditions", "pose")
+    assert (
+        "ControlNet++ does not measure 'pose': choose among canny, hed" in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        controllability.main(["--protocol", "controlnet++"])
+    assert "goes with --data DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(set(_paper.WAYS) & set(annotator_names())))
+def test_every_named_preprocessor_exists(name):
+    way, annotator = _paper.WAYS[name], _paper.find_annotator(name)
+    if isinstance(way.draw, str):
+        assert way.draw in [one.name for one in annotator.preprocessors]
