@@ -16,9 +16,11 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import apps
+from apps._request import sent_result
 from core.condition import Condition
+from core.errors import BadInput
 from core.images import read_image, resize
-from core.png import read_settings
+from core.png import read_controls, read_settings
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "coffee.jpg"
 ARGUMENTS = [
@@ -277,3 +279,75 @@ def test_a_bad_choice_of_maps_is_one_sentence(
 
 def _assert_a_sentence(message: str) -> None:
     assert message.endswith(".") and "\n" not in message and "Traceback" not in message
+
+
+def _several(client: Client, **settings: Any) -> Any:
+    given = {"image": handle_file(PHOTO), "control_1": "canny2image", "steps": 1, "seed": 5}
+    return client.predict(api_name="/multi2image", **(given | settings))
+
+
+def test_several_controls_each_with_its_picture(client: Client, canny: Condition) -> None:
+    other = PHOTO.with_name("astronaut.jpg")
+    maps, images, found, report = _several(
+        client,
+        control_2="canny2image",
+        image_2=handle_file(other),
+        strength_2=0.5,
+        control_end_2=0.8,
+        num_samples=2,
+    )
+    assert (len(maps), len(images), len(found)) == (2, 2, 4)
+    first, second = (np.asarray(Image.open(path)) for path in maps)
+    assert first.shape == second.shape == (256, 384, 3) and not np.array_equal(first, second)
+    assert [len(told["controls"]) for told in report["scores"]] == [2, 2]
+    headlines = [one["headline"] for one in report["scores"][1]["controls"]]
+    assert report["scores"][1]["headline"] == pytest.approx(sum(headlines) / 2)
+    assert any("another shape" in warning for warning in report["warnings"])
+    drawn = canny.annotator.preprocessors[0].draw(
+        read_image(images[1])[0], canny.annotator.params()
+    )
+    for path in found[2:]:  # both of the second image
+        assert np.array_equal(np.asarray(Image.open(path)), drawn)
+    asked, notes = read_controls(images[1], {canny.name: canny})
+    assert notes == [] and [one["strength"] for _, one in asked] == [1.0, 0.5]
+    assert [one["own_picture"] for _, one in asked] == [False, True]
+
+
+def test_one_control_of_several_is_that_app_alone(client: Client) -> None:
+    maps, images, _, report = _several(client, control_2="", image=None, image_1=handle_file(PHOTO))
+    _, alone, _, told = _call(client, seed=5)
+    assert len(maps) == 1 and report["scores"] == told["scores"]
+    assert np.array_equal(np.asarray(Image.open(images[0])), np.asarray(Image.open(alone[0])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"control_1": "", "control_2": ""}, "No control was chosen"),
+        ({"image": None}, "no picture yet"),
+        ({"control_2": "<b>x</b>"}, "has no control"),
+        ({"control_1": "mlsd2image"}, "has no control 'mlsd2image'; it has: canny2image"),
+        ({"control_1": ["canny2image"]}, "has no control"),
+        ({"strength_1": 99}, "Control strength is 99"),
+        ({"control_start_1": 0.8, "control_end_1": 0.2}, "must be smaller"),
+        ({"preprocessor_1": "<b>x</b>"}, "Canny edges: the preprocessor must be one of"),
+        ({"steps": 0}, "Steps is 0"),
+        ({"model": "/etc/passwd"}, "not on offer"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_setting_of_several_is_one_sentence(
+    client: Client, settings: dict, sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence) as error:
+        _several(client, **settings)
+    _assert_a_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x.png", "/etc/passwd", "controlloop-0/x.png", f"controlloop-{'0' * 32}/x.png",
+             f"controlloop-{'0' * 32}/../../secret.png", "x" * 100_000, "\0"],
+)  # fmt: skip
+def test_only_a_result_of_this_server_can_be_sent(name: str) -> None:
+    with pytest.raises(BadInput, match="no longer here"):
+        sent_result(name)

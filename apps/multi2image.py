@@ -1,0 +1,23 @@
+"""Pictures that follow several control maps at once. Alone: `python apps/multi2image.py`."""
+
+if __name__ == "__main__":  # a file run by its path sees only its own folder
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from apps._tool import Tool
+
+TOOL = Tool(
+    name="multi2image",
+    title="Several controls",
+    blurb="Two or three control maps at once, of one picture or of several, each measured.",
+    page="_multi_page",
+    examples=("diorama_1.png", "diorama_2.png", "diorama_3.png", "coffee.jpg", "astronaut.jpg"),
+    takes_results=True,
+)
+
+if __name__ == "__main__":
+    from apps._serve import serve_one
+
+    serve_one(TOOL)
