@@ -8,6 +8,7 @@ from dataclasses import replace
 from core.condition import Condition
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
+from models.lora import tags_in
 
 PREVIEW_EVERY = 2
 """Steps from one live preview to the next."""
@@ -23,7 +24,10 @@ _DEVICE = threading.Lock()
 
 
 class Job:
-    """A checked request on its way to pictures; notes on its picture join the warnings."""
+    """A checked request on its way to pictures; notes on its picture join the warnings.
+
+    LoRA tags in its prompt, <lora:name:0.8>, choose the model with those LoRAs.
+    """
 
     def __init__(
         self,
@@ -91,13 +95,16 @@ class Job:
         try:
             if self.stopped:
                 return None
+            model, prompt = self.request.model, self.request.full_prompt
             result = self._pipeline.generate(
                 self._condition,
-                self.request,
+                replace(self.request, model=" ".join([model, *tags_in(prompt)])),
                 on_progress=reports.put,
                 cancelled=self._stopped.is_set,
                 preview_every=PREVIEW_EVERY,
             )
-            return replace(result, warnings=(*self._notes, *result.warnings))
+            # Who restores these settings finds the tags in the prompt, and a model that is offered.
+            request = replace(result.request, model=model)
+            return replace(result, request=request, warnings=(*self._notes, *result.warnings))
         finally:
             _DEVICE.release()

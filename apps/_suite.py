@@ -14,6 +14,7 @@ from core.networks import Networks
 from core.params import controls
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult
+from models.lora import split
 from models.store import Card, Store
 
 log = logging.getLogger(__name__)
@@ -63,12 +64,6 @@ class Suite:
         plain = {name: c.default for name, c in controls(GenerationRequest).items()}
         return {**plain, **self.card(model).defaults, "model": model}
 
-    def usual_preprocessor(self, condition: Condition, model: str) -> str:
-        """Return the way of drawing maps to start with: the model's card's, or the first."""
-        names = [one.name for one in condition.annotator.preprocessors]
-        asked = self.card(model).preprocessor(condition.weights)
-        return asked if asked in names else names[0]
-
     def load_in_background(self, condition: Condition) -> threading.Thread:
         """Fetch the first model's weights, and time it, while the server already answers."""
 
@@ -98,17 +93,17 @@ class Suite:
             if isinstance(report, GenerationResult):
                 self.measured(report, usual["steps"])
 
-    def _load(self, model: str, *controls: str) -> Networks:
+    def _load(self, model: str, control: str) -> Networks:
         self._note(model, LOADING)
         try:
-            networks = self.store.load(model, *controls)
+            networks = self.store.load(model, control)
         except SuiteError as error:
             self._note(model, str(error))
             raise
         except Exception:
             self._note(model, "The model could not be loaded; the server's log says why.")
             raise
-        self._note(model, READY)
+        self._note(split(model)[0], READY)  # with LoRAs it is the same model
         return networks
 
     def _note(self, model: str, state: str) -> None:
@@ -128,8 +123,9 @@ class Suite:
             f"({steps or result.request.steps} steps, {result.width} × {result.height})"
         )
         with self._lock:
-            if not steps or result.model not in self._speed:  # an estimate gives way
-                self._speed[result.model] = text
+            model = result.request.model
+            if not steps or model not in self._speed:  # an estimate gives way
+                self._speed[model] = text
 
     def facts(self, model: str) -> list[str]:
         """Return the header's short facts: model, machine, and how long an image takes."""
