@@ -64,6 +64,12 @@ class Suite:
         plain = {name: c.default for name, c in controls(GenerationRequest).items()}
         return {**plain, **self.card(model).defaults, "model": model}
 
+    def usual_preprocessor(self, condition: Condition, model: str) -> str:
+        """Return the way of drawing maps to start with: the model's card's, or the first."""
+        names = [one.name for one in condition.annotator.preprocessors]
+        asked = self.card(model).preprocessor(condition.weights)
+        return asked if asked in names else names[0]
+
     def load_in_background(self, condition: Condition) -> threading.Thread:
         """Fetch the first model's weights, and time it, while the server already answers."""
 
@@ -93,10 +99,10 @@ class Suite:
             if isinstance(report, GenerationResult):
                 self.measured(report, usual["steps"])
 
-    def _load(self, model: str, control: str) -> Networks:
+    def _load(self, model: str, *controls: str) -> Networks:
         self._note(model, LOADING)
         try:
-            networks = self.store.load(model, control)
+            networks = self.store.load(model, *controls)
         except SuiteError as error:
             self._note(model, str(error))
             raise
