@@ -67,6 +67,7 @@ class Page:
     """One condition's page; _multi_page makes another of it for several."""
 
     map_section = "Control map"
+    weights: tuple[str, ...] = ()
     advanced = ("image_resolution", "strength", "control_start", "control_end",
                 "guess_mode", "steps", "guidance_scale")  # fmt: skip
 
@@ -79,6 +80,7 @@ class Page:
         self.given_examples = condition.examples
         self.suite = suite
         self.send_to = send_to
+        self.weights = (condition.weights,)
         self.annotator = condition.annotator
         self.params = controls(condition.annotator.params)
         self.defaults = self._defaults_of(suite.model)
@@ -246,7 +248,8 @@ class Page:
         return f"For example: {prompts[0]}" if prompts else ""
 
     def _header(self, model: str) -> str:
-        return _cards.header(self.app, self.suite.facts(model), self.suite.card(model))
+        facts = self.suite.facts(model, *self.weights)
+        return _cards.header(self.app, facts, self.suite.card(model))
 
     # What happens when
 
@@ -501,5 +504,6 @@ class Page:
 
 def _as_drawn(path: str) -> dict[str, Any]:
     """Return a drawing on white as what a canvas holds, so that it can be drawn on further."""
-    ink = as_layer(read_image(path)[0])
-    return {"background": None, "layers": [ink], "composite": ink}
+    drawing = read_image(path)[0]
+    paper = drawing * 0 + 255  # without it, a chequerboard would show through
+    return {"background": paper, "layers": [as_layer(drawing)], "composite": drawing}

@@ -78,7 +78,8 @@ class Suite:
                 self._load(self.model, condition.weights)
                 self._estimate(condition)
             except SuiteError as error:
-                log.warning("%s", error)  # the page's header says it too
+                log.warning("%s", error)
+                self._note(self.model, str(error))  # for the page's header
             finally:
                 self._estimating = False
 
@@ -100,6 +101,9 @@ class Suite:
                 self.measured(report, usual["steps"])
 
     def _load(self, model: str, *controls: str) -> Networks:
+        card = self.store.card(split(model)[0])
+        for control in controls:  # before anything is noted: other pages lack none of it
+            self.store.require_control(card, control)
         self._note(model, LOADING)
         try:
             networks = self.store.load(model, *controls)
@@ -133,12 +137,21 @@ class Suite:
             if not steps or model not in self._speed:  # an estimate gives way
                 self._speed[model] = text
 
-    def facts(self, model: str) -> list[str]:
-        """Return the header's short facts: model, machine, and how long an image takes."""
+    def facts(self, model: str, *controls: str) -> list[str]:
+        """Return the header's short facts: model, machine, and how long an image takes.
+
+        Instead of the last, which of the controls is missing.
+        """
+        card = self.card(model)
+        try:
+            for control in controls:
+                self.store.require_control(card, control)
+        except SuiteError as error:
+            return [card.title, self.machine, str(error)]
         with self._lock:
             state = self._state.get(model, "loads at the first run")
             speed = self._speed.get(model, "speed: measured at the first run")
-        return [self.card(model).title, self.machine, speed if state == READY else state]
+        return [card.title, self.machine, speed if state == READY else state]
 
     @property
     def machine(self) -> str:

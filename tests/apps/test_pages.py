@@ -17,7 +17,7 @@ from apps._suite import Suite
 from apps._tool import Tool
 from apps._ways import every_way
 from core.condition import Condition
-from core.errors import BadInput
+from core.errors import BadInput, WeightsMissing
 from core.params import Bounds, controls
 from core.request import GenerationRequest
 from models.store import Store
@@ -131,6 +131,19 @@ def test_a_page_knows_how_long_an_image_takes_before_the_first(suite: Suite) -> 
     assert fresh.settled("other")
     told = fresh.facts("other")[2]
     assert told.startswith("about ") and "(4 steps" in told, "as many as the card says"
+
+
+def test_a_control_that_is_not_here_is_told_on_its_own_pages_alone(suite: Suite) -> None:
+    condition = next(one for one in apps.conditions() if one.weights == "hed")
+    fresh = Suite(suite.store, "other")
+    fresh.load_in_background(condition).join()
+    assert fresh.settled("other")
+    assert "no ControlNet 'hed' (it has: canny)" in fresh.facts("other", "hed")[2]
+    fresh._load("other", "canny")
+    with pytest.raises(WeightsMissing, match="hed"):
+        fresh._load("other", "hed")
+    assert fresh.facts("other", "canny")[2].startswith("speed")
+    assert "hed" in fresh.facts("other", "hed")[2]
 
 
 def test_the_card_changes_defaults(suite: Suite) -> None:
