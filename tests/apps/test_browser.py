@@ -432,3 +432,76 @@ def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
     link.click()
     expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
     page.close()
+
+
+def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
+    _upload(page)
+    page.fill("#prompt textarea", "the red ball & <b>more</b>")
+    page.locator("#run").click()
+    _finished(page)
+    made = page.locator(".cl-made img").evaluate("i => i.src")
+    menu = page.locator(".cl-send")
+    menu.locator("summary").click()
+    links = menu.get_by_role("link")
+    assert links.all_inner_texts().count("Canny edges") == 0, "it is here already"
+    _shot(page, "send-menu")
+    with page.context.expect_page() as opened:
+        links.get_by_text("Several controls").click()
+    target = opened.value
+    target.screen = page.screen
+    expect(target.locator("#prompt textarea")).to_have_value(
+        "the red ball & <b>more</b>", timeout=PATIENCE_MS
+    )
+    expect(target.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(target.locator("#control_1 input")).to_have_value("Canny edges")
+    sent = target.request.get(target.locator("#image img").evaluate("i => i.src")).body()
+    assert _pixels(sent) == _pixels(page.request.get(made).body())
+    expect(page.locator("#prompt textarea")).to_have_value("the red ball & <b>more</b>")
+    expect(page.locator(".cl-card")).to_have_count(1)
+    target.close()
+
+
+def _pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def test_a_picture_that_was_not_made_here_is_not_taken(browser: Any, address: str) -> None:
+    lost = f"{address}multi2image?from=controlloop-{'0' * 32}/x.png"
+    with _opened(browser, "desktop", lost) as page:
+        toast = page.get_by_test_id("toast-body")
+        expect(toast).to_contain_text("no longer here", timeout=PATIENCE_MS)
+        assert page.locator("#image img").count() == 0
+
+
+def test_several_controls_run_and_are_restored(browser: Any, address: str, tmp_path: Path) -> None:
+    for screen in SCREENS:
+        with _opened(browser, screen, f"{address}multi2image") as page:
+            page.locator("#run").click()
+            toast = page.get_by_test_id("toast-body")
+            expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+            toast.get_by_test_id("toast-close").click()
+            _upload(page)
+            page.fill("#prompt textarea", "the red ball")
+            page.locator("#control_2 input").click()
+            page.get_by_role("option", name="Canny edges").click()
+            _set(page, "strength_2", "0.5")
+            _shot(page, "several-settings")
+            page.locator("#run").click()
+            cards = _finished(page)
+            expect(cards).to_have_count(1)
+            expect(page.locator(".cl-control")).to_have_count(2)
+            for figure in page.locator(".cl-card img").all():
+                assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
+            _shot(page, "several-results")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            with page.expect_download() as download:
+                page.locator(".cl-made a").click()
+            download.value.save_as(tmp_path / "several.png")
+        with _opened(browser, screen, f"{address}multi2image") as page:
+            page.set_input_files("#restore input[type=file]", tmp_path / "several.png")
+            expect(page.locator(".cl-restored")).to_contain_text("Control 2", timeout=PATIENCE_MS)
+            expect(page.locator("#prompt textarea")).to_have_value("the red ball")
+            expect(page.locator("#control_2 input")).to_have_value("Canny edges")
+            expect(page.locator("#strength_2 input[type=number]")).to_have_value("0.5")
+            expect(page.locator("#control_3 input")).to_have_value("No control")
