@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 
 from apps._cards import escape
 from apps._errors import sentence_of
@@ -42,6 +43,20 @@ def plain_errors() -> Iterator[None]:
         raise gr.Error(escape(sentence_of(error)), title=title, print_exception=False) from None
 
 
+class SentPicture(ImageData):
+    """Gradio's record of a picture; the mere name of one gets a sentence instead of a traceback."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> "SentPicture":
+        """Check what a caller gave; not as pydantic's validator, which would wrap the sentence."""
+        if isinstance(obj, dict | ImageData):
+            return super().model_validate(obj, **options)
+        raise gr.Error(
+            'The picture must be sent, not named: with gradio_client, handle_file("picture.png").',
+            print_exception=False,
+        )
+
+
 def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -> gr.Image:
     """Return the place for the picture to start from."""
     options: dict[str, Any] = {
@@ -56,7 +71,9 @@ def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -
         "buttons": ["fullscreen"],
         "placeholder": f"Drop, paste or click to add a {kind}",
     }
-    return gr.Image(**(options | changes))
+    picture = gr.Image(**(options | changes))
+    picture.data_model = SentPicture
+    return picture
 
 
 def example_strip(files: Sequence[Path]) -> gr.Dataset:

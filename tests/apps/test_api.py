@@ -154,6 +154,12 @@ def test_no_image_is_one_sentence(client: Client) -> None:
     _assert_a_sentence(str(error.value))
 
 
+@pytest.mark.parametrize("image", [str(PHOTO), "https://example.com/a.png", 5, [str(PHOTO)]])
+def test_a_picture_that_was_only_named_is_one_sentence(client: Client, image: Any) -> None:
+    with pytest.raises(AppError, match="must be sent, not named: with gradio_client, handle_file"):
+        _call(client, image)
+
+
 @pytest.mark.parametrize("meta", [{"_type": "gradio.FileData"}, {"_type": "x"}, None])
 @pytest.mark.parametrize("name", ["private.png", "fifo"])
 def test_a_file_of_the_server_is_no_picture(
