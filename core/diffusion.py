@@ -118,8 +118,7 @@ class Diffusion:
         return Guidance(
             networks=self.networks,
             steps=self.request.steps,
-            positive=text[1:],
-            negative=text[:1],
+            texts=text,
             controls=[self._control_input(one) for one in self.steered_by],
             guidance_scale=self.request.guidance_scale,
             guess_mode=self.request.guess_mode,

@@ -6,9 +6,9 @@ StableDiffusionControlNetPipeline.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from core.networks import ControlInput, Networks
@@ -41,10 +41,8 @@ class Guidance:
 
     networks: Networks
     steps: int
-    positive: Tensor
-    """(1, 77, C)"""
-    negative: Tensor
-    """(1, 77, C)"""
+    texts: Tensor
+    """Embeddings (2, 77, C): the negative prompt, the prompt."""
     controls: Sequence[ControlInput]
     """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
     guidance_scale: float
@@ -53,24 +51,26 @@ class Guidance:
     def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Return the guided output, float32, for latents (B, C, h, w)."""
         controls = self._acting(step)
+        predict = self.networks.predict
         if self.guidance_scale == 1:  # then the negative half cancels out
-            return self._half(latents, timestep, self.positive, controls)
+            return predict(latents, timestep, self._positive, controls)
         if self.guess_mode and controls:
-            unconditional = self._half(latents, timestep, self.negative, ())
-            conditional = self._half(latents, timestep, self.positive, controls)
+            unconditional = predict(latents, timestep, self._negative, ())
+            conditional = predict(latents, timestep, self._positive, controls)
         else:
-            batch = latents.shape[0]
-            text = torch.cat([_repeated(self.negative, batch), _repeated(self.positive, batch)])
-            both = self._half(torch.cat([latents, latents]), timestep, text, controls)
+            both = predict(latents, timestep, self.texts, controls)
             unconditional, conditional = both.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _half(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, controls: Sequence[ControlInput]
-    ) -> Tensor:
-        batch = latents.shape[0]
-        hinted = [replace(c, hint=_repeated(c.hint, batch)) for c in controls]
-        return self.networks.predict(latents, timestep, _repeated(text, batch), hinted).float()
+    # Kept, because networks know a text they have seen by its being the same tensor.
+
+    @cached_property
+    def _negative(self) -> Tensor:
+        return self.texts[:1]
+
+    @cached_property
+    def _positive(self) -> Tensor:
+        return self.texts[1:]
 
     def _acting(self, step: int) -> Sequence[ControlInput]:
         return [
@@ -78,8 +78,3 @@ class Guidance:
             for control in self.controls
             if any(control.scales) and in_window(step, self.steps, *control.window)
         ]
-
-
-def _repeated(tensor: Tensor, batch: int) -> Tensor:
-    """Return one row as a batch of the same, without copying; a batch passes as it is."""
-    return tensor.expand(batch, *tensor.shape[1:])

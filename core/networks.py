@@ -18,7 +18,7 @@ class ControlInput:
 
     name: str
     hint: Tensor
-    """(B, 3, H, W) in [0, 1], B as the latents'."""
+    """(1, 3, H, W) in [0, 1]."""
     scales: tuple[float, ...]
     """One weight per residual, shallowest encoder block first, the middle block last."""
     window: tuple[float, float] = (0.0, 1.0)
@@ -68,10 +68,15 @@ class Networks(Protocol):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor,
+        texts: Tensor,
         controls: Sequence[ControlInput],
     ) -> Tensor:
-        """Return the UNet's raw output (B, C, h, w), noise or velocity as the scheduler has it."""
+        """Return the UNet's raw output in float32, noise or velocity as the scheduler has it.
+
+        For latents (B, C, h, w) and texts (T, 77, C) it has the shape (T * B, C, h, w): what each
+        text says of every latent, all of the first text first. Work on a text or a hint may be kept
+        for as long as the same tensor comes again, so neither is ever written on.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return float32 pictures (B, 3, H, W) in [-1, 1] from the scheduler's latents."""

@@ -81,10 +81,8 @@ class Forward:
             if not any(control.scales):
                 continue
             network = self._controlnets[control.name]
-            start = _conv(network.conv_in, latents) + self._hint(control, latents.dtype)
-            found, middle = _encode(
-                network, start, self._known(network, timestep, texts, images)
-            )
+            start = _conv(network.conv_in, latents) + self._hint(control, latents)
+            found, middle = _encode(network, start, self._known(network, timestep, texts, images))
             zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
             for target, source, zero, scale in zip(
                 (*skips, x), (*found, middle), zeros, control.scales, strict=True
@@ -96,7 +94,7 @@ class Forward:
 
     def _known(self, network: Any, timestep: float, texts: Tensor, images: int) -> _Known:
         with self._lock:
-            by_network = self._texts.setdefault(texts, {})
+            by_network = _of(self._texts, texts)
             key = (network, timestep)
             times = self._times.pop(key, None)
             if times is None:
@@ -111,16 +109,17 @@ class Forward:
                 }
             return _Known(by_network[network, images], times)
 
-    def _hint(self, control: ControlInput, dtype: torch.dtype) -> Tensor:
-        """Return the map as the ControlNet's encoder sees it, (1 or B, C, h, w)."""
+    def _hint(self, control: ControlInput, like: Tensor) -> Tensor:
+        """Return the map as the ControlNet's encoder sees it, (1, C, h, w)."""
         with self._lock:
-            by_name = self._hints.setdefault(control.hint, {})
+            by_name = _of(self._hints, control.hint)
             if control.name not in by_name:
                 content = hashlib.sha256(control.hint.float().cpu().numpy().tobytes()).hexdigest()
                 key = (control.name, content)
                 encoded = self._hints_by_content.pop(key, None)
                 if encoded is None:
-                    encoded = _encoded_hint(self._controlnets[control.name], control.hint, dtype)
+                    network = self._controlnets[control.name]
+                    encoded = _encoded_hint(network, control.hint.to(like))
                 self._hints_by_content[key] = encoded
                 if len(self._hints_by_content) > KEPT_HINTS:
                     self._hints_by_content.popitem(last=False)
@@ -132,10 +131,18 @@ class Forward:
 # What a request or a timestep fixes
 
 
-def _encoded_hint(network: Any, hint: Tensor, dtype: torch.dtype) -> Tensor:
+def _of(kept: WeakTensorKeyDictionary, tensor: Tensor) -> dict[Any, Any]:
+    """Return what is kept for as long as a tensor lives."""
+    if tensor not in kept:
+        kept[tensor] = {}
+    found: dict[Any, Any] = kept[tensor]
+    return found
+
+
+def _encoded_hint(network: Any, hint: Tensor) -> Tensor:
     if network.config.controlnet_conditioning_channel_order == "bgr":
         hint = hint.flip(1)
-    hint = hint.to(dtype).contiguous(memory_format=torch.channels_last)
+    hint = hint.contiguous(memory_format=torch.channels_last)
     encoded: Tensor = network.controlnet_cond_embedding(hint)
     return encoded
 
@@ -233,8 +240,8 @@ def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
         pixels = _attention(layer.attn2, queries, keys, values).add_(pixels)
         pixels = _feed_forward(layer.ff, layer.norm3(pixels)).add_(pixels)
     pixels = _linear(transformer.proj_out, pixels)
-    picture = pixels.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-    return picture.add_(_repeated(x, picture.shape[0]))
+    picture = pixels.reshape(len(pixels), height, width, -1).permute(0, 3, 1, 2)
+    return picture.add_(_repeated(x, len(picture)))
 
 
 def _self_attention(attention: Any, pixels: Tensor) -> Tensor:
@@ -259,7 +266,7 @@ def _feed_forward(layer: Any, pixels: Tensor) -> Tensor:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, heads * width) → (B, heads, N, width)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _conv(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:

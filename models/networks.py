@@ -8,6 +8,7 @@ import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from core.errors import BadInput
 from core.networks import ControlInput
+from models.forward import Forward
 from models.lora import without_tags
 
 TEXT_TOKENS = 77
@@ -23,6 +25,9 @@ TEXT_TOKENS = 77
 PATCHES, PATCH_CELLS = 64, 4
 """What a preview is fitted on: this many squares of this many latent cells a side, about the work
 of decoding one 256-pixel picture."""
+
+KEPT_PROMPTS = 8
+"""Encoded prompts that are kept, so that another image of the same prompt starts at once."""
 
 _TOKENIZER_LOCK = threading.Lock()
 """A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
@@ -48,6 +53,10 @@ class DiffusersNetworks:
     dtype: torch.dtype
     loras: tuple[str, ...] = ()
     """Tags of the LoRAs that are merged in; in a prompt they are not read as words."""
+
+    def __post_init__(self) -> None:
+        self._forward = Forward(self.unet, self.controlnets)
+        self._encode = lru_cache(KEPT_PROMPTS)(self._encode_anew)
 
     @property
     def latent_channels(self) -> int:
@@ -92,9 +101,15 @@ class DiffusersNetworks:
             return len(offsets), ""
         return free, prompt[offsets[free][0] :].strip()
 
-    @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do."""
+        """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do.
+
+        The same prompts as a while before give the same tensor.
+        """
+        return self._encode(tuple(prompts))
+
+    @torch.no_grad()
+    def _encode_anew(self, prompts: tuple[str, ...]) -> Tensor:
         with _TOKENIZER_LOCK:
             tokens = self.tokenizer(
                 [without_tags(prompt, self.loras) for prompt in prompts],
@@ -116,44 +131,16 @@ class DiffusersNetworks:
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor,
+        texts: Tensor,
         controls: Sequence[ControlInput] = (),
     ) -> Tensor:
-        """Return the UNet's raw output (B, C, h, w) in float32.
+        """Return the UNet's raw output (T * B, C, h, w) in float32: each text on every latent.
 
         Each ControlNet's residuals are multiplied by its scales and summed over the ControlNets; a
         control whose scales are all zero is not run.
         """
-        latents, text = self._cast(latents), self._cast(text)
-        timestep = torch.as_tensor(timestep).to(self.device)
-        residuals: list[Tensor] = []
-        for control in controls:
-            if not any(control.scales):
-                continue
-            skips, middle = self.controlnets[control.name](
-                latents,
-                timestep,
-                encoder_hidden_states=text,
-                controlnet_cond=self._cast(control.hint),
-                return_dict=False,
-            )
-            scaled = [
-                residual * scale
-                for residual, scale in zip((*skips, middle), control.scales, strict=True)
-            ]
-            summed = (
-                [a + b for a, b in zip(residuals, scaled, strict=True)] if residuals else scaled
-            )
-            residuals = summed
-        output: Tensor = self.unet(
-            latents,
-            timestep,
-            encoder_hidden_states=text,
-            down_block_additional_residuals=tuple(residuals[:-1]) or None,
-            mid_block_additional_residual=residuals[-1] if residuals else None,
-            return_dict=False,
-        )[0]
-        return output.float()
+        latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
+        return self._forward(latents, float(timestep), texts, controls).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -180,9 +167,6 @@ class DiffusersNetworks:
             controlnets={name: copy.deepcopy(n).float() for name, n in self.controlnets.items()},
             dtype=torch.float32,
         )
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype)
 
 
 @torch.no_grad()

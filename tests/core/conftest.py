@@ -58,12 +58,13 @@ class FakeNetworks:
         return self.broken_for_good or self.dtype != torch.float32
 
     def predict(self, latents, timestep, text, controls):
+        latents = torch.cat([latents] * len(text))
         self.calls.append((float(timestep), text[:, 0, 0].tolist(), [c.scales for c in controls]))
         if self.broken_at is not None and len(self.calls) > self.broken_at and self._faulty():
             return torch.full_like(latents, float("nan"))
         wanted = torch.zeros_like(latents)
         for control in controls:
-            assert control.hint.shape[0] == latents.shape[0]
+            assert control.hint.shape[0] == 1
             wanted += (
                 functional.avg_pool2d(control.hint, self.downscale) * control.scales[-1] * 2 - 1
             )

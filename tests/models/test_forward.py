@@ -65,9 +65,11 @@ class Example:
                 return_dict=False,
             )
             scaled = [r * s for r, s in zip((*skips, middle), control.scales, strict=True)]
-            residuals = [a + b for a, b in zip(residuals or scaled, scaled, strict=True)] if (
-                residuals
-            ) else scaled
+            residuals = (
+                [a + b for a, b in zip(residuals or scaled, scaled, strict=True)]
+                if (residuals)
+                else scaled
+            )
         return self.unet(
             latents,
             timestep,
