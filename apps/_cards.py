@@ -150,14 +150,16 @@ def _card(
     send_to: Sequence[Condition | Tool],
 ) -> str:
     seed, size = result.seeds[index], (result.width, result.height)
-    image = _picture("Generated", "cl-made", _url(saved.images[index]), size, saved.images[index])
+    image = picture(
+        "Generated", "cl-made", file_url(saved.images[index]), size, saved.images[index]
+    )
     if len(result.controls) == 1:
-        metric = _metric(result.scores[index])
+        figures = figures_of(result.scores[index])
         wanted, found = _maps(saved.maps[0], index, size)
         body = f"""<div class="cl-three">{wanted}{image}{found}</div>
   {_compare(saved.maps[0], index, size)}"""
     else:
-        metric = '<div class="cl-metric"><b>Mean of the controls</b></div>'
+        figures = '<div class="cl-metric"><b>Mean of the controls</b></div>'
         parts = []
         for control, maps in zip(result.controls, saved.maps, strict=True):
             score = control.scores[index]
@@ -165,7 +167,7 @@ def _card(
             parts.append(f"""<section class="cl-control">
     <header><h4>{escape(control.condition.title)}</h4>
       <div class="cl-score"><b>{score.headline:.0f}</b><span>/ 100</span></div>
-      {_metric(score)}</header>
+      {figures_of(score)}</header>
     <div class="cl-two">{wanted}{found}</div>
     {_compare(maps, index, size)}</section>""")
         body = f'<div class="cl-several">{image}<div>{"".join(parts)}</div></div>'
@@ -174,7 +176,7 @@ def _card(
   <header>
     <div class="cl-score" title="How well the two maps agree, 0 to 100">
       <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>
-    {metric}
+    {figures}
     <div class="cl-seed"><span>Seed</span> <code>{seed}</code>
       <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button>
       {_send(saved.images[index], send_to)}</div>
@@ -198,7 +200,8 @@ def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
       <ul>{links}</ul></details>"""
 
 
-def _metric(score: Score) -> str:
+def figures_of(score: Score) -> str:
+    """Show a score's figures under their own names."""
     others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
     return f"""<div class="cl-metric">
       <b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>
@@ -208,11 +211,11 @@ def _metric(score: Score) -> str:
 def _maps(maps: SavedMaps, index: int, size: tuple[int, int]) -> tuple[str, str]:
     """Show the map that was given and the one that was found in an image."""
     return (
-        _picture("Control map", "cl-map", _url(maps.shown_map), size, maps.control_map),
-        _picture(
+        picture("Control map", "cl-map", file_url(maps.shown_map), size, maps.control_map),
+        picture(
             "Re-extracted",
             "cl-map",
-            _url(maps.shown_reextracted[index]),
+            file_url(maps.shown_reextracted[index]),
             size,
             maps.reextracted[index],
         ),
@@ -220,7 +223,7 @@ def _maps(maps: SavedMaps, index: int, size: tuple[int, int]) -> tuple[str, str]
 
 
 def _compare(maps: SavedMaps, index: int, size: tuple[int, int]) -> str:
-    wanted, found = _url(maps.shown_map), _url(maps.shown_reextracted[index])
+    wanted, found = file_url(maps.shown_map), file_url(maps.shown_reextracted[index])
     pair = f"--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{size[0]}/{size[1]}"
     return f"""<details class="cl-compare">
     <summary>Compare the two maps</summary>
@@ -240,15 +243,16 @@ def _compare(maps: SavedMaps, index: int, size: tuple[int, int]) -> str:
   </details>"""
 
 
-def _picture(
+def picture(
     caption: str, kind: str, url: str, size: tuple[int, int], file: Path, note: str = ""
 ) -> str:
+    """Show a picture to enlarge and to save; `note` is HTML."""
     caption = html.escape(caption)
     return f"""<figure class="{kind}">
       <button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
       <img src="{url}" width="{size[0]}" height="{size[1]}" alt="{caption}"></button>
       <figcaption><span>{caption}</span>
-      <a href="{_url(file)}" download="{html.escape(file.name)}">Save PNG</a>
+      <a href="{file_url(file)}" download="{html.escape(file.name)}">Save PNG</a>
       </figcaption>{note}</figure>"""
 
 
@@ -290,14 +294,14 @@ def _tile(sight: Sight, paths: tuple[Path, Path] | None) -> str:
         return f"""<figure class="cl-no-map"><div>{note}</div>
       <figcaption><span>{escape(sight.way.title)}</span></figcaption></figure>"""
     high, wide = sight.control_map.shape[:2]
-    return _picture(sight.way.title, "cl-made", _url(paths[1]), (wide, high), paths[0], note)
+    return picture(sight.way.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
 
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _url(path: Path) -> str:
+def file_url(path: Path) -> str:
     """Return where the browser gets a file of ours; relative, so that it holds behind a proxy."""
     return "gradio_api/file=" + quote(str(path))
 
@@ -342,7 +346,9 @@ of how well they do: the map is drawn again from every result, and the two are c
 def _link(app: Condition | Tool, pictures: Path) -> str:
     files = [pictures / (e if isinstance(e, str) else e.image) for e in app.examples]
     images = "".join(
-        f'<img src="{_url(file)}" alt="" loading="lazy">' for file in files[:3] if file.is_file()
+        f'<img src="{file_url(file)}" alt="" loading="lazy">'
+        for file in files[:3]
+        if file.is_file()
     )
     return f"""<a href="{html.escape(app.name)}"><div class="cl-strip">{images}</div>
   <h2>{escape(app.title)}</h2><p>{escape(app.blurb)}</p></a>"""

@@ -14,6 +14,7 @@ from apps import _cards
 from apps._endpoint import publish
 from apps._files import SavedResult, save
 from apps._job import Job
+from apps._pair import Pair, new_pair, rival
 from apps._request import (
     as_layer,
     checked_request,
@@ -24,6 +25,7 @@ from apps._request import (
 )
 from apps._suite import Suite
 from apps._tool import Tool
+from apps._versus import Side, versus
 from apps._widgets import (
     AT_ONCE,
     CACHE,
@@ -128,6 +130,7 @@ class Page:
         self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
                   placeholder=self._prompt_hint())  # fmt: skip
         self.run, self.stop = run_and_stop()
+        self.compare = gr.Button(**self._comparison(self.suite.model), size="md", elem_id="compare")
 
     def _canvas(self) -> None:
         self.canvas = gr.ImageEditor(
@@ -255,25 +258,33 @@ class Page:
 
     def _wire(self) -> None:
         fields = list(self.fields.values())
-        begun = self._with_drawing(self.run.click)(
-            self._begin,
-            [self.job, *fields],
-            [self.job, self.run, self.stop, self.stage],
-            preprocess=False,
-            **AT_ONCE,
-            **PRIVATE,
-        )
-        ran = begun.success(
-            self._generate,
-            [self.job, self.last_seed],
-            [self.stage, self.results, self.last_seed],
-            **ONE_AT_A_TIME,
-            **PRIVATE,
-        )
-        ran.then(
-            self._settle,
-            [self.job, self.fields["model"], self.last_seed],
-            [self.job, self.run, self.stop, self.stage, self.header],
+        for button, begin in ((self.run, self._begin), (self.compare, self._begin_pair)):
+            begun = self._with_drawing(button.click)(
+                begin,
+                [self.job, *fields],
+                [self.job, self.run, self.stop, self.stage],
+                preprocess=False,
+                **AT_ONCE,
+                **PRIVATE,
+            )
+            ran = begun.success(
+                self._generate,
+                [self.job, self.last_seed],
+                [self.stage, self.results, self.last_seed],
+                **ONE_AT_A_TIME,
+                **PRIVATE,
+            )
+            ran.then(
+                self._settle,
+                [self.job, self.fields["model"], self.last_seed],
+                [self.job, self.run, self.stop, self.stage, self.header],
+                queue=False,
+                **PRIVATE,
+            )
+        self.fields["model"].change(
+            lambda model: gr.Button(**self._comparison(model)),
+            [self.fields["model"]],
+            [self.compare],
             queue=False,
             **PRIVATE,
         )
@@ -369,17 +380,30 @@ class Page:
         with plain_errors():
             return given_drawing(drawing)
 
-    def _begin(self, job: Job | None, *values: Any) -> tuple[Any, ...]:
+    def _begin(self, job: Job | Pair | None, *values: Any) -> tuple[Any, ...]:
         """Check everything before a place in the queue is taken."""
         with plain_errors():
             if job is None or job.finished:
                 job = self._new_job(self._given(values))
         return job, gr.Button(visible=False), gr.Button(visible=True), _cards.WAITING
 
+    def _begin_pair(self, job: Job | Pair | None, *values: Any) -> tuple[Any, ...]:
+        """Begin the same with two models."""
+        with plain_errors():
+            if job is None or job.finished:
+                job = new_pair(self.condition, self.suite, self._given(values))
+        return self._begin(job)
+
+    def _comparison(self, model: str) -> dict[str, Any]:
+        """Return what the button that compares a model with another says, and if it is seen."""
+        other = rival(self.suite, self.app, model) if isinstance(self.app, Condition) else ""
+        title = self.suite.card(other).title if other else ""
+        return {"value": f"Compare with {title}", "visible": bool(other)}
+
     def _new_job(self, given: dict[str, Any]) -> Job:
         return new_job(self.condition, self.suite, given)
 
-    def _generate(self, job: Job, last_seed: int) -> Iterator[tuple[Any, ...]]:
+    def _generate(self, job: Job | Pair, last_seed: int) -> Iterator[tuple[Any, ...]]:
         with plain_errors():
             try:
                 yield from self._watch(job)
@@ -387,8 +411,9 @@ class Page:
                 yield self._blank(last_seed), gr.skip(), gr.skip()
                 raise
 
-    def _watch(self, job: Job) -> Iterator[tuple[Any, ...]]:
+    def _watch(self, job: Job | Pair) -> Iterator[tuple[Any, ...]]:
         preview = None
+        made: list[tuple[GenerationResult, SavedResult]] = []
         for report in job.run():
             if isinstance(report, Progress):
                 preview = preview if report.preview is None else report.preview
@@ -396,14 +421,21 @@ class Page:
                 yield shown, gr.skip(), gr.skip()
             elif isinstance(report, GenerationResult) and report.images:
                 self.suite.measured(report)
-                saved = self._save(report)
-                yield "", _cards.results(report, saved, self.send_to), report.seeds[0]
+                made.append((report, self._save(report)))
+                yield "", self._shown(job, made), report.seeds[0]
             elif isinstance(report, GenerationResult) or job.stopped:
                 yield _cards.note(STOPPED_EARLY), gr.skip(), gr.skip()
             else:
                 yield gr.skip(), gr.skip(), gr.skip()
 
-    def _settle(self, job: Job | None, model: str, last_seed: int) -> tuple[Any, ...]:
+    def _shown(self, job: Job | Pair, made: Sequence[tuple[GenerationResult, SavedResult]]) -> str:
+        if not isinstance(job, Pair):
+            return _cards.results(*made[0], self.send_to)
+        titles = [self.suite.card(name).title for name in job.models]
+        there = [Side(title, *one) for title, one in zip(titles, made, strict=False)]
+        return versus([*there, *(Side(title) for title in titles[len(made) :])])
+
+    def _settle(self, job: Job | Pair | None, model: str, last_seed: int) -> tuple[Any, ...]:
         """Bring the buttons back, whatever happened: done, stopped, refused or failed."""
         never_ran = job is not None and not job.finished
         return (
@@ -418,7 +450,7 @@ class Page:
         """Return what stands above the results when nothing runs."""
         return _cards.empty(self.app) if last_seed < 0 else ""
 
-    def _stop(self, job: Job | None) -> Any:
+    def _stop(self, job: Job | Pair | None) -> Any:
         if job is not None:
             job.stop()
         return gr.Button(value="Stopping …")

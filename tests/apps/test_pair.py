@@ -1,0 +1,191 @@
+"""Two models on one base: which two, in which order, on which seed, and how a stop ends them."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps import _pair as _pair_module
+from apps._files import SavedMaps, SavedResult
+from apps._job import Job
+from apps._pair import Pair, new_pair, rival
+from apps._serve import Environment, launch
+from apps._suite import Suite
+from apps._versus import Side, versus
+from core.condition import Condition, Score
+from core.errors import BadInput
+from core.request import GenerationRequest, GenerationResult, KeptControl, Progress
+from models.store import Store
+from tests.apps import test_browser
+from tests.apps.test_browser import CHROMIUM, PATIENCE_MS, expect
+from tests.conftest import CARD
+from tests.tiny_networks import tiny_networks
+
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+REQUEST = GenerationRequest(image=PICTURE, model="one", seed=-1)
+
+
+class FakePipeline:
+    """Draws seed 5 where none is given; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[GenerationRequest] = []
+
+    def generate(
+        self, condition: Any, request: Any, on_progress: Any, cancelled: Any, **_: Any
+    ) -> GenerationResult:
+        self.asked.append(request)
+        on_progress(Progress("sample", 1, 1, 0, None, None))
+        seed = 5 if request.seed == -1 else request.seed
+        return GenerationResult(
+            images=() if cancelled() else (PICTURE,), controls=(), seeds=(seed,), seconds={},
+            warnings=(), request=replace(request, seed=seed), model=request.model, device="cpu",
+            dtype="float32", width=8, height=8, hashes={}, cancelled=cancelled(),
+        )  # fmt: skip
+
+
+def _pair(pipeline: FakePipeline) -> Pair:
+    def job(request: GenerationRequest) -> Job:
+        return Job(pipeline, SimpleNamespace(), request)  # type: ignore[arg-type]
+
+    return Pair(job(REQUEST), job, "two")
+
+
+def _results(pair: Pair) -> Iterator[GenerationResult]:
+    return (report for report in pair.run() if isinstance(report, GenerationResult))
+
+
+def test_both_models_get_the_same_seed() -> None:
+    pipeline = FakePipeline()
+    pair = _pair(pipeline)
+    assert [result.model for result in _results(pair)] == ["one", "two"]
+    assert [request.seed for request in pipeline.asked] == [-1, 5]
+    assert pair.finished and pair.request is REQUEST
+
+
+def test_a_stop_in_the_first_leaves_the_second_out() -> None:
+    pipeline = FakePipeline()
+    pair = _pair(pipeline)
+    pair.stop()
+    assert list(_results(pair)) == [] and pipeline.asked == []
+    assert pair.stopped and pair.finished
+
+
+def test_a_stop_between_them_keeps_the_first() -> None:
+    pair = _pair(FakePipeline())
+    made = []
+    for result in _results(pair):
+        made.append(result.model)
+        pair.stop()
+    assert made == ["one"]
+
+
+@pytest.fixture(scope="module")
+def family(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    """A base with two more families of ControlNets, one of them here, and a model of its own."""
+    folder = tmp_path_factory.mktemp("family")
+    other = f'base_of = "tiny"\n{CARD.replace("Tiny", "Tiny, <plus>")}'
+    elsewhere = '[controls.pose]\nhub = "a/b"\nrevision = "c"\nfiles = { "x.safetensors" = 1 }\n'
+    texts = {"tiny": CARD, "alone": CARD, "tiny_plus": other, "tiny_v10": other + elsewhere}
+    for name, text in texts.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    for name in ("tiny", "alone"):
+        (folder / name).symlink_to(models_folder / "tiny")
+    control = tiny_networks(seed=1).controlnets["canny"]
+    control.save_pretrained(folder / "tiny_plus" / "controlnet" / "canny")
+    return Suite(Store("cpu", "float32", folder), "alone")
+
+
+def test_a_rival_has_the_same_base_and_the_condition(family: Suite, canny: Condition) -> None:
+    found = {card.name: rival(family, canny, card.name) for card in family.store.cards()}
+    assert found == {"alone": "", "tiny": "tiny_plus", "tiny_plus": "tiny", "tiny_v10": "tiny"}
+    assert rival(family, replace(canny, weights="hed"), "tiny") == ""
+
+
+def test_a_model_that_stands_alone_is_compared_with_none(
+    family: Suite, canny: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(family.pipeline, canny, replace(REQUEST, model="alone"))
+    monkeypatch.setattr(_pair_module, "new_job", lambda *_: job)
+    with pytest.raises(BadInput, match="no other model on this one's base"):
+        new_pair(canny, family, {})
+
+
+# What is shown
+
+
+def _side(title: str, canny: Condition, *headlines: float) -> Side:
+    picture = np.zeros((64, 128, 3), np.uint8)
+    count = len(headlines)
+    scores = tuple(Score(h, "F1", {"F1": h / 100}) for h in headlines)
+    result = GenerationResult(
+        images=(picture,) * count, seeds=tuple(range(7, 7 + count)), seconds={"sample": 1.5},
+        controls=(KeptControl(canny, picture, (picture,) * count, scores),),
+        warnings=("<both>",), request=GenerationRequest(image=picture), model="x", device="cpu",
+        dtype="float32", width=128, height=64, hashes={}, cancelled=False,
+    )  # fmt: skip
+    files = tuple(Path(f"/cache/{title[0]}{i}.png") for i in range(count))
+    map_file = Path("/cache/map.png")
+    return Side(title, result, SavedResult(files, (SavedMaps(map_file, files, map_file, files),)))
+
+
+def test_images_of_one_seed_stand_side_by_side_each_with_its_model(canny: Condition) -> None:
+    page = versus([_side("One", canny, 40, 60), _side("<Two>", canny, 80, 90)])
+    first, second = page.split("<article")[1:]
+    assert "<code>7</code>" in first and "<code>8</code>" in second
+    assert re.findall(r"<h4>(.*?)</h4>", first) == ["One", "&lt;Two&gt;"]
+    assert re.findall(r"<b>(\d+)</b><span>/ 100", first) == ["40", "80"]
+    assert first.count("<img") == 5  # one map for both
+    assert "One 50 / 100 · &lt;Two&gt; 85 / 100" in page
+    assert page.count("<li>&lt;both&gt;</li>") == 1
+
+
+def test_what_the_second_has_not_made_is_said(canny: Condition) -> None:
+    page = versus([_side("One", canny, 40, 60), Side("Two")])
+    assert page.count("Not made yet.") == 2 and page.count("<h4>Two</h4>") == 2
+    stopped = versus([_side("One", canny, 40, 60), _side("Two", canny, 50)])
+    assert stopped.count("Not made yet.") == 1
+
+
+# In the page
+
+
+@pytest.fixture(scope="module")
+def family_address(family: Suite, canny: Condition) -> Iterator[str]:
+    from apps._page import build_page
+
+    site = build_page(canny, family)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
+
+
+browser = test_browser.browser
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("screen", test_browser.SCREENS)
+def test_one_click_compares(browser: Any, family_address: str, screen: str) -> None:
+    with test_browser._opened(browser, screen, family_address) as page:
+        expect(page.locator("#compare")).to_have_count(0)  # the first model stands alone
+        test_browser._upload(page)
+        test_browser._open_advanced(page)
+        page.get_by_label("Model").click()
+        page.get_by_role("option", name="Tiny", exact=True).last.click()
+        expect(page.locator("#compare")).to_have_text("Compare with Tiny, <plus>")
+        test_browser._shot(page, "compare-1-button")
+        page.locator("#compare").click()
+        sections = page.locator(".cl-versus section")
+        expect(sections.nth(1).locator("img")).to_have_count(2, timeout=PATIENCE_MS)
+        expect(page.locator("#compare")).to_be_visible()
+        assert page.locator(".cl-versus h4").all_inner_texts() == ["Tiny", "Tiny, <plus>"]
+        test_browser._shot(page, "compare-2-results")
+        first, second = (sections.nth(i).locator(".cl-made img").bounding_box() for i in (0, 1))
+        assert first["y"] == second["y"] and first["x"] + first["width"] < second["x"]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
