@@ -483,7 +483,7 @@ class Page:
     def _restore(self, path: str | None) -> list[Any]:
         with plain_errors():
             settings, notes = self._read(uploaded(path) if path else b"")
-            if settings.get("model", self.suite.model) not in self.suite.models(self.condition):
+            if settings.get("model", self.suite.model) not in self._models():
                 settings.pop("model")
                 notes.append("The model that made it is not on offer here.")
             found = [name for name in self.fields if name in settings]
