@@ -285,8 +285,9 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of the contract, over `scenes` held-out scenes.
 
-    Saves a contact sheet for each condition beside `sheet`, if one is asked for. A condition that
-    fails is said on stderr and stands, with the reason, in "failed"; the others are measured.
+    Saves a contact sheet for each condition beside `sheet`, if one is asked for, and one with a row
+    of each. A condition that fails is said on stderr and stands, with the reason, in "failed"; the
+    others are measured.
 
     Raises:
         SuiteError: None could be measured.
@@ -308,6 +309,9 @@ def measure(
                 save_sheet(found.rows, sheet, name)
     if not all_found:
         raise SuiteError("Nothing could be measured.")
+    if sheet and len(all_found) > 1:  # another scene for each, in one picture
+        rows = [found.rows[k % len(found.rows)] for k, found in enumerate(all_found)]
+        save_sheet(rows, sheet, "all")
     result["autoencoder_psnr"] = round(float(np.mean(_all(f.noise for f in all_found))), 2)
     result["prompt_colour_accuracy"] = _share(_all(f.hits for f in all_found))
     result["prompt_colour_oracle"] = _share(_all(f.possible for f in all_found))
@@ -505,7 +509,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         default=None,
         help="also save a contact sheet for each condition, NAME-<condition>.SUFFIX: scene, map, "
-        "and image and map found in it at the first strength and at 1",
+        "and image and map found in it at the first strength and at 1; NAME-all has a row of each",
     )
     parser.add_argument(
         "--annotate",

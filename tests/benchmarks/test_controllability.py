@@ -265,8 +265,11 @@ def test_what_fails_does_not_cost_the_others(store, monkeypatch, capsys):
 
 def test_a_contact_sheet_shows_scene_and_map_and_each_image_with_its_map(store, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.png"
-    measure(store, "tiny", chosen(store, "tiny", None), 2, (0.0, 0.5, 1.0), sheet)
+    conditions = chosen(store, "tiny", None)
+    conditions |= {"again": conditions["canny"]}
+    measure(store, "tiny", conditions, 2, (0.0, 0.5, 1.0), sheet)
     saved = np.asarray(Image.open(sheet.with_name("sheet-canny.png")))
+    assert (np.asarray(Image.open(sheet.with_name("sheet-all.png"))) == saved).all()
     assert saved.shape == (2 * 256, 6 * 256, 3)
     scene, control_map, _, at_0, _, at_1 = np.split(saved, 6, 1)
     assert (scene[:256] == render([make_scene(HELD_OUT)], 256).image[0].numpy()).all()
