@@ -64,7 +64,7 @@ class Forward:
         self._hints = WeakTensorKeyDictionary()
         self._times: OrderedDict[tuple[nn.Module, float], Mapping[nn.Module, Tensor]]
         self._times = OrderedDict()
-        self._hints_by_content: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._hints_by_content: OrderedDict[tuple[str, torch.Size, str], Tensor] = OrderedDict()
 
     def __call__(
         self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
@@ -115,7 +115,7 @@ class Forward:
             by_name = _of(self._hints, control.hint)
             if control.name not in by_name:
                 content = hashlib.sha256(control.hint.float().cpu().numpy().tobytes()).hexdigest()
-                key = (control.name, content)
+                key = (control.name, control.hint.shape, content)
                 encoded = self._hints_by_content.pop(key, None)
                 if encoded is None:
                     network = self._controlnets[control.name]

@@ -1,5 +1,7 @@
 """Our way through the networks gives what diffusers' own forward passes give."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,11 +67,8 @@ class Example:
                 return_dict=False,
             )
             scaled = [r * s for r, s in zip((*skips, middle), control.scales, strict=True)]
-            residuals = (
-                [a + b for a, b in zip(residuals or scaled, scaled, strict=True)]
-                if (residuals)
-                else scaled
-            )
+            before = residuals or [torch.zeros(())] * len(scaled)
+            residuals = [a + b for a, b in zip(before, scaled, strict=True)]
         return self.unet(
             latents,
             timestep,
@@ -143,6 +142,33 @@ def test_the_same_map_and_text_are_encoded_once() -> None:
         example.hint = torch.rand_like(example.hint)
         example.ours([example.control()])
     assert seen.count("map") == 1 + KEPT_HINTS
+
+
+def test_equal_pixels_in_another_shape_are_another_map() -> None:
+    """An empty map is black whether it stands or lies."""
+    example = Example({})
+    for _ in range(2):
+        example.latents, example.hint = example.latents.mT, torch.zeros_like(example.hint.mT)
+        found, wanted = (f([example.control()]) for f in (example.ours, example.theirs))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_requests_in_several_threads_do_not_mix() -> None:
+    example = Example({})
+
+    @torch.no_grad()
+    def predict(seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(2, 77, TEXT_WIDTH, generator=generator)
+        hint = torch.rand(example.hint.shape, generator=generator)
+        control = replace(example.control(), hint=hint)
+        return [example.forward(example.latents, t, text, [control]) for t in (401 + seed, 7)]
+
+    seeds = list(range(2 * KEPT_HINTS))
+    wanted = [predict(seed) for seed in seeds]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(predict, seeds))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_control_of_no_weight_is_not_run() -> None:
