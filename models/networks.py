@@ -8,7 +8,7 @@ import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -56,7 +56,10 @@ class DiffusersNetworks:
 
     def __post_init__(self) -> None:
         self._forward = Forward(self.unet, self.controlnets)
-        self._encode = lru_cache(KEPT_PROMPTS)(self._encode_anew)
+        # No bound method: the cache would hold what holds it, and dropped networks would stay in
+        # memory until the garbage collector comes, beside the next ones.
+        encode = partial(_encoded, self.tokenizer, self.text_encoder, self.device, self.loras)
+        self._encode = lru_cache(KEPT_PROMPTS)(encode)
 
     @property
     def latent_channels(self) -> int:
@@ -104,22 +107,10 @@ class DiffusersNetworks:
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do.
 
-        The same prompts as a while before give the same tensor.
+        Each call gives a tensor of its own, so that what is kept of it, which is much larger, goes
+        with the request.
         """
-        return self._encode(tuple(prompts))
-
-    @torch.no_grad()
-    def _encode_anew(self, prompts: tuple[str, ...]) -> Tensor:
-        with _TOKENIZER_LOCK:
-            tokens = self.tokenizer(
-                [without_tags(prompt, self.loras) for prompt in prompts],
-                padding="max_length",
-                max_length=TEXT_TOKENS,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-        embeddings: Tensor = self.text_encoder(tokens.to(self.device))[0]
-        return embeddings
+        return self._encode(tuple(prompts)).clone()
 
     def residual_count(self, name: str) -> int:
         """Return how many residuals the named ControlNet adds: its skips and the middle block."""
@@ -167,6 +158,26 @@ class DiffusersNetworks:
             controlnets={name: copy.deepcopy(n).float() for name, n in self.controlnets.items()},
             dtype=torch.float32,
         )
+
+
+@torch.no_grad()
+def _encoded(
+    tokenizer: Any,
+    text_encoder: nn.Module,
+    device: torch.device,
+    tags: tuple[str, ...],
+    prompts: tuple[str, ...],
+) -> Tensor:
+    with _TOKENIZER_LOCK:
+        tokens = tokenizer(
+            [without_tags(prompt, tags) for prompt in prompts],
+            padding="max_length",
+            max_length=TEXT_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+    embeddings: Tensor = text_encoder(tokens.to(device))[0]
+    return embeddings
 
 
 @torch.no_grad()

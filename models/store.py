@@ -45,6 +45,9 @@ ControlKey = tuple[Path, str]
 Loras = tuple[lora.Lora, ...]
 ReadyKey = tuple[str, Loras, tuple[str, ...]]
 """What was handed out is found again by: card, LoRAs, ControlNets."""
+KEPT_READY = 8
+"""Combinations that are kept with what they have encoded; of ten conditions, three at a time, there
+are hundreds, and small ControlNets all stay loaded."""
 HASH_LENGTH = 10
 """Characters of a hash; as many as AUTOMATIC1111 prints, whose users compare them."""
 
@@ -68,7 +71,8 @@ class Store:
         self._base: tuple[Path, Base] | None = None
         self._merged: tuple[Loras, tuple[nn.Module, nn.Module]] | None = None
         self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
-        self._ready: dict[ReadyKey, tuple[DiffusersNetworks, list[ControlKey]]] = {}
+        self._ready: OrderedDict[ReadyKey, tuple[DiffusersNetworks, list[ControlKey]]]
+        self._ready = OrderedDict()
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def cards(self) -> list[Card]:
@@ -193,6 +197,7 @@ class Store:
         with self._lock:
             if ready in self._ready:
                 networks, used = self._ready[ready]
+                self._ready.move_to_end(ready)
                 for key in used:
                     self._controls.move_to_end(key)
                 return networks
@@ -205,6 +210,8 @@ class Store:
         with self._lock:
             networks = self._build(card, base_path, keys, loras)
             self._ready[ready] = (networks, list(keys.values()))
+            if len(self._ready) > KEPT_READY:
+                self._ready.popitem(last=False)
             return networks
 
     def _card_of_path(self, path: Path) -> Card:

@@ -49,6 +49,16 @@ def test_the_tags_of_its_loras_are_no_words(networks: DiffusersNetworks) -> None
     assert not torch.equal(networks.encode_text([prompt]), networks.encode_text(["the red ball"]))
 
 
+def test_the_same_prompts_are_encoded_once_and_each_request_has_its_own_tensor() -> None:
+    networks = tiny_networks()
+    runs: list[int] = []
+    networks.text_encoder.register_forward_hook(lambda *_: runs.append(1))
+    first, second = (networks.encode_text(["the red ball", ""]) for _ in range(2))
+    assert len(runs) == 1 and first is not second and torch.equal(first, second)
+    networks.encode_text(["", "the red ball"])
+    assert len(runs) == 2
+
+
 def test_text_is_encoded_as_by_diffusers(networks: DiffusersNetworks) -> None:
     pipeline = StableDiffusionControlNetPipeline(
         vae=networks.vae,

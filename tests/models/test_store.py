@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -524,6 +525,15 @@ def test_loras_are_merged_into_a_copy_and_named(copy: Path, networks: DiffusersN
         store.load("tiny <lora:three:1>", "canny")
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed here is freed at once: the garbage collector may come too late for a GPU."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_what_is_dropped_is_freed_before_the_next_is_loaded(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,17 +553,28 @@ def test_what_is_dropped_is_freed_before_the_next_is_loaded(
         held += [weakref.ref(networks.unet), weakref.ref(networks.controlnets["canny"])]
     del networks
     store.load("tiny", "second")
-    gc.collect()
     assert [ref() is None for ref in held] == [False, True, False, True]
     real = loading.load_base
 
     def load_base(*given: object) -> object:
-        gc.collect()
         assert [ref() is None for ref in held] == [True] * 4
         return real(*given)
 
     monkeypatch.setattr(loading, "load_base", load_base)
     store.load("sd15", "canny")
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_only_the_latest_combinations_are_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet/second")
+    monkeypatch.setattr(store_module, "KEPT_READY", 2)
+    store = Store("cpu", "float32", copy)
+    first = weakref.ref(store.load("tiny", "canny"))
+    second = weakref.ref(store.load("tiny", "second"))
+    assert store.load("tiny", "canny") is first()
+    store.load("tiny", "canny", "second")
+    assert first() is not None and second() is None
+    assert store.load("tiny", "second").unet is store.load("tiny", "canny").unet
 
 
 def test_a_single_file_has_controls_of_its_own_in_the_folder_of_its_name(
