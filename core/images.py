@@ -270,8 +270,8 @@ def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 def cut_like(image: RGBImage, other: RGBImage) -> RGBImage:
     """Return the largest middle part with the other picture's proportions, within a pixel."""
     (height, width), (high, wide) = image.shape[:2], other.shape[:2]
-    cut_width = min(width, round(height * wide / high))
-    cut_height = min(height, round(width * high / wide))
+    cut_width = min(width, max(1, round(height * wide / high)))
+    cut_height = min(height, max(1, round(width * high / wide)))
     if width - cut_width <= 1 and height - cut_height <= 1:
         return image
     left, top = (width - cut_width) // 2, (height - cut_height) // 2

@@ -107,6 +107,7 @@ def test_another_shape_is_cut_to_the_first_and_said(pipeline, condition, upright
         ((100, 100), (60, 90), (67, 100)),
         ((480, 640), (240, 320), (480, 640)),
         ((333, 500), (512, 768), (333, 500)),
+        ((3, 3), (10, 80), (1, 3)),
     ],
 )
 def test_the_middle_with_anothers_proportions(shape, other, expected):
