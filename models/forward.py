@@ -33,6 +33,13 @@ KEPT_TIMES = 200
 KEPT_HINTS = 8
 """Encoded maps kept beyond their request, so that another image of the same map starts at once."""
 
+PARTS = (
+    *("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block", "up_blocks"),
+    *("conv_norm_out", "conv_act", "conv_out"),
+    *("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"),
+)
+"""Of a UNet and of a ControlNet; others that diffusers knows would be passed by in silence."""
+
 KeysValues = tuple[Tensor, Tensor]
 """Of the text, for one attention: (T, heads, 77, head width) each."""
 
@@ -291,13 +298,16 @@ def _repeated(x: Tensor, rows: int) -> Tensor:
 def _check(network: Any) -> None:
     """Refuse what the way above would silently get wrong."""
     expected: dict[type, Callable[[Any], bool]] = _expectations()
+    strange = [name for name, _ in network.named_children() if name not in PARTS]
     for name, module in network.named_modules():
         holds = expected.get(type(module))
         if holds is not None and not holds(module):
-            raise WeightsMismatch(
-                f"This model is not built as Stable Diffusion 1.x is (at {name}), so it cannot run "
-                "here; please choose another."
-            )
+            strange.append(name)
+    if strange:
+        raise WeightsMismatch(
+            f"This model is not built as Stable Diffusion 1.x is (at {strange[0]}), so it cannot "
+            "run here; please choose another."
+        )
 
 
 def _expectations() -> dict[type, Callable[[Any], bool]]:
@@ -322,7 +332,9 @@ def _expectations() -> dict[type, Callable[[Any], bool]]:
             and m.norm_q is None
             and not m.residual_connection
         ),
-        BasicTransformerBlock: lambda m: m.norm_type == "layer_norm" and m.attn2 is not None,
+        BasicTransformerBlock: lambda m: (
+            m.norm_type == "layer_norm" and m.attn2 is not None and not m.only_cross_attention
+        ),
         FeedForward: lambda m: type(m.net[0]).__name__ == "GEGLU",
         Downsample2D: lambda m: m.use_conv and m.padding == 1,
         Upsample2D: lambda m: m.use_conv and not m.use_conv_transpose,

@@ -189,8 +189,14 @@ def test_the_prompts_share_what_comes_before_the_text() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"resnet_time_scale_shift": "scale_shift"}, {"mid_block_scale_factor": 2.0}],
-    ids=["time", "scale"],
+    [
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"mid_block_scale_factor": 2.0},
+        {"only_cross_attention": True},
+        {"encoder_hid_dim": 8, "encoder_hid_dim_type": "text_proj"},
+        {"time_embedding_act_fn": "silu"},
+    ],
+    ids=["time", "scale", "attention", "text", "activation"],
 )
 def test_another_construction_is_refused(changes: dict[str, Any]) -> None:
     unet: UNet2DConditionModel = tiny_unet(**changes)

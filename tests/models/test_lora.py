@@ -128,7 +128,6 @@ def test_it_predicts_what_diffusers_does_with_the_same_file(
     networks: DiffusersNetworks,
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("peft")
     if layout is in_kohyas_names:  # diffusers 0.42 loses kohya's attention in the text encoder
         many = {place: found for place, found in many.items() if "q_proj" not in place}
     state = layout({k: f[0] for k, f in many.items()}, {k: f[1] for k, f in many.items()})
