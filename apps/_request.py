@@ -20,6 +20,8 @@ from models.store import Card
 
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
 """A run's folder, as _files.new_folder names it, and a file in it."""
+MOST_LAYERS = 4
+"""Of a drawing; the page's canvas has one, and each may be as large as a picture may be."""
 
 
 def checked_request(
@@ -68,10 +70,14 @@ def given_picture(record: object) -> tuple[RGBImage, list[str]]:
     Raises:
         BadInput: there is none, or it cannot be read.
     """
-    path = record.get("path") if isinstance(record, dict) else None
+    path = _path_in(record)
     if not path:
         raise BadInput("There is no picture yet: please add one, or take an example.")
     return _decoded(uploaded(path))
+
+
+def _path_in(record: object) -> object:
+    return record.get("path") if isinstance(record, dict) else None
 
 
 def given_drawing(record: object) -> RGBImage:
@@ -82,11 +88,16 @@ def given_drawing(record: object) -> RGBImage:
     size, and has no words for what is no picture.
 
     Raises:
-        BadInput: nothing was drawn, or a layer is no upload or cannot be read.
+        BadInput: nothing was drawn, a layer is no upload or cannot be read, or they do not fit.
     """
-    layers = record.get("layers") if isinstance(record, dict) else None
-    files = [uploaded(layer["path"]) for layer in layers or ()]
-    return read_strokes([as_layer(read_image(file)[0]) for file in files])
+    found = record.get("layers") if isinstance(record, dict) else None
+    records = found if isinstance(found, list) else []
+    if len(records) > MOST_LAYERS:
+        raise BadInput(f"A drawing may have {MOST_LAYERS} layers at most.")
+    layers = [as_layer(read_image(uploaded(_path_in(one)))[0]) for one in records]
+    if len({layer.shape for layer in layers}) > 1:
+        raise BadInput("The drawing's layers differ in size: please start a new canvas.")
+    return read_strokes(layers)
 
 
 def as_layer(drawing: RGBImage) -> NDArray[np.uint8]:

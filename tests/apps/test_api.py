@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import apps
+from apps._files import new_folder
 from apps._request import sent_result
 from core.condition import Condition
 from core.errors import BadInput
@@ -357,3 +359,15 @@ def test_a_bad_setting_of_several_is_one_sentence(
 def test_only_a_result_of_this_server_can_be_sent(name: str) -> None:
     with pytest.raises(BadInput, match="no longer here"):
         sent_result(name)
+
+
+def test_a_result_is_sent_by_its_run_and_name_and_an_upload_is_not() -> None:
+    cache = Path(get_upload_folder())
+    folder = new_folder(cache)
+    result, upload = folder / "canny2image-5.png", cache / ("0" * 64) / "x.png"
+    for file in (result, upload):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    assert Path(sent_result(f"{folder.name}/{result.name}")).samefile(result)
+    with pytest.raises(BadInput, match="no longer here"):
+        sent_result(f"{upload.parent.name}/{upload.name}")

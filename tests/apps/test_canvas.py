@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import apps
-from apps._request import given_drawing
+from apps._request import MOST_LAYERS, given_drawing
 from apps._serve import Environment, launch
 from apps._suite import Suite
 from core.errors import BadInput
@@ -115,3 +115,26 @@ def test_a_file_of_the_server_is_no_drawing(take: Take, tmp_path: Path, told: An
     assert not done["success"] and not done["output"].get("data")
     with pytest.raises(BadInput, match="no upload"):  # whatever Gradio lets through
         given_drawing(record)
+
+
+@pytest.mark.parametrize("layers", [[None], [5], [{}], [{"path": None}], [{"path": ["x"]}]])
+def test_a_layer_that_names_no_file_is_one_sentence(layers: Any) -> None:
+    with pytest.raises(BadInput, match="no upload"):
+        given_drawing({"layers": layers})
+
+
+@pytest.mark.parametrize("layers", ["x", 5, {"path": "x"}])
+def test_what_are_no_layers_is_an_empty_canvas(layers: Any) -> None:
+    with pytest.raises(BadInput, match="draw something first"):
+        given_drawing({"layers": layers})
+
+
+def test_layers_that_do_not_fit_are_one_sentence(drawing_of: Any) -> None:
+    small, large = (
+        drawing_of(_png(Image.new("RGB", (side, 64))))["layers"][0] for side in (64, 96)
+    )
+    given_drawing({"layers": [small] * MOST_LAYERS})
+    with pytest.raises(BadInput, match="differ in size"):
+        given_drawing({"layers": [small, large]})
+    with pytest.raises(BadInput, match=f"{MOST_LAYERS} layers at most"):
+        given_drawing({"layers": [small] * (MOST_LAYERS + 1)})
