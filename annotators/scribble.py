@@ -5,7 +5,7 @@ drawings, so theirs are drawn as fake scribbles: soft edges thinned to their rid
 to strokes (annotator/hed/__init__.py and gradio_fake_scribble2image.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -52,6 +52,16 @@ def draw(image: RGBImage, params: ScribbleParams) -> ControlMap:
         dark_lines = bool(np.median(darkest) >= HALF_BRIGHT)
     lines = darkest < HALF_BRIGHT if dark_lines else brightest > HALF_BRIGHT
     return _as_map(np.asarray(lines, dtype=bool))
+
+
+@dataclass(frozen=True)
+class CanvasParams:
+    """Nothing: what a page's canvas gives is black on white."""
+
+
+def draw_from_canvas(image: RGBImage, _: CanvasParams) -> ControlMap:
+    """Return the dark lines of a drawing, even where they cover more than the paper."""
+    return draw(image, ScribbleParams(DARK))
 
 
 def fake_scribble(soft_edges: ControlMap) -> ControlMap:
@@ -106,3 +116,7 @@ ANNOTATOR = Annotator(
     reextract=Preprocessor("Diorama", draw_fake),
     empty_message="No lines found in this drawing; say which colour they have.",
 )
+CANVAS = replace(
+    ANNOTATOR, preprocessors=(Preprocessor("Drawing", draw_from_canvas),), params=CanvasParams
+)
+"""For drawings that are made in the page."""

@@ -167,8 +167,8 @@ class Page:
         with gr.Accordion(self.map_section, open=True, elem_classes="cl-section"):
             self._map_controls()
             self.invert = gr.Checkbox(
-                label="Show maps as black lines on white",
-                info="Display only: the model is always given white on black.",
+                label="Show maps inverted",
+                info="Such as black lines on white. Display only: the model gets them as drawn.",
                 elem_id="invert",
             )
         with gr.Accordion("Advanced options", open=False, elem_classes="cl-section",
@@ -196,6 +196,7 @@ class Page:
             options,
             value=self.defaults["preprocessor"],
             label="Preprocessor",
+            visible=self.canvas is None,  # what is drawn here is no map yet
             elem_id="preprocessor",
         )
         for name, control in self.params.items():
@@ -316,7 +317,10 @@ class Page:
             **PRIVATE,
         )
         self.restore.upload(
-            self._restore, [self.restore], [self.restored, self.restore, *fields], **PRIVATE
+            self._restore,
+            [self.restore],
+            [self.restored, self.restore, self.shown_model, self.header, *fields],
+            **PRIVATE,
         )
         loading = gr.Timer(1.5)
         loading.tick(
@@ -406,7 +410,9 @@ class Page:
     def _generate(self, job: Job | Pair, last_seed: int) -> Iterator[tuple[Any, ...]]:
         with plain_errors():
             try:
-                yield from self._watch(job)
+                for stage, results, seed in self._watch(job):
+                    last_seed = seed if isinstance(seed, int) else last_seed
+                    yield stage, results, seed
             except Exception:
                 yield self._blank(last_seed), gr.skip(), gr.skip()
                 raise
@@ -489,13 +495,21 @@ class Page:
             found = [name for name in self.fields if name in settings]
             labels = [getattr(self.fields[name], "label", name) for name in found]
             values = [settings.get(name, gr.skip()) for name in self.fields]
-            return [_cards.restored(list(dict.fromkeys(labels)), notes), None, *values]
+            model = settings.get("model")
+            return [
+                _cards.restored(list(dict.fromkeys(labels)), notes),
+                None,
+                *((model, self._header(model)) if model else [gr.skip()] * 2),
+                *values,
+            ]
 
     def _read(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
         """Return the settings in a PNG by field name, and notes on them."""
         settings, notes = read_settings(source, self.condition)
         settings |= settings.pop("params", {})
-        if not settings.get("preprocessor", "-"):
+        if self.canvas is not None:
+            settings.pop("preprocessor", None)
+        elif not settings.get("preprocessor", "-"):
             settings["preprocessor"] = self.annotator.preprocessors[0].name
         return settings, notes
 

@@ -74,9 +74,10 @@ class Pair:
             for report in self._now.run():
                 first = report
                 yield report
-            if self.stopped or not isinstance(first, GenerationResult) or not first.images:
+            if not isinstance(first, GenerationResult) or not first.images:
                 return
             self._now = self._again(replace(first.request, model=self.models[1]))
-            yield from self._now.run()
+            if not self.stopped:  # a stop up to here met the first job, one from here the second
+                yield from self._now.run()
         finally:
             self.finished = True

@@ -6,14 +6,14 @@ if __name__ == "__main__":  # a file run by its path sees only its own folder
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from annotators.scribble import ANNOTATOR
+from annotators.scribble import CANVAS
 from core.condition import Condition, Example
 
 CONDITION = Condition(
     name="scribble2image_interactive",
     title="Interactive scribbles",
     blurb="Draw with mouse, pen or finger, and turn the drawing into a picture.",
-    annotator=ANNOTATOR,
+    annotator=CANVAS,
     weights="scribble",
     input="canvas",
     examples=(

@@ -99,6 +99,14 @@ def test_coloured_lines_count_by_their_darkest_channel():
     assert set(np.unique(np.nonzero(lines)[0])) == {10, 11}
 
 
+def test_a_canvas_that_is_mostly_painted_is_not_turned_over():
+    painted = np.zeros((32, 32, 3), np.uint8)
+    painted[4:12, 4:12] = 255  # of the white paper, this much is left
+    (draw,) = (one.draw for one in scribble.CANVAS.preprocessors)
+    assert np.array_equal(draw(painted, scribble.CANVAS.params()), 255 - painted)
+    assert np.array_equal(scribble.draw(painted, ScribbleParams()), painted)  # taken for dark paper
+
+
 def test_fake_scribble_is_the_originals_rule_at_its_resolution():
     from controlnet_aux.util import nms
 

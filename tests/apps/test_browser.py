@@ -91,7 +91,7 @@ def canvas_address(suite: Suite) -> Iterator[str]:
     """The address of a page that is drawn in, of a condition of our own."""
     from apps._page import build_page
 
-    annotator = replace(scribble.ANNOTATOR, reextract=None)  # the tests' model sees no edges
+    annotator = replace(scribble.CANVAS, reextract=None)  # the tests' model sees no edges
     example = Example("diorama_1.png", "a red ball")
     site = build_page(
         Condition("drawn", "Drawn", "", annotator, "canny", "canvas", (example,)), suite
@@ -261,7 +261,7 @@ def test_the_map_follows_the_sliders(page: Any) -> None:
     before = shown.get_attribute("src")
     _set(page, "high_threshold", "250")
     expect(shown).not_to_have_attribute("src", before, timeout=PATIENCE_MS)
-    page.get_by_label("Show maps as black lines on white").check()
+    page.get_by_label("Show maps inverted").check()
     assert shown.evaluate("i => getComputedStyle(i).filter") == "invert(1)"
     _shot(page, "7-map")
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from gradio.utils import get_upload_folder
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import apps
 from annotators import annotator_names, find_annotator, mlsd
+from apps._files import new_folder
 from apps._serve import Environment
 from apps._suite import Suite
 from apps._tool import Tool
@@ -59,14 +62,27 @@ def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite)
 
 
 def test_maps_are_drawn_as_the_weights_were_trained(canny: Condition) -> None:
-    from apps._page import _Page
+    from apps._page import Page
 
-    page = _Page(canny, Suite(Store("cpu"), "diorama"))
+    page = Page(canny, Suite(Store("cpu"), "diorama"))
     assert page.defaults["preprocessor"] == "Canny"
     page.fields = dict.fromkeys(["model", "preprocessor"])
     for chosen, moved in (("Canny", "Kornia"), ("None", None)):  # a choice of one's own stays
         found = page._change_model("diorama", "sd15_plus", chosen)[-1]
         assert found == moved if moved else isinstance(found, dict)
+
+
+def test_the_page_speaks_of_the_model_that_a_file_restores(suite: Suite, canny: Condition) -> None:
+    from apps._page import Page
+
+    info = PngInfo()
+    info.add_text("controlloop", '{"schema": 1, "request": {"model": "other", "steps": 7}}')
+    file = new_folder(Path(get_upload_folder())) / "x.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    page = Page(canny, suite)
+    page.fields = dict.fromkeys(["model", "steps"])
+    _, _, model, header, *values = page._restore(str(file))
+    assert model == "other" and "<span>Other</span>" in header and values == ["other", 7]
 
 
 def test_every_way_that_a_card_asks_for_is_there() -> None:

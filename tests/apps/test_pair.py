@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 
@@ -84,6 +85,39 @@ def test_a_stop_between_them_keeps_the_first() -> None:
         made.append(result.model)
         pair.stop()
     assert made == ["one"]
+
+
+def test_a_stop_while_the_second_is_made_ready_leaves_it_out() -> None:
+    pipeline = FakePipeline()
+
+    def again(request: GenerationRequest) -> Job:
+        pair.stop()
+        return Job(pipeline, SimpleNamespace(), request)  # type: ignore[arg-type]
+
+    pair = _pair(pipeline)
+    pair._again = again
+    assert [result.model for result in _results(pair)] == ["one"]
+    assert len(pipeline.asked) == 1
+
+
+def test_what_fails_in_the_second_leaves_the_first_alone_on_the_page(
+    family: Suite, canny: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apps._page import Page
+
+    def again(_: GenerationRequest) -> Job:
+        raise BadInput("No more.")
+
+    job = Job(FakePipeline(), SimpleNamespace(), REQUEST)  # type: ignore[arg-type]
+    page = Page(canny, family)
+    monkeypatch.setattr(page, "_save", lambda _: None)
+    monkeypatch.setattr(page, "_shown", lambda *_: "shown")
+    monkeypatch.setattr(family, "measured", lambda _: None)
+    told = []
+    with pytest.raises(gr.Error, match="No more"):
+        for stage, results, _ in page._generate(Pair(job, again, "two"), -1):
+            told.append((stage, results))
+    assert ("", "shown") in told and told[-1][0] == "", "no empty page above the results"
 
 
 @pytest.fixture(scope="module")
