@@ -85,14 +85,18 @@ def _as_map(lines: NDArray[np.bool_]) -> ControlMap:
 
 
 def draw_fake(image: RGBImage, _: Any) -> ControlMap:
-    """Draw the fake scribble of a picture from what Diorama's annotator sees.
+    """Draw the fake scribble of a picture from what Diorama's annotator sees."""
+    return scribble_along(hed.draw_diorama(image, hed.HEDParams()))
 
-    The rule was made for HED, whose edges are wide and bright. The annotator's are as thin as what
-    it learned from and as bright as it is sure, so they are widened, and brightened, to the like.
+
+def scribble_along(thin_edges: ControlMap) -> ControlMap:
+    """Return the fake scribble of soft edges such as Diorama's annotator learns and sees.
+
+    The rule was made for HED, whose edges are wide and bright. These are thin, and as bright as the
+    annotator is sure, so they are widened, and brightened, to the like.
     """
-    thin = hed.draw_diorama(image, hed.HEDParams())
-    width = 2 * round(BLUR * min(image.shape[:2])) + 1
-    wide = cv2.dilate(thin, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)))
+    width = 2 * round(BLUR * min(thin_edges.shape[:2])) + 1
+    wide = cv2.dilate(thin_edges, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)))
     return fake_scribble(np.minimum(wide, HALF_BRIGHT) * np.uint8(2))
 
 

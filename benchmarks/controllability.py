@@ -102,7 +102,7 @@ def true_edges(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
 
 def true_strokes(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The fake scribble of the true soft edges."""
-    return scribble.fake_scribble(true_edges(truth, image))
+    return scribble.scribble_along(true_edges(truth, image))
 
 
 def true_depth(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
