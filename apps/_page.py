@@ -189,13 +189,16 @@ class Page:
         self.examples = example_strip([TEST_IMAGES / e.image for e in here])
 
     def _map_controls(self) -> None:
-        names = [p.name for p in self.annotator.preprocessors]
-        options = [(name, name) for name in names]
+        ways = self.annotator.preprocessors
+        options = [
+            (f"{way.name} ({way.needs})" if way.needs else way.name, way.name) for way in ways
+        ]
         options.append((f"{ALREADY_A_MAP}: my image is already a control map", ALREADY_A_MAP))
         self.fields["preprocessor"] = gr.Radio(
             options,
             value=self.defaults["preprocessor"],
             label="Preprocessor",
+            info=" ".join(f"{way.name}: {way.help}" for way in ways if way.help) or None,
             visible=self.canvas is None,  # what is drawn here is no map yet
             elem_id="preprocessor",
         )

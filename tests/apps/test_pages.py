@@ -36,6 +36,9 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
 
     page = build_page(condition, suite)
     found = {getattr(block, "label", None): block for block in page.blocks.values()}
+    ways = {label: name for label, name in found["Preprocessor"].choices}
+    for way in condition.annotator.preprocessors:
+        assert any(way.name == name and way.needs in label for label, name in ways.items())
     wanted = {**controls(GenerationRequest), **controls(condition.annotator.params)}
     for name, control in wanted.items():
         if name in HIDDEN and control.label not in found:
