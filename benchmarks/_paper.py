@@ -230,7 +230,7 @@ def read_folder(folder: Path) -> list[Example]:
     there is none, every picture with the text file beside it (cat.jpg, cat.txt).
 
     Raises:
-        BadInput: There is nothing in it, or a line of prompt.json has another form.
+        BadInput: There is nothing in it, or a line of prompt.json or a caption has another form.
     """
     manifest = folder / "prompt.json"
     if manifest.is_file():
@@ -251,7 +251,10 @@ def read_folder(folder: Path) -> list[Example]:
 
 
 def _caption(text: Path) -> str:
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    try:
+        return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{text} is not UTF-8 text: please save it as that.") from error
 
 
 def squeezed(path: Path, interpolation: int = cv2.INTER_CUBIC) -> RGBImage:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -77,6 +78,8 @@ def transfer(control: Path, base: Path, sd15: Path, unet: Mapping[str, Any], out
             {"format": "pt", "transfer": f"{control.name} + {base.name} - {sd15.name}"},
         )
         unfinished.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{shown(out)} cannot be written: {error}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -115,6 +115,13 @@ def test_a_malformed_prompt_json_is_named(tmp_path, text):
         _paper.read_folder(tmp_path)
 
 
+def test_a_caption_in_another_encoding_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    (tmp_path / "cat.txt").write_bytes("Kätzchen".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"cat\.txt is not UTF-8"):
+        _paper.read_folder(tmp_path)
+
+
 def test_an_empty_folder_is_said(tmp_path):
     with pytest.raises(BadInput, match="There are no pictures in"):
         _paper.read_folder(tmp_path)

@@ -110,3 +110,21 @@ def test_what_cannot_be_moved_is_said_in_one_sentence(
         said = capsys.readouterr()
         assert words in said.err and said.err.count("\n") == 1
     assert not Path(out).exists()
+
+
+def test_a_full_disk_is_said_in_one_sentence(
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("models.transfer.save_file", full)
+    control = str(store.card("tiny").folder / "controlnet" / "canny")
+    out = tmp_path / "new.safetensors"
+    assert main(["transfer", control, "tiny", "tiny", str(out)], store) == FAILED
+    said = capsys.readouterr().err
+    assert "cannot be written" in said and "No space left" in said and said.count("\n") == 1
+    assert list(tmp_path.glob("new*")) == []
