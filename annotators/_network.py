@@ -4,10 +4,14 @@ It is trained by `training.train_annotator` on scenes whose truth is known, and 
 world: on photographs it is a beginner, and the pages say so.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -135,13 +139,44 @@ def see(image: RGBImage) -> dict[str, Maps]:
 
     Each is float32 (h, w, channels), about 1/STRIDE of the picture's size.
     """
+    together = _TOGETHER.get()
+    if id(image) not in together:
+        return _seen([image])[0]
+    waiting = [one for one in together.values() if isinstance(one, np.ndarray)]
+    if waiting:
+        with torch.autocast(load_network().device.type, torch.bfloat16):
+            together.update(zip(map(id, waiting), _seen(waiting), strict=True))
+    found: dict[str, Maps] = together[id(image)]
+    return found
+
+
+@contextmanager
+def seen_together(images: Sequence[RGBImage]) -> Iterator[None]:
+    """While it lasts, the first of these pictures that is looked at has all of them looked at.
+
+    One pass in bfloat16 over pictures of one size: several times faster, for training, where the
+    last bit of a map is no matter.
+    """
+    before = _TOGETHER.set({id(image): image for image in images})
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(before)
+
+
+_TOGETHER: ContextVar[dict[int, Any]] = ContextVar("_TOGETHER", default={})  # noqa: B039 - empty
+"""Pictures of `seen_together` by their id, and what was seen of them from the first look on."""
+
+
+def _seen(images: Sequence[RGBImage]) -> list[dict[str, Maps]]:
     network = load_network()
-    height, width = (max(GRID, round(side / GRID) * GRID) for side in image.shape[:2])
-    fitted = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    pixels = torch.from_numpy(fitted).to(network.device).permute(2, 0, 1)[None].float()
+    height, width = (max(GRID, round(side / GRID) * GRID) for side in images[0].shape[:2])
+    fitted = [cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA) for one in images]
+    pixels = torch.from_numpy(np.stack(fitted)).to(network.device).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         seen = network(pixels / 127.5 - 1)
-    return {name: part[0].permute(1, 2, 0).cpu().numpy() for name, part in vars(seen).items()}
+    parts = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in vars(seen).items()}
+    return [{name: part[k] for name, part in parts.items()} for k in range(len(images))]
 
 
 def at_size(values: Maps, image: RGBImage) -> Maps:

@@ -125,10 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
     network = network.to(options.device, memory_format=torch.channels_last).train()
     print(f"annotator {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M", flush=True)
     batch = options.batch or 16
+    peopled = np.flatnonzero(truth["keypoints"][..., 2].any((1, 2)))
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((options.seed, step))
         rows = rng.integers(0, len(data), batch)
+        if len(peopled):  # joints are the hardest to learn: half of the pictures have some
+            rows[: batch // 2] = rng.choice(peopled, batch // 2)
         targets = Targets(truth, rows, classes, options.device)
         pictures = pixels(data.batch(rows.tolist()), options.device)
         # Other cameras and lights than the world's own: what is seen must not depend on them.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
+from annotators._network import seen_together
 from core.condition import Annotator
 from core.params import Bounds, controls
 from training.dataset import Pictures, PictureSource
@@ -59,12 +60,14 @@ class DrawnExamples(Pictures):
         the others at settings of their own, so that sparse and dense maps are both known.
         """
         draw, params = self._annotator.preprocessors[0].draw, self._annotator.params
-        return np.stack(
-            [
-                draw(picture, varied(params, row) if row % 2 else params())
-                for row, picture in zip(rows, self.batch(rows), strict=True)
-            ]
-        )
+        pictures = list(self.batch(rows))
+        with seen_together(pictures):
+            return np.stack(
+                [
+                    draw(picture, varied(params, row) if row % 2 else params())
+                    for row, picture in zip(rows, pictures, strict=True)
+                ]
+            )
 
 
 def varied(params: type, seed: int) -> Any:
