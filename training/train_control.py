@@ -33,6 +33,9 @@ from training.train_base import GROUNDING, cached_latents, contact_sheet, sample
 from training.weights import save_module
 
 HINT_CHANNELS = (16, 16, 32, 64)  # of the encoder that brings the map to the latents' size
+MAPS_TRIED = 96  # to see whether many of a condition's maps are empty
+OFTEN_EMPTY = 0.1  # from this share on, the rows with a map are sought and chosen
+ANY_MAP = 0.125  # of the examples are chosen from all rows all the same: empty maps must be known
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 
 
@@ -118,6 +121,24 @@ class FolderExamples:
         )
 
 
+def mapped_rows(data: Examples, batch: int) -> Tensor:
+    """Return the rows whose maps show something, as int64 indices; all where few are empty.
+
+    From an empty map nothing is learned, and people stand in a fifth of the scenes.
+    """
+
+    def shows(rows: Sequence[int]) -> list[bool]:
+        parts = [rows[k : k + batch] for k in range(0, len(rows), batch)]
+        return [bool(one.min() != one.max()) for part in parts for one in data.maps(part)]
+
+    tried = np.random.default_rng(0).permutation(len(data))[:MAPS_TRIED].tolist()
+    if np.mean(shows(tried)) > 1 - OFTEN_EMPTY:
+        return torch.arange(len(data))
+    mapped = torch.tensor(shows(range(len(data)))).nonzero()[:, 0]
+    print(f"{len(mapped)} of {len(data)} maps show something", flush=True)
+    return mapped if len(mapped) else torch.arange(len(data))
+
+
 def hint(maps: np.ndarray, device: str) -> Tensor:
     """(B, H, W, 3) uint8 maps → (B, 3, H, W) in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps)).to(device).permute(0, 3, 1, 2)
@@ -181,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     text_encoder.requires_grad_(False)
     scheduler = make_scheduler()
     batch = options.batch or 48
+    mapped = mapped_rows(data, batch)
     # Where the words of a caption belong is known of scenes, and not of a user's own pictures.
     grounding = Grounding(data, tokenizer, ids) if isinstance(data, Pictures) else None
     # Before its decoder the frozen network has not heard of the map and cannot be taught.
@@ -189,6 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
+        chosen = mapped[torch.randint(len(mapped), (batch,), generator=rng)]
+        rows = torch.where(torch.rand(batch, generator=rng) < ANY_MAP, rows, chosen)
         emptied = torch.rand(batch, 1, generator=rng) < EMPTY_PROMPTS
         words = torch.where(emptied, empty, ids[rows]).to(device)
         target = NoisyTarget(scheduler, latents[rows].to(device).float(), rng)

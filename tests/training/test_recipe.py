@@ -84,6 +84,23 @@ def test_half_the_maps_are_drawn_at_settings_of_their_own(trained):
     assert min(found) < 40 and max(found) > 180 and len(set(found)) > 30
 
 
+@pytest.mark.parametrize(("every", "expected"), [(1, 300), (5, 60), (1000, 1), (0, 300)])
+def test_rows_with_a_map_are_chosen_where_many_have_none(every, expected):
+    class Examples:
+        def __len__(self):
+            return 300
+
+        def maps(self, rows):
+            maps = np.zeros((len(rows), 4, 4, 3), np.uint8)
+            for k, row in enumerate(rows):
+                maps[k, 0] = 255 * (every > 0 and row % every == 0)
+            return maps
+
+    rows = train_control.mapped_rows(Examples(), 16)
+    assert len(rows) == expected
+    assert not every or all(row % every == 0 for row in rows.tolist())
+
+
 def test_weights_are_small_and_know_their_recipe(trained):
     files = sorted((trained / "models").rglob("*.safetensors"))
     assert {path.parent.name for path in files} == {
