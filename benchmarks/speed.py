@@ -1,11 +1,19 @@
 """How fast the pipeline and the server are, against diffusers' own pipeline on the same weights.
 
     python -m benchmarks.speed --model diorama [--json]
+    python -m benchmarks.speed --model sd15-random --steps 4 --rounds 3 [--compile] [--growth]
 
-Both sides run in one process, in turns (A B A B), on the same weights, seed, prompt, map and number
-of threads, so that a busy machine slows both alike: the ratios travel, the seconds do not. `rho` is
-the distance of the final latents from a float32 run of diffusers, divided by the distance of
-diffusers' own run in the same format (1 or less: no worse).
+All take part in one process, in turns (A B A B), on the same weights and number of threads, so that
+a busy machine slows all alike: the ratios travel, the seconds do not. Each round has a scene and a
+seed of its own, so prompt and map are new to all. `rho` is the distance of the final latents from a
+float32 run of diffusers, divided by the distance of diffusers' own run in the same format (1 or
+less: no worse). The share of the peak is what the machine's best matrix product would need for the
+operations that diffusers executes, as a part of the seconds: more than 1 is possible for whoever
+executes fewer. Memory is a peer's weights and what a run adds at its peak, without Python and the
+libraries, which all have in common.
+
+sd15-random is Stable Diffusion 1.5 at full size with random weights. It keeps each peer's weights
+in memory: 2.9 GB twice in bfloat16, and 5.7 GB for float32, which `--peers diffusers` leaves out.
 """
 
 import argparse
@@ -16,24 +24,32 @@ import platform
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from annotators import find_annotator
+from benchmarks._peers import (
+    Diffusers,
+    Made,
+    Ours,
+    PeakMemory,
+    Peer,
+    weights_mb,
+    why_not_compiled,
+    why_not_openvino,
+)
+from benchmarks._sd15 import random_networks
 from core.condition import ALREADY_A_MAP, Condition
-from core.errors import SuiteError
-from core.pipeline import Pipeline
-from core.request import GenerationRequest
-from core.sampling import seeded_noise
+from core.errors import BadInput, SuiteError
+from core.request import ControlRequest, GenerationRequest
+from models.devices import choose_device
 from models.store import Store
 from training.dataset import HELD_OUT
 from training.renderer import render
@@ -41,45 +57,54 @@ from training.world import make_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 GEMM_SIDE = 2048
+RANDOM = "sd15-random"
+ROUNDS = 5
+SLOW_ROUNDS, SLOW_SEEDS = 3, 1
+"""Where a picture takes minutes."""
+WARM_UP_STEPS = 2
+PEERS = ("diffusers", "diffusers_float32")
+CONTROLS = ("canny", "depth", "hed")
+"""Of the growth with several controls."""
+GROWTH_IMAGES, GROWTH_SIZES, GROWTH_STEPS = (1, 2, 4, 8), (256, 384, 512, 640, 768), (1, 2, 4)
+"""Images at once, sides in pixels, and factors of the steps."""
 
 
-class _Watched:
-    """Networks that remember the last latents they were asked to decode."""
+@dataclass(frozen=True)
+class Workload:
+    """What everybody is asked to do."""
 
-    def __init__(self, networks: Any) -> None:
-        self._networks = networks
-        self.latents: Tensor | None = None
+    load: Callable[..., Any]
+    """(*control names) -> networks of their own, with weights that are the same each time."""
+    model: str
+    control: str
+    size: int
+    steps: int
+    images: int
+    guidance_scale: float
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._networks, name)
+    def request(self, round_: int) -> GenerationRequest:
+        """Return the request of one round: its own scene, and its number as the seed."""
+        scene = make_scene(HELD_OUT + round_)
+        annotator = find_annotator(self.control)
+        picture = render([scene], self.size).image[0].numpy()
+        return GenerationRequest(
+            image=annotator.preprocessors[0].draw(picture, annotator.params()),
+            prompt=scene.caption,
+            added_prompt="",
+            negative_prompt="",
+            preprocessor=ALREADY_A_MAP,
+            image_resolution=self.size,
+            steps=self.steps,
+            num_samples=self.images,
+            guidance_scale=self.guidance_scale,
+            seed=round_,
+            model=self.model,
+        )
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decodes latents (B, C, h, w), and keeps a float32 copy of them."""
-        self.latents = latents.detach().float().cpu()
-        pictures: Tensor = self._networks.decode(latents)
-        return pictures
 
-
-class _PeakMemory:
-    """The largest resident set of this process in MB while the block runs, seen every 20 ms."""
-
-    def __enter__(self) -> "_PeakMemory":
-        self.megabytes = 0.0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
-        while not self._done.is_set():
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20
-            self.megabytes = max(self.megabytes, resident)
-            self._done.wait(0.02)
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+def condition(control: str) -> Condition:
+    """A condition of this control, as an app would have it."""
+    return Condition(control, control, "", find_annotator(control), control)
 
 
 def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
@@ -93,141 +118,149 @@ def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * GEMM_SIDE**3 / best / 1e9
 
 
-def diffusers_pipeline(networks: Any, control: str) -> Any:
-    """StableDiffusionControlNetPipeline on the very modules of `networks`."""
-    from diffusers import StableDiffusionControlNetPipeline  # noqa: PLC0415 - seconds to import
+def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> dict[str, Any]:
+    """Run ours and the named peers in turns.
 
-    pipeline = StableDiffusionControlNetPipeline(
-        vae=networks.vae,
-        text_encoder=networks.text_encoder,
-        tokenizer=networks.tokenizer,
-        unet=networks.unet,
-        controlnet=networks.controlnets[control],
-        scheduler=networks.make_scheduler("ddim"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-class _Ours:
-    """The pipeline of this project, run once a call."""
-
-    def __init__(self, networks: Any, condition: Condition, request: GenerationRequest) -> None:
-        self._watched = _Watched(networks)
-        self._pipeline = Pipeline(lambda _model, _control: self._watched)
-        self._condition, self._request = condition, request
-        self.latents = torch.zeros(0)
-        """The final latents of the last run, float32."""
-
-    def __call__(self) -> None:
-        self._pipeline.generate(self._condition, self._request)
-        if self._watched.latents is not None:
-            self.latents = self._watched.latents
-
-
-class _Theirs:
-    """diffusers' own pipeline on the same weights and request, run once a call."""
-
-    def __init__(self, networks: Any, control: str, request: GenerationRequest) -> None:
-        self._peer = diffusers_pipeline(networks, control)
-        self._request = request
-        # The noise is handed in: drawn by diffusers in half precision, it would be another noise.
-        height, width = (side // networks.downscale for side in request.image.shape[:2])
-        noise, _ = seeded_noise([request.seed], (networks.latent_channels, height, width))
-        self._noise = noise.to(networks.device, networks.dtype)
-        self.latents = torch.zeros(0)
-        """The final latents of the last run, float32."""
-
-    def __call__(self) -> None:
-        request = self._request
-        self._peer(
-            request.prompt,
-            image=Image.fromarray(request.image),
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            negative_prompt="",
-            latents=self._noise,
-            callback_on_step_end=self._remember,
-            callback_on_step_end_tensor_inputs=["latents"],
-        )
-
-    def _remember(
-        self, _pipe: Any, step: int, _t: Any, values: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        if step == self._request.steps - 1:
-            self.latents = values["latents"].detach().float().cpu()
-        return values
-
-
-def compare(
-    store: Store, model: str, control: str, size: int, steps: int, repeats: int
-) -> dict[str, Any]:
-    """Times ours, diffusers in the same format and diffusers in float32, in turns.
-
-    `size` is the picture's side in pixels. Returns a row of figures for each, and the ratios of
-    theirs to ours.
+    Float32 takes part in the first `seeds` rounds only, over which rho is taken. Returns a row of
+    figures for each, the ratios of theirs to ours, the peak and diffusers' operations.
     """
-    scene = make_scene(HELD_OUT)
-    annotator = find_annotator(control)
-    picture = render([scene], size).image[0].numpy()
-    request = GenerationRequest(
-        image=annotator.preprocessors[0].draw(picture, annotator.params()),
-        prompt=scene.caption,
-        added_prompt="",
-        negative_prompt="",
-        preprocessor=ALREADY_A_MAP,
-        image_resolution=size,
-        steps=steps,
-        guidance_scale=float(store.card(model).defaults.get("guidance_scale", 9.0)),
-        seed=1,
-        model=model,
-    )
-    networks = store.load(model, control)
-    runs: dict[str, _Ours | _Theirs] = {
-        "ours": _Ours(networks, Condition(control, control, "", annotator, control), request),
-        "diffusers": _Theirs(networks, control, request),
-        "diffusers_float32": _Theirs(networks.in_float32(), control, request),
+    peers, weights = _peers(work, names)
+    made: dict[str, list[Made]] = {name: [] for name in peers}
+    memory: dict[str, float] = {}
+    for name, peer in peers.items():
+        warming = replace(work.request(0), steps=min(WARM_UP_STEPS, work.steps))
+        first = _run(peer, warming)
+        memory[name] = first.peak_memory_mb
+        _say(f"{name}: warmed up in {first.seconds:.1f} s")
+    for round_ in range(1, max(rounds, seeds) + 1):
+        request = work.request(round_)
+        for name, peer in peers.items():
+            if name == "diffusers_float32" and round_ > seeds:
+                continue
+            found = _run(peer, request)
+            made[name].append(found)
+            memory[name] = max(memory[name], found.peak_memory_mb)
+            _say(f"round {round_}, {name}: {found.seconds / work.images:.2f} s an image")
+    device, dtype = peers["ours"].networks.device, peers["ours"].networks.dtype
+    peak = {
+        "fp32": round(gemm_peak(torch.float32, device)),
+        "bf16": round(gemm_peak(torch.bfloat16, device)),
     }
-    seconds, memory = _in_turns(runs, repeats)
-
-    reference = runs["diffusers_float32"].latents
-    own = (runs["diffusers"].latents - reference).norm()
-    table: dict[str, dict[str, Any]] = {}
-    for name, times in seconds.items():
-        distance = (runs[name].latents - reference).norm()
-        table[name] = {
-            "seconds_per_image": {
-                "median": float(np.median(times)),
-                "p95": float(np.percentile(times, 95)),
-            },
-            "seconds_per_step": float(np.median(times)) / steps,
-            "peak_memory_mb": round(memory[name]),
-            "rho": float(distance / own) if own > 0 else None,
-        }
+    flops: dict[str, float] = {}
+    eager = peers.get("diffusers")
+    if isinstance(eager, Diffusers):
+        step, rest = eager.flops(work.request(0))
+        flops = {"step": step, "rest": rest, "image": work.steps * step + rest}
+    table = {}
+    for name, runs in made.items():
+        row = _figures(runs, work)
+        row["peak_memory_mb"] = round(weights[name] + memory[name])
+        row |= _rho(runs, made.get("diffusers", []), made.get("diffusers_float32", []))
+        if flops:
+            narrow = dtype != torch.float32 and name != "diffusers_float32"
+            best = peak["bf16" if narrow else "fp32"] * 1e9
+            row["share_of_peak"] = flops["image"] / best / row["seconds_per_image"]["median"]
+        table[name] = row
     base = table["ours"]["seconds_per_image"]["median"]
     ratios = {n: t["seconds_per_image"]["median"] / base for n, t in table.items() if n != "ours"}
-    return {"runs": table, "ratios": ratios}
+    return {"gemm_peak_gflops": peak, "flops": flops, "runs": table, "ratios": ratios}
 
 
-def _in_turns(
-    runs: Mapping[str, Callable[[], None]], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Runs all in turns: the seconds of each turn, and the peak memory in MB."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    memory = dict.fromkeys(runs, 0.0)
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            with _PeakMemory() as peak:
-                began = time.perf_counter()
-                run()
-                passed = time.perf_counter() - began
-            if turn:  # the first turn warms up
-                seconds[name].append(passed)
-                memory[name] = max(memory[name], peak.megabytes)
-    return seconds, memory
+def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[str, float]]:
+    """Return those who take part, and the memory of each one's weights in MB.
+
+    Each has weights of its own, but the compiled ones share those of diffusers.
+    """
+    peers: dict[str, Peer] = {"ours": Ours(work.load(work.control), condition(work.control))}
+    theirs: Any = work.load(work.control) if names else None
+    for name in names:
+        if name == "diffusers":
+            peers[name] = Diffusers(theirs, work.control)
+        elif name == "diffusers_float32":
+            # On weights that are float32 already this is the same run again, and rho is open.
+            peers[name] = Diffusers(theirs.in_float32(), work.control)
+        else:
+            peers[name] = Diffusers(replace(theirs), work.control, name)
+    return peers, {name: weights_mb(peer.networks) for name, peer in peers.items()}
+
+
+def _run(peer: Peer, request: GenerationRequest) -> Made:
+    made = Made()
+    with PeakMemory(peer.networks.device) as peak:
+        began = time.perf_counter()
+        peer(request, made)
+        made.seconds = time.perf_counter() - began
+    made.peak_memory_mb = peak.megabytes
+    return made
+
+
+def _figures(runs: Sequence[Made], work: Workload) -> dict[str, Any]:
+    seconds = [run.seconds / work.images for run in runs]
+    # Of a single step nobody sees the beginning.
+    steps = [one for run in runs for one in run.step_seconds] or [s / work.steps for s in seconds]
+    return {
+        "seconds_per_image": _spread(seconds),
+        "seconds_per_step": float(np.median(steps)),
+        "seconds_per_step_p95": float(np.percentile(steps, 95)),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
+
+
+def _rho(
+    runs: Sequence[Made], same_format: Sequence[Made], references: Sequence[Made]
+) -> dict[str, float | None]:
+    """Return the median and 95th percentile over the rounds that have all three."""
+    found = []
+    for run, other, exact in zip(runs, same_format, references, strict=False):
+        latents, theirs, reference = (torch.cat(made.latents) for made in (run, other, exact))
+        own = (theirs - reference).norm()
+        if own > 0:
+            found.append(float((latents - reference).norm() / own))
+    if not found:
+        return {"rho": None, "rho_p95": None}
+    return {"rho": float(np.median(found)), "rho_p95": float(np.percentile(found, 95))}
+
+
+def growth(work: Workload) -> list[dict[str, Any]]:
+    """Time and memory of ours as images, size, steps and controls grow, one run each.
+
+    Every row says what was asked, the seconds of the whole request, those of a step for one image,
+    and the peak in MB, the weights of the ControlNets in use included.
+    """
+    controls = [work.control, *(name for name in CONTROLS if name != work.control)]
+    networks = work.load(*controls)
+    asked = [(replace(work, images=images), 1) for images in GROWTH_IMAGES]
+    asked += [(replace(work, size=size), 1) for size in GROWTH_SIZES]
+    asked += [(replace(work, steps=work.steps * factor), 1) for factor in GROWTH_STEPS]
+    asked += [(work, count + 1) for count in range(len(controls))]
+    rows = []
+    for each, count in asked:
+        some = {name: networks.controlnets[name] for name in controls[:count]}
+        ours = Ours(replace(networks, controlnets=some), condition(work.control))
+        request = each.request(1)
+        control = ControlRequest(request.image, ALREADY_A_MAP)
+        more = tuple((condition(name), control) for name in controls[1:count])
+        request = replace(request, further=more)
+        first = _run(ours, replace(request, steps=1, num_samples=1))
+        made = _run(ours, request)
+        rows.append(
+            {
+                "images": each.images,
+                "size": each.size,
+                "steps": each.steps,
+                "controls": count,
+                "seconds": made.seconds,
+                "seconds_per_step": _figures([made], each)["seconds_per_step"],
+                "peak_memory_mb": round(
+                    weights_mb(ours.networks) + max(first.peak_memory_mb, made.peak_memory_mb)
+                ),
+            }
+        )
+        _say(_row(rows[-1]))
+    return rows
 
 
 def server_times(model: str) -> dict[str, float]:
@@ -281,71 +314,160 @@ def server_times(model: str) -> dict[str, float]:
         server.wait()
 
 
-def _machine(store: Store) -> dict[str, Any]:
+def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What the figures were measured on."""
     packages = ("torch", "diffusers", "transformers")
     return {
-        "processor": platform.processor() or platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": str(store.device),
-        "dtype": str(store.dtype),
+        "device": str(device),
+        "dtype": str(dtype),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
 
 
-def _print(result: dict[str, Any]) -> None:
-    for name, row in result["runs"].items():
+def _processor() -> str:
+    """Return the processor's name; Linux has it only here."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['images']:2} images, {row['size']} px, {row['steps']:2} steps, "
+        f"{row['controls']} controls: {row['seconds']:8.2f} s, "
+        f"{row['seconds_per_step']:.3f} s a step and image, {row['peak_memory_mb']} MB"
+    )
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    for name, row in result.get("runs", {}).items():
         times = row["seconds_per_image"]
-        rho = "-" if row["rho"] is None else f"{row['rho']:.2f}"
+        rho = "-" if row["rho"] is None else f"{row['rho']:.2f} (p95 {row['rho_p95']:.2f})"
+        share = f", {row['share_of_peak']:.0%} of the peak" if "share_of_peak" in row else ""
         print(
             f"{name:18} {times['median']:.2f} s an image (p95 {times['p95']:.2f}), "
-            f"{row['seconds_per_step']:.3f} s a step, {row['peak_memory_mb']} MB, rho {rho}"
+            f"{row['seconds_per_step']:.3f} s a step (p95 {row['seconds_per_step_p95']:.3f}), "
+            f"{row['peak_memory_mb']} MB, rho {rho}{share}"
         )
-    print("  ".join(f"{name} / ours = {ratio:.2f}" for name, ratio in result["ratios"].items()))
-    if result["server"]:
+    if result.get("ratios"):
+        print("  ".join(f"{name} / ours = {ratio:.2f}" for name, ratio in result["ratios"].items()))
+    if result.get("gemm_peak_gflops"):
+        peak, flops = result["gemm_peak_gflops"], result["flops"]
+        counted = f"; diffusers executes {flops['step'] / 1e9:.0f} GFLOP a step" if flops else ""
+        print(f"matrix products: {peak['bf16']} GFLOP/s bf16, {peak['fp32']} fp32{counted}")
+    for row in result.get("growth", []):
+        print(_row(row))
+    if result.get("server"):
         print("  ".join(f"{name} {value:.1f}" for name, value in result["server"].items()))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line; `arguments` stand in for the process's own."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="diorama")
+def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="diorama", help=f"a model's name, or {RANDOM}")
     parser.add_argument("--control", default="canny")
-    parser.add_argument("--size", type=int, default=None, help="default: the model's own")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--size", type=int, default=None, help="pixels; default: the model's own")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=None, help="timed runs of each")
+    parser.add_argument("--seeds", type=int, default=None, help="rounds that rho is taken over")
+    parser.add_argument("--peers", default=",".join(PEERS), help="of these; empty for ours alone")
+    parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
+    parser.add_argument("--openvino", action="store_true", help="OpenVINO takes part")
+    parser.add_argument("--growth", action="store_true", help="how time and memory grow, instead")
     parser.add_argument("--no-server", action="store_true", help="leave the server's times out")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
     )
-    options = parser.parse_args(arguments)
+    return parser, parser.parse_args(arguments)
+
+
+def _taking_part(options: argparse.Namespace) -> list[str]:
+    names = [name for name in options.peers.split(",") if name]
+    strange = [name for name in names if name not in PEERS]
+    if strange:
+        raise BadInput(f"There is no peer '{strange[0]}': choose of {', '.join(PEERS)}.")
+    for asked, name, why_not in (
+        (options.compile, "inductor", why_not_compiled),
+        (options.openvino, "openvino", why_not_openvino),
+    ):
+        missing = why_not() if asked else ""
+        if missing:
+            _say(f"{name} does not take part: {missing}.")
+        elif asked:
+            names.append(name)
+    return names
+
+
+def _workload(options: argparse.Namespace) -> Workload:
+    """Return what is asked for.
+
+    Raises:
+        SuiteError: there is no such model or device.
+    """
+    device, dtype, _ = choose_device(options.device, options.dtype)
+    defaults: Mapping[str, Any] = {"image_resolution": 512, "guidance_scale": 9.0}  # v1.0's
+
+    def load(*controls: str) -> Any:
+        if options.model == RANDOM:
+            return random_networks(controls, device, dtype)
+        # A store of its own, or the networks would be those that somebody has already.
+        return Store(options.device, options.dtype).load(options.model, *controls)
+
+    if options.model != RANDOM:
+        defaults = {**defaults, **Store(options.device).card(options.model).defaults}
+    return Workload(
+        load=load,
+        model=options.model,
+        control=options.control,
+        size=options.size or int(defaults["image_resolution"]),
+        steps=options.steps,
+        images=options.images,
+        guidance_scale=float(defaults["guidance_scale"]),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` stand in for the process's own."""
+    parser, options = _options(arguments)
+    slow = options.model == RANDOM
+    rounds = options.rounds or (SLOW_ROUNDS if slow else ROUNDS)
+    seeds = options.seeds or (SLOW_SEEDS if slow else rounds)
     try:
-        server = None if options.no_server else server_times(options.model)
-        store = Store(options.device, options.dtype)
-        size = options.size or int(store.card(options.model).defaults.get("image_resolution", 512))
-        found = compare(store, options.model, options.control, size, options.steps, options.repeats)
+        work = _workload(options)
+        device, dtype, _ = choose_device(options.device, options.dtype)
+        result: dict[str, Any] = {
+            "machine": _machine(device, dtype),
+            "workload": {
+                "model": work.model,
+                "control": work.control,
+                "size": work.size,
+                "steps": work.steps,
+                "images": work.images,
+                "rounds": rounds,
+                "seeds": seeds,
+            },
+        }
+        if options.growth:
+            result["growth"] = growth(work)
+        else:
+            server = None if options.no_server or slow else server_times(options.model)
+            result |= compare(work, _taking_part(options), rounds, seeds)
+            result["server"] = server
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
-    result = {
-        "machine": _machine(store),
-        "gemm_peak_gflops": {
-            "fp32": round(gemm_peak(torch.float32, store.device)),
-            "bf16": round(gemm_peak(torch.bfloat16, store.device)),
-        },
-        "workload": {
-            "model": options.model,
-            "control": options.control,
-            "size": size,
-            "steps": options.steps,
-            "images": 1,
-            "repeats": options.repeats,
-        },
-        **found,
-        "server": server,
-    }
     _print(result)
     if options.json:
         print(json.dumps(result))
