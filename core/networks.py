@@ -25,6 +25,11 @@ class ControlInput:
     """The part of the steps it acts in; the guidance leaves it out of the others."""
 
 
+Residuals = tuple[Tensor, ...]
+"""What ControlNets add to the UNet, shallowest first, the middle block last; empty for nothing.
+Each has a row for every image, or where it depends on the text a row for every text and image."""
+
+
 class Networks(Protocol):
     """A loaded model with its ControlNets, on one device."""
 
@@ -70,12 +75,26 @@ class Networks(Protocol):
         timestep: Tensor,
         texts: Tensor,
         controls: Sequence[ControlInput],
+        residuals: Residuals = (),
     ) -> Tensor:
         """Return the UNet's raw output in float32, noise or velocity as the scheduler has it.
 
         For latents (B, C, h, w) and texts (T, 77, C) it has the shape (T * B, C, h, w): what each
-        text says of every latent, all of the first text first. Work on a text or a hint may be kept
-        for as long as the same tensor comes again, so neither is ever written on.
+        text says of every latent, all of the first text first. Residuals found before for as many
+        texts are added to those of the controls. Work on a text or a hint may be kept for as long
+        as the same tensor comes again, so neither is ever written on.
+        """
+
+    def residuals(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+    ) -> Residuals:
+        """Return what the controls add in a prediction, scaled and summed, so that it can be kept.
+
+        Handed to predict in the controls' place it gives, up to rounding, the same prediction.
         """
 
     def decode(self, latents: Tensor) -> Tensor:

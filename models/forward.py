@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.errors import WeightsMismatch
-from core.networks import ControlInput
+from core.networks import ControlInput, Residuals
 
 KEPT_TIMES = 200
 """Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""
@@ -74,28 +74,60 @@ class Forward:
         self._hints_by_content: OrderedDict[tuple[str, torch.Size, str], Tensor] = OrderedDict()
 
     def __call__(
-        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
+        self,
+        latents: Tensor,
+        timestep: float,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+        residuals: Residuals = (),
     ) -> Tensor:
         """Return the UNet's output (T * B, C, h, w), all images of the first text first.
 
-        latents (B, C, h, w); texts (T, 77, C), each asked for every image.
+        latents (B, C, h, w); texts (T, 77, C), each asked for every image. To what the controls
+        find, residuals found before are added.
         """
         images = latents.shape[0]
         latents = latents.contiguous(memory_format=torch.channels_last)
         known = self._known(self._unet, timestep, texts, images)
         skips, x = _encode(self._unet, _conv(self._unet.conv_in, latents), known)
-        for control in controls:
-            if not any(control.scales):
-                continue
-            network = self._controlnets[control.name]
-            start = _conv(network.conv_in, latents) + self._hint(control, latents)
-            found, middle = _encode(network, start, self._known(network, timestep, texts, images))
-            zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
-            for target, source, zero, scale in zip(
-                (*skips, x), (*found, middle), zeros, control.scales, strict=True
+        for control in _acting(controls):
+            for target, (residual, scale) in zip(
+                (*skips, x), self._found(control, latents, timestep, texts), strict=True
             ):
-                target.add_(_conv(zero, source), alpha=scale)
+                target.add_(residual, alpha=scale)
+        if residuals:
+            for target, residual in zip((*skips, x), residuals, strict=True):
+                target.add_(residual)
         return _decode(self._unet, skips, x, known)
+
+    def residuals(
+        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
+    ) -> Residuals:
+        """Return what the controls add, scaled and summed; nothing where none has weight.
+
+        Each has (B, C, h, w) where the texts have no part in it yet, else (T * B, C, h, w).
+        """
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        total: list[Tensor] = []
+        for control in _acting(controls):
+            found = [
+                residual.mul_(scale)
+                for residual, scale in self._found(control, latents, timestep, texts)
+            ]
+            total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
+        return tuple(total)
+
+    def _found(
+        self, control: ControlInput, latents: Tensor, timestep: float, texts: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
+        """Yield each residual of a ControlNet with its scale."""
+        network = self._controlnets[control.name]
+        known = self._known(network, timestep, texts, latents.shape[0])
+        start = _conv(network.conv_in, latents) + self._hint(control, latents)
+        found, middle = _encode(network, start, known)
+        zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
+        for source, zero, scale in zip((*found, middle), zeros, control.scales, strict=True):
+            yield _conv(zero, source), scale
 
     # What is kept
 
@@ -133,6 +165,10 @@ class Forward:
                 by_name[control.name] = encoded
             found: Tensor = by_name[control.name]
             return found
+
+
+def _acting(controls: Sequence[ControlInput]) -> list[ControlInput]:
+    return [control for control in controls if any(control.scales)]
 
 
 # What a request or a timestep fixes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import BadInput
-from core.networks import ControlInput
+from core.networks import ControlInput, Residuals
 from models.forward import Forward
 from models.lora import without_tags
 
@@ -124,14 +124,27 @@ class DiffusersNetworks:
         timestep: Tensor,
         texts: Tensor,
         controls: Sequence[ControlInput] = (),
+        residuals: Residuals = (),
     ) -> Tensor:
         """Return the UNet's raw output (T * B, C, h, w) in float32: each text on every latent.
 
-        Each ControlNet's residuals are multiplied by its scales and summed over the ControlNets; a
-        control whose scales are all zero is not run.
+        Each ControlNet's residuals are multiplied by its scales and summed over the ControlNets,
+        and residuals found before are added; a control whose scales are all zero is not run.
         """
         latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
-        return self._forward(latents, float(timestep), texts, controls).float()
+        return self._forward(latents, float(timestep), texts, controls, residuals).float()
+
+    @torch.no_grad()
+    def residuals(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+    ) -> Residuals:
+        """Return what the controls add to the UNet, in the networks' format; see predict."""
+        latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
+        return self._forward.residuals(latents, float(timestep), texts, controls)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

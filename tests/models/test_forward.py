@@ -177,6 +177,24 @@ def test_a_control_of_no_weight_is_not_run() -> None:
     assert torch.equal(example.ours([missing]), example.ours([]))
 
 
+@pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
+def test_residuals_that_are_kept_act_as_if_found_again(images: int, texts: int) -> None:
+    example = Example(DIORAMA, images, texts)
+    controls = [example.control(), example.control(0.4, "depth"), example.control(0.0)]
+    controls[-1] = replace(controls[-1], scales=(0.0,) * 7)
+    with torch.no_grad():
+        kept = example.forward.residuals(example.latents, 401, example.texts, controls)
+        found = example.forward(example.latents, 401, example.texts, [], kept)
+        later = example.forward(example.latents, 7, example.texts, [], kept)
+        # The second text's share of them serves it alone.
+        half = tuple(residual[-images:] for residual in kept)
+        alone = example.forward(example.latents, 401, example.texts[-1:], [], half)
+        assert example.forward.residuals(example.latents, 401, example.texts, controls[2:]) == ()
+    torch.testing.assert_close(found, example.theirs(controls), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, found[-images:], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(later, example.theirs(controls, 7), atol=1e-4)
+
+
 def test_the_prompts_share_what_comes_before_the_text() -> None:
     example = Example(SD15)
     rows: list[int] = []
