@@ -211,5 +211,5 @@ class _MultiPage(Page):
             "seed and the controls' scores for each image.",
             {name: (widgets[name], told[name]) for name in ["image", *others, *of_slots]},
             gr.File(label="Control maps", file_count="multiple", visible=False),
-            answer(self.suite, self._new_job, self._save, lambda maps: maps),
+            answer(self.suite, self._new_job, self.runs.save, lambda maps: maps),
         )

@@ -103,19 +103,19 @@ def test_a_stop_while_the_second_is_made_ready_leaves_it_out() -> None:
 def test_what_fails_in_the_second_leaves_the_first_alone_on_the_page(
     family: Suite, canny: Condition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apps._page import Page
+    from apps._runs import Runs
 
     def again(_: GenerationRequest) -> Job:
         raise BadInput("No more.")
 
     job = Job(FakePipeline(), SimpleNamespace(), REQUEST)  # type: ignore[arg-type]
-    page = Page(canny, family)
-    monkeypatch.setattr(page, "_save", lambda _: None)
-    monkeypatch.setattr(page, "_shown", lambda *_: "shown")
+    runs = Runs(canny, family, (), SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "save", lambda _: None)
+    monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
     monkeypatch.setattr(family, "measured", lambda _: None)
     told = []
     with pytest.raises(gr.Error, match="No more"):
-        for stage, results, _ in page._generate(Pair(job, again, "two"), -1):
+        for stage, results, _ in runs.generate(Pair(job, again, "two"), -1):
             told.append((stage, results))
     assert ("", "shown") in told and told[-1][0] == "", "no empty page above the results"
 
