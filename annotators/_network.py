@@ -37,6 +37,7 @@ STRIDE = 2
 """Sides of the picture over sides of what is seen."""
 GRID = 32
 """The picture's sides must be multiples of this: the network halves it five times."""
+HEAD_WIDTH = 64
 OFFSET_SCALE = 32.0
 """Offsets to a person's neck are given in this many cells, so that they are around one."""
 
@@ -97,7 +98,12 @@ class SceneAnnotator(ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.out = nn.ModuleList(_Block(a) for a, _ in pairs)
-        self.head = nn.Conv2d(widths[0], 1 + 1 + 3 + len(classes) + JOINTS + 2, 1)
+        # Wider than what it reads: so many answers are not linear in so few channels.
+        self.head = nn.Sequential(
+            nn.Conv2d(widths[0], HEAD_WIDTH, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(HEAD_WIDTH, 1 + 1 + 3 + len(classes) + JOINTS + 2, 1),
+        )
 
     def forward(self, pixels: Tensor) -> Seen:
         """See pictures (B, 3, H, W) in [-1, 1], sides multiples of GRID."""

@@ -39,9 +39,9 @@ OPENPOSE = (
 )
 NEEDS = f"{from_hub(sum(size for _, size in OPENPOSE))}, for non-commercial use"
 
-CONFIDENT = 0.3
+CONFIDENT = 0.35
 """Chance above which a joint is taken for one."""
-SAME_PERSON_CELLS = 10.0
+SAME_PERSON_CELLS = 14.0
 """Joints whose ways end nearer to each other than this have one neck."""
 FEWEST_JOINTS = 4
 """Fewer do not make a person."""
