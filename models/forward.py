@@ -10,6 +10,7 @@ diffusers' own up to rounding (tests/models/test_forward.py). What differs, and 
 - A ControlNet without weight is not run; the others' residuals are added straight to the skips.
 - Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
   products of matrices on the same memory, and no layout is ever changed and changed back.
+- On a CPU with instructions for bfloat16 attention has a kernel of its own (attention.py).
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 """
 
@@ -27,6 +28,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput, Residuals
+from models.attention import attention
 
 KEPT_TIMES = 200
 """Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""
@@ -41,7 +43,7 @@ PARTS = (
 """Of a UNet and of a ControlNet; others that diffusers knows would be passed by in silence."""
 
 KeysValues = tuple[Tensor, Tensor]
-"""Of the text, for one attention: (T, heads, 77, head width) each."""
+"""Of the text, for one attention: (T * B, 77, heads, head width) each."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,7 @@ class Forward:
                 self._times.popitem(last=False)
             if (network, images) not in by_network:
                 by_network[network, images] = {
-                    attention: _keys_values(attention, texts, images)
-                    for attention in _text_attentions(network)
+                    layer: _keys_values(layer, texts, images) for layer in _text_attentions(network)
                 }
             return _Known(by_network[network, images], times)
 
@@ -190,10 +191,10 @@ def _encoded_hint(network: Any, hint: Tensor) -> Tensor:
     return encoded
 
 
-def _keys_values(attention: Any, texts: Tensor, images: int) -> KeysValues:
+def _keys_values(layer: Any, texts: Tensor, images: int) -> KeysValues:
     keys, values = (
-        _heads(layer(texts), attention.heads).repeat_interleave(images, 0)
-        for layer in (attention.to_k, attention.to_v)
+        _heads(part(texts), layer.heads).repeat_interleave(images, 0)
+        for part in (layer.to_k, layer.to_v)
     )
     return keys, values
 
@@ -287,17 +288,15 @@ def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     return picture.add_(_repeated(x, len(picture)))
 
 
-def _self_attention(attention: Any, pixels: Tensor) -> Tensor:
+def _self_attention(layer: Any, pixels: Tensor) -> Tensor:
     queries, keys, values = (
-        _heads(layer(pixels), attention.heads)
-        for layer in (attention.to_q, attention.to_k, attention.to_v)
+        _heads(part(pixels), layer.heads) for part in (layer.to_q, layer.to_k, layer.to_v)
     )
-    return _attention(attention, queries, keys, values)
+    return _attention(layer, queries, keys, values)
 
 
-def _attention(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    found = functional.scaled_dot_product_attention(queries, keys, values)
-    projected: Tensor = attention.to_out[0](found.transpose(1, 2).flatten(2))
+def _attention(layer: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    projected: Tensor = layer.to_out[0](attention(queries, keys, values))
     return projected
 
 
@@ -308,8 +307,8 @@ def _feed_forward(layer: Any, pixels: Tensor) -> Tensor:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, heads * width) → (B, heads, N, width)."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+    """(B, N, heads * width) → (B, N, heads, width)."""
+    return x.unflatten(2, (heads, -1))
 
 
 def _conv(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
