@@ -183,7 +183,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="pose",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=f"{HELP} It does not find people reliably yet."),
+        Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it misses most people."),
         Preprocessor(
             "OpenPose",
             partial(draw_openpose, hands_and_face=False),

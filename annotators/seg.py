@@ -95,7 +95,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="seg",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it mostly guesses."),
         Preprocessor("SegFormer", draw_segformer, needs=from_hub(SEGFORMER[3])),
     ),
     params=SegParams,
