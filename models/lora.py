@@ -41,6 +41,7 @@ _PREFIXES = {
     "text_encoder.": "text_encoder",
 }
 """Which network a key speaks of, by its beginning; of none, the UNet."""
+_NO_NUMBER = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _METADATA = "lora_adapter_metadata"
 """Where diffusers writes PEFT's settings, alpha among them, as JSON."""
 
@@ -163,7 +164,7 @@ def merge(
             _changed(text_encoder, changes["text_encoder"]),
             _changed(unet, changes["unet"]),
         )
-    except RuntimeError as error:
+    except (IndexError, RuntimeError) as error:  # too few sides, or of another size
         names = " or ".join(lora.path.name for lora in loras)
         raise WeightsMismatch(
             f"{names} changes weights of other sizes than this model's: choose a LoRA made for it."
@@ -198,13 +199,32 @@ def _read(
     settings = _peft_settings(lora.path)
     changes = {}
     for (network, layer), found in parts.items():
-        rank = found["down"].shape[0]
-        alpha = found.get("alpha", settings.get(f"{network}.lora_alpha", rank))
-        alpha = settings.get(f"{network}.alpha_pattern", {}).get(layer, alpha)
-        divisor = math.sqrt(rank) if settings.get(f"{network}.use_rslora") else rank
-        scale = lora.weight * float(alpha) / divisor
+        try:
+            scale = lora.weight * _scale(found, settings, network, layer)
+        # Alpha may be a tensor of any shape, or anything that JSON has.
+        except (*_NO_NUMBER, RuntimeError) as error:
+            raise _damaged(lora, layer) from error
+        if not math.isfinite(scale):
+            raise _damaged(lora, layer)
         changes[network, layer] = Change(found["up"], found["down"], found.get("mid"), scale)
     return changes
+
+
+def _scale(
+    found: Mapping[str, Tensor], settings: Mapping[str, Any], network: str, layer: str
+) -> float:
+    """Return alpha / rank of one layer; a file that says no alpha means the rank by it."""
+    rank = found["down"].shape[0]
+    alpha = found.get("alpha", settings.get(f"{network}.lora_alpha", rank))
+    alpha = settings.get(f"{network}.alpha_pattern", {}).get(layer, alpha)
+    return float(alpha) / (math.sqrt(rank) if settings.get(f"{network}.use_rslora") else rank)
+
+
+def _damaged(lora: Lora, layer: str) -> WeightsMismatch:
+    return WeightsMismatch(
+        f"{lora.path.name} says no usable strength (alpha) for {layer}: the file is damaged or was "
+        "made wrongly; fetch it again, or take another."
+    )
 
 
 def _place(place: str) -> tuple[str, str]:
@@ -253,6 +273,6 @@ def _peft_settings(path: Path) -> dict[str, Any]:
         text = (file.metadata() or {}).get(_METADATA, "{}")
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}

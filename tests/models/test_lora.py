@@ -232,6 +232,58 @@ def test_what_does_not_fit_is_said_in_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("alpha", "settings"),
+    [
+        (torch.zeros(2), None),
+        (torch.tensor(float("nan")), None),
+        (torch.zeros(1, 0), None),
+        (None, {"unet.lora_alpha": "much"}),
+        (None, {"unet.lora_alpha": None}),
+        (None, {"unet.lora_alpha": 10**400}),
+        (None, {"unet.alpha_pattern": 5}),
+        (None, {"unet.alpha_pattern": {UNET[1]: []}}),
+    ],
+    ids=str,
+)
+def test_an_alpha_that_is_no_number_is_one_sentence(
+    alpha: Tensor | None, settings: object, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    up, down, _ = factors(networks.unet, UNET[1])
+    state = in_pefts_names({f"unet:{UNET[1]}": up}, {f"unet:{UNET[1]}": down})
+    if alpha is not None:
+        state[f"unet.{UNET[1]}.alpha"] = alpha
+    asked = write(tmp_path / "bad.safetensors", state, lora_adapter_metadata=json.dumps(settings))
+    with pytest.raises(WeightsMismatch, match=r"bad\.safetensors says no usable strength") as told:
+        lora.merge(networks.text_encoder, networks.unet, [asked])
+    assert UNET[1] in str(told.value) and "\n" not in str(told.value)
+
+
+def test_factors_of_too_few_sides_are_one_sentence(
+    networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    stem = "lora_unet_conv_in"
+    state = {f"{stem}.lora_up.weight": torch.zeros(3), f"{stem}.lora_down.weight": torch.zeros(3)}
+    asked = write(tmp_path / "bad.safetensors", state)
+    with pytest.raises(WeightsMismatch, match=r"bad\.safetensors changes weights of other sizes"):
+        lora.merge(networks.text_encoder, networks.unet, [asked])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[" * 100_000, "[]", "null"], ids=["cut", "deep", "list", "null"]
+)
+def test_settings_that_cannot_be_read_count_for_nothing(
+    text: str, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    up, down, product = factors(networks.unet, UNET[1])
+    state = in_pefts_names({f"unet:{UNET[1]}": up / 2}, {f"unet:{UNET[1]}": down})
+    asked = write(tmp_path / "a.safetensors", state, lora_adapter_metadata=text)
+    _, unet = lora.merge(networks.text_encoder, networks.unet, [asked])
+    old = networks.unet.get_submodule(UNET[1]).weight
+    added = unet.get_submodule(UNET[1]).weight - old
+    torch.testing.assert_close(added, asked.weight * product)
+
+
+@pytest.mark.parametrize(
     ("tag", "error", "words"),
     [
         ("<lora:other:1>", WeightsMissing, r"no LoRA 'other' in .* \(it has: style\): put other\."),
