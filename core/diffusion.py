@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ from core.images import to_tensor
 from core.networks import ControlInput, Networks
 from core.progress import Run
 from core.request import ControlRequest, GenerationRequest
-from core.sampling import denoise, seeded_noise
+from core.sampling import Predict, denoise, seeded_noise
+from core.shortcuts import MODES, Foretelling
 
 GPU_BATCH = 4
 """Images sampled together on a GPU: batch 1 leaves it idle between kernels, and each doubling
@@ -97,7 +100,7 @@ class Diffusion:
             scheduler = networks.make_scheduler(request.sampler)
             scheduler.set_timesteps(request.steps)
             latents = denoise(
-                self._guidance(self._text).predict,
+                self._predict(self._text, scheduler),
                 scheduler,
                 noise.to(networks.device),
                 generators,
@@ -113,16 +116,22 @@ class Diffusion:
             return None
         return pictures
 
-    def _guidance(self, text: Tensor) -> Guidance:
-        """Return the steering for text embeddings (2, 77, C): negative, positive."""
-        return Guidance(
+    def _predict(self, text: Tensor, scheduler: Any) -> Predict:
+        """Return the steered model for text embeddings (2, 77, C): negative, positive."""
+        steps, shortcuts = self.request.steps, MODES[self.request.mode]
+        guidance = Guidance(
             networks=self.networks,
-            steps=self.request.steps,
+            steps=steps,
             texts=text,
             controls=[self._control_input(one) for one in self.steered_by],
             guidance_scale=self.request.guidance_scale,
             guess_mode=self.request.guess_mode,
+            shortcuts=shortcuts,
         )
+        if shortcuts.answer_every == 1:
+            return guidance.predict
+        asks = partial(shortcuts.asks, steps=steps)
+        return Foretelling(guidance.predict, scheduler, asks).predict
 
     def _control_input(self, steering: Steering) -> ControlInput:
         networks, asked = self.networks, steering.asked

@@ -6,12 +6,13 @@ StableDiffusionControlNetPipeline.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
 
 from core.networks import ControlInput, Networks
+from core.shortcuts import KeptResiduals, Shortcuts
 
 GUESS_DECAY = 0.825
 """Guess mode weakens each shallower residual by this: with SD 1.5's 13 residuals (12 skips and the
@@ -47,20 +48,38 @@ class Guidance:
     """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
     guidance_scale: float
     guess_mode: bool
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
     def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Return the guided output, float32, for latents (B, C, h, w)."""
         controls = self._acting(step)
-        predict = self.networks.predict
-        if self.guidance_scale == 1:  # then the negative half cancels out
-            return predict(latents, timestep, self._positive, controls)
+        # At scale 1 the negative half cancels out.
+        if self.guidance_scale == 1 or not self.shortcuts.guides(step, self.steps):
+            return self._controlled(latents, timestep, self._positive, controls, step)
         if self.guess_mode and controls:
-            unconditional = predict(latents, timestep, self._negative, ())
-            conditional = predict(latents, timestep, self._positive, controls)
+            unconditional = self.networks.predict(latents, timestep, self._negative, ())
+            conditional = self._controlled(latents, timestep, self._positive, controls, step)
         else:
-            both = predict(latents, timestep, self.texts, controls)
+            both = self._controlled(latents, timestep, self.texts, controls, step)
             unconditional, conditional = both.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _controlled(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+        step: int,
+    ) -> Tensor:
+        if not controls or self.shortcuts.control_every == 1:
+            return self.networks.predict(latents, timestep, texts, controls)
+        residuals = self._kept.at(latents, timestep, texts, controls, step)
+        return self.networks.predict(latents, timestep, texts, (), residuals)
+
+    @cached_property
+    def _kept(self) -> KeptResiduals:
+        return KeptResiduals(self.networks, self.shortcuts.control_every)
 
     # Kept, because networks know a text they have seen by its being the same tensor.
 

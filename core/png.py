@@ -47,6 +47,7 @@ A1111_NAMES = {
     "Seed": "seed",
     "Eta": "eta",
     "Size": "image_resolution",
+    "Mode": "mode",
 }
 """AUTOMATIC1111's names for the settings that mean the same here."""
 
@@ -142,6 +143,8 @@ def _a1111_text(result: GenerationResult, index: int) -> str:
         "Model": re.sub(r"[,:\s]+", " ", result.model),
         "Eta": f"{request.eta:g}",
     }
+    if request.mode != "exact":
+        pairs["Mode"] = request.mode
     asked = [request, *(one for _, one in request.further)]
     for number, (kept, one) in enumerate(zip(result.controls, asked, strict=True)):
         pairs[f"ControlNet {number}"] = (

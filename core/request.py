@@ -11,6 +11,7 @@ import numpy as np
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.errors import BadInput
 from core.params import bounded, checked, choice, text, toggle
+from core.shortcuts import MODES
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy and torch both take."""
@@ -102,6 +103,9 @@ class GenerationRequest(ControlRequest):
     )
     model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
     sampler: str = choice("ddim", ("ddim",), "Sampler")
+    mode: str = choice(
+        "exact", tuple(MODES), "Mode", "Fast leaves out work of the later steps: nearly the same."
+    )
     further: tuple[tuple[Condition, ControlRequest], ...] = ()
     """More controls of the same pictures, each with its condition; their residuals are summed."""
 
@@ -176,6 +180,7 @@ class GenerationResult:
             "model": self.model,
             "device": self.device,
             "dtype": self.dtype,
+            "mode": self.request.mode,
             "width": self.width,
             "height": self.height,
             "seeds": list(self.seeds),

@@ -26,7 +26,7 @@ from core.request import GenerationRequest
 from models.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-HIDDEN = {"sampler", "detect_resolution"}
+HIDDEN = {"sampler", "mode", "detect_resolution"}
 """Shown only where there is something to choose."""
 
 

@@ -31,6 +31,8 @@ class FakeNetworks:
     broken_decode: bool = False
     broken_for_good: bool = False
     calls: list = field(default_factory=list)
+    control_calls: list = field(default_factory=list)
+    """Timesteps at which residuals were asked for apart."""
 
     def make_scheduler(self, sampler):
         assert sampler == "ddim"
@@ -57,17 +59,25 @@ class FakeNetworks:
     def _faulty(self):
         return self.broken_for_good or self.dtype != torch.float32
 
-    def predict(self, latents, timestep, text, controls):
-        latents = torch.cat([latents] * len(text))
-        self.calls.append((float(timestep), text[:, 0, 0].tolist(), [c.scales for c in controls]))
-        if self.broken_at is not None and len(self.calls) > self.broken_at and self._faulty():
-            return torch.full_like(latents, float("nan"))
+    def residuals(self, latents, timestep, text, controls):
+        self.control_calls.append(float(timestep))
+        return (self._wanted(torch.cat([latents] * len(text)), controls),)
+
+    def _wanted(self, latents, controls):
         wanted = torch.zeros_like(latents)
         for control in controls:
             assert control.hint.shape[0] == 1
             wanted += (
                 functional.avg_pool2d(control.hint, self.downscale) * control.scales[-1] * 2 - 1
             )
+        return wanted
+
+    def predict(self, latents, timestep, text, controls, residuals=()):
+        latents = torch.cat([latents] * len(text))
+        self.calls.append((float(timestep), text[:, 0, 0].tolist(), [c.scales for c in controls]))
+        if self.broken_at is not None and len(self.calls) > self.broken_at and self._faulty():
+            return torch.full_like(latents, float("nan"))
+        wanted = sum(residuals, self._wanted(latents, controls))
         alpha = self.make_scheduler("ddim").alphas_cumprod[int(timestep)]
         clean = wanted + 0.01 * torch.tanh(latents)
         return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()

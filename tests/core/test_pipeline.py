@@ -55,6 +55,7 @@ def test_the_report_is_the_contract(pipeline, condition, image):
         "model",
         "device",
         "dtype",
+        "mode",
         "width",
         "height",
         "seeds",
@@ -65,6 +66,7 @@ def test_the_report_is_the_contract(pipeline, condition, image):
     assert report["model"] == "fake"
     assert report["device"] == "cpu"
     assert report["dtype"] == "float32"
+    assert report["mode"] == "exact"
     assert report["seeds"] == [5, 6]
     assert report["scores"][1] == {"headline": 100.0, "metrics": {"same": 1.0}}
     assert set(report["seconds"]) == {

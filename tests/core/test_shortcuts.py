@@ -1,0 +1,155 @@
+"""What the fast mode leaves out, counted, and that it is nearly the same picture."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from core.errors import BadInput
+from core.networks import ControlInput
+from core.pipeline import Pipeline
+from core.png import read_settings, save_png
+from core.request import GenerationRequest
+from core.sampling import denoise, seeded_noise
+from core.shortcuts import FIRST_STEPS, MODES, Foretelling, KeptResiduals, Shortcuts
+
+
+def ask(image, **settings):
+    defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 20, "seed": 5}
+    return GenerationRequest(image=image, **(defaults | settings))
+
+
+def test_nothing_is_left_out_of_the_exact_mode():
+    assert MODES["exact"] == Shortcuts()
+    for step in range(20):
+        assert Shortcuts().asks(step, 20) and Shortcuts().guides(step, 20)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "asked"),
+    [
+        (2, 12, [0, 1, 2, 3, 5, 7, 9, 11]),
+        (2, 11, [0, 1, 2, 3, 5, 7, 9, 10]),
+        (3, 12, [0, 1, 2, 3, 6, 9, 11]),
+        (3, 4, [0, 1, 2, 3]),
+        (3, 1, [0]),
+    ],
+)
+def test_the_first_steps_and_the_last_are_always_asked(every, steps, asked):
+    shortcuts = Shortcuts(answer_every=every)
+    assert [step for step in range(steps) if shortcuts.asks(step, steps)] == asked
+
+
+def test_guidance_ends_but_not_before_the_first_steps():
+    ended = Shortcuts(guidance_until=0.6)
+    assert [step for step in range(10) if ended.guides(step, 10)] == [0, 1, 2, 3, 4, 5]
+    never = Shortcuts(guidance_until=0.0)
+    assert sum(never.guides(step, 10) for step in range(10)) == FIRST_STEPS
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_what_moves_in_a_straight_line_is_foretold_exactly(prediction):
+    """A model whose clean picture is a straight line over the timesteps, asked and half asked."""
+    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False)
+    scheduler.set_timesteps(20)
+    asked = []
+
+    def predict(latents, timestep, step):
+        asked.append(step)
+        clean = torch.full_like(latents, 0.5 - float(timestep) / 1000)
+        alpha = scheduler.alphas_cumprod[timestep]
+        error = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return (
+            error if prediction == "epsilon" else alpha.sqrt() * error - (1 - alpha).sqrt() * clean
+        )
+
+    def made(model):
+        noise, generators = seeded_noise([1], (1, 2, 2))
+        return denoise(model, scheduler, noise, generators, 0.0, lambda *_: None)
+
+    wanted = made(predict)
+    asked.clear()
+    shortcuts = Shortcuts(answer_every=3)
+    found = made(Foretelling(predict, scheduler, lambda step: shortcuts.asks(step, 20)).predict)
+    assert asked == [0, 1, 2, 3, 6, 9, 12, 15, 18, 19]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_residuals_are_used_again_by_the_half_that_is_left(networks):
+    """Two texts, then one; images 1 and 2 keep their own rows, the last text's."""
+
+    def residuals(latents, timestep, texts, controls):
+        calls.append(float(timestep))
+        shared = torch.arange(2.0).reshape(2, 1, 1, 1)
+        return shared, torch.arange(2.0 * len(texts)).reshape(-1, 1, 1, 1)
+
+    calls: list[float] = []
+    networks.residuals = residuals
+    control = ControlInput("weights-name", torch.zeros(1, 3, 8, 8), (1.0,) * 13)
+    kept = KeptResiduals(networks, every=2)
+    latents, both = torch.zeros(2, 4, 1, 1), torch.zeros(2, 77, 4)
+
+    def at(step, texts, controls):
+        return [r.flatten().tolist() for r in kept.at(latents, step, texts, controls, step)]
+
+    assert at(4, both, [control]) == [[0, 1], [0, 1, 2, 3]]
+    assert at(5, both[1:], [control]) == [[0, 1], [2, 3]]
+    assert calls == [4], "kept once"
+    at(6, both, [control])
+    assert calls == [4, 6], "and then found again"
+    at(7, both, [control, control])
+    assert calls == [4, 6, 7], "other controls are not these"
+    at(2, both, [control, control])
+    assert calls == [4, 6, 7, 2], "the first steps are never shortened"
+
+
+def test_the_fast_mode_asks_less_and_makes_nearly_the_same(pipeline, condition, image, networks):
+    exact = pipeline.generate(condition, ask(image))
+    assert len(networks.calls) == 20 and not networks.control_calls
+    networks.calls.clear()
+    fast = pipeline.generate(condition, ask(image, mode="fast"))
+    shortcuts = MODES["fast"]
+    asked = [step for step in range(20) if shortcuts.asks(step, 20)]
+    assert len(networks.calls) == len(asked) < 14
+    halves = [len(text) for _, text, _ in networks.calls]
+    assert halves == [2 if shortcuts.guides(step, 20) else 1 for step in asked]
+    assert FIRST_STEPS < len(networks.control_calls) < len(asked)
+    difference = np.abs(exact.images[0].astype(int) - fast.images[0]).mean()
+    assert 0 < difference < 4 or np.array_equal(exact.images[0], fast.images[0])
+    assert fast.scores[0].headline == 100
+    assert fast.report()["mode"] == "fast"
+
+
+def test_few_steps_are_made_exactly_in_any_mode(pipeline, condition, image):
+    exact, fast = (
+        pipeline.generate(condition, ask(image, steps=FIRST_STEPS, mode=mode)) for mode in MODES
+    )
+    assert np.array_equal(exact.images[0], fast.images[0])
+
+
+def test_guess_mode_and_windows_are_kept(pipeline, condition, image, networks):
+    window = {"guess_mode": True, "control_start": 0.5, "guidance_scale": 3.0}
+    pipeline.generate(condition, ask(image, mode="fast", **window))
+    early = networks.calls[: FIRST_STEPS + 2]
+    assert [len(text) for _, text, _ in early] == [2] * len(early), "both halves together"
+    assert networks.control_calls and max(networks.control_calls) < 500, "the second half only"
+
+
+def test_a_retry_in_float32_keeps_the_mode(condition, image, networks):
+    networks.dtype, networks.broken_at = torch.float16, 8
+    result = Pipeline(lambda *_: networks).generate(condition, ask(image, mode="fast"))
+    assert result.dtype == "float32" and result.request.mode == "fast"
+    whole = Pipeline(lambda *_: networks.in_float32()).generate(condition, ask(image, mode="fast"))
+    assert np.array_equal(result.images[0], whole.images[0])
+
+
+def test_a_file_remembers_its_mode(pipeline, condition, image, tmp_path):
+    result = pipeline.generate(condition, ask(image, mode="fast"))
+    save_png(tmp_path / "out.png", result.images[0], result, 0)
+    fields, notes = read_settings(tmp_path / "out.png", condition)
+    assert fields["mode"] == "fast" and notes == []
+
+
+def test_an_unknown_mode_is_refused(image):
+    with pytest.raises(BadInput, match="Mode must be one of: exact, fast"):
+        ask(image, mode="turbo")
