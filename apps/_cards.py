@@ -44,11 +44,14 @@ EMPTY = """
     <div><span>Generated</span></div>
     <div><span>Re-extracted</span></div>
   </div>
-  <h3>Your pictures will appear here</h3>
+  <h2>Your pictures will appear here</h2>
   <p>{first_step}, say what it should become, and press <b>Run</b>.
   Each result is shown between the control map it was given and the map found in it again,
   with a score for how well the two agree.</p>
 </div>"""
+
+MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
+"""What the score of a picture of several controls is."""
 
 WAITING = """
 <div class="cl-stage cl-running" role="status">
@@ -134,7 +137,7 @@ def results(
     )
     return f"""
 <section class="cl-results">
-  <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>
+  <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
     <span class="cl-actions">{order}
     <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
   {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
@@ -159,13 +162,13 @@ def _card(
         body = f"""<div class="cl-three">{wanted}{image}{found}</div>
   {_compare(saved.maps[0], index, size)}"""
     else:
-        figures = '<div class="cl-metric"><b>Mean of the controls</b></div>'
+        figures = MEAN
         parts = []
         for control, maps in zip(result.controls, saved.maps, strict=True):
             score = control.scores[index]
             wanted, found = _maps(maps, index, size)
             parts.append(f"""<section class="cl-control">
-    <header><h4>{escape(control.condition.title)}</h4>
+    <header><h3>{escape(control.condition.title)}</h3>
       <div class="cl-score"><b>{score.headline:.0f}</b><span>/ 100</span></div>
       {figures_of(score)}</header>
     <div class="cl-two">{wanted}{found}</div>
@@ -258,7 +261,7 @@ def picture(
 
 EMPTY_MAPS = """
 <section class="cl-results"><div class="cl-stage cl-empty">
-  <h3>The maps will appear here</h3>
+  <h2>The maps will appear here</h2>
   <p>Add a picture or take an example, and press <b>Run</b>. Each way to see it draws its own map;
   one that cannot says why in its place.</p>
 </div></section>"""
@@ -282,7 +285,7 @@ def maps(sights: Sequence[Sight], files: Sequence[tuple[Path, Path] | None], tot
         facts.insert(1, f"{drawn[0].shape[1]} × {drawn[0].shape[0]}")
     return f"""
 <section class="cl-results">
-  <header class="cl-bar"><span>{escape(" · ".join(facts))}</span>
+  <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
     <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
   <div class="cl-maps">{tiles}</div>
 </section>"""

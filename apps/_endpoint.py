@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from apps._files import SavedResult
 from apps._job import Job
-from apps._request import new_job
+from apps._pair import Pair
 from apps._suite import Suite
 from apps._widgets import ONE_AT_A_TIME, plain_errors
 from core.condition import Condition
@@ -43,33 +44,48 @@ API_ORDER = (
 """The endpoint's arguments; the annotator's own settings stand in the place of "params"."""
 
 
-def publish(
-    condition: Condition,
-    suite: Suite,
-    fields: dict[str, gr.components.Component],
-    save: Save,
-) -> None:
-    """Offer `/<name>` to gradio_client and MCP; call it inside the page's Blocks."""
+@dataclass(frozen=True)
+class Endpoint:
+    """What `/<name>` takes and says of itself."""
+
+    about: str
+    arguments: dict[str, tuple[gr.components.Component, str]]
+    """In their order, each with its widget and its help."""
+    control_map: gr.components.Component
+    pick: Callable[[list[str]], Any]
+    """From the files of the controls' maps to the value of control_map."""
+
+    def of_two_models(self) -> "Endpoint":
+        """Return what runs the same with another model too."""
+        image, *others = self.arguments
+        other = gr.Textbox("", label="Other model", visible=False)
+        told = "The model to compare with, of the same base; empty for the first there is."
+        arguments = {image: self.arguments[image], "other": (other, told)}
+        return replace(
+            self,
+            about=f"{self.about} Does so with two models, seed for seed: the images, and the maps "
+            "found in them, are the first model's, then the other's; the report has \"models\", a "
+            "report of each.",
+            arguments=arguments | {name: self.arguments[name] for name in others},
+        )
+
+
+def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]) -> Endpoint:
+    """Return a condition's endpoint; call it inside the page's Blocks."""
     names = sorted(fields, key=lambda n: API_ORDER.index(n if n in API_ORDER else "params"))
     known = {**controls(GenerationRequest), **controls(condition.annotator.params)}
-    offer(
-        condition.name,
+    return Endpoint(
         f"{condition.blurb} Returns the control map, the generated images, the maps "
         "re-extracted from them, and a report with a seed and a score for each image.",
         {name: (fields[name], help_of(known.get(name))) for name in names},
         gr.Image(label="Control map", type="filepath", format="png", visible=False),
-        answer(suite, lambda given: new_job(condition, suite, given), save, lambda maps: maps[0]),
+        lambda maps: maps[0],
     )
 
 
-def offer(
-    name: str,
-    about: str,
-    arguments: dict[str, tuple[gr.components.Component, str]],
-    control_map: gr.components.Component,
-    respond: Answer,
-) -> None:
-    """Offer `/<name>`: its arguments in their order, each with its widget and its help."""
+def offer(name: str, endpoint: Endpoint, respond: Answer) -> None:
+    """Offer `/<name>` to gradio_client and MCP; call it inside the page's Blocks."""
+    arguments = endpoint.arguments
 
     def generate(*values: Any) -> Iterator[Outputs]:
         yield from respond(dict(zip(arguments, values, strict=True)))
@@ -77,7 +93,7 @@ def offer(
     # The name, the arguments and the docstring that Gradio and MCP show.
     generate.__name__ = name
     generate.__doc__ = "\n".join(
-        [about, "Args:", *(f"    {name}: {told}" for name, (_, told) in arguments.items())]
+        [endpoint.about, "Args:", *(f"    {name}: {told}" for name, (_, told) in arguments.items())]
     )
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -91,7 +107,7 @@ def offer(
         generate,
         [field for field, _ in arguments.values()],
         [
-            control_map,
+            endpoint.control_map,
             gr.File(label="Images", file_count="multiple", visible=False),
             gr.File(label="Re-extracted maps", file_count="multiple", visible=False),
             gr.JSON(label="Report", visible=False),
@@ -104,31 +120,43 @@ def offer(
 
 def answer(
     suite: Suite,
-    start: Callable[[dict[str, Any]], Job],
+    start: Callable[[dict[str, Any]], Job | Pair],
     save: Save,
-    control_map: Callable[[list[str]], Any],
+    pick: Callable[[list[str]], Any],
 ) -> Answer:
-    """Return what runs one call; control_map picks the first output from the maps' files."""
+    """Return what runs one call; `pick` as Endpoint has it."""
 
     def run(given: dict[str, Any]) -> Iterator[Outputs]:
         with plain_errors():
-            for report in start(given).run():
-                if not isinstance(report, GenerationResult):
+            job = start(given)
+            made: list[tuple[GenerationResult, SavedResult]] = []
+            for report in job.run():
+                if isinstance(report, GenerationResult):
+                    suite.measured(report)
+                    made.append((report, save(report)))
+                else:
                     yield None, None, None, None  # a call whose caller has left ends here
-                    continue
-                suite.measured(report)
-                saved = save(report)
-                told = report.report()
-                told["warnings"] = [*told["warnings"], *filter(None, [saved.note])]
-                by_image = zip(*(maps.reextracted for maps in saved.maps), strict=True)
-                yield (
-                    control_map([str(maps.control_map) for maps in saved.maps]),
-                    [str(path) for path in saved.images],
-                    [str(path) for found in by_image for path in found],
-                    told,
-                )
+            if not made:
+                return
+            told = [_told(*one) for one in made]
+            by_image = [
+                found
+                for _, saved in made
+                for found in zip(*(maps.reextracted for maps in saved.maps), strict=True)
+            ]
+            yield (
+                pick([str(maps.control_map) for maps in made[0][1].maps]),
+                [str(path) for _, saved in made for path in saved.images],
+                [str(path) for found in by_image for path in found],
+                {"models": told} if isinstance(job, Pair) else told[0],
+            )
 
     return run
+
+
+def _told(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
+    told = result.report()
+    return told | {"warnings": [*told["warnings"], *filter(None, [saved.note])]}
 
 
 def help_of(control: Control | None) -> str:

@@ -37,11 +37,15 @@ class Job:
         notes: Sequence[str] = (),
     ):
         self._pipeline = pipeline
-        self._condition = condition
+        self.condition = condition
         self.request = request
         self._notes = tuple(notes)
         self._stopped = threading.Event()
         self.finished = False
+
+    def again(self, request: GenerationRequest) -> "Job":
+        """Return a job of the same condition that does another request."""
+        return Job(self._pipeline, self.condition, request)
 
     def stop(self) -> None:
         """End within one step; finished images are kept. May be called at any time, by anyone."""
@@ -97,7 +101,7 @@ class Job:
                 return None
             model, prompt = self.request.model, self.request.full_prompt
             result = self._pipeline.generate(
-                self._condition,
+                self.condition,
                 replace(self.request, model=" ".join([model, *tags_in(prompt)])),
                 on_progress=reports.put,
                 cancelled=self._stopped.is_set,

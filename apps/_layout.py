@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from apps import _cards
-from apps._pair import rival
+from apps._pair import rivals
+from apps._runs import Turn
 from apps._suite import Suite
 from apps._tool import Tool
 from apps._widgets import PRIVATE, TEST_IMAGES, example_strip, picture_input, run_and_stop, widget
@@ -64,7 +65,7 @@ class Layout:
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self.stage = gr.HTML(_cards.empty(self.app), elem_id="stage")
                 self.results = gr.HTML("", elem_id="results")
-        self.job = gr.State(None)
+        self.turn = gr.State(Turn())
         self.last_seed = gr.State(-1)
         self.shown_model = gr.State(self.suite.model)
 
@@ -77,7 +78,12 @@ class Layout:
         self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
                   placeholder=self._prompt_hint())  # fmt: skip
         self.run, self.stop = run_and_stop()
-        self.compare = gr.Button(**self._comparison(self.suite.model), size="md", elem_id="compare")
+        button, choice = self._comparison(self.suite.model)
+        with gr.Row(elem_classes="cl-against"):
+            self.compare = gr.Button(**button, size="md", min_width=130, elem_id="compare")
+            self.other = gr.Dropdown(
+                **choice, label="Model to compare with", container=False, scale=2, elem_id="other"
+            )
 
     def _canvas(self) -> None:
         self.canvas = gr.ImageEditor(
@@ -205,11 +211,19 @@ class Layout:
         facts = self.suite.facts(model, *self.weights)
         return _cards.header(self.app, facts, self.suite.card(model))
 
-    def _comparison(self, model: str) -> dict[str, Any]:
-        """Return what the button that compares a model with another says, and if it is seen."""
-        other = rival(self.suite, self.app, model) if isinstance(self.app, Condition) else ""
-        title = self.suite.card(other).title if other else ""
-        return {"value": f"Compare with {title}", "visible": bool(other)}
+    def _rivals(self, model: str) -> list[str]:
+        return rivals(self.suite, model, self.weights)
+
+    def _comparison(self, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return how the button that compares a model stands, and the choice of the other one."""
+        found = [(self.suite.card(name).title, name) for name in self._rivals(model)]
+        choose = len(found) > 1
+        title = f"Compare with {'' if choose or not found else found[0][0]}".strip()
+        value = found[0][1] if found else None
+        return (
+            {"value": title, "visible": bool(found)},
+            {"choices": found, "value": value, "visible": choose},
+        )
 
     def _given(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.fields, values, strict=True))

@@ -14,8 +14,8 @@ from apps._suite import Suite
 from apps._tool import Tool
 from apps._ways import Sight, Way, chosen_ways, look
 from apps._widgets import (
-    AT_ONCE,
     CACHE,
+    FEW_AT_ONCE,
     ONE_AT_A_TIME,
     PRIVATE,
     TEST_IMAGES,
@@ -25,6 +25,7 @@ from apps._widgets import (
     run_and_stop,
     widget,
 )
+from core.condition import Condition
 from core.params import controls
 from core.request import GenerationRequest
 
@@ -34,8 +35,8 @@ Paths = tuple[Path, Path] | None
 """A map's file and the one to show; None where there is no map."""
 
 
-def build_page(tool: Tool, suite: Suite) -> gr.Blocks:
-    """Build the page, to be launched alone or rendered into a site."""
+def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
+    """Build the page, to be launched alone or rendered into a site; it makes nothing to send."""
     with gr.Blocks(
         title=f"{tool.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
     ) as page:
@@ -98,7 +99,9 @@ class _MapsPage:
     def _wire(self) -> None:
         fields = [self.image, self.names, self.resolution]
         buttons = [self.run, self.stop, self.stage]
-        begun = self.run.click(self._begin, fields, buttons, preprocess=False, **AT_ONCE, **PRIVATE)
+        begun = self.run.click(
+            self._begin, fields, buttons, preprocess=False, **FEW_AT_ONCE, **PRIVATE
+        )
         ran = begun.success(
             self._draw, fields, [self.stage, self.results], preprocess=False,
             **ONE_AT_A_TIME, **PRIVATE,

@@ -9,15 +9,15 @@ from typing import Any
 import gradio as gr
 
 from apps import _cards
-from apps._endpoint import publish
+from apps._endpoint import Endpoint, answer, endpoint_of, offer
 from apps._incoming import Incoming
 from apps._job import Job
 from apps._pair import Pair, new_pair
 from apps._request import checked_request, given_drawing, new_job
-from apps._runs import Runs
+from apps._runs import Runs, Turn
 from apps._suite import Suite
 from apps._tool import Tool
-from apps._widgets import AT_ONCE, CACHE, ONE_AT_A_TIME, PRIVATE, plain_errors
+from apps._widgets import AT_ONCE, CACHE, FEW_AT_ONCE, ONE_AT_A_TIME, PRIVATE, plain_errors
 from core.condition import Condition, RGBImage
 from core.pipeline import empty_notes
 
@@ -50,41 +50,52 @@ class Page(Incoming):
         self._publish()
 
     def _publish(self) -> None:
-        publish(self.condition, self.suite, self.fields, self.runs.save)
+        """Offer `/<name>` to gradio_client and MCP, and `/<name>_compare` if models compare."""
+        endpoint, name = self._endpoint(), self.app.name
+        offer(name, endpoint, answer(self.suite, self._new_job, self.runs.save, endpoint.pick))
+        if any(self._rivals(model) for model in self._models()):
+            compared = answer(self.suite, self._new_pair, self.runs.save, endpoint.pick)
+            offer(f"{name}_compare", endpoint.of_two_models(), compared)
+
+    def _endpoint(self) -> Endpoint:
+        return endpoint_of(self.condition, self.fields)
 
     def _wire(self) -> None:
         fields = list(self.fields.values())
-        for button, begin in ((self.run, self._begin), (self.compare, self._begin_pair)):
+        for button, begin, more in (
+            (self.run, self._begin, []),
+            (self.compare, self._begin_pair, [self.other]),
+        ):
             begun = self._with_drawing(button.click)(
                 begin,
-                [self.job, *fields],
-                [self.job, self.run, self.stop, self.stage],
+                [self.turn, *more, *fields],
+                [self.run, self.stop, self.stage],
                 preprocess=False,
-                **AT_ONCE,
+                **FEW_AT_ONCE,
                 **PRIVATE,
             )
             ran = begun.success(
                 self.runs.generate,
-                [self.job, self.last_seed],
+                [self.turn, self.last_seed],
                 [self.stage, self.results, self.last_seed],
                 **ONE_AT_A_TIME,
                 **PRIVATE,
             )
             ran.then(
                 self._settle,
-                [self.job, self.fields["model"], self.last_seed],
-                [self.job, self.run, self.stop, self.stage, self.header],
+                [self.turn, self.fields["model"], self.last_seed],
+                [self.run, self.stop, self.stage, self.header],
                 queue=False,
                 **PRIVATE,
             )
         self.fields["model"].change(
-            lambda model: gr.Button(**self._comparison(model)),
+            self._offer_comparison,
             [self.fields["model"]],
-            [self.compare],
+            [self.compare, self.other],
             queue=False,
             **PRIVATE,
         )
-        self.stop.click(self.runs.stop, [self.job], [self.stop], queue=False, **PRIVATE)
+        self.stop.click(self.runs.stop, [self.turn], [self.stop], queue=False, **PRIVATE)
         for switch, looks in ((self.invert, "cl-invert"), (self.best_first, "cl-best-first")):
             switch.change(
                 None,
@@ -166,7 +177,7 @@ class Page(Incoming):
             [self.canvas],
             [self.fields["image"]],
             preprocess=False,
-            **AT_ONCE,
+            **FEW_AT_ONCE,
             **PRIVATE,
         )
         return taken.success
@@ -175,25 +186,26 @@ class Page(Incoming):
         with plain_errors():
             return given_drawing(drawing)
 
-    def _begin(self, job: Job | Pair | None, *values: Any) -> tuple[Any, ...]:
-        """Check everything before a place in the queue is taken."""
-        with plain_errors():
-            if job is None or job.finished:
-                job = self._new_job(self._given(values))
-        return job, gr.Button(visible=False), gr.Button(visible=True), _cards.WAITING
+    def _begin(self, turn: Turn, *values: Any) -> tuple[Any, ...]:
+        return self.runs.begin(turn, lambda: self._new_job(self._given(values)))
 
-    def _begin_pair(self, job: Job | Pair | None, *values: Any) -> tuple[Any, ...]:
+    def _begin_pair(self, turn: Turn, other: Any, *values: Any) -> tuple[Any, ...]:
         """Begin the same with two models."""
-        with plain_errors():
-            if job is None or job.finished:
-                job = new_pair(self.condition, self.suite, self._given(values))
-        return self._begin(job)
+        return self.runs.begin(turn, lambda: self._new_pair({"other": other} | self._given(values)))
 
-    def _settle(self, job: Job | Pair | None, model: str, last_seed: int) -> tuple[Any, ...]:
-        return *self.runs.settle(job, last_seed), self._header(model)
+    def _offer_comparison(self, model: str) -> tuple[gr.Button, gr.Dropdown]:
+        button, choice = self._comparison(model)
+        return gr.Button(**button), gr.Dropdown(**choice)
+
+    def _settle(self, turn: Turn, model: str, last_seed: int) -> tuple[Any, ...]:
+        return *self.runs.settle(turn, last_seed), self._header(model)
 
     def _new_job(self, given: dict[str, Any]) -> Job:
         return new_job(self.condition, self.suite, given)
+
+    def _new_pair(self, given: dict[str, Any]) -> Pair:
+        other = given.pop("other")
+        return new_pair(self.suite, self._new_job(given), other)
 
     def _draw_map(self, *values: Any) -> Any:
         with plain_errors():

@@ -3,43 +3,49 @@
 Knows no widgets.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from typing import Any
 
 from apps._job import Job
-from apps._request import new_job
 from apps._suite import Suite
-from core.condition import Condition
 from core.errors import BadInput
 from core.request import GenerationRequest, GenerationResult, Progress
 
 
-def rival(suite: Suite, condition: Condition, model: str) -> str:
-    """Return the model that a model is compared with, "" where there is none.
+def rivals(suite: Suite, model: str, weights: Collection[str]) -> list[str]:
+    """Return the models that a model can be compared with, in the order of their names.
 
-    It brings other weights of the condition for the same base, which is loaded once for both.
+    They bring other ControlNets, one of `weights` among them, for the same base, which is loaded
+    once for both.
     """
     card = suite.card(model)
-    for name in sorted(suite.models(condition)):
-        other = suite.card(name)
-        same_base = (other.base_folder, other.file) == (card.base_folder, card.file)
-        if name != model and same_base and other.has_control(condition.weights):
-            return name
-    return ""
+    return sorted(
+        other.name
+        for other in suite.cards()
+        if other.name != model
+        and (other.base_folder, other.file) == (card.base_folder, card.file)
+        and any(other.has_control(name) for name in weights)
+    )
 
 
-def new_pair(condition: Condition, suite: Suite, given: dict[str, Any]) -> "Pair":
-    """Return the jobs of raw values, checked, for their model and the one it is compared with.
+def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
+    """Return a job and the same of another model; "" takes the first model there is.
 
     Raises:
-        SuiteError: as checked_request, or there is none to compare with.
+        BadInput: there is none, or not this one.
+        WeightsMissing: the other model lacks a control that is asked for.
     """
-    first = new_job(condition, suite, given)
-    other = rival(suite, condition, first.request.model)
-    if not other:
+    model = first.request.model
+    weights = [one.weights for one in (first.condition, *(one for one, _ in first.request.further))]
+    known = rivals(suite, model, weights)
+    if not known:
         raise BadInput("There is no other model on this one's base to compare it with.")
-    return Pair(first, lambda request: Job(suite.pipeline, condition, request), other)
+    if other and other not in known:
+        raise BadInput(f"{suite.card(model).title} can be compared with: {', '.join(known)}.")
+    name = str(other or known[0])
+    for control in weights:
+        suite.store.require_control(suite.card(name), control)
+    return Pair(first, first.again, name)
 
 
 class Pair:

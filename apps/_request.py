@@ -13,7 +13,7 @@ from apps._job import Job
 from apps._suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.images import read_image, read_strokes
+from core.images import MAX_PIXELS, read_image, read_strokes
 from core.params import controls
 from core.request import GenerationRequest
 from models.store import Card
@@ -94,7 +94,14 @@ def given_drawing(record: object) -> RGBImage:
     records = found if isinstance(found, list) else []
     if len(records) > MOST_LAYERS:
         raise BadInput(f"A drawing may have {MOST_LAYERS} layers at most.")
-    layers = [as_layer(read_image(uploaded(_path_in(one)))[0]) for one in records]
+    layers: list[NDArray[np.uint8]] = []
+    for one in records:
+        layers.append(as_layer(read_image(uploaded(_path_in(one)))[0]))
+        if sum(layer.shape[0] * layer.shape[1] for layer in layers) > MAX_PIXELS:
+            raise BadInput(
+                f"The drawing has more than {MAX_PIXELS // 1_000_000} million pixels; "
+                "please shrink it."
+            )
     if len({layer.shape for layer in layers}) > 1:
         raise BadInput("The drawing's layers differ in size: please start a new canvas.")
     return read_strokes(layers)

@@ -1,6 +1,7 @@
 """A run as its page shows it: from the click that begins it to the cards of its results."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,41 @@ from apps._tool import Tool
 from apps._versus import Side, versus
 from apps._widgets import plain_errors
 from core.condition import Condition
+from core.errors import BadInput
 from core.request import GenerationResult, Progress
 
 STOPPED_EARLY = "Stopped before the first image was finished."
+BUSY = "A run is going on already: wait for its end, or stop it first."
+
+
+class Turn:
+    """A visitor's place for a run on one page; there is room for one, however fast one clicks.
+
+    A copy is a new one: Gradio gives each visitor a copy of what a page's State starts with.
+    """
+
+    def __init__(self) -> None:
+        self.job: Job | Pair | None = None
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, _: Any) -> "Turn":
+        return Turn()
+
+    def take(self, start: Callable[[], Job | Pair]) -> None:
+        """Keep the job that `start` returns.
+
+        Raises:
+            BadInput: another is going on.
+            SuiteError: as start.
+        """
+        with self._lock:
+            if self.job is not None and not (self.job.finished or self.job.stopped):
+                raise BadInput(BUSY)
+            self.job = start()
 
 
 class Runs:
-    """The runs of one page; each visitor's is known by the job that its events hand over."""
+    """The runs of one page; each visitor's is known by the turn that its events hand over."""
 
     def __init__(
         self,
@@ -36,11 +65,17 @@ class Runs:
         self.send_to = send_to
         self.results = results
 
-    def generate(self, job: Job | Pair, last_seed: int) -> Iterator[tuple[Any, ...]]:
+    def begin(self, turn: Turn, start: Callable[[], Job | Pair]) -> tuple[Any, ...]:
+        """Check everything before a place in the queue is taken; return Run, Stop and stage."""
+        with plain_errors():
+            turn.take(start)
+        return gr.Button(visible=False), gr.Button(visible=True), _cards.WAITING
+
+    def generate(self, turn: Turn, last_seed: int) -> Iterator[tuple[Any, ...]]:
         """Make the pictures: yield what stands above the results, the results, and their seed."""
         with plain_errors():
             try:
-                for stage, results, seed in self._watch(job):
+                for stage, results, seed in self._watch(turn.job) if turn.job else ():
                     last_seed = seed if isinstance(seed, int) else last_seed
                     yield stage, results, seed
             except Exception:
@@ -71,11 +106,11 @@ class Runs:
         there = [Side(title, *one) for title, one in zip(titles, made, strict=False)]
         return versus([*there, *(Side(title) for title in titles[len(made) :])])
 
-    def settle(self, job: Job | Pair | None, last_seed: int) -> tuple[Any, ...]:
+    def settle(self, turn: Turn, last_seed: int) -> tuple[Any, ...]:
         """Bring Run and Stop back, whatever happened: done, stopped, refused or failed."""
-        never_ran = job is not None and not job.finished
+        never_ran = turn.job is not None and not turn.job.finished
+        turn.job = None
         return (
-            None,
             gr.Button(visible=True),
             gr.Button(visible=False, value="Stop"),
             self._blank(last_seed) if never_ran else gr.skip(),
@@ -85,10 +120,10 @@ class Runs:
         """Return what stands above the results when nothing runs."""
         return _cards.empty(self.app) if last_seed < 0 else ""
 
-    def stop(self, job: Job | Pair | None) -> Any:
+    def stop(self, turn: Turn) -> Any:
         """End a run soon, and say so on the button that asks for it."""
-        if job is not None:
-            job.stop()
+        if turn.job is not None:
+            turn.job.stop()
         return gr.Button(value="Stopping …")
 
     def save(self, result: GenerationResult) -> SavedResult:

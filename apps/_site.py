@@ -17,9 +17,10 @@ def build_app(
     app: Condition | Tool, suite: Suite, others: Sequence[Condition | Tool] = ()
 ) -> gr.Blocks:
     """Build one app's page, to be launched alone or rendered into a site beside others."""
+    send_to = [one for one in others if _takes_results(one)]
     if isinstance(app, Condition):
-        return build_page(app, suite, [one for one in others if _takes_results(one)])
-    page: gr.Blocks = importlib.import_module(f"apps.{app.page}").build_page(app, suite)
+        return build_page(app, suite, send_to)
+    page: gr.Blocks = importlib.import_module(f"apps.{app.page}").build_page(app, suite, send_to)
     return page
 
 
@@ -35,6 +36,8 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
         gr.HTML(_cards.home(apps, TEST_IMAGES), elem_classes="cl-header")
     for app, page in pages:
-        with site.route(app.title, f"/{app.name}"):
+        with site.route(
+            app.title.partition(" (")[0], f"/{app.name}"
+        ):  # short: all stand in one row
             page.render()
     return site

@@ -9,12 +9,23 @@ from apps._request import given_picture, resolution_notes
 from apps._suite import Suite
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput
+from core.params import controls
 from core.request import ControlRequest, GenerationRequest
 
 SLOTS = (1, 2, 3)
 """A slot's fields end in its number: control_1, image_1, …"""
-OF_A_SLOT = ("control", "image", "preprocessor", "strength", "control_start", "control_end")
-"""The fields of a slot; "control" is a condition's name, "" for none."""
+OF_A_SLOT = (
+    "control",
+    "image",
+    "preprocessor",
+    "params",
+    "detect_resolution",
+    "strength",
+    "control_start",
+    "control_end",
+)
+"""The fields of a slot; "control" is a condition's name, "" for none; "params" are the annotator's
+settings by name, without those that are as usual."""
 
 NONE_CHOSEN = "No control was chosen: please choose at least one."
 
@@ -74,10 +85,32 @@ def _control(
     if preprocessor not in (*names, ALREADY_A_MAP):
         ways = ", ".join([*names, ALREADY_A_MAP])
         raise BadInput(f"{condition.title}: the preprocessor must be one of: {ways}.")
+    params = _params(condition, slot.pop("params"))
+    resolution = slot.pop("detect_resolution")
+    if resolution is None:
+        resolution = suite.defaults(model)["detect_resolution"]
     image, notes = given_picture(slot.pop("image") or shared)
     return notes, ControlRequest(
         image=image,
         preprocessor=preprocessor,
-        detect_resolution=suite.defaults(model)["detect_resolution"],
+        params=params,
+        detect_resolution=resolution,
         **slot,
     )
+
+
+def _params(condition: Condition, given: object) -> Any:
+    """Return the annotator's settings of those given by name."""
+    of_map = controls(condition.annotator.params)
+    if not isinstance(given or {}, dict):
+        raise BadInput(
+            f'{condition.title}: map settings must be given by name, as {{"name": value}}.'
+        )
+    settings: dict[str, Any] = dict(given or {})  # type: ignore[call-overload]
+    unknown = [name for name in settings if name not in of_map]
+    if unknown:
+        raise BadInput(
+            f"{condition.title} has no map setting {str(unknown[0])[:40]!r}; "
+            f"it has: {', '.join(of_map) or 'none'}."
+        )
+    return condition.annotator.params(**settings)

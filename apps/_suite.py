@@ -49,6 +49,10 @@ class Suite:
         able = [name for name, card in self._cards.items() if card.has_control(condition.weights)]
         return [self.model, *(name for name in able if name != self.model)]
 
+    def cards(self) -> list[Card]:
+        """Return the cards of all models on offer."""
+        return list(self._cards.values())
+
     def card(self, model: object) -> Card:
         """Return an offered model's card.
 

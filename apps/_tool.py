@@ -11,8 +11,9 @@ class Tool:
     title: str
     blurb: str
     page: str
-    """The module in apps/ whose build_page(tool, suite) makes the page and publishes `/<name>`; by
-    its name, since it loads Gradio, and `--list` and `--help` do without."""
+    """The module in apps/ whose build_page(tool, suite, send_to) makes the page and publishes
+    `/<name>`; by its name, since it loads Gradio, and `--list` and `--help` do without. `send_to`
+    are the other apps of the site that take a result."""
     examples: tuple[str, ...] = ()
     """Files in test_imgs/."""
     takes_results: bool = False

@@ -46,7 +46,7 @@ def versus(sides: Sequence[Side]) -> str:
     cards = "".join(_card(sides, index) for index in range(len(first.images)))
     return f"""
 <section class="cl-results">
-  <header class="cl-bar"><span>{_cards.escape(" · ".join(facts))}</span>
+  <header class="cl-bar"><h2>{_cards.escape(" · ".join(facts))}</h2>
     <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
   {f'<ul class="cl-warnings">{items}</ul>' if items else ""}
   <div class="cl-cards">{cards}</div>
@@ -60,33 +60,49 @@ def _mean(result: GenerationResult) -> float:
 def _card(sides: Sequence[Side], index: int) -> str:
     result, saved = sides[0].result, sides[0].saved
     assert result and saved  # as versus says
-    seed, size, maps = result.seeds[index], (result.width, result.height), saved.maps[0]
-    wanted = _cards.picture(
-        "Control map", "cl-map", _cards.file_url(maps.shown_map), size, maps.control_map
-    )
+    seed, size = result.seeds[index], (result.width, result.height)
+    several = len(result.controls) > 1
+    wanted = [
+        _cards.picture(
+            control.condition.title if several else "Control map",
+            "cl-map", _cards.file_url(maps.shown_map), size, maps.control_map,
+        )
+        for control, maps in zip(result.controls, saved.maps, strict=True)
+    ]  # fmt: skip
+    kind = "cl-versus cl-each" if several else "cl-versus"
+    rows = f"--controls:{len(wanted)};--rows:{len(wanted) + 2}"  # a header and the image come first
     return f"""
 <article class="cl-card">
   <header><div class="cl-seed"><span>Seed</span> <code>{seed}</code>
     <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
   </header>
-  <div class="cl-versus">{wanted}{"".join(_side(side, index) for side in sides)}</div>
+  <div class="{kind}" style="{rows}">
+    <div class="cl-given">{"".join(wanted)}</div>
+    {"".join(_side(side, index) for side in sides)}</div>
 </article>"""
 
 
 def _side(side: Side, index: int) -> str:
-    title = f"<h4>{html.escape(side.title)}</h4>"
+    title = f"<h3>{html.escape(side.title)}</h3>"
     if side.result is None or side.saved is None or index >= side.images:
         return (
             f'<section><header>{title}</header><p class="cl-map-note">Not made yet.</p></section>'
         )
-    result, maps, image = side.result, side.saved.maps[0], side.saved.images[index]
-    score, size = result.scores[index], (result.width, result.height)
-    found = _cards.picture(
-        "Re-extracted", "cl-map", _cards.file_url(maps.shown_reextracted[index]), size,
-        maps.reextracted[index],
-    )  # fmt: skip
+    result, image = side.result, side.saved.images[index]
+    size, several = (result.width, result.height), len(result.controls) > 1
+    figures = _cards.MEAN if several else _cards.figures_of(result.scores[index])
+    found = []
+    for control, maps in zip(result.controls, side.saved.maps, strict=True):
+        score, title_of = control.scores[index], control.condition.title
+        note = f'<p class="cl-map-note"><b>{score.headline:.0f}</b> / 100</p>' if several else ""
+        found.append(
+            _cards.picture(
+                f"{title_of}, re-extracted" if several else "Re-extracted", "cl-map",
+                _cards.file_url(maps.shown_reextracted[index]), size, maps.reextracted[index], note,
+            )
+        )  # fmt: skip
     return f"""<section>
     <header>{title}<div class="cl-score" title="How well the two maps agree, 0 to 100">
-      <b>{score.headline:.0f}</b><span>/ 100</span></div>{_cards.figures_of(score)}</header>
+      <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>{figures}</header>
     {_cards.picture("Generated", "cl-made", _cards.file_url(image), size, image)}
-    {found}</section>"""
+    {"".join(found)}</section>"""

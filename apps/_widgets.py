@@ -24,6 +24,9 @@ ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
 """An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""
 
+FEW_AT_ONCE: dict[str, Any] = {"concurrency_id": "pictures", "concurrency_limit": 4}
+"""An event that decodes what was uploaded, up to a few hundred MB each: a flood of them waits."""
+
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 """An event of the page alone, without Gradio's own progress curtain."""
 

@@ -321,6 +321,17 @@ def test_several_controls_each_with_its_picture(client: Client, canny: Condition
     assert [one["own_picture"] for _, one in asked] == [False, True]
 
 
+def test_each_of_several_maps_is_drawn_with_its_own_settings(
+    client: Client, canny: Condition
+) -> None:
+    settings = {"low_threshold": 250, "high_threshold": 255}
+    maps, images, *_ = _several(client, control_2="canny2image", params_2=settings)
+    usual, sparse = (np.asarray(Image.open(path)) for path in maps)
+    assert 0 < sparse.sum() < usual.sum() / 2
+    asked, _ = read_controls(images[0], {canny.name: canny})
+    assert asked[1][1]["params"] == settings
+
+
 def test_one_control_of_several_is_that_app_alone(client: Client) -> None:
     maps, images, _, report = _several(client, control_2="", image=None, image_1=handle_file(PHOTO))
     _, alone, _, told = _call(client, seed=5)
@@ -337,6 +348,13 @@ def test_one_control_of_several_is_that_app_alone(client: Client) -> None:
         ({"control_1": "mlsd2image"}, "has no control 'mlsd2image'; it has: canny2image"),
         ({"control_1": ["canny2image"]}, "has no control"),
         ({"strength_1": 99}, "Control strength is 99"),
+        ({"params_1": {"low_threshold": 0}}, "Canny low threshold is 0"),
+        (
+            {"params_1": {"<b>": 5}},
+            "Canny edges has no map setting .*; it has: low_threshold, high",
+        ),
+        ({"params_1": [5]}, "must be given by name"),
+        ({"detect_resolution_1": 5}, "Detect resolution is 5"),
         ({"control_start_1": 0.8, "control_end_1": 0.2}, "must be smaller"),
         ({"preprocessor_1": "<b>x</b>"}, "Canny edges: the preprocessor must be one of"),
         ({"steps": 0}, "Steps is 0"),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import apps
+from apps import _request
 from apps._request import MOST_LAYERS, given_drawing
 from apps._serve import Environment, launch
 from apps._suite import Suite
@@ -129,12 +130,18 @@ def test_what_are_no_layers_is_an_empty_canvas(layers: Any) -> None:
         given_drawing({"layers": layers})
 
 
-def test_layers_that_do_not_fit_are_one_sentence(drawing_of: Any) -> None:
+def test_layers_that_do_not_fit_are_one_sentence(
+    drawing_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small, large = (
         drawing_of(_png(Image.new("RGB", (side, 64))))["layers"][0] for side in (64, 96)
     )
     given_drawing({"layers": [small] * MOST_LAYERS})
     with pytest.raises(BadInput, match="differ in size"):
         given_drawing({"layers": [small, large]})
+    monkeypatch.setattr(_request, "MAX_PIXELS", 3 * 64 * 64)
+    given_drawing({"layers": [small] * 3})
+    with pytest.raises(BadInput, match="million pixels; please shrink it"):  # all together
+        given_drawing({"layers": [small] * 4})
     with pytest.raises(BadInput, match=f"{MOST_LAYERS} layers at most"):
         given_drawing({"layers": [small] * (MOST_LAYERS + 1)})

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from apps import _cards
 from apps._files import SavedMaps, SavedResult, save
+from apps._versus import Side, versus
 from core.condition import Condition, Score
 from core.request import GenerationRequest, GenerationResult, KeptControl, Progress
 
@@ -82,6 +84,22 @@ def test_several_controls_stand_each_with_its_maps_and_score(canny: Condition) -
     assert re.findall(r'cl-score".*?<b>(\d+)</b>', page, re.DOTALL) == ["60", "40", "80"]
     assert page.count('class="cl-made"') == 1 and page.count("Re-extracted</span>") == 4
     assert "<img src=x" not in page and "&lt;img" in page
+
+
+def test_no_level_of_headings_is_skipped(canny: Condition) -> None:
+    one, saved = _result(canny, 40.0), _saved(1)
+    several = replace(one, controls=one.controls * 2)
+    for page in (
+        _cards.empty(canny),
+        _cards.EMPTY_MAPS,
+        _cards.results(one, saved),
+        _cards.results(several, replace(saved, maps=saved.maps * 2)),
+        _cards.maps([], [], 1),
+        versus([Side("One", one, saved), Side("Two")]),
+    ):
+        levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+        assert levels[0] == 2, "below the page's own"
+        assert all(later <= before + 1 for before, later in pairwise(levels))
 
 
 def test_text_from_outside_stays_text(canny: Condition) -> None:

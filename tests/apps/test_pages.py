@@ -1,12 +1,15 @@
 """Every condition gets its page and its name, from its file alone; the command line around them."""
 
 import dataclasses
+import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import gradio as gr
 import pytest
 from gradio.utils import get_upload_folder
 from PIL import Image
@@ -22,8 +25,10 @@ from apps._ways import every_way
 from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
 from core.params import Bounds, controls
-from core.request import GenerationRequest
+from core.png import save_png
+from core.request import ControlRequest, GenerationRequest
 from models.store import Store
+from tests.apps.test_cards import _result
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = {"sampler", "mode", "detect_resolution"}
@@ -46,6 +51,19 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
         widget = found[control.label]
         if isinstance(control, Bounds) and hasattr(widget, "maximum") and widget.maximum:
             assert (widget.minimum, widget.maximum) == (control.low, control.high)
+
+
+@pytest.mark.parametrize("name", apps.names())
+def test_a_flood_of_pictures_is_decoded_a_few_at_a_time(name: str, suite: Suite) -> None:
+    from apps._site import build_app
+
+    page = build_app(apps.find(name), suite)
+    decoding = [
+        fn for fn in page.fns.values() if fn.name in ("_begin", "_begin_pair", "_take_drawing")
+    ]
+    assert decoding
+    for fn in decoding:
+        assert fn.concurrency_id == "pictures" and fn.concurrency_limit == 4
 
 
 def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite) -> None:
@@ -209,3 +227,44 @@ def test_only_refuses_an_app_that_is_not_there(tmp_path: Path) -> None:
     done = _python(str(ROOT / "launch.py"), "--only", "cany2image", cwd=tmp_path)
     assert done.returncode == 2
     assert "cany2image" in done.stderr and "canny2image" in done.stderr
+
+
+def _several(suite: Suite) -> Any:
+    from apps._multi_page import _MultiPage
+
+    page = _MultiPage(next(tool for tool in TOOLS if tool.page == "_multi_page"), suite, ())
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        page.build(blocks)
+    return page
+
+
+def test_a_slot_hands_on_the_map_settings_of_its_control_alone(
+    suite: Suite, canny: Condition
+) -> None:
+    page = _several(suite)
+    values = {name: field.value for name, field in page.fields.items()}
+    values |= {"control_2": canny.name, f"{canny.name}.low_threshold_2": 7}
+    given = page._given(list(values.values()))
+    assert given["params_2"] == {"low_threshold": 7, "high_threshold": 200}
+    assert given["params_3"] == {} and given["detect_resolution_2"] is None
+    assert set(given) & set(page.of_maps) == set()
+
+
+def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: Condition) -> None:
+    made = _result(canny, 40.0)
+    asked = ControlRequest(
+        made.images[0], params=canny.annotator.params(low_threshold=7), detect_resolution=300
+    )
+    made = dataclasses.replace(
+        made,
+        controls=made.controls * 2,
+        request=dataclasses.replace(made.request, further=((canny, asked),)),
+    )
+    saved = io.BytesIO()
+    save_png(saved, made.images[0], made, 0)
+    page = _several(suite)
+    settings, notes = page._read(saved.getvalue())
+    found = [settings[f"{canny.name}.low_threshold_{slot}"] for slot in (1, 2)]
+    assert found == [100, 7]
+    assert notes == []
+    assert settings["detect_resolution_2"].value == 300
