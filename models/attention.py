@@ -109,11 +109,12 @@ def kernel() -> Callable[..., int] | None:
 def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         part, whole = Path(folder, "attention.o"), Path(folder, library.name)
-        for command in (
+        commands: list[list[str | Path]] = [
             [compiler, *FLAGS, "-c", SOURCE, "-o", part],
             # Without -fopenmp: a second OpenMP beside torch's would have threads of its own, and
             # both would wait for work on the same cores. So torch's is found when this is loaded.
             [compiler, "-shared", part, "-o", whole],
-        ):
+        ]
+        for command in commands:
             subprocess.run(command, check=True, capture_output=True)
         whole.replace(library)  # at once, as another process may do the same

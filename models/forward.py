@@ -10,7 +10,8 @@ diffusers' own up to rounding (tests/models/test_forward.py). What differs, and 
 - A ControlNet without weight is not run; the others' residuals are added straight to the skips.
 - Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
   products of matrices on the same memory, and no layout is ever changed and changed back.
-- On a CPU with instructions for bfloat16 attention has a kernel of its own (attention.py).
+- On a CPU with instructions for bfloat16 attention has a kernel of its own (attention.py), and
+  weights lie as oneDNN wants them (packed.py), which also takes GELU, gate and enlargement in.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 """
 
@@ -29,6 +30,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from core.errors import WeightsMismatch
 from core.networks import ControlInput, Residuals
 from models.attention import attention
+from models.packed import convolve, convolve_doubled, multiply, multiply_gated
 
 KEPT_TIMES = 200
 """Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""
@@ -91,7 +93,7 @@ class Forward:
         images = latents.shape[0]
         latents = latents.contiguous(memory_format=torch.channels_last)
         known = self._known(self._unet, timestep, texts, images)
-        skips, x = _encode(self._unet, _conv(self._unet.conv_in, latents), known)
+        skips, x = _encode(self._unet, convolve(self._unet.conv_in, latents), known)
         for control in _acting(controls):
             for target, (residual, scale) in zip(
                 (*skips, x), self._found(control, latents, timestep, texts), strict=True
@@ -125,11 +127,11 @@ class Forward:
         """Yield each residual of a ControlNet with its scale."""
         network = self._controlnets[control.name]
         known = self._known(network, timestep, texts, latents.shape[0])
-        start = _conv(network.conv_in, latents) + self._hint(control, latents)
+        start = convolve(network.conv_in, latents) + self._hint(control, latents)
         found, middle = _encode(network, start, known)
         zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
         for source, zero, scale in zip((*found, middle), zeros, control.scales, strict=True):
-            yield _conv(zero, source), scale
+            yield convolve(zero, source), scale
 
     # What is kept
 
@@ -241,7 +243,7 @@ def _encode(network: Any, x: Tensor, known: _Known) -> tuple[list[Tensor], Tenso
                 x = _transformer(transformer, x, known)
             skips.append(x)
         for downsampler in block.downsamplers or ():
-            x = _conv(downsampler.conv, x)
+            x = convolve(downsampler.conv, x)
             skips.append(x)
     first, *others = network.mid_block.resnets
     x = _residual(first, x, known)
@@ -259,66 +261,53 @@ def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:
             if transformer is not None:
                 x = _transformer(transformer, x, known)
         for upsampler in block.upsamplers or ():
-            x = _conv(upsampler.conv, functional.interpolate(x, scale_factor=2.0))
-    return _conv(unet.conv_out, functional.silu(unet.conv_norm_out(x)))
+            x = convolve_doubled(upsampler.conv, x)
+    return convolve(unet.conv_out, functional.silu(unet.conv_norm_out(x)))
 
 
 def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
     found = functional.silu(block.norm1(x), inplace=True)
-    found = _conv(block.conv1, found, known.times[block])
+    found = convolve(block.conv1, found, known.times[block])
     found = functional.silu(block.norm2(found), inplace=True)
-    kept = x if block.conv_shortcut is None else _conv(block.conv_shortcut, x)
-    return _conv(block.conv2, found).add_(kept)
+    kept = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
+    return convolve(block.conv2, found).add_(kept)
 
 
 def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     height, width = x.shape[2:]
     # In channels-last memory a picture is its list of pixels already: both views cost nothing.
     pixels = transformer.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
-    pixels = _linear(transformer.proj_in, pixels)
+    pixels = multiply(transformer.proj_in, pixels)
     for layer in transformer.transformer_blocks:
         pixels = _self_attention(layer.attn1, layer.norm1(pixels)).add_(pixels)
         keys, values = known.text[layer.attn2]
         pixels = _repeated(pixels, keys.shape[0])  # here the texts part
-        queries = _heads(layer.attn2.to_q(layer.norm2(pixels)), layer.attn2.heads)
+        queries = _heads(multiply(layer.attn2.to_q, layer.norm2(pixels)), layer.attn2.heads)
         pixels = _attention(layer.attn2, queries, keys, values).add_(pixels)
         pixels = _feed_forward(layer.ff, layer.norm3(pixels)).add_(pixels)
-    pixels = _linear(transformer.proj_out, pixels)
+    pixels = multiply(transformer.proj_out, pixels)
     picture = pixels.reshape(len(pixels), height, width, -1).permute(0, 3, 1, 2)
     return picture.add_(_repeated(x, len(picture)))
 
 
 def _self_attention(layer: Any, pixels: Tensor) -> Tensor:
     queries, keys, values = (
-        _heads(part(pixels), layer.heads) for part in (layer.to_q, layer.to_k, layer.to_v)
+        _heads(multiply(part, pixels), layer.heads) for part in (layer.to_q, layer.to_k, layer.to_v)
     )
     return _attention(layer, queries, keys, values)
 
 
 def _attention(layer: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    projected: Tensor = layer.to_out[0](attention(queries, keys, values))
-    return projected
+    return multiply(layer.to_out[0], attention(queries, keys, values))
 
 
 def _feed_forward(layer: Any, pixels: Tensor) -> Tensor:
-    value, gate = layer.net[0].proj(pixels).chunk(2, dim=-1)
-    found: Tensor = layer.net[2](functional.gelu(gate).mul_(value))
-    return found
+    return multiply(layer.net[2], multiply_gated(layer.net[0].proj, pixels))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, heads * width) → (B, N, heads, width)."""
-    return x.unflatten(2, (heads, -1))
-
-
-def _conv(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    bias = layer.bias if bias is None else bias
-    return functional.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
-
-
-def _linear(layer: Any, pixels: Tensor) -> Tensor:
-    """Apply a linear layer, or the 1x1 convolution that some checkpoints have in its place."""
-    return functional.linear(pixels, layer.weight.flatten(1), layer.bias)
+    return x.view(*x.shape[:2], heads, -1)
 
 
 def _repeated(x: Tensor, rows: int) -> Tensor:

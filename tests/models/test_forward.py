@@ -11,7 +11,9 @@ from torch import Tensor
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput
+from models.attention import attention
 from models.forward import KEPT_HINTS, Forward
+from models.loading import Format
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
 
 SD15 = {
@@ -45,6 +47,15 @@ class Example:
         """One scale for every residual."""
         count = len(self.controlnets[name].controlnet_down_blocks) + 1
         return ControlInput(name, self.hint, tuple(scale - 0.01 * k for k in range(count)))
+
+    def round(self) -> None:
+        """Everything in bfloat16 from here on, as the store places it."""
+        form = Format(torch.device("cpu"), torch.bfloat16)
+        self.unet, *controls = (form.place(n) for n in (self.unet, *self.controlnets.values()))
+        self.controlnets = dict(zip(self.controlnets, controls, strict=True))
+        self.forward = Forward(self.unet, self.controlnets)
+        self.latents, self.texts = self.latents.bfloat16(), self.texts.bfloat16()
+        self.hint = self.hint.bfloat16()
 
     @torch.no_grad()
     def ours(self, controls: list[ControlInput], timestep: int = 401) -> Tensor:
@@ -195,14 +206,37 @@ def test_residuals_that_are_kept_act_as_if_found_again(images: int, texts: int) 
     assert not torch.allclose(later, example.theirs(controls, 7), atol=1e-4)
 
 
-def test_the_prompts_share_what_comes_before_the_text() -> None:
+def test_the_prompts_share_what_comes_before_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Example(SD15)
     rows: list[int] = []
-    first = example.unet.down_blocks[0].attentions[0].transformer_blocks[0]
-    first.attn1.to_q.register_forward_hook(lambda _m, _i, out: rows.append(len(out)))
-    first.attn2.to_q.register_forward_hook(lambda _m, _i, out: rows.append(len(out)))
-    example.ours([example.control()])
-    assert rows == [1, 2]
+
+    def count(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        rows.append(len(queries))
+        return attention(queries, keys, values)
+
+    monkeypatch.setattr("models.forward.attention", count)
+    example.ours([])
+    # The first looks at itself alone; every later one knows a text already.
+    assert rows[0] == 1 and set(rows[1:]) == {2}
+
+
+@pytest.mark.parametrize("changes", [SD15, DIORAMA, LINEAR], ids=["sd15", "diorama", "linear"])
+def test_in_bfloat16_it_is_no_further_from_float32(changes: dict[str, Any]) -> None:
+    """Where this processor has kernels for bfloat16, they are what runs here."""
+    ours, theirs = [], []
+    for seed in range(4):
+        example = Example(changes, images=2)
+        example.latents = torch.randn(
+            example.latents.shape, generator=torch.Generator().manual_seed(seed)
+        )
+        reference = example.theirs([example.control()])
+        example.round()
+        theirs.append((example.theirs([example.control()]).float() - reference).norm())
+        ours.append((example.ours([example.control()]).float() - reference).norm())
+        # Afterwards the networks are still diffusers' own, and say the same.
+        again = (example.theirs([example.control()]).float() - reference).norm()
+        assert again == theirs[-1]
+    assert sum(ours) <= sum(theirs)
 
 
 @pytest.mark.parametrize(

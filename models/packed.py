@@ -1,0 +1,197 @@
+"""Convolutions and products with weights that lie in memory as oneDNN wants them, on the CPU.
+
+torch hands oneDNN plain weights, which it lays out anew for every call: in SD 1.5's deepest blocks,
+where weights are large and pictures small, that takes longer than the convolution. Here a layer's
+weight is laid out at its first use and stays so; there is no second copy of it. It says the same as
+before: whoever else looks at it sees a plain tensor, made for that look.
+
+That is for bfloat16, and where torch has oneDNN with it; elsewhere torch's own functions run.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+ONEDNN: Any = torch.ops.mkldnn
+PLAIN: tuple[Any, ...] = ("none", [], "")
+"""oneDNN's names for: nothing is done to the result."""
+ROW_OF = ((1, 1), (0, 1), (1, 0), (0, 0))
+"""Which of two output rows, and of its two input rows, each row of a 4x4 kernel serves."""
+
+_doubling = WeakTensorKeyDictionary()
+"""The weights of convolutions behind an enlargement, summed and laid out, by the plain weight."""
+
+
+class PackedWeight(Tensor):
+    """A weight in oneDNN's layout, in one part or several (along the first axis).
+
+    Every other operation sees it plain; to change it in place is an error.
+    """
+
+    parts: tuple[Tensor, ...]
+
+    @staticmethod
+    def __new__(cls, parts: tuple[Tensor, ...], shape: torch.Size) -> "PackedWeight":
+        """Take what is laid out already; `shape` is the plain weight's."""
+        make: Any = torch.Tensor._make_wrapper_subclass
+        made: PackedWeight = make(cls, shape, dtype=parts[0].dtype, device=parts[0].device)
+        made.parts = parts
+        return made
+
+    def plain(self) -> Tensor:
+        """Return a plain copy, channels-last where it is a convolution's."""
+        whole = torch.cat([part.to_dense() for part in self.parts]).reshape(self.shape)
+        return whole.contiguous(memory_format=torch.channels_last) if whole.ndim == 4 else whole
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        """Return a plain copy, which may be turned into another format."""
+        memo[id(self)] = copied = nn.Parameter(self.plain(), requires_grad=False)
+        return copied
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own says no more than Callable
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run any operation on the plain weight."""
+        if func is torch.ops.aten.detach.default:  # what makes it a parameter
+            return PackedWeight(args[0].parts, args[0].shape)
+        if func._schema.is_mutable and isinstance(args[0], PackedWeight):
+            raise RuntimeError("This weight is laid out for oneDNN, so it cannot be written on.")
+        args, kwargs = tree_map_only(PackedWeight, PackedWeight.plain, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def convolve(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a convolution layer's result, with another bias (C,) if one is given.
+
+    x (B, C, h, w) in channels-last memory, and so is the result.
+    """
+    bias = layer.bias if bias is None else bias
+    weight = layer.weight
+    if not _ready(layer, x, _convolution_parts):
+        return functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+    (part,) = layer.weight.parts
+    found: Tensor = ONEDNN._convolution_pointwise.default(
+        x, part, bias, layer.padding, layer.stride, [1, 1], 1, *PLAIN
+    )
+    return found
+
+
+def convolve_doubled(layer: Any, x: Tensor) -> Tensor:
+    """Return a 3x3 convolution of x (B, C, h, w) enlarged twice, (B, C, 2 * h, 2 * w).
+
+    An output row sees two rows of x, one of them twice. With the two weights summed beforehand it
+    is a transposed convolution 4x4 of stride 2, with 16 products for each pixel of x in place of
+    36: measured twice as fast.
+    """
+    if not _suits(layer.weight, x) or layer.kernel_size != (3, 3):
+        return convolve(layer, functional.interpolate(x, scale_factor=2.0))
+    if layer.weight not in _doubling:
+        _doubling[layer.weight] = _doubled(layer.weight)
+    found: Tensor = ONEDNN._convolution_transpose_pointwise.default(
+        x, _doubling[layer.weight], layer.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, *PLAIN
+    )
+    return found
+
+
+def multiply(layer: Any, x: Tensor) -> Tensor:
+    """Return a linear layer's result (..., out), or that of a 1x1 convolution in its place.
+
+    x (..., in).
+    """
+    if not _ready(layer, x, _linear_parts):
+        return functional.linear(x, layer.weight.flatten(1), layer.bias)
+    found: Tensor = ONEDNN._linear_pointwise.default(x, layer.weight.parts[0], layer.bias, *PLAIN)
+    return found
+
+
+def multiply_gated(layer: Any, x: Tensor) -> Tensor:
+    """Return the first half of a linear layer's result times the GELU of its second half.
+
+    x (..., in); the result is (..., out / 2). Both halves come from a product of their own, which
+    applies the function and the factor to what it has in hand: no pass over the largest tensors,
+    and one rounding in place of three.
+    """
+    if not _ready(layer, x, _gated_parts):
+        value, gate = functional.linear(x, layer.weight, layer.bias).chunk(2, dim=-1)
+        return functional.gelu(gate).mul_(value)
+    value_bias, gate_bias = layer.bias.chunk(2)
+    value_part, gate_part = layer.weight.parts
+    gate = ONEDNN._linear_pointwise.default(x, gate_part, gate_bias, "gelu", [], "none")
+    found: Tensor = ONEDNN._linear_pointwise.binary(x, gate, value_part, value_bias, "mul")
+    return found
+
+
+# The layout
+
+
+def _ready(layer: Any, x: Tensor, lay_out: Any) -> bool:
+    """Tell whether the layer's weight is laid out, after doing so where it can be."""
+    weight = layer.weight
+    if isinstance(weight, PackedWeight):
+        return True
+    if not _suits(weight, x):
+        return False
+    # Ordinary tensors, also where this is first used in inference mode: they outlive it.
+    with torch.inference_mode(False), torch.no_grad():
+        packed = PackedWeight(lay_out(weight), weight.shape)
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+    return True
+
+
+def _suits(weight: Tensor, x: Tensor) -> bool:
+    """A weight that is still trained will change, and must stay where it is."""
+    return (
+        weight.dtype == x.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and not weight.requires_grad
+        and not x.requires_grad
+        and _available()
+    )
+
+
+@functools.cache
+def _available() -> bool:
+    """These operations are torch's own affair: what torch.compile makes its results of."""
+    names = (
+        *("_reorder_convolution_weight", "_convolution_pointwise"),
+        *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise"),
+        *("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"),
+    )
+    return (
+        bool(torch._C._has_mkldnn)
+        and all(hasattr(ONEDNN, name) for name in names)
+        and bool(ONEDNN._is_mkldnn_bf16_supported())
+    )
+
+
+def _convolution_parts(weight: Tensor) -> tuple[Tensor, ...]:
+    return (ONEDNN._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], 1, None),)
+
+
+def _linear_parts(weight: Tensor) -> tuple[Tensor, ...]:
+    return (ONEDNN._reorder_linear_weight(weight.flatten(1).contiguous(), None),)
+
+
+def _gated_parts(weight: Tensor) -> tuple[Tensor, ...]:
+    halves = weight.chunk(2)
+    return tuple(ONEDNN._reorder_linear_weight(half.contiguous(), None) for half in halves)
+
+
+def _doubled(weight: Tensor) -> Tensor:
+    """Return the 4x4 weights (in, out, 4, 4) of a 3x3 convolution behind an enlargement."""
+    with torch.inference_mode(False), torch.no_grad():
+        # Output row 0 sees the input row above through the kernel's first row, and its own through
+        # the sum of the others; output row 1 the other way round. So do columns.
+        sums = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+        rows = torch.stack([sums[output, input_] for output, input_ in ROW_OF])
+        kernel = torch.einsum("oiyx,ay,bx->ioab", weight.float(), rows, rows).to(weight.dtype)
+        packed: Tensor = ONEDNN._reorder_convolution_transpose_weight(
+            kernel.contiguous(), [1, 1], [0, 0], [2, 2], [1, 1], 1, None
+        )
+        return packed
