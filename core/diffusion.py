@@ -1,13 +1,14 @@
 """From prompts and control maps to pictures: encode, sample, decode, and once more in float32."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.batching import Batcher
 from core.condition import ControlMap
 from core.errors import DeviceUnavailable, SuiteError
 from core.guidance import Guidance, residual_scales
@@ -51,6 +52,7 @@ class Diffusion:
     steered_by: Sequence[Steering]
     """At least one."""
     run: Run
+    batcher: Batcher = field(default_factory=Batcher)
     _text: Tensor | None = None
     """Embeddings (2, 77, C) of the negative prompt and the prompt, once they are needed."""
 
@@ -95,12 +97,15 @@ class Diffusion:
                 self._text = networks.encode_text(prompts)
         size = self.steered_by[0].control_map.shape[:2]
         height, width = (side // networks.downscale for side in size)
-        with run.stage("sample"):
+        with (
+            self.batcher.turn(networks, self._kind(size), len(seeds), run.waiting) as shared,
+            run.stage("sample"),
+        ):
             noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))
             scheduler = networks.make_scheduler(request.sampler)
             scheduler.set_timesteps(request.steps)
             latents = denoise(
-                self._predict(self._text, scheduler),
+                self._predict(shared, self._text, scheduler),
                 scheduler,
                 noise.to(networks.device),
                 generators,
@@ -109,18 +114,25 @@ class Diffusion:
             )
         if not torch.isfinite(latents).all():
             return None
-        with run.stage("decode"):
+        with run.stage("decode"), self.batcher.decoding:
             # One by one: decoding is where memory peaks.
             pictures = torch.cat([networks.decode(one[None]) for one in latents])
         if not torch.isfinite(pictures).all():
             return None
         return pictures
 
-    def _predict(self, text: Tensor, scheduler: Any) -> Predict:
+    def _kind(self, size: Sequence[int]) -> Hashable:
+        """Return what requests must agree in to share a turn: the steps they take, and on what."""
+        request = self.request
+        unguided = request.guidance_scale == 1
+        steps = (request.steps, request.sampler, request.mode, request.guess_mode, unguided)
+        return (request.model, self.networks.dtype, tuple(size), *steps)
+
+    def _predict(self, networks: Networks, text: Tensor, scheduler: Any) -> Predict:
         """Return the steered model for text embeddings (2, 77, C): negative, positive."""
         steps, shortcuts = self.request.steps, MODES[self.request.mode]
         guidance = Guidance(
-            networks=self.networks,
+            networks=networks,
             steps=steps,
             texts=text,
             controls=[self._control_input(one) for one in self.steered_by],

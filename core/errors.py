@@ -22,3 +22,7 @@ class WeightsMismatch(SuiteError):
 
 class DeviceUnavailable(SuiteError):
     """The device asked for is absent, unfit or out of memory."""
+
+
+class Busy(SuiteError):
+    """As many requests are waiting as may wait."""

@@ -54,6 +54,10 @@ class Networks(Protocol):
         """Pixels per latent cell along a side."""
 
     @property
+    def worth_together(self) -> int:
+        """How many images are sampled faster together than one by one; 1 for no gain."""
+
+    @property
     def hashes(self) -> dict[str, str]:
         """Short SHA-256 of each weights file, by part."""
 
@@ -85,6 +89,12 @@ class Networks(Protocol):
         as the same tensor comes again, so neither is ever written on.
         """
 
+    def predict_together(self, questions: Sequence["Question"]) -> list[Tensor]:
+        """Return what predict gives for each, made as one batch where they agree enough.
+
+        Equal up to rounding. The questions may be put to other networks with the same UNet.
+        """
+
     def residuals(
         self,
         latents: Tensor,
@@ -105,3 +115,21 @@ class Networks(Protocol):
 
     def in_float32(self) -> "Networks":
         """Return the same weights in float32, for the retry after a non-finite result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One call of Networks.predict, for predict_together."""
+
+    networks: Networks
+    latents: Tensor
+    timestep: Tensor
+    texts: Tensor
+    controls: Sequence[ControlInput]
+    residuals: Residuals = ()
+
+    def alone(self) -> Tensor:
+        """Return the prediction."""
+        return self.networks.predict(
+            self.latents, self.timestep, self.texts, self.controls, self.residuals
+        )

@@ -1,7 +1,7 @@
 """The one pipeline: a condition and a request in, pictures with their scores out.
 
 `Pipeline.generate` is the flow of design.md, top to bottom. It asks nothing about which condition
-it serves, and keeps nothing between requests.
+it serves, and keeps nothing between requests but the line they wait in.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from core.batching import MOST_ADMITTED, Batcher
 from core.condition import (
     ALREADY_A_MAP,
     Annotator,
@@ -48,6 +49,8 @@ LARGEST_DRAWN_SEED = 2**31 - 1
 COARSE_BEYOND = 4
 """A picture enlarged more than this has fewer real edges than its map pretends."""
 CUT = "{title}: its picture has another shape than that of the first control; its middle is used."
+LCM_GUIDANCE = 2.0
+"""LCM-LoRA's authors advise 1 to 2 (huggingface.co/latent-consistency/lcm-lora-sdv1-5)."""
 EMPTY_MAP_GIVEN = "The control map is empty: it has one value everywhere."
 DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt that are repeated in the warning."""
@@ -56,9 +59,13 @@ DROPPED_WORDS_SHOWN = 300
 class Pipeline:
     """Makes pictures, given a way to load networks."""
 
-    def __init__(self, load: Load) -> None:
-        """Remember how to load; nothing is loaded yet."""
+    def __init__(self, load: Load, most_requests: int = MOST_ADMITTED) -> None:
+        """Remember how to load; nothing is loaded yet.
+
+        generate may be called from many threads at once, of which so many requests are let in.
+        """
         self._load = load
+        self._batcher = Batcher(most_requests)
 
     def draw_map(self, condition: Condition, request: GenerationRequest) -> ControlMap:
         """Return the control map that `generate` would use, without touching a model.
@@ -86,13 +93,14 @@ class Pipeline:
 
         Raises:
             SuiteError: the input will not do, a model cannot be loaded, or the first image failed.
+            Busy: too many requests are waiting.
         """
         run = Run(on_progress, cancelled, preview_every, request.steps, request.num_samples)
         with run.stage("prepare"):
             request = settled(request, condition.annotator)
             seeds = image_seeds(request.seed, request.num_samples)
             size = _size(request)
-            run.warnings += _size_notes(request, size)
+            run.warnings += _size_notes(request, size) + _sampler_notes(request)
 
         controls = [(condition, request), *request.further]
         with run.stage("map"):
@@ -110,16 +118,17 @@ class Pipeline:
         networks = None
         try:
             run.stop_if_cancelled()
-            with run.stage("load"):
-                networks = self._load(request.model, *(one.weights for one, _ in controls))
-            run.warnings += _prompt_notes(networks, request)
-            diffusion = Diffusion(networks, request, steered_by, run)
-            for batch in batches(seeds, networks.device):
-                pictures = diffusion.pictures(batch)
-                networks = diffusion.networks
-                with run.stage("reextract"):
-                    finished += _scored(extractors, steered_by, pictures, batch)
-                run.finished(len(batch))
+            with self._batcher.admitted(request.model, run.waiting):
+                with run.stage("load"):
+                    networks = self._load(request.model, *(one.weights for one, _ in controls))
+                run.warnings += _prompt_notes(networks, request)
+                diffusion = Diffusion(networks, request, steered_by, run, self._batcher)
+                for batch in batches(seeds, networks.device):
+                    pictures = diffusion.pictures(batch)
+                    networks = diffusion.networks
+                    with run.stage("reextract"):
+                        finished += _scored(extractors, steered_by, pictures, batch)
+                    run.finished(len(batch))
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
         except SuiteError as error:
@@ -274,6 +283,15 @@ def _size_notes(request: GenerationRequest, size: tuple[int, int]) -> list[str]:
             "larger one gives a finer map."
         )
     return notes
+
+
+def _sampler_notes(request: GenerationRequest) -> list[str]:
+    if request.sampler != "lcm" or request.guidance_scale <= LCM_GUIDANCE:
+        return []
+    return [
+        f"The sampler lcm is made for a guidance scale of 1 to {LCM_GUIDANCE:g}: at "
+        f"{request.guidance_scale:g} colours and contrasts burn out."
+    ]
 
 
 def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:

@@ -44,6 +44,11 @@ class Run:
             self.was_cancelled = True
             raise Stopped
 
+    def waiting(self) -> None:
+        """Report that others have the device, then stop if that was asked."""
+        self._tell(Progress("wait", 0, self.steps, self.images_done, self._left(), None))
+        self.stop_if_cancelled()
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce a stage and add up its seconds."""

@@ -27,6 +27,7 @@ class FakeNetworks:
     latent_channels: int = 3
     downscale: int = 8
     hashes: dict = field(default_factory=lambda: {"unet": "abc123"})
+    worth_together: int = 1
     broken_at: int | None = None
     broken_decode: bool = False
     broken_for_good: bool = False

@@ -1,0 +1,242 @@
+"""Many requests on one device: who is let in, whose turn it is, and which turns are taken together.
+
+A request is admitted while its model is the one in use, takes a turn for each batch of its images,
+and samples in it. Requests that wait at the same time and agree in what fixes their steps share a
+turn: at every step their predictions are made as one batch, and each goes on alone with its own,
+so that neither prompt, map, seed nor an end by error or cancel of one touches another. Everything
+before and after the turn, such as drawing maps, scoring and saving, runs beside other turns.
+
+A request alone pays nothing for this: it gets the networks themselves.
+"""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor
+
+from core.errors import Busy
+from core.networks import ControlInput, Networks, Question, Residuals
+
+MOST_ADMITTED = 1000
+"""Requests let in where nothing else is said: each holds a thread and its picture."""
+HEARTBEAT_S = 0.5
+"""The longest a waiting request is not asked whether it still wants to wait."""
+
+Waiting = Callable[[], None]
+"""Called now and then by who waits; raises to give up."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """A request in one of the two lines; it may go once `group` is there."""
+
+    kind: Hashable
+    images: int = 0
+    most: int = 0
+    """Images worth sampling together."""
+    group: "_Group | None" = None
+
+
+class Batcher:
+    """The lines before one device. May be used from any number of threads."""
+
+    def __init__(self, most_admitted: int = MOST_ADMITTED) -> None:
+        """Let in so many requests, those at work included."""
+        self._most_admitted = most_admitted
+        self._changed = threading.Condition()
+        self._admitted = 0
+        self._models: list[_Place] = []
+        """Before a change of model, in the order they came."""
+        self._model: Hashable = None
+        self._users = 0
+        """Requests at work with that model."""
+        self._turns: list[_Place] = []
+        """Before a turn, in the order they came."""
+        self._group: _Group | None = None
+        self.decoding = threading.Lock()
+        """Held while pictures are decoded: that is where memory peaks."""
+
+    @contextmanager
+    def admitted(self, model: Hashable, waiting: Waiting) -> Iterator[None]:
+        """Let a request in, for as long as the block lasts, once no other model is in use.
+
+        So the networks of one model at a time are in memory. Who waits for a change of model is
+        passed by nobody, so that no model is starved.
+
+        Raises:
+            Busy: as many are in already as there may be.
+        """
+        place = _Place(model)
+        with self._changed:
+            if self._admitted >= self._most_admitted:
+                raise Busy(
+                    f"{self._admitted} requests are waiting already: please try again in a minute."
+                )
+            self._admitted += 1
+            self._models.append(place)
+            try:
+                while not (self._models[0] is place and (not self._users or self._model == model)):
+                    self._wait(waiting)
+            except BaseException:
+                self._admitted -= 1
+                raise
+            finally:
+                self._models.remove(place)
+                self._changed.notify_all()
+            self._model = model
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._admitted -= 1
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def turn(
+        self, networks: Networks, kind: Hashable, images: int, waiting: Waiting
+    ) -> Iterator[Networks]:
+        """Wait for a turn on the device; give what predicts in it, for as long as the block lasts.
+
+        Who waits with the same `kind` joins the turn of who waited longest, while the images
+        together are no more than are worth it. Equal kinds must take equal steps.
+        """
+        place = _Place(kind, images, networks.worth_together)
+        with self._changed:
+            self._turns.append(place)
+            try:
+                self._begin_next()
+                while place.group is None:
+                    self._wait(waiting)
+            except BaseException:
+                self._give_up(place)
+                raise
+        group = place.group
+        try:
+            yield networks if group.size == 1 else cast(Networks, _Member(networks, group))
+        finally:
+            with self._changed:
+                self._leave(group)
+
+    def _wait(self, waiting: Waiting) -> None:
+        """Let others change something, with the lock released also while the caller is asked."""
+        self._changed.wait(HEARTBEAT_S)
+        self._changed.release()
+        try:
+            waiting()
+        finally:
+            self._changed.acquire()
+
+    def _begin_next(self) -> None:
+        """Give the free device to who waited longest, and to those that can share the turn."""
+        if self._group is not None or not self._turns:
+            return
+        first, chosen, images = self._turns[0], [], 0
+        for place in self._turns:
+            fits = images + place.images <= first.most and place.kind == first.kind
+            if place is first or fits:
+                chosen.append(place)
+                images += place.images
+        self._group = _Group(self._changed, len(chosen))
+        for place in chosen:
+            place.group = self._group
+            self._turns.remove(place)
+        self._changed.notify_all()
+
+    def _give_up(self, place: _Place) -> None:
+        """Leave the line, or the turn that began just then."""
+        if place.group is None:
+            self._turns.remove(place)
+        else:
+            self._leave(place.group)
+
+    def _leave(self, group: "_Group") -> None:
+        group.members -= 1
+        if not group.members:
+            self._group = None
+            self._begin_next()
+        self._changed.notify_all()
+
+
+@dataclass(eq=False)
+class _Asked:
+    question: Question
+    answer: Tensor | Exception | None = None
+
+
+@dataclass(eq=False)
+class _Group:
+    """Requests that share a turn; what they ask is answered once all who are left have asked."""
+
+    changed: threading.Condition
+    size: int
+    members: int = field(init=False)
+    _asked: list[_Asked] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.members = self.size
+
+    def ask(self, question: Question) -> Tensor:
+        """Return the prediction; the last to ask, or one who waits when another leaves, makes all.
+
+        Raises:
+            Exception: as Networks.predict for this question alone.
+        """
+        mine = _Asked(question)
+        with self.changed:
+            self._asked.append(mine)
+            self.changed.notify_all()
+            while mine.answer is None and len(self._asked) < self.members:
+                self.changed.wait()
+            asked: list[_Asked] = []
+            if mine.answer is None:
+                asked, self._asked = self._asked, asked
+        if asked:
+            _answer(asked)
+            with self.changed:
+                self.changed.notify_all()
+        if isinstance(mine.answer, Exception):
+            raise mine.answer
+        return cast(Tensor, mine.answer)
+
+
+def _answer(asked: Sequence[_Asked]) -> None:
+    """Answer all together; where that fails, each alone, so that only whose fault it is fails."""
+    try:
+        answers = asked[0].question.networks.predict_together([one.question for one in asked])
+    except Exception:  # noqa: BLE001 - it rises again from the question that is at fault
+        for one in asked:
+            try:
+                one.answer = one.question.alone()
+            except Exception as error:  # noqa: BLE001 - raised again in its own thread
+                one.answer = error
+        return
+    for one, answer in zip(asked, answers, strict=True):
+        one.answer = answer
+
+
+class _Member:
+    """The networks as one of a group sees them: what it asks is asked with what the others ask."""
+
+    def __init__(self, networks: Networks, group: _Group) -> None:
+        self._networks, self._group = networks, group
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._networks, name)
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+        residuals: Residuals = (),
+    ) -> Tensor:
+        """Return what the networks predict."""
+        return self._group.ask(
+            Question(self._networks, latents, timestep, texts, controls, residuals)
+        )

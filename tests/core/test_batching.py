@@ -1,0 +1,233 @@
+"""Requests at once: each gets its own pictures, in a fair order, whatever becomes of the others."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.batching import Batcher
+from core.errors import Busy, SuiteError
+from core.pipeline import Pipeline
+from core.request import GenerationRequest
+
+WAIT_S = 30
+
+
+def ask(image, **settings):
+    defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
+    return GenerationRequest(image=image, **(defaults | settings))
+
+
+@pytest.fixture
+def shared(networks):
+    """The fake model, of which four images are worth sampling together; it notes how many were."""
+    networks.worth_together = 4
+    networks.batches = []
+
+    def together(questions):
+        networks.batches.append(len(questions))
+        return [one.alone() for one in questions]
+
+    networks.predict_together = together
+    return networks
+
+
+@pytest.fixture
+def occupied(shared):
+    """A pipeline and a way to hold its device while requests line up."""
+    pipeline = Pipeline(lambda *_: shared)
+
+    @contextmanager
+    def held(waiting):
+        batcher = pipeline._batcher
+        with batcher.turn(shared, "something else", 1, lambda: None):
+            yield
+            wait_until(lambda: len(batcher._turns) == waiting)
+
+    return pipeline, held
+
+
+def wait_until(true):
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)
+
+
+def same(found, wanted):
+    return all(np.array_equal(a, b) for a, b in zip(found.images, wanted.images, strict=True))
+
+
+def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, image):
+    pipeline, held = occupied
+    requests = [
+        ask(image, seed=1),
+        ask(255 - image, seed=2, prompt="a long prompt"),
+        ask(image, seed=3, strength=0.5, eta=0.5),
+        ask(image, seed=4, guidance_scale=3.0),
+    ]
+    wanted = [Pipeline(lambda *_: shared).generate(condition, one) for one in requests]
+    assert not shared.batches, "alone, nothing is put together"
+    with ThreadPoolExecutor(4) as threads:
+        with held(waiting=4):
+            made = [threads.submit(pipeline.generate, condition, one) for one in requests]
+        found = [one.result(WAIT_S) for one in made]
+    assert all(map(same, found, wanted))
+    assert shared.batches == [4] * 4, "one batch at every step"
+    assert not same(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 5}, {"mode": "fast"}, {"guidance_scale": 1.0}, {"image_resolution": 320}],
+)
+def test_what_takes_other_steps_takes_a_turn_of_its_own(occupied, shared, condition, image, change):
+    pipeline, held = occupied
+    requests = [ask(image), ask(image, **change), ask(image, seed=9)]
+    with ThreadPoolExecutor(3) as threads:
+        with held(waiting=3):
+            made = [threads.submit(pipeline.generate, condition, one) for one in requests]
+        for one in made:
+            assert one.result(WAIT_S).images
+    assert shared.batches == [2] * 4
+
+
+def test_no_more_share_a_turn_than_are_worth_it(occupied, shared, condition, image):
+    pipeline, held = occupied
+    with ThreadPoolExecutor(6) as threads:
+        with held(waiting=6):
+            made = [
+                threads.submit(pipeline.generate, condition, ask(image, seed=seed))
+                for seed in range(6)
+            ]
+        for one in made:
+            one.result(WAIT_S)
+    assert sorted(shared.batches) == [2] * 4 + [4] * 4
+
+
+def test_turns_are_taken_in_the_order_of_coming(shared):
+    """Of a b a c, both a share the first turn; then b, then c."""
+    batcher, order = Batcher(), []
+
+    def take(kind):
+        with batcher.turn(shared, kind, 1, lambda: None):
+            order.append(kind)
+
+    with ThreadPoolExecutor(4) as threads, batcher.turn(shared, "first", 1, lambda: None):
+        for count, kind in enumerate("abac", 1):
+            threads.submit(take, kind)
+            wait_until(lambda count=count: len(batcher._turns) == count)
+    assert order == ["a", "a", "b", "c"]
+
+
+def test_a_cancel_leaves_the_others(occupied, shared, condition, image):
+    pipeline, held = occupied
+    wanted = pipeline.generate(condition, ask(image, seed=1))
+    steps = []
+
+    def heard(progress):
+        if progress.stage == "sample" and progress.step:
+            steps.append(progress.step)
+
+    with ThreadPoolExecutor(2) as threads:
+        with held(waiting=2):
+            stays = threads.submit(pipeline.generate, condition, ask(image, seed=1))
+            leaves = threads.submit(
+                pipeline.generate, condition, ask(image, seed=2), heard, lambda: len(steps) >= 2
+            )
+        assert leaves.result(WAIT_S).cancelled
+        assert same(stays.result(WAIT_S), wanted)
+    assert steps == [1, 2]
+
+
+def test_a_cancel_while_waiting_is_heard(occupied, shared, condition, image):
+    pipeline, held = occupied
+    stop, heard = threading.Event(), []
+    with ThreadPoolExecutor(1) as threads, held(waiting=0):
+        made = threads.submit(pipeline.generate, condition, ask(image), heard.append, stop.is_set)
+        wait_until(lambda: any(progress.stage == "wait" for progress in heard))
+        stop.set()
+        assert made.result(WAIT_S).cancelled
+    assert not shared.calls
+
+
+def test_an_error_of_one_is_its_own(occupied, shared, condition, image):
+    """A batch that fails is made one by one, and only the one at fault fails."""
+    pipeline, held = occupied
+    predict = shared.predict
+
+    def fragile(latents, timestep, texts, *rest):
+        if texts[0, 0, 0] == 3:
+            raise SuiteError("This one cannot be.")
+        return predict(latents, timestep, texts, *rest)
+
+    def together(questions):
+        return [one.alone() for one in questions]
+
+    shared.predict, shared.predict_together = fragile, together
+    wanted = pipeline.generate(condition, ask(image, seed=1))
+    with ThreadPoolExecutor(2) as threads:
+        with held(waiting=2):
+            good = threads.submit(pipeline.generate, condition, ask(image, seed=1))
+            bad = threads.submit(pipeline.generate, condition, ask(image, negative_prompt="xyz"))
+        with pytest.raises(SuiteError, match="cannot be"):
+            bad.result(WAIT_S)
+        assert same(good.result(WAIT_S), wanted)
+
+
+def test_a_full_queue_says_so(shared):
+    batcher = Batcher(most_admitted=2)
+    full = pytest.raises(Busy, match=r"^2 requests are waiting already: please try again")
+    with (
+        batcher.admitted("a", lambda: None),
+        batcher.admitted("a", lambda: None),
+        full,
+        batcher.admitted("a", lambda: None),
+    ):
+        pass
+    with batcher.admitted("b", lambda: None):
+        pass
+
+
+def test_one_model_at_a_time_and_none_is_starved():
+    """While a is in use, b waits, and an a that comes behind b does not pass it."""
+    batcher, order = Batcher(), []
+
+    def use(model):
+        with batcher.admitted(model, lambda: None):
+            order.append(model)
+
+    with ThreadPoolExecutor(2) as threads, batcher.admitted("a", lambda: None):
+        with batcher.admitted("a", lambda: None):
+            pass
+        for count, model in enumerate(("b", "a"), 1):
+            threads.submit(use, model)
+            wait_until(lambda count=count: len(batcher._models) == count)
+    assert order == ["b", "a"]
+
+
+def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image):
+    shared.dtype = torch.float16
+    poisoned = shared.predict
+
+    def broken(latents, timestep, texts, *rest):
+        answer = poisoned(latents, timestep, texts, *rest)
+        return answer * float("nan") if texts[0, 0, 0] == 3 else answer
+
+    whole = replace(shared, dtype=torch.float32)
+    whole.worth_together = 4
+    whole.predict_together = lambda questions: [one.alone() for one in questions]
+    shared.predict, shared.in_float32 = broken, lambda: whole
+    pipeline = Pipeline(lambda *_: shared)
+    with ThreadPoolExecutor(2) as threads:
+        with pipeline._batcher.turn(shared, "something else", 1, lambda: None):
+            good = threads.submit(pipeline.generate, condition, ask(image))
+            bad = threads.submit(pipeline.generate, condition, ask(image, negative_prompt="xyz"))
+            wait_until(lambda: len(pipeline._batcher._turns) == 2)
+        assert good.result(WAIT_S).dtype == "float16"
+        assert bad.result(WAIT_S).dtype == "float32"
