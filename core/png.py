@@ -341,7 +341,9 @@ def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     settings, notes = restored(GenerationRequest, found)
     notes += _left_out([n for n in pairs if n not in A1111_NAMES and n != "Sampler"])
     sampler = pairs.get("Sampler", "DDIM").strip()
-    if sampler.upper() != "DDIM":
+    if sampler.upper() == "LCM":
+        settings["sampler"] = "lcm"
+    elif sampler.upper() != "DDIM":
         notes.append(f"The picture was made with the sampler {sampler[:40]}; here DDIM is used.")
     return settings, notes
 

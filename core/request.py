@@ -16,6 +16,9 @@ from core.shortcuts import MODES
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy and torch both take."""
 
+LCM_STEPS = 50
+"""The steps that consistency models are trained on, of which LCM takes some (as in diffusers)."""
+
 NEGATIVE_PROMPT = (
     "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, "
     "fewer digits, cropped, worst quality, low quality"
@@ -102,12 +105,26 @@ class GenerationRequest(ControlRequest):
         0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Fresh noise per step; 0 makes DDIM deterministic."
     )
     model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
-    sampler: str = choice("ddim", ("ddim",), "Sampler")
+    sampler: str = choice(
+        "ddim", ("ddim", "lcm"), "Sampler", "lcm is for models and LoRAs made for a few steps."
+    )
     mode: str = choice(
         "exact", tuple(MODES), "Mode", "Fast leaves out work of the later steps: nearly the same."
     )
     further: tuple[tuple[Condition, ControlRequest], ...] = ()
     """More controls of the same pictures, each with its condition; their residuals are summed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler == "lcm" and self.mode != "exact":
+            raise BadInput(
+                "The sampler lcm takes few steps already: choose the mode exact with it."
+            )
+        if self.sampler == "lcm" and self.steps > LCM_STEPS:
+            raise BadInput(
+                f"Steps is {self.steps}, but the sampler lcm knows at most {LCM_STEPS}; 4 to 8 are "
+                "usual."
+            )
 
     @property
     def full_prompt(self) -> str:
@@ -208,7 +225,7 @@ class Progress:
     """One report from a running generation."""
 
     stage: str
-    """prepare, map, load, text, sample, decode or reextract."""
+    """prepare, map, load, text, sample, decode or reextract; wait while others have the device."""
     step: int
     """Finished steps of this image, 0..steps."""
     steps: int

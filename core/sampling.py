@@ -1,9 +1,10 @@
 """The denoising loop: noise from seeds, then one scheduler step after the other.
 
-Pure: the model is any callable, progress and cancelling leave through a callback. The schedule
-(DDIM, Song et al. 2021, arXiv 2010.02502) is diffusers'.
+Pure: the model is any callable, progress and cancelling leave through a callback. The schedules
+(DDIM, Song et al. 2021, arXiv 2010.02502; LCM, Luo et al. 2023, arXiv 2310.04378) are diffusers'.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,12 +40,15 @@ def denoise(
 ) -> Tensor:
     """Denoise (B, C, h, w) along the scheduler's timesteps, already set; returns float32 latents.
 
-    Everything but the model's own forward pass is float32, whatever the weights are.
+    Everything but the model's own forward pass is float32, whatever the weights are. A scheduler
+    that knows no eta, as LCM's, draws its noise anyway.
     """
+    knows_eta = "eta" in inspect.signature(scheduler.step).parameters
+    own: dict[str, Any] = {"eta": eta} if knows_eta else {}
     latents: Tensor = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         output = predict(scheduler.scale_model_input(latents, timestep), timestep, step)
-        moved = scheduler.step(output, timestep, latents, eta=eta, generator=generators)
+        moved = scheduler.step(output, timestep, latents, generator=generators, **own)
         latents = moved.prev_sample
-        after_step(step + 1, moved.pred_original_sample)
+        after_step(step + 1, moved.pred_original_sample if knows_eta else moved.denoised)
     return latents

@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    LCMScheduler,
     MultiControlNetModel,
     StableDiffusionControlNetPipeline,
     UNet2DConditionModel,
@@ -124,15 +125,16 @@ def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
 
 
 def theirs(parts, control_map, seeds, scheduler=None, **settings):
+    lcm = settings.get("sampler") == "lcm"
+    own = {} if lcm else {"steps_offset": 1, "timestep_spacing": "leading"}
     reference = StableDiffusionControlNetPipeline(
         **parts,
-        scheduler=DDIMScheduler(
+        scheduler=(LCMScheduler if lcm else DDIMScheduler)(
             **SD15_BETAS,
             **(scheduler or {}),
-            steps_offset=1,
+            **own,
             clip_sample=False,
             set_alpha_to_one=False,
-            timestep_spacing="leading",
         ),
         safety_checker=None,
         feature_extractor=None,
@@ -230,6 +232,19 @@ def test_velocity_prediction(parts, control_map, monkeypatch):
     velocity = {"prediction_type": "v_prediction"}
     mine = ours(parts, control_map, [3], monkeypatch, scheduler=velocity, **settings)
     assert_close(mine, theirs(parts, control_map, [3], scheduler=velocity, **settings))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@pytest.mark.parametrize("guidance", [1.0, 1.8])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_few_step_sampling(parts, control_map, monkeypatch, steps, guidance, prediction):
+    """LCM, which draws noise between its steps: each image's from its own generator."""
+    settings = {"steps": steps, "strength": 1.0, "guidance_scale": guidance, "eta": 0.0}
+    settings |= {"sampler": "lcm", "scheduler": {"prediction_type": prediction}}
+    seeds = [3, 8]
+    mine = ours(parts, control_map, seeds, monkeypatch, **settings)
+    assert_close(mine, theirs(parts, control_map, seeds, **settings))
+    assert_close(ours(parts, control_map, [8], monkeypatch, **settings), mine[1:])
 
 
 def test_control_matters_here(parts, control_map, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import LCMScheduler
 
 from core.condition import ALREADY_A_MAP
 from core.errors import BadInput, DeviceUnavailable, SuiteError
@@ -199,6 +200,16 @@ def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, conditio
     assert (result.width, result.height) == (320, 320)
     assert "multiple of 64" in result.warnings[0]
     assert "only 5 x 5 pixels" in result.warnings[1]
+
+
+def test_lcm_at_a_high_guidance_is_said(condition, image, networks):
+    ddim = networks.make_scheduler
+    networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim("ddim").config)
+    pipeline = Pipeline(lambda *_: networks)
+    warned = pipeline.generate(condition, ask(image, sampler="lcm"))
+    assert [note for note in warned.warnings if "burn out" in note]
+    quiet = pipeline.generate(condition, ask(image, sampler="lcm", guidance_scale=1.5))
+    assert not quiet.warnings and quiet.scores[0].headline > 95
 
 
 def test_strips_are_refused(pipeline, condition):

@@ -124,6 +124,12 @@ def test_a1111_text_is_the_fallback():
     assert any("Model hash" in note for note in notes)
 
 
+def test_a1111_knows_our_other_sampler_and_mode():
+    text = "a cat\nSteps: 4, Sampler: LCM, CFG scale: 1, Seed: 1, Size: 256x256, Mode: exact"
+    fields, notes = read_settings(with_texts(parameters=text))
+    assert (fields["sampler"], fields["mode"], notes) == ("lcm", "exact", [])
+
+
 def test_a1111_text_of_ours_reads_the_same_numbers(result):
     file = io.BytesIO()
     save_png(file, result.images[0], result, 0)

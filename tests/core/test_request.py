@@ -78,6 +78,8 @@ def test_no_picture_or_not_a_picture(image):
         {"prompt": "x" * 4001},
         {"prompt": None},
         {"sampler": "euler"},
+        {"sampler": "lcm", "steps": 51},
+        {"sampler": "lcm", "mode": "fast"},
     ],
 )
 def test_numbers_out_of_range(picture, wrong):
