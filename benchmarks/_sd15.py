@@ -13,7 +13,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from models.layout import read_json
@@ -26,6 +26,9 @@ ZERO_GAIN = 0.3
 """Standard deviation of what a ControlNet's zero convolutions add, relative to what they see. Left
 at zero they would add nothing, and every measure of the ControlNet's work would pass."""
 BIAS = 0.02
+POOL = 4_000_037
+"""Random numbers that all weights are taken from, beginning anywhere: to draw each of 1.4 billion
+takes longer than a picture. A prime, so that no two rows of a weight are the same."""
 
 
 def random_networks(
@@ -52,8 +55,9 @@ def random_networks(
             name: ControlNetModel.from_unet(unet, load_weights_from_unet=False) for name in controls
         }
     generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(POOL, generator=generator)
     for network in (unet, vae, *controlnets.values()):
-        _fill(network.to(dtype).to_empty(device="cpu"), generator)
+        _fill(network.to(dtype).to_empty(device="cpu"), pool, generator)
     return DiffusersNetworks(
         name="sd15-random",
         tokenizer=CLIPTokenizer.from_pretrained(shape / "tokenizer", local_files_only=True),
@@ -70,14 +74,17 @@ def random_networks(
 
 
 @torch.no_grad()
-def _fill(network: nn.Module, generator: torch.Generator) -> None:
+def _fill(network: nn.Module, pool: Tensor, generator: torch.Generator) -> None:
     """Weights that keep the size of what they see; norms as they start in training."""
     for name, parameter in network.named_parameters():
-        if parameter.ndim > 1:
-            gain = ZERO_GAIN if name.startswith(("controlnet_down", "controlnet_mid")) else 1.0
-            deviation = gain / math.sqrt(parameter[0].numel())
-            parameter.normal_(0, deviation, generator=generator)
-        elif name.endswith("bias"):
-            parameter.normal_(0, BIAS, generator=generator)
-        else:
+        if parameter.ndim == 1 and not name.endswith("bias"):
             parameter.fill_(1)
+            continue
+        gain = ZERO_GAIN if name.startswith(("controlnet_down", "controlnet_mid")) else 1.0
+        deviation = gain / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else BIAS
+        begin = int(torch.randint(len(pool), (), generator=generator))
+        rest = parameter.view(-1)
+        while len(rest):
+            taken = pool[begin : begin + len(rest)]
+            rest[: len(taken)] = taken * deviation
+            rest, begin = rest[len(taken) :], 0

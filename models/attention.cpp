@@ -18,6 +18,7 @@ namespace {
 constexpr int ROWS = 8;        // of a tile
 constexpr int GROUP = 32;      // keys that one product yields: two vectors of float32
 constexpr int BLOCK = 256;     // keys between two looks at the maximum; their logits stay in the L1 cache
+constexpr int WIDEST = 512;    // of a head
 constexpr float NOTHING = -1e30f;  // the logit of a key that is padding; -inf would give inf - inf
 
 inline __m512 exp2_of(__m512 x) {
@@ -98,10 +99,11 @@ float weigh(const float* logits, int keys, float scale, float* largest, float* t
   return kept;
 }
 
-// sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once.
+// sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once,
+// for so many vectors of columns.
 template <int VECTORS>
-void add_values(const uint16_t* weights, const uint32_t* values, int keys, const float* kept, float* sums) {
-  constexpr int COLUMNS = 16 * VECTORS;
+void add_values(const uint16_t* weights, const uint32_t* values, int keys, int columns, const float* kept,
+                float* sums) {
   constexpr int AT_ONCE = VECTORS <= 3 ? 8 : VECTORS <= 6 ? 4 : 2;  // what 32 registers hold
   for (int first = 0; first < ROWS; first += AT_ONCE) {
     __m512 part[AT_ONCE][VECTORS];
@@ -110,12 +112,12 @@ void add_values(const uint16_t* weights, const uint32_t* values, int keys, const
 #pragma GCC unroll 10
       for (int c = 0; c < VECTORS; ++c)
         part[r][c] = _mm512_mul_ps(_mm512_set1_ps(kept[first + r]),
-                                   _mm512_loadu_ps(sums + (first + r) * COLUMNS + 16 * c));
+                                   _mm512_loadu_ps(sums + (first + r) * columns + 16 * c));
     for (int key = 0; key < keys; key += 2) {
       __m512bh value[VECTORS];
 #pragma GCC unroll 10
       for (int c = 0; c < VECTORS; ++c)
-        value[c] = (__m512bh)_mm512_loadu_si512(values + key / 2 * COLUMNS + 16 * c);
+        value[c] = (__m512bh)_mm512_loadu_si512(values + key / 2 * columns + 16 * c);
 #pragma GCC unroll 8
       for (int r = 0; r < AT_ONCE; ++r) {
         const __m512bh weight = pair(weights + (first + r) * BLOCK + key);
@@ -126,20 +128,24 @@ void add_values(const uint16_t* weights, const uint32_t* values, int keys, const
 #pragma GCC unroll 8
     for (int r = 0; r < AT_ONCE; ++r)
 #pragma GCC unroll 10
-      for (int c = 0; c < VECTORS; ++c) _mm512_storeu_ps(sums + (first + r) * COLUMNS + 16 * c, part[r][c]);
+      for (int c = 0; c < VECTORS; ++c) _mm512_storeu_ps(sums + (first + r) * columns + 16 * c, part[r][c]);
   }
 }
 
-template <int VECTORS>
+using AddValues = void (*)(const uint16_t*, const uint32_t*, int, int, const float*, float*);
+constexpr AddValues ADD_VALUES[] = {add_values<1>, add_values<2>, add_values<3>, add_values<4>, add_values<5>,
+                                    add_values<6>, add_values<7>, add_values<8>, add_values<9>, add_values<10>};
+constexpr int MOST_VECTORS = 10;
+
+// Weighted sums of the values, not divided by the total weight yet, for one tile of rows.
 void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* values, int count, int width,
-          float scale, float* sums, float* totals) {
-  constexpr int COLUMNS = 16 * VECTORS;
+          int columns, float scale, float* sums, float* totals) {
   alignas(64) float logits[ROWS * BLOCK];
   alignas(64) uint16_t weights[ROWS * BLOCK];
   float largest[ROWS], kept[ROWS];
   std::fill(largest, largest + ROWS, -INFINITY);
   std::fill(totals, totals + ROWS, 0.0f);
-  std::fill(sums, sums + ROWS * COLUMNS, 0.0f);
+  std::fill(sums, sums + ROWS * columns, 0.0f);
   for (int block = 0; block < count; block += BLOCK) {
     const int here = std::min(BLOCK, count - block);
     const int padded = (here + GROUP - 1) / GROUP * GROUP;
@@ -149,19 +155,17 @@ void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* val
       std::fill(logits + r * BLOCK + here, logits + r * BLOCK + padded, NOTHING);
       kept[r] = weigh(logits + r * BLOCK, padded, scale, largest + r, totals + r, weights + r * BLOCK);
     }
-    add_values<VECTORS>(weights, values + int64_t(block / 2) * COLUMNS, padded, kept, sums);
+    const uint32_t* from = values + int64_t(block / 2) * columns;
+    for (int first = 0; first < columns / 16; first += MOST_VECTORS)
+      ADD_VALUES[std::min(MOST_VECTORS, columns / 16 - first) - 1](weights, from + 16 * first, padded, columns,
+                                                                  kept, sums + 16 * first);
   }
 }
-
-using Tile = void (*)(const uint16_t* const*, const uint32_t*, const uint32_t*, int, int, float, float*,
-                      float*);
-constexpr Tile TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>,
-                          tile<6>, tile<7>, tile<8>, tile<9>, tile<10>};
 
 }  // namespace
 
 // Queries and result (batch, rows, heads, width), keys and values (batch, count, heads, width): the two
-// last dimensions are dense, the strides of the others are in elements. width is even, at most 160.
+// last dimensions are dense, the strides of the others are in elements. width is even, at most WIDEST.
 // Returns 0, or 1 where there is no memory.
 extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, int batch,
                       int heads, int rows, int count, int width, const int64_t* strides,
@@ -191,10 +195,10 @@ extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, u
       const uint16_t* queries[ROWS];
       for (int r = 0; r < ROWS; ++r)  // the last tile repeats its last row
         queries[r] = q + b * strides[0] + std::min(first + r, rows - 1) * strides[1] + at;
-      alignas(64) float sums[ROWS * 160];
+      alignas(64) float sums[ROWS * WIDEST];
       float totals[ROWS];
       const uint32_t* keys = packed + head * each;
-      TILES[vectors - 1](queries, keys, keys + keys_size, count, width, to_powers_of_two, sums, totals);
+      tile(queries, keys, keys + keys_size, count, width, columns, to_powers_of_two, sums, totals);
       for (int r = 0; r < std::min(ROWS, rows - first); ++r) {
         uint16_t* to = out + b * strides[6] + (first + r) * strides[7] + at;
         const __m512 inverse = _mm512_set1_ps(1.0f / totals[r]);

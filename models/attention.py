@@ -25,8 +25,8 @@ LOGGER = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("attention.cpp")
 FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
 """What the kernel needs of the processor, as torch.cpu names them."""
-WIDEST = 160
-"""Largest width of a head that the kernel takes: SD 1.x has 40, 80 and 160."""
+WIDEST = 512
+"""Largest width of a head that the kernel takes; the UNet has 40, 80 and 160, the decoder 512."""
 FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fopenmp"),
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
