@@ -24,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from annotators import find_annotator
 from annotators._network import seen_together
 from core.condition import Annotator
+from core.images import resize, resize_map
 from core.params import Bounds, controls
 from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
@@ -87,37 +88,38 @@ class FolderExamples:
     """A user's own data in ControlNet's training layout.
 
     `prompt.json` holds one JSON object a line: `source` (the map) and `target` (the picture), paths
-    from the folder, and `prompt`. Pictures are cut to a centred square and scaled to `size`.
+    from the folder, and `prompt`. Pictures are cut to a centred square and scaled to `size`, the
+    maps in the way their annotator asks for.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, annotator: Annotator, size: int) -> None:
         lines = (folder / "prompt.json").read_text(encoding="utf-8").splitlines()
         self._rows = [json.loads(line) for line in lines if line.strip()]
         self._folder = folder
+        self._annotator = annotator
         self.size = size
         self.captions = [row["prompt"] for row in self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _read(self, name: str, resample: Image.Resampling) -> np.ndarray:
+    def _square(self, name: str) -> np.ndarray:
         with Image.open(self._folder / name) as image:
             picture = image.convert("RGB")
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.crop((left, top, left + side, top + side))
-        return np.asarray(square.resize((self.size, self.size), resample))
+        return np.asarray(picture.crop((left, top, left + side, top + side)))
 
     def batch(self, rows: Sequence[int]) -> np.ndarray:
         """The pictures, (N, size, size, 3) uint8."""
-        return np.stack(
-            [self._read(self._rows[r]["target"], Image.Resampling.LANCZOS) for r in rows]
-        )
+        size = (self.size, self.size)
+        return np.stack([resize(self._square(self._rows[r]["target"]), size) for r in rows])
 
     def maps(self, rows: Sequence[int]) -> np.ndarray:
         """The control maps, (N, size, size, 3) uint8."""
+        size, way = (self.size, self.size), self._annotator.interpolation
         return np.stack(
-            [self._read(self._rows[r]["source"], Image.Resampling.NEAREST) for r in rows]
+            [resize_map(self._square(self._rows[r]["source"]), size, way) for r in rows]
         )
 
 
@@ -172,9 +174,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _examples(options: argparse.Namespace, size: int) -> tuple[Examples, Path]:
     """The examples the options ask for, and the folder that keeps their latents."""
-    if options.folder:
-        return FolderExamples(options.folder, size), options.folder
     annotator = find_annotator(options.condition)
+    if options.folder:
+        return FolderExamples(options.folder, annotator, size), options.folder
     return DrawnExamples(options.data, annotator, size), options.data
 
 

@@ -144,6 +144,19 @@ def test_a_folder_of_ones_own_trains(trained, tmp_path):
     assert (tmp_path / "saved" / "diffusion_pytorch_model.safetensors").exists()
 
 
+def test_thin_lines_of_ones_own_maps_survive_shrinking(tmp_path):
+    line = np.zeros((96, 128, 3), np.uint8)
+    line[:, 65] = 255
+    Image.fromarray(line).save(tmp_path / "a.png")
+    row = {"source": "a.png", "target": "a.png", "prompt": "a line"}
+    (tmp_path / "prompt.json").write_text(json.dumps(row))
+    examples = train_control.FolderExamples(tmp_path, find_annotator("canny"), 24)
+    (found,) = examples.maps([0])
+    assert found.shape == (24, 24, 3) and (found.max(1) == 255).all() and (found == 255).sum() == 72
+    (picture,) = examples.batch([0])
+    assert picture.shape == found.shape and 0 < picture.max() < 255
+
+
 def test_the_trained_model_is_measured(trained, tmp_path):
     store = Store("cpu", "float32", trained / "models")
     chosen = controllability.chosen(store, "diorama", ["canny"])
