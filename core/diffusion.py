@@ -22,7 +22,7 @@ from core.shortcuts import MODES, Foretelling
 GPU_BATCH = 4
 """Images sampled together on a GPU: batch 1 leaves it idle between kernels, and each doubling
 yields less; more would keep finished images from the user for longer. On a CPU a batch gains
-nothing, so images come one by one."""
+little, so images come one by one; those of several requests meet in core.batching."""
 
 
 def batches(seeds: Sequence[int], device: torch.device) -> list[Sequence[int]]:

@@ -34,8 +34,8 @@ GPU_TOGETHER = 8
 """Images of several requests that a GPU samples together; see core.diffusion.GPU_BATCH."""
 CPU_TOGETHER, SMALL_UNET = 4, 50_000_000
 """The same on a CPU, for a UNet of at most so many parameters. Measured with one thread in
-bfloat16: a step of four images of Diorama takes 3.0 times that of one (8: 5.8 times) at 256 pixels,
-3.5 times at 512. A large one has its cores busy with one image already."""
+bfloat16: four of Diorama's images at 256 pixels take 3.1 times the work of one, 3.5 times where
+each has another ControlNet, and none differs in a bit. A large UNet fills its cores with one."""
 
 _TOKENIZER_LOCK = threading.Lock()
 """A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
