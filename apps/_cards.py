@@ -21,6 +21,7 @@ from core.request import GenerationResult, Progress
 from models.store import Card
 
 STAGES = {
+    "wait": "Waiting for the machine",
     "prepare": "Preparing the picture",
     "map": "Drawing the control map",
     "load": "Loading the model",

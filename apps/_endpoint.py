@@ -40,6 +40,8 @@ API_ORDER = (
     "model",
     "control_start",
     "control_end",
+    "sampler",
+    "mode",
 )
 """The endpoint's arguments; the annotator's own settings stand in the place of "params"."""
 

@@ -15,7 +15,7 @@ from apps._suite import Suite
 from apps._tool import Tool
 from apps._widgets import PRIVATE, TEST_IMAGES, example_strip, picture_input, run_and_stop, widget
 from core.condition import ALREADY_A_MAP, Condition
-from core.params import controls
+from core.params import Choice, controls
 from core.request import GenerationRequest
 
 CANVAS_SIDE = 512
@@ -28,7 +28,7 @@ class Layout:
     map_section = "Control map"
     weights: tuple[str, ...] = ()
     advanced = ("image_resolution", "strength", "control_start", "control_end",
-                "guess_mode", "steps", "guidance_scale")  # fmt: skip
+                "guess_mode", "steps", "sampler", "mode", "guidance_scale")  # fmt: skip
 
     def __init__(
         self, condition: Condition, suite: Suite, send_to: Sequence[Condition | Tool] = ()
@@ -80,9 +80,9 @@ class Layout:
         self.run, self.stop = run_and_stop()
         button, choice = self._comparison(self.suite.model)
         with gr.Row(elem_classes="cl-against"):
-            self.compare = gr.Button(**button, size="md", min_width=130, elem_id="compare")
+            self.compare = gr.Button(**button, size="md", elem_id="compare")
             self.other = gr.Dropdown(
-                **choice, label="Model to compare with", container=False, scale=2, elem_id="other"
+                **choice, label="Model to compare with", container=False, elem_id="other"
             )
 
     def _canvas(self) -> None:
@@ -186,7 +186,9 @@ class Layout:
             elem_id="best_first",
         )
         for name in self.advanced:
-            self._add(name, GenerationRequest)
+            control = controls(GenerationRequest)[name]
+            if not isinstance(control, Choice) or len(control.options) > 1:
+                self._add(name, GenerationRequest)
         with gr.Row(elem_classes="cl-seed-row"):
             self._add("seed", GenerationRequest, min_width=140, elem_id="seed")
             with gr.Column(min_width=120, scale=0):

@@ -39,7 +39,7 @@ class _MultiPage(Page):
     """Its fields are a condition's page's, and those of each slot with the slot's number."""
 
     map_section = "Controls"
-    advanced = ("image_resolution", "guess_mode", "steps", "guidance_scale")
+    advanced = ("image_resolution", "guess_mode", "steps", "sampler", "mode", "guidance_scale")
 
     def __init__(  # the other facts are a condition's
         self, tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool]

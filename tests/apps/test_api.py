@@ -22,13 +22,15 @@ from apps._request import sent_result
 from core.condition import Condition
 from core.errors import BadInput
 from core.images import read_image, resize
+from core.params import controls
 from core.png import read_controls, read_settings
+from core.request import GenerationRequest
 
 PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "coffee.jpg"
 ARGUMENTS = [
     "image", "prompt", "added_prompt", "negative_prompt", "num_samples", "image_resolution",
     "steps", "strength", "guess_mode", "guidance_scale", "seed", "eta", "low_threshold",
-    "high_threshold", "preprocessor", "model", "control_start", "control_end",
+    "high_threshold", "preprocessor", "model", "control_start", "control_end", "sampler", "mode",
 ]  # fmt: skip
 
 
@@ -49,12 +51,14 @@ def test_the_arguments_are_named_typed_and_have_defaults(client: Client) -> None
     endpoint = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert sorted(endpoint) == [f"/{name}" for name in apps.names()]
     parameters = endpoint["/canny2image"]["parameters"]
-    assert [p["parameter_name"] for p in parameters] == ARGUMENTS
+    one_only = set() if len(controls(GenerationRequest)["sampler"].options) > 1 else {"sampler"}
+    assert [p["parameter_name"] for p in parameters] == [a for a in ARGUMENTS if a not in one_only]
     defaults = {p["parameter_name"]: p["parameter_default"] for p in parameters[1:]}
     assert all(p["parameter_has_default"] for p in parameters[1:])
     assert defaults["model"] == "tiny" and defaults["steps"] == 2, "the model's card decides"
     assert defaults["seed"] == -1 and defaults["strength"] == 1.0
     assert defaults["preprocessor"] == "Canny" and defaults["low_threshold"] == 100
+    assert defaults["mode"] == "exact"
 
 
 def test_a_call_returns_map_images_maps_and_report(client: Client, canny: Condition) -> None:
@@ -83,6 +87,17 @@ def test_a_copy_that_failed_is_told_in_the_report(
     monkeypatch.setattr(suite, "keep", tmp_path / "keep")
     *_, report = _call(client)
     assert any("copy" in warning for warning in report["warnings"])
+
+
+def test_a_fast_picture_is_another_but_nearly_the_same(client: Client) -> None:
+    pictures = {}
+    for mode in ("exact", "fast"):
+        _, images, _, report = _call(client, seed=5, steps=8, mode=mode)
+        assert report["mode"] == mode
+        pictures[mode] = np.asarray(Image.open(images[0])).astype(int)
+        assert read_settings(images[0])[0]["mode"] == mode
+    lost = np.abs(pictures["exact"] - pictures["fast"]).mean()
+    assert 0 < lost < 40  # of 255, on a model that draws noise
 
 
 def test_an_image_alone_is_the_image_of_the_batch(client: Client) -> None:
@@ -114,6 +129,7 @@ def test_a_map_goes_in_as_it_is(client: Client, tmp_path: Path) -> None:
         ({"low_threshold": 0}, "Canny low threshold is 0"),
         ({"control_start": 0.8, "control_end": 0.2}, "must be smaller"),
         ({"model": "/etc/passwd"}, "not on offer"),
+        ({"mode": "faster"}, "Mode must be one of: exact, fast"),
         ({"preprocessor": "<b>x</b>"}, "preprocessor must be one of"),
         ({"prompt": "x" * 5000}, "shorten"),
     ],

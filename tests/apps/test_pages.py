@@ -18,20 +18,20 @@ from PIL.PngImagePlugin import PngInfo
 import apps
 from annotators import annotator_names, find_annotator, mlsd
 from apps._files import new_folder
-from apps._serve import Environment
+from apps._serve import Environment, make_suite
 from apps._suite import Suite
 from apps._tool import Tool
 from apps._ways import every_way
 from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
-from core.params import Bounds, controls
+from core.params import Bounds, Choice, controls
 from core.png import save_png
 from core.request import ControlRequest, GenerationRequest
 from models.store import Store
 from tests.apps.test_cards import _result
 
 ROOT = Path(__file__).resolve().parents[2]
-HIDDEN = {"sampler", "mode", "detect_resolution"}
+HIDDEN = {"detect_resolution"}
 """Shown only where there is something to choose."""
 
 
@@ -47,6 +47,9 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
     wanted = {**controls(GenerationRequest), **controls(condition.annotator.params)}
     for name, control in wanted.items():
         if name in HIDDEN and control.label not in found:
+            continue
+        if isinstance(control, Choice) and len(control.options) == 1:
+            assert control.label not in found
             continue
         widget = found[control.label]
         if isinstance(control, Bounds) and hasattr(widget, "maximum") and widget.maximum:
@@ -207,6 +210,15 @@ def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
     )
+
+
+@pytest.mark.parametrize("name", ["owner/name", "no-such-model", "/no/such/file.safetensors"])
+def test_a_model_that_is_not_here_is_one_sentence_that_says_what_is(name: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        make_suite(name, Environment.read({}))
+    message = str(stopped.value)
+    assert message.startswith(f"There is no model '{name}': choose ") and "\n" not in message
+    assert "diorama" in message and message.endswith("or give the path of a checkpoint.")
 
 
 def test_list_prints_the_names_and_loads_no_page(tmp_path: Path) -> None:
