@@ -77,6 +77,16 @@
     }
   });
 
+  // The row of apps is wider than a phone: the app that is open stands in its middle.
+  let tries = 0;
+  const finding = setInterval(() => {
+    const here = document.querySelector(".nav-holder nav a.active");
+    const row = here?.parentElement;
+    if (row) row.scrollLeft = here.offsetLeft - (row.clientWidth - here.offsetWidth) / 2;
+    tries += 1;
+    if (here || tries > 100) clearInterval(finding);
+  }, 300);
+
   // Gradio's canvas starts without a tool in hand; a person expects the brush.
   let looks = 0;
   const looking = setInterval(() => {

@@ -434,6 +434,18 @@ def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
     page.close()
 
 
+def test_the_apps_links_stand_in_one_row_that_a_phone_swipes(browser: Any, address: str) -> None:
+    for screen, (width, height) in SCREENS.items():
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.goto(f"{address}multi2image")
+        links = page.locator(".nav-holder nav a")
+        expect(links).to_have_count(len(apps.names()) + 1, timeout=PATIENCE_MS)
+        assert len({link.bounding_box()["y"] for link in links.all()}) == 1, screen
+        expect(page.locator(".nav-holder nav a.active")).to_be_in_viewport(ratio=1)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), screen
+        page.close()
+
+
 def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
     _upload(page)
     page.fill("#prompt textarea", "the red ball & <b>more</b>")
