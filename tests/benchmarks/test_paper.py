@@ -20,10 +20,10 @@ from transformers import (
     SwinConfig,
 )
 
-from annotators import _detectors
+from annotators import _detectors, find_annotator
 from annotators._detectors import load_transformer
 from annotators.seg import as_map, palette
-from benchmarks import _paper, controllability
+from benchmarks import _paper, _paper_ways, controllability
 from core.errors import BadInput, WeightsMissing
 from core.images import grey_map
 from models.store import Store
@@ -47,40 +47,42 @@ def classes(*rows):
 def test_f1_takes_the_images_of_a_caption_together():
     wanted = lines([1, 1, 0, 0])
     found = [lines([1, 1, 0, 0]), lines([0, 0, 1, 1])]  # alone: 100 and 0
-    assert _paper.f1_of_all(wanted, found) == pytest.approx(50)
-    assert _paper.f1_of_all(wanted, [lines([1, 0, 1, 0]), lines([0] * 4)]) == pytest.approx(
+    assert _paper_ways.f1_of_all(wanted, found) == pytest.approx(50)
+    assert _paper_ways.f1_of_all(wanted, [lines([1, 0, 1, 0]), lines([0] * 4)]) == pytest.approx(
         100 * 2 / (2 * 1 + 1 + 3)
     )
-    assert _paper.f1_of_all(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
+    assert _paper_ways.f1_of_all(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
 
 
 def test_rmse_is_in_grey_levels_and_the_mean_over_the_images():
     wanted = grey_map(np.full((2, 2), 100, np.uint8))
     found = [grey_map(np.full((2, 2), level, np.uint8)) for level in (110, 70)]
-    assert _paper.mean_rmse(wanted, found) == pytest.approx(20)
+    assert _paper_ways.mean_rmse(wanted, found) == pytest.approx(20)
 
 
 def test_miou_is_of_all_pictures_as_one_and_each_image_in_turn():
     # Class 0 in both pictures, class 1 in the second alone; the first images are perfect.
     first, second = classes([0, 0, 0, 0]), classes([0, 0, 1, 1])
     figures = [
-        _paper.overlaps(first, [first, classes([0, 0, 1, 1])]),
-        _paper.overlaps(second, [second, classes([0, 0, 0, 0])]),
+        _paper_ways.overlaps(first, [first, classes([0, 0, 1, 1])]),
+        _paper_ways.overlaps(second, [second, classes([0, 0, 0, 0])]),
     ]
     # Second images: class 0 has 2 + 2 in both of 4 + 4 in either, class 1 none of 2 + 2.
-    assert _paper.miou(figures) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
+    assert _paper_ways.miou(figures) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
 
 
 def test_black_in_a_given_map_is_no_class():
     wanted = classes([0, 0, 1, 1])
     wanted[0, 2:] = 0
-    assert _paper.miou([_paper.overlaps(wanted, [classes([0, 0, 2, 0])])]) == pytest.approx(100)
+    assert _paper_ways.miou(
+        [_paper_ways.overlaps(wanted, [classes([0, 0, 2, 0])])]
+    ) == pytest.approx(100)
 
 
 def test_the_paper_s_similarity_of_equal_maps_is_one():
     soft = grey_map(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
-    assert _paper.mean_ms_ssim(soft, [soft, soft]) == pytest.approx(1)
-    assert _paper.mean_ms_ssim(soft, [255 - soft]) < 0.1
+    assert _paper_ways.mean_ms_ssim(soft, [soft, soft]) == pytest.approx(1)
+    assert _paper_ways.mean_ms_ssim(soft, [255 - soft]) < 0.1
 
 
 # The data
@@ -186,22 +188,23 @@ def test_wanted_depth_is_stretched_and_found_depth_divided_by_its_largest(
     extractors, picture, monkeypatch
 ):
     save_depth_network(extractors)
-    assert _paper.depth_in(picture).shape == (96, 128)
-    monkeypatch.setattr(_paper, "depth_in", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32))
-    assert _paper.draw_depth(picture, None)[0, :, 0].tolist() == [0, 128, 255]
-    assert _paper.draw_found_depth(picture, None)[0, :, 0].tolist() == [128, 191, 255]
+    assert _paper_ways.depth_in(picture).shape == (96, 128)
+    monkeypatch.setattr(_paper_ways, "depth_in", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32))
+    assert _paper_ways.draw_depth(picture, None)[0, :, 0].tolist() == [0, 128, 255]
+    assert _paper_ways.draw_found_depth(picture, None)[0, :, 0].tolist() == [128, 191, 255]
 
 
 def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, picture):
     save_class_network(extractors)
-    found = _paper.draw_classes(picture, None)
+    found = _paper_ways.draw_classes(picture, None)
     assert found.shape == picture.shape
     known = {tuple(colour) for colour in palette()[1].tolist()}
     assert {tuple(colour) for colour in found.reshape(-1, 3).tolist()} <= known
 
 
 @pytest.mark.parametrize(
-    ("draw", "name"), [(_paper.draw_depth, "dpt-large"), (_paper.draw_classes, "mask2former")]
+    ("draw", "name"),
+    [(_paper_ways.draw_depth, "dpt-large"), (_paper_ways.draw_classes, "mask2former")],
 )
 def test_what_an_extractor_lacks_is_one_sentence(extractors, picture, draw, name):
     with pytest.raises(WeightsMissing, match=f"{name}.* needs model.safetensors .* put them into"):
@@ -254,7 +257,7 @@ def test_the_figures_of_the_contract_and_the_paper_s_beside_them(
     assert {"model", "steps", "autoencoder_psnr", "prompt_colour_accuracy"} < result.keys()
     assert list(result["conditions"]) == list(result["paper"]) == list(CONTROLS)
     for name, found in result["conditions"].items():
-        assert found["metric"] == _paper.WAYS[name].metric
+        assert found["metric"] == _paper_ways.WAYS[name].metric
         assert found["strength"].keys() == {"1"} and found["pictures"] == 2
         assert found["headline"].keys() == {"oracle", "1"}
     assert result["paper"]["canny"] == {"ControlNet": 34.65, "ControlNet++": 37.04}
@@ -304,8 +307,8 @@ def test_what_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
     assert "goes with --data DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", _paper.WAYS)
+@pytest.mark.parametrize("name", _paper_ways.WAYS)
 def test_every_named_preprocessor_exists(name):
-    way, annotator = _paper.WAYS[name], _paper.find_annotator(name)
+    way, annotator = _paper_ways.WAYS[name], find_annotator(name)
     if isinstance(way.draw, str):
         assert way.draw in [one.name for one in annotator.preprocessors]
