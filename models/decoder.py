@@ -6,7 +6,6 @@ stay channels-last, an enlargement and the convolution behind it are one transpo
 its own kernel.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,30 +15,24 @@ from torch.nn import functional
 from models.attention import attention
 from models.packed import convolve, convolve_doubled, multiply
 
-TINY_RANGE = 3.0
-"""What AutoencoderTiny bounds its latents to, by a hyperbolic tangent."""
-
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Return an autoencoder's pictures (B, 3, H, W) of its own latents (B, C, h, w).
 
-    vae: an AutoencoderKL or AutoencoderTiny. Where one is built in another way than those of Stable
-    Diffusion 1.x and of Diorama are, or runs on another device, diffusers decodes.
+    One built in another way than Stable Diffusion's, or on another device, is left to diffusers; so
+    is AutoencoderTiny, whose few channels gain nothing (measured).
     """
-    if latents.device.type == "cpu":
+    if latents.device.type == "cpu" and _is_kl(vae):
         x = latents.contiguous(memory_format=torch.channels_last)
-        if _is_tiny(vae):
-            return _decode_tiny(vae.decoder, x)
-        if _is_kl(vae):
-            return _decode_kl(vae.decoder, convolve(vae.post_quant_conv, x))
+        return _decode(vae.decoder, convolve(vae.post_quant_conv, x))
     found: Tensor = vae.decode(latents, return_dict=False)[0]
     return found
 
 
-# AutoencoderKL
+# The way through
 
 
-def _decode_kl(decoder: Any, x: Tensor) -> Tensor:
+def _decode(decoder: Any, x: Tensor) -> Tensor:
     x = convolve(decoder.conv_in, x)
     first, second = decoder.mid_block.resnets
     x = _residual(first, x)
@@ -71,6 +64,9 @@ def _look_around(layer: Any, x: Tensor) -> Tensor:
     return found.reshape(len(x), height, width, -1).permute(0, 3, 1, 2).add_(x)
 
 
+# What is supported
+
+
 def _is_kl(vae: Any) -> bool:
     if type(vae).__name__ != "AutoencoderKL":
         return False
@@ -94,47 +90,4 @@ def _is_kl(vae: Any) -> bool:
             if type(one).__name__.startswith("Resnet")
         )
         and all(not any(getattr(one, "attentions", ())) for one in decoder.up_blocks)
-    )
-
-
-# AutoencoderTiny
-
-
-def _decode_tiny(decoder: Any, x: Tensor) -> Tensor:
-    x = torch.tanh(x / TINY_RANGE) * TINY_RANGE
-    enlarge = False
-    for layer in decoder.layers:
-        if isinstance(layer, nn.Upsample):
-            enlarge = True  # together with the convolution that follows
-        elif isinstance(layer, nn.Conv2d):
-            x = (convolve_doubled if enlarge else convolve)(layer, x)
-            enlarge = False
-        elif isinstance(layer, nn.ReLU):
-            x = functional.relu(x, inplace=True)
-        else:
-            first, _, second, _, third = layer.conv
-            found = functional.relu(convolve(first, x), inplace=True)
-            found = functional.relu(convolve(second, found), inplace=True)
-            x = functional.relu(convolve(third, found).add_(x), inplace=True)
-    return x.mul_(2).sub_(1)  # from [0, 1]
-
-
-def _is_tiny(vae: Any) -> bool:
-    if type(vae).__name__ != "AutoencoderTiny" or vae.use_tiling or vae.use_slicing:
-        return False
-    layers = list(vae.decoder.layers)
-    known = all(
-        isinstance(layer, nn.Conv2d | nn.ReLU)
-        or (isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor == 2)
-        or (
-            type(layer).__name__ == "AutoencoderTinyBlock"
-            and isinstance(layer.skip, nn.Identity)
-            and isinstance(layer.conv[1], nn.ReLU)
-        )
-        for layer in layers
-    )
-    return known and all(
-        isinstance(after, nn.Conv2d)
-        for layer, after in pairwise(layers)
-        if isinstance(layer, nn.Upsample)
     )
