@@ -38,6 +38,8 @@ STRIDE = 2
 GRID = 32
 """The picture's sides must be multiples of this: the network halves it five times."""
 HEAD_WIDTH = 64
+FLAT_LEVELS = 8
+"""Of 255: JPEG may leave such traces on a plain sheet."""
 OFFSET_SCALE = 32.0
 """Offsets to a person's neck are given in this many cells, so that they are around one."""
 
@@ -134,6 +136,14 @@ def load_network() -> SceneAnnotator:
     network: SceneAnnotator = SceneAnnotator.from_pretrained(FOLDER, torch_dtype=torch.float32)
     network.to(choose_device()[0]).eval()
     return network
+
+
+def is_flat(image: RGBImage) -> bool:
+    """Return whether a picture (H, W, 3) is one colour, but for traces: there is nothing to see.
+
+    It must be asked of the picture: the network, which never saw one without a scene, imagines one.
+    """
+    return int(np.ptp(image.reshape(-1, 3), axis=0).max()) <= FLAT_LEVELS
 
 
 Maps = NDArray[np.float32]

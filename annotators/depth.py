@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._detectors import from_hub, load_detector, load_transformer, run_detector
-from annotators._network import HELP, at_size, see
+from annotators._network import HELP, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.images import grey_map
 
@@ -22,6 +22,8 @@ DEPTH_ANYTHING = (
     "5426e4f0f36572d16453bbda7a8389317b1bef99",
     99_173_660,
 )
+LEAST_SPREAD = 0.01
+"""Of the largest value: what differs less is a network's noise, not a difference of depth."""
 MIDAS = ("MidasDetector", ("dpt_hybrid-midas-501f0c75.pt", 493_000_000))
 
 
@@ -32,6 +34,8 @@ class DepthParams:
 
 def draw_diorama(image: RGBImage, _: DepthParams) -> ControlMap:
     """Draw what Diorama's annotator sees."""
+    if is_flat(image):
+        return np.zeros_like(image)
     return stretched(at_size(see(image)["depth"], image)[:, :, 0])
 
 
@@ -52,10 +56,12 @@ def draw_depth_anything(image: RGBImage, _: DepthParams) -> ControlMap:
 def stretched(inverse_depth: NDArray[np.float32]) -> ControlMap:
     """Return inverse depth (H, W) as a map whose nearest place is white and farthest black.
 
-    A picture of one depth everywhere has no nearest place and gives a black map.
+    A picture of one depth everywhere, or nearly, has no nearest place and gives a black map.
     """
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
-    grey = (inverse_depth - low) / (high - low) if high > low else np.zeros_like(inverse_depth)
+    if high - low <= LEAST_SPREAD * max(abs(low), abs(high)):
+        return grey_map(np.zeros(inverse_depth.shape, np.uint8))
+    grey = (inverse_depth - low) / (high - low)
     return grey_map((grey * 255).round().astype(np.uint8))
 
 

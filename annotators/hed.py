@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators._detectors import from_hub, load_detector, run_detector
-from annotators._network import HELP, at_size, see
+from annotators._network import HELP, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import ms_ssim
 from core.images import grey_map
 
 HED = ("ControlNetHED.pth", 29_444_406)
 PIDINET = ("table5_pidinet.pth", 2_870_000)
+FAINTEST = 26
+"""Of 255: edges nowhere brighter than a tenth are what a network leaves on a plain wall."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class HEDParams:
 
 def draw_diorama(image: RGBImage, _: HEDParams) -> ControlMap:
     """Draw what Diorama's annotator sees."""
+    if is_flat(image):
+        return np.zeros_like(image)
     logits = at_size(see(image)["edges"], image)
     return as_map(1 / (1 + np.exp(-logits[:, :, 0])))
 
@@ -40,6 +44,11 @@ def draw_hed(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
 def draw_pidinet(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
     """Draw PiDiNet's soft edges."""
     return run_detector(load_detector("PidiNetDetector", PIDINET), image, safe=safe)
+
+
+def too_faint(control_map: ControlMap) -> bool:
+    """Return whether soft edges are so faint everywhere that they show nothing."""
+    return bool(control_map.max() < FAINTEST)
 
 
 def as_map(grey: NDArray[np.floating]) -> ControlMap:
@@ -74,4 +83,5 @@ ANNOTATOR = Annotator(
     interpolation="linear",
     detect_resolution=512,
     empty_message="No edges found in this picture.",
+    is_empty=too_faint,
 )

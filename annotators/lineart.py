@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from annotators._detectors import from_hub, load_detector, run_detector
-from annotators.hed import as_map, score
+from annotators.hed import as_map, score, too_faint
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 from core.params import bounded, checked
 
@@ -79,4 +79,5 @@ ANNOTATOR = Annotator(
     interpolation="linear",
     detect_resolution=512,
     empty_message="No lines found; lower the threshold.",
+    is_empty=too_faint,
 )

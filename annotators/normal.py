@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._detectors import from_hub, load_detector, run_detector
-from annotators._network import HELP, at_size, see
+from annotators._network import HELP, at_size, is_flat, see
 from annotators.depth import MIDAS
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.params import bounded, checked
@@ -51,12 +51,16 @@ class NormalParams:
 
 def draw_diorama(image: RGBImage, _: NormalParams) -> ControlMap:
     """Draw the normals that Diorama's annotator sees."""
+    if is_flat(image):
+        return as_map(np.zeros(image.shape, np.float32))
     x, y, z = np.moveaxis(at_size(see(image)["normal"], image), 2, 0)
     return as_map(np.stack([-x, y, z], 2))
 
 
 def draw_from_diorama_depth(image: RGBImage, params: NormalParams) -> ControlMap:
     """Draw normals from the depth that Diorama's annotator sees, by the v1.0 rule."""
+    if is_flat(image):
+        return as_map(np.zeros(image.shape, np.float32))
     depth = at_size(see(image)["depth"], image)[:, :, 0]
     return as_map(from_depth(depth * DIORAMA_DEPTH_SCALE, params.background_threshold))
 

@@ -223,7 +223,7 @@ class _Measured:
             )
             control_map = self._pipeline.draw_map(self._condition, request)
             self._compare_with_truth(control_map, truth)
-            if _blank(control_map) and self._annotator.empty_message:
+            if self._annotator.empty_message and self._annotator.is_empty(control_map):
                 continue
             yield self._add(request, scene, truth)
             if len(self.rows) == scenes:
@@ -239,7 +239,7 @@ class _Measured:
             return
         arrays = {name: values[0] for name, values in truth_arrays(truth).items()}
         wanted = self._true_map(arrays, truth.image[0].numpy())
-        if not (_blank(wanted) and _blank(control_map)):
+        if not all(map(self._annotator.is_empty, (wanted, control_map))):
             self.seen.append(self._annotator.score(wanted, control_map))
 
     def _add(self, request: GenerationRequest, scene: Scene, truth: Truth) -> GenerationRequest:
@@ -269,10 +269,6 @@ class _Measured:
             made.request.detect_resolution,
         )
         return extractor.reextract_and_score(returned, made.control_map)[1]
-
-
-def _blank(control_map: ControlMap) -> bool:
-    return bool(control_map.min() == control_map.max())
 
 
 def measure(

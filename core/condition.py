@@ -50,6 +50,11 @@ def shown_as_fed(control_map: ControlMap) -> RGBImage:
     return control_map
 
 
+def of_one_colour(control_map: ControlMap) -> bool:
+    """Return whether a map is one colour everywhere, whichever: a flat normal map is blue."""
+    return bool((control_map == control_map[:1, :1]).all())
+
+
 @dataclass(frozen=True)
 class Annotator:
     """Draws control maps, and says how they are resized, shown and compared."""
@@ -69,7 +74,9 @@ class Annotator:
     """Draws the maps of generated pictures where the input is a drawing, not a picture; None: what
     drew the input's map."""
     empty_message: str = ""
-    """Said when the map is all one value; "" where that is nothing unusual."""
+    """Said when the map is empty; "" where that is nothing unusual."""
+    is_empty: Callable[[ControlMap], bool] = of_one_colour
+    """Whether a map shows nothing."""
 
 
 @dataclass(frozen=True)

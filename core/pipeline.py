@@ -51,7 +51,7 @@ COARSE_BEYOND = 4
 CUT = "{title}: its picture has another shape than that of the first control; its middle is used."
 LCM_GUIDANCE = 2.0
 """LCM-LoRA's authors advise 1 to 2 (huggingface.co/latent-consistency/lcm-lora-sdv1-5)."""
-EMPTY_MAP_GIVEN = "The control map is empty: it has one value everywhere."
+EMPTY_MAP_GIVEN = "The control map is empty: it shows nothing that could be kept."
 DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt that are repeated in the warning."""
 
@@ -230,8 +230,8 @@ def _control_map(
 def empty_notes(
     annotator: Annotator, request: ControlRequest, control_map: ControlMap
 ) -> list[str]:
-    """Return what to say of a map that is all one value, where that is unusual; at most one."""
-    if not annotator.empty_message or control_map.min() != control_map.max():
+    """Return what to say of a map that shows nothing, where that is unusual; at most one."""
+    if not annotator.empty_message or not annotator.is_empty(control_map):
         return []
     given = request.preprocessor == ALREADY_A_MAP
     return [EMPTY_MAP_GIVEN if given else annotator.empty_message]

@@ -51,6 +51,9 @@ def test_near_is_white():
     grey = depth.stretched(ramp)[:, :, 0]
     assert (grey[:, 0] == 0).all() and (grey[:, -1] == 255).all()
     assert depth.stretched(ramp * 0 + 3).max() == 0
+    noise = np.random.default_rng(0).normal(0, 1e-3, ramp.shape).astype(np.float32)
+    assert depth.stretched(3 + noise).max() == 0, "not stretched to black and white"
+    assert depth.stretched(3 + 100 * noise).max() == 255
 
 
 def test_depth_score():
