@@ -1,12 +1,17 @@
-"""The hub is asked once, and not again at once where it did not answer."""
+"""What the hub has comes with its progress, stops, goes on, and fails in one sentence."""
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from core.errors import WeightsMissing
 from models import hub
 from models.cards import Source
+from tests.fake_hub import REVISION, FakeHub, serving
 
 SOURCE = Source("someone/depth", "0" * 40, {"depth.safetensors": 700_000_000})
 
@@ -34,3 +39,151 @@ def test_a_hub_that_did_not_answer_is_not_asked_again_at_once(
         with pytest.raises(WeightsMissing, match="but the hub cannot be reached: connect and"):
             hub.fetch(SOURCE, "Depth", tmp_path)
         assert len(asked) == questions
+
+
+def test_a_bug_is_not_taken_for_a_hub_that_does_not_answer(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: {}["our mistake"])
+    with pytest.raises(KeyError, match="our mistake"):
+        hub.fetch(SOURCE, "Depth", tmp_path)
+
+
+BIG, SMALL = bytes(range(256)) * 4096 * 5 + b"end", b"{}"
+"""Five pieces and a bit; and less than one."""
+WHOLE = len(BIG) + len(SMALL)
+FILES = {"someone/far/unet/big.safetensors": BIG, "someone/far/unet/config.json": SMALL}
+SIZES = {"big.safetensors": 5_000_000, "config.json": 0}
+"""As a card knows them: roughly, or not at all."""
+FAR = Source("someone/far", REVISION, SIZES, subfolder="unet")
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeHub]:
+    with serving(FILES, tmp_path / "cache") as fake:
+        yield fake
+
+
+class Enough(Exception):
+    """What the watch raises to stop."""
+
+
+def _fetch(tmp_path: Path, watch: hub.Watch | None = None) -> Path:
+    return hub.fetch(FAR, "Far", tmp_path / "by hand", watch)
+
+
+def test_what_comes_is_reported_to_the_last_byte(fake: FakeHub, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    folder = _fetch(tmp_path, lambda *now: told.append(now))
+    assert (folder / "big.safetensors").read_bytes() == BIG
+    assert (folder / "config.json").read_bytes() == SMALL
+    assert [here for here, _ in told] == sorted(here for here, _ in told)
+    assert len(told) > 6 and told[-1] == (WHOLE, WHOLE)
+    assert hub.to_download(FAR) == {}
+    told.clear()
+    assert _fetch(tmp_path, lambda *now: told.append(now)) == folder
+    assert told == [] and len(fake.ranges) == 2  # what is here is not asked for
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_stop_within_a_file_keeps_what_has_come(fake: FakeHub, tmp_path: Path) -> None:
+    def stop(here: int, whole: int) -> None:
+        if here > 2 * hub.PIECE:
+            raise Enough
+
+    with pytest.raises(Enough):
+        _fetch(tmp_path, stop)
+    assert set(hub.to_download(FAR)) == {"big.safetensors"}
+    (part,) = (tmp_path / "cache").rglob("*.part")
+    here = part.stat().st_size
+    assert 2 * hub.PIECE <= here < len(BIG)
+    first: list[int] = []
+    folder = _fetch(tmp_path, lambda here, whole: first.append(here))
+    assert first[0] == here and fake.ranges[-1] == f"bytes={here}-"
+    assert (folder / "big.safetensors").read_bytes() == BIG
+
+
+def test_a_lost_connection_is_taken_up_again(fake: FakeHub, tmp_path: Path) -> None:
+    breaks = [3 * hub.PIECE]
+    fake.before_piece = lambda sent: sent not in breaks or bool(breaks.clear())
+    assert (_fetch(tmp_path) / "big.safetensors").read_bytes() == BIG
+    assert fake.ranges == ["", "", f"bytes={3 * hub.PIECE}-"]
+
+
+def test_a_connection_that_stays_lost_is_one_sentence(
+    fake: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.before_piece = lambda sent: sent < hub.PIECE
+    with pytest.raises(WeightsMissing) as caught:
+        _fetch(tmp_path)
+    assert str(caught.value) == (
+        "Far needs unet/big.safetensors (5 MB) of huggingface.co/someone/far, "
+        "but the connection was lost: what has come is kept, so connect and try again, or put "
+        f"them into {tmp_path / 'by hand'}."
+    )
+    assert "broke off" in caplog.text and "someone/far was not fetched" in caplog.text
+    fake.before_piece = lambda sent: True
+    assert (_fetch(tmp_path) / "big.safetensors").read_bytes() == BIG
+    assert fake.ranges[-1] == f"bytes={hub.PIECE}-"
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_full_disk_is_one_sentence(
+    when: str, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if when == "before":
+        monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=-1))
+    else:
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(hub, "_stream", full)
+    with pytest.raises(WeightsMissing) as caught:
+        _fetch(tmp_path)
+    cache = tmp_path / "cache"
+    assert f"but the disk is full: make room where {cache} is and try again" in str(caught.value)
+    assert fake.ranges == []
+
+
+def test_a_file_that_the_hub_does_not_have_is_one_sentence(fake: FakeHub, tmp_path: Path) -> None:
+    del fake.files["someone/far/unet/big.safetensors"]
+    with pytest.raises(WeightsMissing, match=r"^Far needs .* but 404[^\n]*: connect[^\n]*\.$"):
+        _fetch(tmp_path)
+    assert set(hub.to_download(FAR)) == {"big.safetensors"}
+
+
+def test_what_came_damaged_is_thrown_away(fake: FakeHub, tmp_path: Path) -> None:
+    """The part on this disk is not how the file begins."""
+
+    def stop(here: int, whole: int) -> None:
+        if here > 2 * hub.PIECE:
+            raise Enough
+
+    with pytest.raises(Enough):
+        _fetch(tmp_path, stop)
+    (part,) = (tmp_path / "cache").rglob("*.part")
+    part.write_bytes(b"?" * part.stat().st_size)
+    with pytest.raises(WeightsMissing, match="what came was damaged, and thrown away: connect"):
+        _fetch(tmp_path)
+    assert (_fetch(tmp_path) / "big.safetensors").read_bytes() == BIG
+
+
+def test_two_who_want_the_same_get_it_once_and_both_see_it_come(
+    fake: FakeHub, tmp_path: Path
+) -> None:
+    go_on, seen = threading.Event(), []
+    fake.before_piece = lambda sent: sent < 2 * hub.PIECE or go_on.wait(10)
+    first = threading.Thread(target=_fetch, args=(tmp_path,))
+    first.start()
+    while not list((tmp_path / "cache").rglob("*.part")):
+        time.sleep(0.01)
+
+    def watch(here: int, whole: int) -> None:
+        seen.append(here)
+        if here >= hub.PIECE:
+            go_on.set()
+
+    assert (_fetch(tmp_path, watch) / "big.safetensors").read_bytes() == BIG
+    first.join(10)
+    assert go_on.is_set() and len(fake.ranges) == 2  # each file once
