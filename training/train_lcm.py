@@ -52,7 +52,7 @@ class Adapted(nn.Module):
 
     def __init__(self, layer: Any, rank: int) -> None:
         super().__init__()
-        self.layer, self.rank, self.active = layer, rank, True
+        self.layer, self.active = layer, True
         self.down: nn.Module
         self.up: nn.Module
         if isinstance(layer, nn.Conv2d):
@@ -99,14 +99,16 @@ def silenced(changes: Mapping[str, Adapted]) -> Iterator[None]:
 
 
 def save_lora(changes: Mapping[str, Adapted], path: Path, recipe: dict[str, Any]) -> None:
-    """Writes the changes in bfloat16 under kohya's names, the recipe in the metadata."""
+    """Writes the changes in bfloat16 under kohya's names, the recipe in the metadata.
+
+    No alpha is said, which means the rank: the change is up times down as it is.
+    """
     tensors: dict[str, Tensor] = {}
     for name, one in changes.items():
         key = f"lora_unet_{name.replace('.', '_')}"
         for kind, factor in (("lora_down", one.down), ("lora_up", one.up)):
             weight = factor.weight.detach().to("cpu", torch.bfloat16)  # type: ignore[operator]
             tensors[f"{key}.{kind}.weight"] = weight.contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(one.rank), dtype=torch.bfloat16)
     described = {
         key: str(value) if isinstance(value, Path) else value for key, value in recipe.items()
     }
