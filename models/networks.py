@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
 from models import together
+from models.decoder import decode_latents
 from models.forward import Forward
 from models.lora import without_tags
 
@@ -249,9 +250,7 @@ def decode(vae: nn.Module, latents: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the autoencoder's float32 pictures (B, 3, H, W) of the scheduler's latents."""
     config = _config(vae)
     raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-    autoencoder: Any = vae
-    pictures: Tensor = autoencoder.decode(raw.to(dtype), return_dict=False)[0]
-    return pictures.float()
+    return decode_latents(vae, raw.to(dtype)).float()
 
 
 def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
