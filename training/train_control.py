@@ -10,7 +10,7 @@ will do for data, so a user's own folder trains the same way as Diorama's scenes
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
 from annotators._network import seen_together
-from core.condition import Annotator
+from core.condition import Annotator, ControlMap
 from core.images import resize, resize_map
 from core.params import Bounds, controls
 from training.dataset import Pictures, PictureSource
@@ -123,7 +123,7 @@ class FolderExamples:
         )
 
 
-def mapped_rows(data: Examples, batch: int) -> Tensor:
+def mapped_rows(data: Examples, is_empty: Callable[[ControlMap], bool], batch: int) -> Tensor:
     """Return the rows whose maps show something, as int64 indices; all where few are empty.
 
     From an empty map nothing is learned, and people stand in a fifth of the scenes.
@@ -131,7 +131,7 @@ def mapped_rows(data: Examples, batch: int) -> Tensor:
 
     def shows(rows: Sequence[int]) -> list[bool]:
         parts = [rows[k : k + batch] for k in range(0, len(rows), batch)]
-        return [bool(one.min() != one.max()) for part in parts for one in data.maps(part)]
+        return [not is_empty(one) for part in parts for one in data.maps(part)]
 
     tried = np.random.default_rng(0).permutation(len(data))[:MAPS_TRIED].tolist()
     if np.mean(shows(tried)) > 1 - OFTEN_EMPTY:
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     text_encoder.requires_grad_(False)
     scheduler = make_scheduler()
     batch = options.batch or 48
-    mapped = mapped_rows(data, batch)
+    mapped = mapped_rows(data, find_annotator(options.condition).is_empty, batch)
     # Where the words of a caption belong is known of scenes, and not of a user's own pictures.
     grounding = Grounding(data, tokenizer, ids) if isinstance(data, Pictures) else None
     # Before its decoder the frozen network has not heard of the map and cannot be taught.
