@@ -88,6 +88,6 @@ def look(pipeline: Pipeline, request: GenerationRequest, ways: Sequence[Way]) ->
         except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
             note = sentence_of(error)
         else:
-            if control_map.min() == control_map.max():
+            if way.annotator.is_empty(control_map):
                 note = way.annotator.empty_message
         yield Sight(way, control_map, note, time.perf_counter() - began)
