@@ -13,11 +13,11 @@ from urllib.parse import quote
 from PIL import Image
 
 from apps._files import SavedMaps, SavedResult
-from apps._suite import duration
+from apps._suite import duration, how_much, long_duration
 from apps._tool import Tool
 from apps._ways import Sight, Way
 from core.condition import Condition, RGBImage, Score
-from core.request import GenerationResult, Progress
+from core.request import Download, GenerationResult, Progress
 from models.store import Card
 
 STAGES = {
@@ -80,6 +80,8 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
     done = min(progress.image_index * progress.steps + progress.step, total)
     words = STAGES.get(progress.stage, progress.stage.capitalize())
     details = []
+    if progress.download:
+        return _downloading(progress.download, progress.seconds_left)
     if images > 1:
         details.append(f"image {min(progress.image_index + 1, images)} of {images}")
     if progress.stage == "sample":
@@ -91,12 +93,26 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
         picture = (
             f'<div class="cl-frame"><img alt="The picture so far" src="{_inline(preview)}"></div>'
         )
+    return _under_way(words, done / total, " · ".join(details) or "Esc stops.", picture)
+
+
+def _downloading(download: Download, seconds_left: float | None) -> str:
+    words = f"Downloading {download.title}: {how_much(download)}"
+    if seconds_left is not None:
+        words += f", about {long_duration(seconds_left)} left"
+    hint = "Esc stops; the next run goes on from here."
+    return _under_way(words, download.bytes_here / max(download.bytes_whole, 1), hint)
+
+
+def _under_way(
+    words: str, part: float, hint: str, picture: str = '<div class="cl-frame cl-pulse"></div>'
+) -> str:
     return f"""
 <div class="cl-stage cl-running" role="status">
   {picture}
   <div class="cl-progress"><b>{escape(words)}</b>
-  <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
-  <span>{" · ".join(details) or "Esc stops."}</span></div>
+  <div class="cl-track"><i style="width:{100 * part:.0f}%"></i></div>
+  <span>{hint}</span></div>
 </div>"""
 
 

@@ -11,7 +11,7 @@ from apps._files import SavedResult
 from apps._job import Job
 from apps._pair import Pair
 from apps._suite import Suite
-from apps._widgets import ONE_AT_A_TIME, plain_errors
+from apps._widgets import RUNS, plain_errors
 from core.condition import Condition
 from core.params import Bounds, Control, controls
 from core.request import GenerationRequest, GenerationResult
@@ -116,7 +116,7 @@ def offer(name: str, endpoint: Endpoint, respond: Answer) -> None:
         ],
         api_name=name,
         preprocess=False,
-        **ONE_AT_A_TIME,
+        **RUNS,
     )
 
 

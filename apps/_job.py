@@ -84,8 +84,7 @@ class Job:
                     continue
                 if isinstance(report, BaseException):
                     raise report
-                if report is not None:
-                    yield report
+                yield report  # None too: who watches can say that it was stopped
                 if not isinstance(report, Progress):
                     return
         finally:
@@ -93,7 +92,12 @@ class Job:
             self.finished = True
 
     def _generate(self, reports: Reports) -> GenerationResult | None:
+        # Before the device is taken: a download takes minutes, in which others can use it.
+        stopped = self._stopped.is_set
+        if not self._pipeline.fetch(self.condition, self.request, reports.put, stopped):
+            return None
         while not _DEVICE.acquire(timeout=HEARTBEAT_S):
+            reports.put(Progress("wait", 0, self.request.steps, 0, None, None))
             if self.stopped:
                 return None
         try:
@@ -104,7 +108,7 @@ class Job:
                 self.condition,
                 replace(self.request, model=" ".join([model, *tags_in(prompt)])),
                 on_progress=reports.put,
-                cancelled=self._stopped.is_set,
+                cancelled=stopped,
                 preview_every=PREVIEW_EVERY,
             )
             # Who restores these settings finds the tags in the prompt, and a model that is offered.

@@ -17,7 +17,7 @@ from apps._request import checked_request, given_drawing, new_job
 from apps._runs import Runs, Turn
 from apps._suite import Suite
 from apps._tool import Tool
-from apps._widgets import AT_ONCE, CACHE, FEW_AT_ONCE, ONE_AT_A_TIME, PRIVATE, plain_errors
+from apps._widgets import AT_ONCE, CACHE, FEW_AT_ONCE, PRIVATE, RUNS, plain_errors
 from core.condition import Condition, RGBImage
 from core.pipeline import empty_notes
 
@@ -78,7 +78,7 @@ class Page(Incoming):
                 self.runs.generate,
                 [self.turn, self.last_seed],
                 [self.stage, self.results, self.last_seed],
-                **ONE_AT_A_TIME,
+                **RUNS,
                 **PRIVATE,
             )
             ran.then(

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core.errors import BadInput, SuiteError
 from core.networks import Networks
 from core.params import controls
 from core.pipeline import Pipeline
-from core.request import GenerationRequest, GenerationResult
+from core.request import Download, GenerationRequest, GenerationResult
 from models.lora import split
 from models.store import Card, Store
 
@@ -37,7 +38,7 @@ class Suite:
         """The model a page starts with."""
         self.keep = keep
         """A folder that gets a copy of every finished picture; None keeps none."""
-        self.pipeline = Pipeline(self._load)
+        self.pipeline = Pipeline(self._load, fetch=self._fetch)
         self._cards = {card.name: card for card in store.cards()}
         self._lock = threading.Lock()
         self._state: dict[str, str] = {}
@@ -77,8 +78,12 @@ class Suite:
     def load_in_background(self, condition: Condition) -> threading.Thread:
         """Fetch the first model's weights, and time it, while the server already answers."""
 
+        def told(download: Download) -> None:
+            self._note(self.model, f"downloading {how_much(download)} …")
+
         def work() -> None:
             try:
+                self._fetch(self.model, condition.weights, watch=told)
                 self._load(self.model, condition.weights)
                 self._estimate(condition)
             except SuiteError as error:
@@ -103,6 +108,16 @@ class Suite:
         for report in Job(self.pipeline, condition, request).run():
             if isinstance(report, GenerationResult):
                 self.measured(report, usual["steps"])
+
+    def _fetch(self, model: str, *controls: str, watch: Callable[[Download], None]) -> None:
+        card = self.store.card(split(model)[0])
+        for control in controls:  # as in _load
+            self.store.require_control(card, control)
+        try:
+            self.store.fetch(model, *controls, watch=watch)
+        except SuiteError as error:
+            self._note(model, str(error))
+            raise
 
     def _load(self, model: str, *controls: str) -> Networks:
         card = self.store.card(split(model)[0])
@@ -177,3 +192,19 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def how_much(download: Download) -> str:
+    """Say how far a download is: "1.2 of 5.0 GB"."""
+    here, whole = download.bytes_here, download.bytes_whole
+    if whole >= 1e9:
+        return f"{here / 1e9:.1f} of {whole / 1e9:.1f} GB"
+    return f"{here / 1e6:.0f} of {whole / 1e6:.0f} MB"
+
+
+def long_duration(seconds: float) -> str:
+    """Say a long time in words: "40 seconds", "3 minutes", "2 hours"."""
+    for unit, length in (("seconds", 1), ("minutes", 60)):
+        if seconds < 90 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.0f} hours"

@@ -19,7 +19,11 @@ CACHE = (600, 24 * 3600)
 """Every ten minutes, uploads and results older than a day are deleted."""
 
 ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
-"""The same for every run of every page: one queue for the device."""
+"""The same for all that draws every map of a picture."""
+
+RUNS: dict[str, Any] = {"concurrency_id": "runs", "concurrency_limit": 8}
+"""The same for every run of every page: one of them has the device at a time (see _job), while the
+others wait for it or download their weights, which must not keep those with theirs from it."""
 
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
 """An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""

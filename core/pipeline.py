@@ -43,6 +43,9 @@ Asked = TypeVar("Asked", bound=ControlRequest)
 
 Load = Callable[..., Networks]
 """(model name or path, *control names) -> networks, loaded and on their device."""
+Fetch = Callable[..., None]
+"""(model name or path, *control names, watch=) brings here what Load would read; `watch` is called
+with a Download now and then, and raises to stop."""
 
 LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
@@ -59,13 +62,40 @@ DROPPED_WORDS_SHOWN = 300
 class Pipeline:
     """Makes pictures, given a way to load networks."""
 
-    def __init__(self, load: Load, most_requests: int = MOST_ADMITTED) -> None:
-        """Remember how to load; nothing is loaded yet.
+    def __init__(
+        self, load: Load, most_requests: int = MOST_ADMITTED, fetch: Fetch | None = None
+    ) -> None:
+        """Remember how to load; nothing is loaded yet. Without `fetch`, loading fetches too.
 
         generate may be called from many threads at once, of which so many requests are let in.
         """
         self._load = load
+        self._fetch = fetch
         self._batcher = Batcher(most_requests)
+
+    def fetch(
+        self,
+        condition: Condition,
+        request: GenerationRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Bring here the weights that `generate` would need; return whether it was let finish.
+
+        It needs no device, so call it before one is waited for.
+
+        Raises:
+            SuiteError: they cannot be had.
+        """
+        run = Run(on_progress, cancelled, 0, request.steps, request.num_samples)
+        names = [one.weights for one in (condition, *(one for one, _ in request.further))]
+        try:
+            run.stop_if_cancelled()
+            if self._fetch:
+                self._fetch(request.model, *names, watch=run.downloaded)
+        except Stopped:
+            return False
+        return True
 
     def draw_map(self, condition: Condition, request: GenerationRequest) -> ControlMap:
         """Return the control map that `generate` would use, without touching a model.

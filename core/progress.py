@@ -10,9 +10,13 @@ from torch import Tensor
 
 from core.images import to_images
 from core.networks import Networks
-from core.request import Progress
+from core.request import Download, Progress
 
 STAGES = ("prepare", "map", "load", "text", "sample", "decode", "reextract")
+
+
+DOWNLOAD_TIMED_S = 2.0
+"""Seconds of a download before its end is estimated: the first ones are slow."""
 
 
 class Stopped(Exception):
@@ -37,6 +41,8 @@ class Run:
     _last_step: float | None = None
     _steps_of_batch: int = 0
     """Finished steps of the batch under way, summed over its images."""
+    _download_began: tuple[float, int] | None = None
+    """When, and with how many bytes that were here from another time."""
 
     def stop_if_cancelled(self) -> None:
         """Raise Stopped if the caller asked to stop."""
@@ -47,6 +53,18 @@ class Run:
     def waiting(self) -> None:
         """Report that others have the device, then stop if that was asked."""
         self._tell(Progress("wait", 0, self.steps, self.images_done, self._left(), None))
+        self.stop_if_cancelled()
+
+    def downloaded(self, now: Download) -> None:
+        """Report what has come of the weights, then stop if that was asked."""
+        clock = time.monotonic()
+        if self._download_began is None:
+            self._download_began = clock, now.bytes_here
+        began, before = self._download_began
+        left = None
+        if clock - began >= DOWNLOAD_TIMED_S and now.bytes_here > before:
+            left = (now.bytes_whole - now.bytes_here) * (clock - began) / (now.bytes_here - before)
+        self._tell(Progress("download", 0, self.steps, 0, left, None, now))
         self.stop_if_cancelled()
 
     @contextmanager

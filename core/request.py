@@ -220,12 +220,23 @@ class GenerationResult:
         return {"headline": self.headlines[index], "metrics": {}, "controls": told}
 
 
+@dataclass(frozen=True)
+class Download:
+    """How far the weights have come that a request needs and that were not here."""
+
+    title: str
+    """Of the model."""
+    bytes_here: int
+    bytes_whole: int
+
+
 @dataclass(frozen=True, eq=False)
 class Progress:
     """One report from a running generation."""
 
     stage: str
-    """prepare, map, load, text, sample, decode or reextract; wait while others have the device."""
+    """prepare, map, load, text, sample, decode or reextract; wait while others have the device, and
+    download before that."""
     step: int
     """Finished steps of this image, 0..steps."""
     steps: int
@@ -234,3 +245,5 @@ class Progress:
     """Estimate for the whole request; None until something is known."""
     preview: RGBImage | None
     """What the image looks like so far, small; None where it was not asked for."""
+    download: Download | None = None
+    """In the stage download."""

@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from core.errors import BadInput, WeightsMissing
+from core.request import Download
 from models import hub, layout, lora
-from models.cards import Card, find_control, read_card
+from models.cards import Card, Source, find_control, read_card
 from models.devices import choose_device
 from models.families import MERGED, identify, read_shapes, shown
 from models.networks import DiffusersNetworks
@@ -146,6 +147,43 @@ class Store:
             layout.inspect_control(control_path, unet_config)
         return base_path, control_path
 
+    def fetch(self, model: str, *controls: str, watch: Callable[[Download], None]) -> None:
+        """Bring here what `load` would fetch, all of it measured together.
+
+        `watch` is called with what has come, unless nothing is missing; what it raises, rises.
+
+        Raises:
+            WeightsMissing: it cannot be fetched.
+            BadInput, WeightsMismatch: as load.
+        """
+        card = self.card(lora.split(model)[0])
+        for control in controls:
+            self.require_control(card, control)
+        wanted = [one for one in self._sources(card, controls) if hub.to_download(one[0])]
+        sizes = [sum(hub.to_download(source).values()) for source, _, _ in wanted]
+        for index, (source, title, place) in enumerate(wanted):
+
+            def told(here: int, whole: int, index: int = index) -> None:
+                sizes[index] = whole
+                watch(Download(card.title, sum(sizes[:index]) + here, sum(sizes)))
+
+            hub.fetch(source, title, place, told)
+
+    def _sources(self, card: Card, controls: Iterable[str]) -> list[tuple[Source, str, Path]]:
+        """Return where the base and ControlNets come from that are not kept here.
+
+        With what each is called, and the folder for who fills it by hand.
+        """
+        found = []
+        if card.base and not card.file and not _has_weights(card.base_folder):
+            found.append((card.base, card.title, card.base_folder))
+        for control in dict.fromkeys(controls):
+            if self.local_control(card, control) is None:
+                place = card.folder / "controlnet" / control
+                title = f"{card.title}'s {control} control"
+                found.append((card.controls[control], title, place))
+        return found
+
     def require_control(self, card: Card, control: str) -> None:
         """Refuse a ControlNet that a model does not know.
 
@@ -255,22 +293,16 @@ class Store:
             )
 
     def _find_base(self, card: Card) -> Path:
-        if card.file:
-            return card.file
-        if card.base is None:
-            return card.base_folder
-        try:
-            layout.weights_files(card.base_folder)
-        except WeightsMissing:
-            return hub.fetch(card.base, card.title, card.base_folder)
-        return card.base_folder
+        for source, title, place in self._sources(card, ()):
+            return hub.fetch(source, title, place)
+        return card.file or card.base_folder
 
     def _find_control(self, card: Card, control: str) -> Path:
         local = self.local_control(card, control)
         if local:
             return local
-        source, place = card.controls[control], card.folder / "controlnet" / control
-        return hub.fetch(source, f"{card.title}'s {control} control", place) / source.single_file
+        *_, (source, title, place) = self._sources(card, [control])
+        return hub.fetch(source, title, place) / source.single_file
 
     def _channel_order(self, card: Card, control: str, path: Path) -> str:
         """Return the order of the map's channels; inside a merged file that of ControlNet 1.0."""
@@ -366,6 +398,14 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def _has_weights(base: Path) -> bool:
+    try:
+        layout.weights_files(base)
+    except WeightsMissing:
+        return False
+    return True
 
 
 def _bytes(modules: Iterable[nn.Module]) -> int:

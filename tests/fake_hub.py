@@ -22,6 +22,8 @@ class FakeHub:
         self.files = dict(files)
         self.ranges: list[str] = []
         """What of a file was asked for, in order."""
+        self.go_on = threading.Event()
+        """For a test that lets something wait in before_piece."""
         self.before_piece: Callable[[int], bool] = lambda sent: True
         """Asked before each piece, with the bytes sent; False breaks the connection off."""
 

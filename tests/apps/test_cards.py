@@ -6,12 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from apps import _cards
 from apps._files import SavedMaps, SavedResult, save
 from apps._versus import Side, versus
 from core.condition import Condition, Score
-from core.request import GenerationRequest, GenerationResult, KeptControl, Progress
+from core.request import Download, GenerationRequest, GenerationResult, KeptControl, Progress
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
 
@@ -117,6 +118,23 @@ def test_progress_counts_all_images() -> None:
     page = _cards.running(Progress("sample", 10, 20, 1, 75.0, None), 2, None)
     assert "image 2 of 2 · step 10 of 20 · about 75 s left" in page
     assert "width:75%" in page
+
+
+@pytest.mark.parametrize(
+    ("here", "whole", "seconds", "sentence"),
+    [
+        (1.2e9, 5e9, 185, "Downloading Far: 1.2 of 5.0 GB, about 3 minutes left"),
+        (1.2e9, 5e9, None, "Downloading Far: 1.2 of 5.0 GB"),
+        (120e6, 723e6, 40, "Downloading Far: 120 of 723 MB, about 40 seconds left"),
+        (0.1e9, 5e9, 7300, "Downloading Far: 0.1 of 5.0 GB, about 2 hours left"),
+    ],
+)
+def test_a_download_is_one_sentence_and_a_bar(
+    here: float, whole: float, seconds: float | None, sentence: str
+) -> None:
+    download = Download("Far", int(here), int(whole))
+    shown = _cards.running(Progress("download", 0, 20, 0, seconds, None, download), 1, None)
+    assert f"<b>{sentence}</b>" in shown and f"width:{100 * here / whole:.0f}%" in shown
 
 
 def test_files_are_exact_and_kept_apart(canny: Condition, tmp_path: Path) -> None:

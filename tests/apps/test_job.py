@@ -10,7 +10,7 @@ import pytest
 
 from apps._job import Job
 from core.errors import BadInput
-from core.request import GenerationRequest, GenerationResult, Progress
+from core.request import Download, GenerationRequest, GenerationResult, Progress
 
 REQUEST = GenerationRequest(image=np.zeros((8, 8, 3), np.uint8), steps=5)
 
@@ -22,6 +22,15 @@ class FakePipeline:
         self.pause, self.error = pause, error
         self.steps = 0
         self.ended = threading.Event()
+        self.fetched = threading.Event()
+        self.fetched.set()
+
+    def fetch(self, condition: Any, request: Any, on_progress: Any, cancelled: Any) -> bool:
+        while not self.fetched.wait(0.01):
+            on_progress(Progress("download", 0, 5, 0, None, None, Download("Far", 1, 2)))
+            if cancelled():
+                return False
+        return True
 
     def generate(self, condition: Any, request: Any, on_progress: Any, cancelled: Any, **_: Any):
         try:
@@ -96,6 +105,18 @@ def test_only_one_runs_at_a_time() -> None:
             assert second.steps == 0
     waits.join(5)
     assert second.steps == 5
+
+
+def test_who_downloads_keeps_nobody_from_the_device_and_stops_at_once() -> None:
+    far, near = FakePipeline(), FakePipeline()
+    far.fetched.clear()
+    job = _job(far)
+    for report in job.run():
+        if isinstance(report, Progress):
+            assert report.stage == "download"
+            assert isinstance(list(_job(near).run())[-1], GenerationResult)
+            job.stop()
+    assert near.steps == 5 and far.steps == 0 and job.finished
 
 
 def test_an_error_rises_where_it_is_watched_and_the_device_is_free_again() -> None:

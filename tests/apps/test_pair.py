@@ -43,6 +43,9 @@ class FakePipeline:
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
 
+    def fetch(self, *_: Any) -> bool:
+        return True
+
     def generate(
         self, condition: Any, request: Any, on_progress: Any, cancelled: Any, **_: Any
     ) -> GenerationResult:

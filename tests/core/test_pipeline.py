@@ -1,6 +1,7 @@
 """The pipeline on a fake model that paints the control map."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from core.condition import ALREADY_A_MAP
 from core.errors import BadInput, DeviceUnavailable, SuiteError
 from core.images import resize_map
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, settled
-from core.request import GenerationRequest
+from core.request import Download, GenerationRequest
 
 
 def ask(image, **settings):
@@ -244,6 +245,29 @@ def test_time_left_counts_what_is_left(condition, image, networks, pipeline, mon
     pipeline.generate(condition, ask(image, num_samples=2), on_progress=heard.append)
     second = next(p for p in heard if p.stage == "sample" and p.step == 2)
     assert second.seconds_left == 6
+
+
+def test_a_download_says_how_long_it_takes_and_stops(condition, image, networks, monkeypatch):
+    """At 10 bytes a second, of which the 5 that were here say nothing; first ones are too few."""
+    clock = iter((0.0, 1.0, 2.0, 4.0))
+    monkeypatch.setattr("core.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    came = (5, 15, 25, 45)
+    names, heard = [], []
+
+    def fetch(model, *controls, watch):
+        names.append((model, *controls))
+        for here in came:
+            watch(Download("Far", here, 105))
+
+    pipeline = Pipeline(lambda *_: networks, fetch=fetch)
+    assert pipeline.fetch(condition, ask(image), heard.append)
+    assert names == [("diorama", "weights-name")]
+    assert [p.stage for p in heard] == ["download"] * 4
+    assert [p.download.bytes_here for p in heard] == list(came)
+    assert [p.seconds_left for p in heard] == [None, None, 8, 6]
+    clock = iter((0.0, 1.0, 2.0, 4.0))
+    assert not pipeline.fetch(condition, ask(image), heard.append, lambda: len(heard) == 6)
+    assert len(heard) == 6
 
 
 @pytest.mark.parametrize(("stop_at", "kept"), [(0, 0), (3, 0), (6, 1), (12, 2)])

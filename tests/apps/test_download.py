@@ -1,0 +1,129 @@
+"""Weights that are not here come before the device is taken: seen, stopped, gone on with."""
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+
+from apps._job import Job
+from apps._page import build_page
+from apps._runs import STOPPED_EARLY, Runs, Turn
+from apps._serve import Environment, launch
+from apps._suite import Suite
+from core.condition import Condition
+from core.request import GenerationRequest
+from models import hub
+from models.store import Store
+from tests.conftest import CARD
+from tests.fake_hub import REVISION, FakeHub, serving
+
+PHOTO = Path(__file__).resolve().parents[2] / "test_imgs" / "coffee.jpg"
+CONTROL = "diffusion_pytorch_model.safetensors"
+FAR_CARD = f"""
+base_of = "tiny"
+{CARD.replace("Tiny", "Far")}
+[controls.canny]
+hub = "someone/far"
+revision = "{REVISION}"
+[controls.canny.files]
+"{CONTROL}" = 300_000
+"config.json" = 0
+"""
+
+
+@pytest.fixture
+def fake(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with the tiny ControlNet, which it sends in 90 seconds, or at once when told."""
+    monkeypatch.setattr(hub, "PIECE", 2**10)
+    folder = models_folder / "tiny/controlnet/canny"
+    files = {
+        f"someone/far/{name}": (folder / name).read_bytes() for name in (CONTROL, "config.json")
+    }
+    pause = 90 / (len(files[f"someone/far/{CONTROL}"]) / hub.PIECE)
+    with serving(files, tmp_path / "cache") as fake:
+        fake.go_on = threading.Event()
+        fake.before_piece = lambda sent: fake.go_on.wait(pause) or True
+        yield fake
+        fake.go_on.set()
+
+
+@pytest.fixture
+def suite(fake: FakeHub, models_folder: Path, tmp_path: Path) -> Suite:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "tiny").symlink_to(models_folder / "tiny")
+    (folder / "tiny.toml").write_text(CARD, encoding="utf-8")
+    (folder / "far.toml").write_text(FAR_CARD, encoding="utf-8")
+    return Suite(Store("cpu", "float32", folder), "tiny")
+
+
+def test_the_page_shows_what_comes_stops_and_goes_on(
+    fake: FakeHub, suite: Suite, canny: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(canny, suite, (), SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "save", lambda _: None)
+    monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
+    grey = np.full((256, 256, 3), 127, np.uint8)
+    request = GenerationRequest(image=grey, **(suite.defaults("far") | {"steps": 1}))
+
+    def shown(stop: bool) -> list[Any]:
+        turn, seen = Turn(), []
+        turn.take(lambda: Job(suite.pipeline, canny, request))
+        for stage, results, _ in runs.generate(turn, -1):
+            seen += [stage] if results != "shown" else ["shown"]
+            if stop and len(fake.ranges) == 2:  # the config has come
+                runs.stop(turn)
+        return seen
+
+    stopped = shown(stop=True)
+    assert any("<b>Downloading Far: 0 of " in str(stage) for stage in stopped)
+    assert STOPPED_EARLY in stopped[-1] and "shown" not in stopped
+    fake.go_on.set()
+    assert shown(stop=False)[-1] == "shown"
+    assert fake.ranges[-1].startswith("bytes="), "the second goes on where the first was stopped"
+    asked = len(fake.ranges)
+    assert not any("Downloading" in str(stage) for stage in shown(stop=False))
+    assert len(fake.ranges) == asked
+
+
+def test_another_call_is_answered_while_one_downloads(
+    fake: FakeHub, suite: Suite, canny: Condition
+) -> None:
+    blocks = build_page(canny, suite)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    address = launch(blocks, Environment(max_queue=4, output=None), options, block=False)
+    client = Client(address, verbose=False, download_files=False)
+    try:
+        call = {"image": handle_file(PHOTO), "steps": 1, "api_name": f"/{canny.name}"}
+        far = client.submit(model="far", **call)
+        while not fake.ranges:
+            assert not far.done()
+            time.sleep(0.05)
+        *_, report = client.predict(model="tiny", **call)
+        assert report["model"] == "tiny" and not far.done() and not fake.go_on.is_set()
+        fake.go_on.set()
+        *_, report = far.result(60)
+        assert report["model"] == "far"
+    finally:
+        client.close()
+        blocks.close(verbose=False)
+
+
+def test_the_start_tells_the_header_what_comes(
+    fake: FakeHub, suite: Suite, canny: Condition
+) -> None:
+    suite.model = "far"
+    told = []
+    note = suite._note
+    suite._note = lambda model, state: (told.append(state), note(model, state))  # type: ignore[method-assign,assignment]
+    fake.go_on.set()
+    suite.load_in_background(canny).join(60)
+    assert any(state.startswith("downloading 0 of ") for state in told)
+    assert suite.settled("far") and "an image" in suite.facts("far", "canny")[-1]
