@@ -32,11 +32,11 @@ KEPT_PROMPTS = 8
 """Encoded prompts that are kept, so that another image of the same prompt starts at once."""
 
 GPU_TOGETHER = 8
-"""Images of several requests that a GPU samples together; see core.diffusion.GPU_BATCH."""
-CPU_TOGETHER, SMALL_UNET = 4, 50_000_000
-"""The same on a CPU, for a UNet of at most so many parameters. Measured with one thread in
-bfloat16: four of Diorama's images at 256 pixels take 3.1 times the work of one, 3.5 times where
-each has another ControlNet, and none differs in a bit. A large UNet fills its cores with one."""
+"""Images of several requests that a GPU samples together; see core.diffusion.GPU_BATCH.
+
+On a CPU images of several requests take turns: on two cores even a network as small as Diorama's
+yields 0.96 times as many images a second four at a time (benchmarks/throughput.py).
+"""
 
 _TOKENIZER_LOCK = threading.Lock()
 """A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
@@ -83,10 +83,7 @@ class DiffusersNetworks:
     @property
     def worth_together(self) -> int:
         """How many images are sampled faster together than one by one; 1 for no gain."""
-        if self.device.type != "cpu":
-            return GPU_TOGETHER
-        small = sum(weight.numel() for weight in self.unet.parameters()) <= SMALL_UNET
-        return CPU_TOGETHER if small else 1
+        return 1 if self.device.type == "cpu" else GPU_TOGETHER
 
     def make_scheduler(self, sampler: str) -> Any:
         """Return a fresh scheduler with this model's betas and prediction type.

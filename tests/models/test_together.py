@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.networks import ControlInput, Question
 from models import together
-from models.networks import CPU_TOGETHER, DiffusersNetworks
+from models.networks import GPU_TOGETHER, DiffusersNetworks
 from tests.tiny_networks import tiny_networks
 
 
@@ -113,7 +113,6 @@ def test_half_precision_is_kept_apart_from_float32(pair) -> None:
         torch.testing.assert_close(answer, one.alone(), rtol=0.05, atol=0.05)
 
 
-def test_small_networks_are_worth_it_on_a_cpu_and_large_ones_are_not(pair, monkeypatch) -> None:
-    assert pair[0].worth_together == CPU_TOGETHER
-    monkeypatch.setattr("models.networks.SMALL_UNET", 1000)
+def test_images_take_turns_on_a_cpu_and_go_together_on_a_gpu(pair) -> None:
     assert pair[0].worth_together == 1
+    assert replace(pair[0], device=torch.device("cuda")).worth_together == GPU_TOGETHER
