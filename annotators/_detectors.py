@@ -6,6 +6,8 @@ other apps down; so it happens here, late, and its failure is one sentence.
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,22 @@ def from_hub(size: int) -> str:
     return f"{amount(size)} from the hub"
 
 
+@contextmanager
+def plain_import_errors(name: str) -> Iterator[None]:
+    """Say in a sentence that a package is missing, be it when a detector is loaded or when it runs.
+
+    Raises:
+        SuiteError: in an ImportError's place.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise SuiteError(
+            f"{name} needs controlnet-aux, which cannot be used here ({error}); "
+            "install requirements.txt again or choose another preprocessor."
+        ) from error
+
+
 @lru_cache(maxsize=2)
 def load_detector(name: str, *files: tuple[str, int]) -> Any:
     """Return controlnet-aux's detector of a class name, with its weights, on the best device.
@@ -40,15 +58,11 @@ def load_detector(name: str, *files: tuple[str, int]) -> Any:
         WeightsMissing: they are not, and the hub cannot be reached.
         SuiteError: controlnet-aux cannot be imported.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about optional parts that are not used here
-            detector = getattr(importlib.import_module("controlnet_aux"), name)
-    except (ImportError, AttributeError) as error:
-        raise SuiteError(
-            f"{name} needs controlnet-aux, which cannot be used here ({error}); "
-            "install requirements.txt again or choose another preprocessor."
-        ) from error
+    with plain_import_errors(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about optional parts that are not used here
+        detector = getattr(importlib.import_module("controlnet_aux"), name, None)
+        if detector is None:
+            raise ImportError(f"it has no {name}")
     folder = FOLDER
     if not all((folder / file).is_file() for file, _ in files):
         folder = fetch(Source(HUB, REVISION, dict(files)), name, FOLDER)
@@ -61,9 +75,10 @@ def run_detector(detector: Any, image: RGBImage, **options: Any) -> ControlMap:
     It fits the picture to a grid of 64 pixels for itself; within the pipeline it already is.
     """
     short = min(image.shape[:2])
-    found = detector(
-        image, detect_resolution=short, image_resolution=short, output_type="np", **options
-    )
+    with plain_import_errors(type(detector).__name__):
+        found = detector(
+            image, detect_resolution=short, image_resolution=short, output_type="np", **options
+        )
     size = (image.shape[1], image.shape[0])
     return resize_map(np.asarray(found, np.uint8), size, "linear")
 

@@ -1,10 +1,21 @@
 """People found and drawn: joints a person can point at, OpenPose's drawing, and the score."""
 
+import colorsys
+import sys
+from types import ModuleType, SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from controlnet_aux.open_pose import OpenposeDetector, PoseResult, draw_poses
+from controlnet_aux.open_pose.body import Body, BodyResult, Keypoint
+from controlnet_aux.open_pose.face import Face
+from controlnet_aux.open_pose.hand import Hand
 
 from annotators import pose
 from annotators.pose import draw_people, find_people, joints_in, score
+from core.errors import SuiteError
+from core.images import resize_map
 from training.train_annotator import joint_targets
 
 # A person standing with arms out, in a box of 60 x 80 around (0, 0).
@@ -21,7 +32,6 @@ def person(x: float, y: float) -> np.ndarray:
 
 
 def test_draws_as_controlnet_aux_does():
-    from controlnet_aux.open_pose.body import Keypoint
     from controlnet_aux.open_pose.util import draw_bodypose
 
     whole, part = person(64, 64) * 2, person(170, 64)
@@ -95,15 +105,149 @@ def test_score():
     assert score(alone, two).headline == pytest.approx(50, abs=1)
 
 
-def test_openpose_is_asked_for_hands_only_where_wanted(monkeypatch):
+# Hands and faces
+
+
+def hand(wrist: np.ndarray, outwards: float, scale: float = 1.0) -> list[Keypoint]:
+    """Five fingers spread from a wrist (x, y in pixels of 256), the last point unseen."""
+    points = [np.zeros(2)]
+    for finger in range(5):
+        angle = outwards + (finger - 2) * 0.35
+        points += [scale * (8 + 4 * k) * np.array([np.cos(angle), np.sin(angle)]) for k in range(4)]
+    found = [Keypoint(*((wrist + one) / 256).tolist()) for one in points]
+    return [*found[:-1], Keypoint(-1 / 256, -1 / 256)]
+
+
+def pose_of(body: np.ndarray, scale: float = 1.0) -> PoseResult:
+    """A body (18, 2) in pixels of 256 with both hands and a face."""
+    points = [None if np.isnan(x) else Keypoint(x / 256, y / 256) for x, y in body.tolist()]
+    face = [
+        Keypoint((body[0, 0] + x) / 256, (body[0, 1] + y) / 256) for x in (-6, 6) for y in (6, 9)
+    ]
+    left, right = hand(body[7], 1.2, scale), hand(body[4], np.pi - 1.2, scale)
+    return PoseResult(BodyResult(points, 1.0, 18), left, right, [*face, Keypoint(-0.1, 0.5)])
+
+
+@pytest.fixture
+def openpose(monkeypatch):
+    """A real OpenposeDetector with random weights, that finds one person with hands and a face."""
+    from controlnet_aux.open_pose.face import FaceNet
+    from controlnet_aux.open_pose.model import bodypose_model, handpose_model
+
+    def with_network(kind, network):
+        one = object.__new__(kind)
+        one.model = network.eval()
+        return one
+
+    torch.manual_seed(0)
+    detector = OpenposeDetector(
+        with_network(Body, bodypose_model()),
+        with_network(Hand, handpose_model()),
+        with_network(Face, FaceNet()),
+    )
+    monkeypatch.setattr(pose, "load_detector", lambda *_: detector)
     asked = []
 
-    def detector(image, **options):
-        asked.append(options)
-        return 255 - image
+    def detect_poses(image, include_hand=False, include_face=False):
+        asked.append((include_hand, include_face))
+        whole = pose_of(person(64, 64) * 2)
+        return [
+            whole if include_hand else whole._replace(left_hand=None, right_hand=None, face=None)
+        ]
 
-    monkeypatch.setattr(pose, "load_detector", lambda *_: detector)
-    picture = np.zeros((64, 64, 3), np.uint8)
-    for preprocessor in pose.ANNOTATOR.preprocessors[1:]:
-        assert preprocessor.draw(picture, pose.PoseParams()).min() == 255
-    assert [options["include_hand"] for options in asked] == [False, True]
+    monkeypatch.setattr(detector, "detect_poses", detect_poses)
+    detector.asked = asked
+    return detector
+
+
+def drawn_by(name: str) -> np.ndarray:
+    draw = next(one.draw for one in pose.ANNOTATOR.preprocessors if one.name == name)
+    return draw(np.zeros((256, 256, 3), np.uint8), pose.PoseParams())
+
+
+def test_hands_and_faces_are_drawn_as_controlnet_aux_does_without_matplotlib(openpose, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ours = drawn_by("OpenPose with hands and face")
+    stand_in = ModuleType("matplotlib")
+    stand_in.colors = SimpleNamespace(hsv_to_rgb=lambda hsv: np.array(colorsys.hsv_to_rgb(*hsv)))
+    monkeypatch.setitem(sys.modules, "matplotlib", stand_in)
+    theirs = draw_poses(openpose.detect_poses(None, True, True), 256, 256)
+    assert np.array_equal(ours, theirs)
+    for colour in ((255, 255, 255), (0, 0, 255)):
+        assert (ours == colour).all(2).sum() > 80
+    assert np.array_equal(drawn_by("OpenPose"), draw_people([person(64, 64) * 2], 256, 256))
+    assert openpose.asked[0] == (True, True) and openpose.asked[-1] == (False, False)
+
+
+def test_the_real_detector_sees_no_one_in_black(openpose, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(pose, "load_detector", lambda *_: openpose)
+    draw = pose.ANNOTATOR.preprocessors[2].draw
+    assert draw(np.zeros((64, 96, 3), np.uint8), pose.PoseParams()).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("name", ["OpenPose", "OpenPose with hands and face"])
+def test_a_package_missing_while_it_runs_is_one_sentence(openpose, monkeypatch, name):
+    def detect_poses(*_):
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    monkeypatch.setattr(openpose, "detect_poses", detect_poses)
+    with pytest.raises(SuiteError, match=r"OpenposeDetector needs .*'matplotlib'.* another prepro"):
+        drawn_by(name)
+
+
+# The score does not see hands
+
+
+def with_hands(body: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    canvas = draw_people([body], 256, 256)
+    for points in (pose_of(body, scale).left_hand, pose_of(body, scale).right_hand):
+        seen = np.array([[p.x * 256, p.y * 256] if p.x > 0 else [np.nan] * 2 for p in points])
+        pose._draw_hand(canvas, seen)
+    return canvas
+
+
+@pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+def test_hands_neither_help_nor_hurt(halved, scale):
+    body = person(64, 64) * 2
+    body[[4, 7]] = body[[3, 6]] + np.array([0, 24])  # so that there is room for hands
+    plain, handed = draw_people([body], 256, 256), with_hands(body, scale)
+    elsewhere = body + np.array([14, 0], np.float32)
+    other, other_handed = draw_people([elsewhere], 256, 256), with_hands(elsewhere, scale)
+    maps = [plain, handed, other, other_handed]
+    if halved:
+        maps = [resize_map(one, (128, 128), "nearest") for one in maps]
+    plain, handed, other, other_handed = maps
+    assert [len(discs) for discs in joints_in(handed)] == [len(discs) for discs in joints_in(plain)]
+    assert score(plain, handed).headline > 97 and score(handed, plain).headline > 97
+    assert score(handed, handed).headline == 100
+    apart = score(plain, other).headline
+    assert 20 < apart < 80
+    assert score(handed, other_handed).headline == pytest.approx(apart, abs=3)
+    assert score(plain, plain * 0).headline == score(handed, plain * 0).headline == 0
+    assert score(plain * 0, handed).headline == 0
+
+
+def test_a_hand_on_the_hip_or_on_a_knee_is_no_second_knee():
+    for joint in (11, 12):
+        body = person(64, 64) * 2
+        body[7] = body[joint] + np.array([5, -3])
+        assert len(joints_in(with_hands(body, 0.5))[12]) == 1
+
+
+def test_a_person_so_small_that_joints_cover_limbs_keeps_them():
+    small = person(0, 0) * 0.35 + np.array([64, 64], np.float32)
+    drawn = draw_people([small], 128, 128)
+    assert sum(len(discs) > 0 for discs in joints_in(drawn)) >= 14
+    assert score(drawn, drawn).headline == 100 and score(drawn, drawn * 0).headline == 0
+
+
+def test_a_joint_without_neighbours_counts():
+    body = np.full((18, 2), np.nan, np.float32)
+    body[[4, 9, 12, 16]] = [[30, 30], [90, 30], [30, 90], [90, 90]]
+    drawn = draw_people([body], 128, 128)
+    assert [len(discs) for discs in joints_in(drawn)] == [
+        int(k in (4, 9, 12, 16)) for k in range(18)
+    ]
+    assert score(drawn, drawn * 0).headline == 0
