@@ -3,12 +3,14 @@
 OUTPUT_DIR gets `source/` (the control maps), `target/` (the pictures at the maps' size) and
 `prompt.json`, one line a picture: what `python -m training.train_control --folder` reads. A prompt
 is taken from a text file beside its picture (`cat.jpg`, `cat.txt`). What is there already is kept,
-so the command resumes; a file that is no picture is named and passed over.
+so the command resumes; `annotator.json` holds the settings, which must be the same then. A picture
+whose map shows nothing is left out, a file that cannot be used is named and passed over.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -22,28 +24,96 @@ from core.images import fit_size, read_image, resize
 from core.params import controls
 from core.request import GenerationRequest
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
+"""Names of files that are taken for pictures end so, in small letters or capitals."""
+SETTINGS, MANIFEST = "annotator.json", "prompt.json"
+NAMED = 5
+"""So many of the pictures without anything in their map are named."""
 
-def annotate_folder(
-    extractor: Extractor, pictures: Path, out: Path, resolution: int
-) -> dict[str, str]:
-    """Draw the control map of every picture that has none yet.
 
-    Maps are `resolution` pixels on the short side. Returns the files that could not be used, with
-    the reason.
+@dataclass
+class Left:
+    """The pictures that are not among the training data."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    """Files that could not be used, with the reason."""
+    empty: list[str] = field(default_factory=list)
+    """Files whose maps show nothing."""
+
+
+def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution: int) -> Left:
+    """Draw the control map of every picture that has none yet; return what was left out.
+
+    Maps are `resolution` pixels on the short side.
 
     Raises:
-        BadInput: there is no such folder, or nothing in it.
+        BadInput: there is no such folder, or nothing in it, or maps of other settings are in `out`,
+            or it cannot be written.
     """
-    files = sorted(f for f in pictures.glob("*") if f.is_file() and f.suffix not in (".txt", ""))
+    files = sorted(f for f in pictures.glob("*") if f.suffix.lower() in PICTURES and f.is_file())
     if not files:
-        raise BadInput(f"There are no pictures in {pictures}.")
-    for name in ("source", "target"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    manifest = out / "prompt.json"
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
+        raise BadInput(f"There are no pictures in {pictures}: none ends in {', '.join(PICTURES)}.")
+    try:
+        for name in ("source", "target"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+        _keep_settings(extractor, resolution, out)
+        return _annotate(extractor, files, out, resolution)
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror or error}.") from error
+
+
+def _keep_settings(extractor: Extractor, resolution: int, out: Path) -> None:
+    settings = {
+        "condition": extractor.annotator.name,
+        "preprocessor": extractor.preprocessor.name,
+        "resolution": resolution,
+        "detect_resolution": extractor.detect_resolution,
+        **asdict(extractor.params),
+    }
+    file = out / SETTINGS
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError:
+        before = {}
+    if not before and not _whole_lines(out / MANIFEST):
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    elif not before:
+        raise BadInput(f"{out} has maps but no {SETTINGS} that says how: choose another folder.")
+    elif before != settings:
+        other = next(name for name in before | settings if before.get(name) != settings.get(name))
+        raise BadInput(
+            f"The maps in {out} were drawn with {other} {before.get(other)} and not "
+            f"{settings.get(other)}: choose another folder for these."
+        )
+
+
+def _whole_lines(manifest: Path) -> list[str]:
+    """Return a manifest's lines; the last may have been cut off when a run was stopped."""
+    if not manifest.exists():
+        return []
+    # Not splitlines, which also splits at other characters than those that end a line of JSON.
+    lines = manifest.read_bytes().decode("utf-8", "replace").split("\n")
+    whole = []
+    for k, line in enumerate(lines):
+        try:
+            if line.strip():
+                whole.append(json.dumps(json.loads(line), ensure_ascii=False))
+        except json.JSONDecodeError as error:
+            if any(rest.strip() for rest in lines[k + 1 :]):
+                raise BadInput(
+                    f"Line {k + 1} of {manifest} is no JSON: mend or remove it."
+                ) from error
+    return whole
+
+
+def _annotate(extractor: Extractor, files: list[Path], out: Path, resolution: int) -> Left:
+    lines = _whole_lines(out / MANIFEST)
     done = {json.loads(line)["source"] for line in lines}
-    failed: dict[str, str] = {}
-    with manifest.open("a", encoding="utf-8") as manifest_file:
+    left = Left()
+    whole = out / f"{MANIFEST}.new"
+    whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    whole.replace(out / MANIFEST)
+    with (out / MANIFEST).open("a", encoding="utf-8") as manifest_file:
         for file in tqdm(files, unit="picture"):
             # The whole name, or cat.jpg and cat.png would share a map.
             source, target = f"source/{file.name}.png", f"target/{file.name}.png"
@@ -51,19 +121,30 @@ def annotate_folder(
                 continue
             try:
                 picture, _ = read_image(file)
+                prompt = _prompt(file)
                 size = fit_size(picture.shape[1], picture.shape[0], resolution)
                 control_map = extractor.extract(picture, size)
             except BadInput as error:
-                failed[file.name] = str(error)
+                left.failed[file.name] = str(error)
+                continue
+            annotator = extractor.annotator
+            if annotator.empty_message and annotator.is_empty(control_map):
+                left.empty.append(file.name)
                 continue
             Image.fromarray(control_map).save(out / source)
             Image.fromarray(resize(picture, size)).save(out / target)
-            text = file.with_suffix(".txt")
-            prompt = text.read_text(encoding="utf-8").strip() if text.exists() else ""
             line = {"source": source, "target": target, "prompt": prompt}
             manifest_file.write(json.dumps(line, ensure_ascii=False) + "\n")
             manifest_file.flush()
-    return failed
+    return left
+
+
+def _prompt(picture: Path) -> str:
+    text = picture.with_suffix(".txt")
+    try:
+        return text.read_text(encoding="utf-8").strip() if text.exists() else ""
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{text.name} is no UTF-8 text: please save it as such.") from error
 
 
 def _preprocessor(annotator: Annotator, name: str | None) -> Preprocessor:
@@ -98,23 +179,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preprocessor", help="one of the condition's; default: its first")
     parser.add_argument("--resolution", type=int, default=512, help="short side of the maps")
     parser.add_argument(
+        "--detect-resolution",
+        type=int,
+        help="short side that maps are drawn at, before they are resized; default: the condition's",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="low_threshold=50 ..."
     )
     options = parser.parse_args(arguments)
     try:
         controls(GenerationRequest)["detect_resolution"].check(options.resolution)
         annotator = find_annotator(options.condition)
-        detect = None if annotator.detect_resolution is None else options.resolution
+        detect = annotator.detect_resolution
+        if detect is not None and options.detect_resolution is not None:
+            detect = options.detect_resolution
+            controls(GenerationRequest)["detect_resolution"].check(detect)
         chosen = _preprocessor(annotator, options.preprocessor)
         extractor = Extractor(annotator, chosen, _params(annotator, options.set), detect)
-        failed = annotate_folder(
-            extractor, options.input_dir, options.output_dir, options.resolution
-        )
+        left = annotate_folder(extractor, options.input_dir, options.output_dir, options.resolution)
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
-    for name, reason in failed.items():
+    for name, reason in left.failed.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    return 1 if failed else 0
+    if left.empty:
+        some = ", ".join(left.empty[:NAMED]) + ", ..." * (len(left.empty) > NAMED)
+        count = len(left.empty)
+        print(f"Left out for want of anything in their map: {count} ({some})", file=sys.stderr)
+    return 1 if left.failed else 0
 
 
 if __name__ == "__main__":

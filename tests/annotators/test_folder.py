@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from annotators import canny
 from annotators.__main__ import main
 from training.train_control import FolderExamples
 
@@ -26,7 +27,7 @@ def test_a_folder_becomes_training_data(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["canny", str(pictures), str(out), "--resolution", "128"]) == 1
     assert "broken.png: The picture is incomplete" in capsys.readouterr().err
-    data = FolderExamples(out, 64)
+    data = FolderExamples(out, canny.ANNOTATOR, 64)
     assert data.captions == ["a red ball", ""]
     assert set(np.unique(data.maps([0, 1]))) == {0, 255}
     with Image.open(out / "source" / "one.jpg.png") as drawn:
@@ -38,7 +39,7 @@ def test_it_resumes(pictures, tmp_path):
     (pictures / "broken.png").unlink()
     assert main(["canny", str(pictures), str(out), "--resolution", "128"]) == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "source").glob("*.png")}
-    Image.new("RGB", (64, 64), "white").save(pictures / "zero.png")
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(pictures / "zero.png")
     assert main(["canny", str(pictures), str(out), "--resolution", "128"]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     lines = [json.loads(line) for line in (out / "prompt.json").read_text().splitlines()]
@@ -76,3 +77,95 @@ def test_an_empty_folder_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["canny", str(tmp_path), str(tmp_path / "out")])
     assert "There are no pictures in" in capsys.readouterr().err
+
+
+def run(pictures, out, *options, condition="canny"):
+    return main([condition, str(pictures), str(out), "--resolution", "128", *options])
+
+
+def refusal(capsys, *arguments, **named):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments, **named)
+    said = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    return said[-1]
+
+
+def test_a_line_cut_off_is_drawn_again(pictures, tmp_path):
+    out = tmp_path / "out"
+    run(pictures, out)
+    manifest = out / "prompt.json"
+    whole = manifest.read_text()
+    assert whole.endswith("\n")
+    manifest.write_text(whole[:-20])
+    run(pictures, out)
+    assert manifest.read_text() == whole
+    assert len(FolderExamples(out, canny.ANNOTATOR, 64)) == 2
+    manifest.write_text(whole[:-1])  # whole but for its end
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(pictures / "zero.png")
+    run(pictures, out)
+    assert len(FolderExamples(out, canny.ANNOTATOR, 64)) == 3
+
+
+def test_a_broken_line_between_is_not_thrown_away(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(pictures, out)
+    manifest = out / "prompt.json"
+    manifest.write_text("no json\n" + manifest.read_text())
+    capsys.readouterr()
+    assert "Line 1 of" in refusal(capsys, pictures, out)
+
+
+def test_a_caption_that_is_no_utf8_costs_its_picture_only(pictures, tmp_path, capsys):
+    (pictures / "one.txt").write_bytes("ein gr\u00fcner Ball".encode("latin-1"))
+    assert run(pictures, tmp_path / "out") == 1
+    assert "one.jpg: one.txt is no UTF-8 text" in capsys.readouterr().err
+    lines = (tmp_path / "out" / "prompt.json").read_text().splitlines()
+    assert [json.loads(line)["source"] for line in lines] == ["source/two.png.png"]
+
+
+def test_pictures_without_anything_in_their_map_are_left_out_and_named(pictures, tmp_path, capsys):
+    (pictures / "broken.png").unlink()
+    for k in range(7):
+        Image.new("RGB", (64, 64), "white").save(pictures / f"white{k}.png")
+    assert run(pictures, tmp_path / "out") == 0
+    assert "7 (white0.png, white1.png, white2.png, white3.png, white4.png, ...)" in (
+        capsys.readouterr().err
+    )
+    assert len((tmp_path / "out" / "prompt.json").read_text().splitlines()) == 2
+    assert not list((tmp_path / "out").glob("*/white*"))
+
+
+def test_other_settings_do_not_keep_old_maps(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(pictures, out)
+    for options, words in (
+        (("--preprocessor", "Kornia"), "with preprocessor Canny and not Kornia"),
+        (("--set", "high_threshold=210"), "with high_threshold 200 and not 210"),
+    ):
+        assert words in refusal(capsys, pictures, out, *options)
+    assert "with condition canny and not mlsd" in refusal(capsys, pictures, out, condition="mlsd")
+    (out / "annotator.json").unlink()
+    assert "no annotator.json" in refusal(capsys, pictures, out)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(pictures, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(capsys, pictures, tmp_path / "file" / "out")
+
+
+def test_files_that_are_no_pictures_by_their_name_are_not_looked_at(pictures, tmp_path, capsys):
+    (pictures / "broken.png").unlink()
+    (pictures / "notes.md").write_text("not a picture")
+    (pictures / "two.png").rename(pictures / "two.PNG")
+    assert run(pictures, tmp_path / "out") == 0 and "notes" not in capsys.readouterr().err
+    assert (tmp_path / "out" / "source" / "two.PNG.png").exists()
+
+
+def test_maps_are_drawn_at_the_conditions_own_resolution(pictures, tmp_path):
+    for options, side in (((), 384), (("--detect-resolution", "256"), 256)):
+        out = tmp_path / str(side)
+        run(pictures, out, *options, condition="depth")
+        assert json.loads((out / "annotator.json").read_text())["detect_resolution"] == side
+        with Image.open(out / "source" / "one.jpg.png") as drawn:
+            assert min(drawn.size) == 128
