@@ -29,9 +29,7 @@ ANNOTATOR = Annotator(
     preprocessors=(
         Preprocessor("Diorama", draw_fake, help=HELP),
         Preprocessor("HED", partial(draw_from, hed.draw_hed), needs=from_hub(hed.HED[1])),
-        Preprocessor(
-            "PiDiNet", partial(draw_from, hed.draw_pidinet), needs=from_hub(hed.PIDINET[1])
-        ),
+        Preprocessor("PiDiNet", partial(draw_from, hed.draw_pidinet), needs=hed.PIDINET_NEEDS),
     ),
     params=FakeScribbleParams,
     score=score,

@@ -19,6 +19,7 @@ from core.images import grey_map
 
 HED = ("ControlNetHED.pth", 29_444_406)
 PIDINET = ("table5_pidinet.pth", 2_870_000)
+PIDINET_NEEDS = f"{from_hub(PIDINET[1])}, for research; ask its authors before commercial use"
 FAINTEST = 26
 """Of 255: edges nowhere brighter than a tenth are what a network leaves on a plain wall."""
 
@@ -75,8 +76,8 @@ ANNOTATOR = Annotator(
         Preprocessor("Diorama", draw_diorama, help=HELP),
         Preprocessor("HED", partial(draw_hed, safe=False), needs=from_hub(HED[1])),
         Preprocessor("HED safe", partial(draw_hed, safe=True), needs=from_hub(HED[1])),
-        Preprocessor("PiDiNet", partial(draw_pidinet, safe=False), needs=from_hub(PIDINET[1])),
-        Preprocessor("PiDiNet safe", partial(draw_pidinet, safe=True), needs=from_hub(PIDINET[1])),
+        Preprocessor("PiDiNet", partial(draw_pidinet, safe=False), needs=PIDINET_NEEDS),
+        Preprocessor("PiDiNet safe", partial(draw_pidinet, safe=True), needs=PIDINET_NEEDS),
     ),
     params=HEDParams,
     score=score,

@@ -23,6 +23,8 @@ MOST_LINES = 200
 """As M-LSD: the strongest are kept."""
 TOLERANCE_PX = 2
 """A detector moves the ends of a line by a pixel or two between two pictures of the same wall."""
+NO_LINES = "array is 1-dimensional, but 2 were indexed"
+"""numpy's words where M-LSD's decoder takes the columns of an empty list."""
 BESIDE_PX = 2
 """How far to both sides of a line its contrast is measured, beyond the blur of an edge."""
 
@@ -100,7 +102,9 @@ def _predicted(model: Any, image: RGBImage, params: MLSDParams) -> Segments:
         with torch.no_grad():
             thresholds = params.value_threshold, params.distance_threshold
             lines = pred_lines(image, model, list(image.shape[:2]), *thresholds)
-    except IndexError:  # it indexes the columns of an empty list
+    except IndexError as error:
+        if NO_LINES not in str(error):
+            raise
         return np.zeros((0, 4))
     return np.asarray(lines, np.float64)
 

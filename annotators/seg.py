@@ -1,8 +1,10 @@
 """Segmentation: every place in its class's colour, of ADE20K's 150 classes.
 
 The palette is MMSegmentation's, which ControlNet was trained with; `ade20k.csv` lists it with the
-names. It is not invertible: road and skyscraper share one grey, so maps cannot tell them apart and
-the score does not.
+names. It is not invertible: road and skyscraper share one grey. A map is its colours and nothing
+beside them, since it may come from anywhere, be resized, or be drawn by hand; so the score reads
+classes back from the nearest colours, counts both as road, and tells a road from a skyscraper no
+better than the network does that is fed with the map.
 
 Source: Xie et al. 2021, "SegFormer" (transformers), trained on ADE20K (Zhou et al. 2017).
 """
@@ -27,6 +29,7 @@ SEGFORMER = (
     "489d5cd81a0b59fab9b7ea758d3548ebe99677da",
     15_036_944,
 )
+NEEDS = f"{from_hub(SEGFORMER[3])}, for non-commercial use"
 
 ClassMap = NDArray[np.uint8]
 """(H, W): indices of ADE20K's classes, from 0."""
@@ -77,9 +80,10 @@ def draw_segformer(image: RGBImage, _: SegParams) -> ControlMap:
 
 
 def score(wanted: ControlMap, found: ControlMap) -> Score:
-    """Compare two class maps of one size: mean intersection over union of the wanted's classes.
+    """Compare two class maps of one size: mean intersection over union of their classes.
 
-    mIoU, 0..1, ControlNet++'s figure, here of one picture: the mean over the classes in either map.
+    mIoU, 0..1, ControlNet++'s figure, here of one picture: the mean over the classes in either map,
+    so that a class nobody asked for counts as one that is missed.
     A map of one class everywhere scores what that class covers, shared by all classes.
     """
     first, second = as_classes(wanted), as_classes(found)
@@ -96,7 +100,7 @@ ANNOTATOR = Annotator(
     name="seg",
     preprocessors=(
         Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it mostly guesses."),
-        Preprocessor("SegFormer", draw_segformer, needs=from_hub(SEGFORMER[3])),
+        Preprocessor("SegFormer", draw_segformer, needs=NEEDS),
     ),
     params=SegParams,
     score=score,

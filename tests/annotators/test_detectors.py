@@ -1,6 +1,7 @@
 """What is said when a full-size detector cannot be had, and where its weights are looked for."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_a_transformers_folder_put_there_by_hand_is_used(tmp_path):
     assert np.array_equal(seg.as_map(seg.as_classes(found)), found)
 
 
-def test_depth_anything_is_drawn_near_white(tmp_path):
+def test_depth_anything_is_drawn_near_white(tmp_path, monkeypatch):
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
 
     from annotators import depth
@@ -117,6 +118,28 @@ def test_depth_anything_is_drawn_near_white(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     found = depth.draw_depth_anything(picture, depth.DepthParams())
     assert found.shape == picture.shape and found.max() == 255 and found.min() == 0
+    near = np.tile(np.linspace(3, 9, 64, dtype=np.float32), (64, 1))
+
+    def to_the_right(*_, **__):  # inverse depth, as this network's: larger is nearer
+        return SimpleNamespace(predicted_depth=torch.from_numpy(near)[None])
+
+    monkeypatch.setattr(DepthAnythingForDepthEstimation, "forward", to_the_right)
+    drawn = depth.draw_depth_anything(picture, depth.DepthParams())[:, :, 0]
+    assert (drawn[:, 0] == 0).all() and (drawn[:, -1] == 255).all(), "near is white"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "words"),
+    [
+        ("hed", "PiDiNet", "for research; ask its authors before commercial use"),
+        ("fake_scribble", "PiDiNet", "for research; ask its authors before commercial use"),
+        ("seg", "SegFormer", "for non-commercial use"),
+        ("pose", "OpenPose", "for non-commercial use"),
+    ],
+)
+def test_what_may_not_be_sold_says_so(name, part, words):
+    needs = [one.needs for one in find_annotator(name).preprocessors if part in one.name]
+    assert needs and all(one.endswith(words) for one in needs)
 
 
 def test_a_lost_network_is_one_sentence(monkeypatch, tmp_path):

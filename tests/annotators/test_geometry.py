@@ -147,6 +147,10 @@ def test_class_score():
     assert shifted.metrics["pixel accuracy"] == pytest.approx(0.9)
     sky = np.full((10, 10), 2, np.uint8)
     assert seg.score(seg.as_map(first), seg.as_map(sky)).headline == 0
+    third = first.copy()
+    third[:, :2] = 2  # asked for by nobody: a third class in the mean
+    added = seg.score(seg.as_map(first), seg.as_map(third))
+    assert added.metrics["mIoU"] == pytest.approx((30 / 50 + 1 + 0) / 3)
 
 
 def test_bae_equals_controlnet_aux_on_the_same_weights(monkeypatch):

@@ -86,3 +86,10 @@ def test_equals_controlnet_aux_on_the_same_weights(board, monkeypatch):
     assert theirs.max() == 255
     assert np.array_equal(ours, theirs)
     assert mlsd.draw_mlsd(picture, MLSDParams(2.0, 20.0)).max() == 0  # no line is no error
+
+    def broken(_):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(detector.model, "forward", broken)
+    with pytest.raises(IndexError, match="list index"):
+        mlsd.draw_mlsd(picture, MLSDParams())
