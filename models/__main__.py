@@ -8,6 +8,7 @@ done is said in one sentence, with exit code 2.
 """
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -27,10 +28,12 @@ from models.families import (
     read_shapes,
     shown,
 )
-from models.store import SD1_CARD, Store
+from models.store import SD1_CARD, V10_CARD, Store
 
 FAILED = 2
 """Exit code; argparse's own where it is asked wrongly."""
+V10_NAME = re.compile(r"(control_(?!v1)|sd-controlnet-)")
+V11_NAME = re.compile(r"v11|bae")
 LINE_SPEED = 100e6 / 8
 """Bytes a second of the connection that estimates are made for."""
 
@@ -96,7 +99,7 @@ def check(store: Store, path: Path) -> None:
             layout.network_files(path)
         print(
             f"{path.name} is {describe(contents)}, for {', '.join(fits)}: put it into "
-            f"{shown(store.card(fits[0]).folder)}/controlnet/CONDITION/."
+            f"{shown(store.card(_advised(path, fits)).folder)}/controlnet/CONDITION/."
         )
         return
     if contents.kind == LORA and contents.text_width in (SD1_WIDTH, None):
@@ -124,7 +127,7 @@ def transfer(store: Store, control: Path, base: str, sd15: str, out: Path) -> No
 
     target, origin = store.find(base)[0], store.find(sd15)[0]
     unet = layout.inspect_base(target, store.card(base).base_folder)
-    moving.transfer(control, target, origin, unet, out)
+    moving.transfer(control, target, origin, unet, out, store.channel_order_of(control.resolve()))
     card = store.card(base)
     own = card.file.with_suffix("") if card.file else card.folder
     print(f"{shown(out)} is written; for {card.title} it belongs into {shown(own)}/controlnet/,")
@@ -162,6 +165,17 @@ def _fitting(store: Store, path: Path) -> list[str]:
     if refused and not fitting:
         raise refused
     return fitting
+
+
+def _advised(path: Path, fitting: list[str]) -> str:
+    """Return which of the fitting models a ControlNet belongs to: ControlNet 1.0's if called so.
+
+    Those are control_sd15_X, control_X or sd-controlnet-X, while those of 1.1 have it in their
+    names. It matters for normals, whose channels 1.0 has in another order than 1.1.
+    """
+    name = path.name.lower()
+    called = V10_NAME.match(name) or ("normal" in name and not V11_NAME.search(name))
+    return V10_CARD if called and V10_CARD in fitting else fitting[0]
 
 
 def _has_base(card: Card) -> bool:

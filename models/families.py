@@ -32,6 +32,9 @@ UTF8_MARK = b"\xef\xbb\xbf"
 PICKLE_START = b"\x80"
 """First byte of every pickle since protocol 2, as torch before 1.6 wrote them without a zip."""
 
+CHANNEL_ORDER = "channel_order"
+"""A ControlNet's own word on the order of its map's channels, in a safetensors file's metadata."""
+
 SD1_WIDTH = 768
 WIDTHS = {
     SD1_WIDTH: "Stable Diffusion 1.x",
@@ -107,6 +110,17 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
     header = _safetensors_header(path)
     return {key: tuple(facts["shape"]) for key, facts in header.items() if key != "__metadata__"}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself; nothing for other formats.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: as read_shapes.
+    """
+    _refuse_what_is_no_weights_file(path)
+    said = _safetensors_header(path).get("__metadata__") if path.suffix == ".safetensors" else {}
+    return said if isinstance(said, dict) else {}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

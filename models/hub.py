@@ -76,7 +76,7 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
         WeightsMissing: a file is not in the cache and cannot be fetched now.
         Exception: what `watch` raises.
     """
-    folder = _snapshot(source)  # the cache first: a pinned revision never changes
+    folder = snapshot(source)  # the cache first: a pinned revision never changes
     if not _absent(source, folder):
         return folder
     try:
@@ -101,7 +101,7 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
 
 def to_download(source: Source) -> dict[str, int]:
     """Return the files of a source that the client's cache lacks, with their sizes."""
-    return _absent(source, _snapshot(source))
+    return _absent(source, snapshot(source))
 
 
 def _told(error: Exception) -> tuple[str, str]:
@@ -251,7 +251,7 @@ def _repository(source: Source) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{source.hub.replace('/', '--')}"
 
 
-def _snapshot(source: Source) -> Path:
+def snapshot(source: Source) -> Path:
     """Return the folder of a source in the hub client's cache, there or not."""
     return _repository(source) / "snapshots" / source.revision / source.subfolder
 

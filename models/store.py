@@ -6,6 +6,7 @@ ControlNets are kept, the least recently used dropped first. Loading is safe fro
 """
 
 import hashlib
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -20,9 +21,23 @@ from torch import nn
 from core.errors import BadInput, WeightsMissing
 from core.request import Download
 from models import hub, layout, lora
-from models.cards import Card, Source, find_control, read_card
+from models.cards import (
+    CHANNEL_ORDERS,
+    CONTROL_SUFFIXES,
+    Card,
+    Source,
+    find_control,
+    read_card,
+)
 from models.devices import choose_device
-from models.families import MERGED, identify, read_shapes, shown
+from models.families import (
+    CHANNEL_ORDER,
+    MERGED,
+    identify,
+    read_metadata,
+    read_shapes,
+    shown,
+)
 from models.networks import DiffusersNetworks
 
 if TYPE_CHECKING:
@@ -49,6 +64,8 @@ ReadyKey = tuple[str, Loras, tuple[str, ...]]
 KEPT_READY = 8
 """Combinations that are kept with what they have encoded; of ten conditions, three at a time, there
 are hundreds, and small ControlNets all stay loaded."""
+FOLDERS_ORDER = "controlnet_conditioning_channel_order"
+"""diffusers' name for the order of a map's channels in the config of a ControlNet's folder."""
 HASH_LENGTH = 10
 """Characters of a hash; as many as AUTOMATIC1111 prints, whose users compare them."""
 
@@ -190,7 +207,7 @@ class Store:
         Raises:
             WeightsMissing: there is none of this name; the message lists those there are.
         """
-        if not card.has_control(control):
+        if not card.has_control(control) and self.local_control(card, control) is None:
             known = ", ".join(card.control_names()) or "none yet"
             raise WeightsMissing(
                 f"{card.title} has no ControlNet '{control}' (it has: {known}): choose another "
@@ -305,9 +322,38 @@ class Store:
         return hub.fetch(source, title, place) / source.single_file
 
     def _channel_order(self, card: Card, control: str, path: Path) -> str:
-        """Return the order of the map's channels; inside a merged file that of ControlNet 1.0."""
-        family = self._cards.get(V10_CARD) if path == card.file else card
+        """Return the order of the map's channels: the file's own word, else its family's.
+
+        Wherever it lies, a merged file is ControlNet 1.0's.
+        """
+        said = _said_order(path)
+        if said:
+            return said
+        merged = path.is_file() and identify(read_shapes(path)).kind == MERGED
+        family = self._cards.get(V10_CARD) if merged else card
         return family.channel_order(control) if family else ""
+
+    def channel_order_of(self, path: Path) -> str:
+        """Return the order of a ControlNet's map's channels by its path alone; "" if not known.
+
+        A card's own, kept here or in the hub client's cache, is known by its place, and a merged
+        file by its name.
+        """
+        with self._lock:
+            for card in self._cards.values():
+                for control, source in card.controls.items():
+                    kept = card.folder / "controlnet"
+                    places = (kept / control, *(kept / f"{control}{s}" for s in CONTROL_SUFFIXES))
+                    if any(path.is_relative_to(p) for p in (*places, hub.snapshot(source))):
+                        return self._channel_order(card, control, path)
+            v10 = self._cards.get(V10_CARD)
+        named = [one for one in v10.controls if one in path.stem.lower()] if v10 else []
+        if path.is_dir():
+            order = layout.read_json(path / "config.json").get(FOLDERS_ORDER)
+            return "bgr" if order == "bgr" else ""
+        if v10 and named and identify(read_shapes(path)).kind == MERGED:
+            return v10.channel_order(named[0])
+        return _said_order(path)
 
     def _build(
         self, card: Card, base_path: Path, keys: dict[str, ControlKey], loras: Loras
@@ -330,6 +376,7 @@ class Store:
         for control, key in keys.items():
             control_path, order = key
             if key not in self._controls:
+                self._make_room(_parameters(control_path) * self.dtype.itemsize, keys.values())
                 self._controls[key] = loading.load_control(control_path, base.unet, form, order)
             controlnets[control] = self._controls[key]
             files = [control_path]
@@ -366,6 +413,17 @@ class Store:
             self._merged = (loras, lora.merge(base.text_encoder, base.unet, loras))
         return self._merged[1]
 
+    def _make_room(self, size: int, needed: Iterable[ControlKey]) -> None:
+        """Drop the least recently used that so many bytes more leave no room for, but none needed.
+
+        Before these are loaded, so that memory never holds one more than it must.
+        """
+        for key in [key for key in self._controls if key not in needed]:
+            if _bytes(self._controls.values()) + size <= CONTROL_BYTES:
+                return
+            del self._controls[key]
+            self._forget()
+
     def _drop_controls(self, but: int) -> None:
         """Drop the least recently used beyond CONTROL_BYTES, but none of so many latest."""
         while len(self._controls) > but and _bytes(self._controls.values()) > CONTROL_BYTES:
@@ -398,6 +456,21 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def _said_order(path: Path) -> str:
+    """Return what a ControlNet's single file says of the order of its map's channels."""
+    order = read_metadata(path).get(CHANNEL_ORDER, "") if path.is_file() else ""
+    return order if order in CHANNEL_ORDERS else ""
+
+
+def _parameters(path: Path) -> int:
+    """Count a ControlNet's parameters by the headers of its files."""
+    files = layout.network_files(path)[0] if path.is_dir() else [path]
+    shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
+    if identify(shapes).kind == MERGED:
+        shapes = {n: shape for n, shape in shapes.items() if n.startswith("control_model.")}
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _has_weights(base: Path) -> bool:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import BadInput, WeightsMismatch
-from models.families import read_state, shown
+from models.families import CHANNEL_ORDER, read_state, shown
 from models.layout import inspect_control, network_files
 from models.loading import CONVERSIONS
 
@@ -48,10 +48,18 @@ def transferred(control: Mapping[str, Tensor | None], base: State, sd15: State) 
     return moved
 
 
-def transfer(control: Path, base: Path, sd15: Path, unet: Mapping[str, Any], out: Path) -> None:
+def transfer(
+    control: Path,
+    base: Path,
+    sd15: Path,
+    unet: Mapping[str, Any],
+    out: Path,
+    channel_order: str = "",
+) -> None:
     """Write the ControlNet moved to `base` into `out`, a safetensors file that is new.
 
-    `unet` is the config of the bases' UNet.
+    `unet` is the config of the bases' UNet. The order in which the ControlNet wants its map's
+    channels goes into the file, where models.store finds it.
 
     Raises:
         BadInput: `out` cannot be written.
@@ -75,7 +83,11 @@ def transfer(control: Path, base: Path, sd15: Path, unet: Mapping[str, Any], out
         save_file(
             {name: weight.contiguous() for name, weight in moved.items()},
             unfinished,
-            {"format": "pt", "transfer": f"{control.name} + {base.name} - {sd15.name}"},
+            {
+                "format": "pt",
+                "transfer": f"{control.name} + {base.name} - {sd15.name}",
+                CHANNEL_ORDER: channel_order,
+            },
         )
         unfinished.replace(out)
     except (OSError, SafetensorError) as error:

@@ -588,3 +588,55 @@ def test_a_single_file_has_controls_of_its_own_in_the_folder_of_its_name(
     own = tmp_path / "mine" / "controlnet" / "canny.safetensors"
     save_file(control_state(networks.controlnets["canny"].state_dict()), own)
     assert store.find(model, "canny")[1] == own
+
+
+def test_a_single_files_own_control_serves_though_no_card_lists_its_name(
+    store: Store, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    parts = (networks.unet, networks.vae, networks.text_encoder)
+    save_file(base_state(*(part.state_dict() for part in parts)), tmp_path / "mine.safetensors")
+    (tmp_path / "mine" / "controlnet").mkdir(parents=True)
+    own = tmp_path / "mine" / "controlnet" / "seg.safetensors"
+    save_file(control_state(networks.controlnets["canny"].state_dict()), own)
+    model = str(tmp_path / "mine.safetensors")
+    assert store.find(model, "seg")[1] == own
+    assert list(store.load(model, "seg").controlnets) == ["seg"]
+    with pytest.raises(WeightsMissing, match="no ControlNet 'depth'"):
+        store.load(model, "depth")
+
+
+def test_a_merged_file_is_of_the_first_family_wherever_it_lies(
+    copy: Path, networks: DiffusersNetworks
+) -> None:
+    v10 = OTHER_CARD.format(base="sd15").replace("controls.canny", "controls.normal")
+    (copy / "sd15_v10.toml").write_text(v10, encoding="utf-8")
+    parts = (networks.unet, networks.vae, networks.text_encoder)
+    base = base_state(*(part.state_dict() for part in parts))
+    control = control_state(networks.controlnets["canny"].state_dict(), "control_model.")
+    place = copy / "tiny/controlnet/normal"
+    place.mkdir()
+    for state, order in ((base | control, "bgr"), (control, "rgb")):
+        save_file(state, place / "control_sd15_normal.safetensors")
+        loaded = Store("cpu", "float32", copy).load("tiny", "normal").controlnets["normal"]
+        assert loaded.config.controlnet_conditioning_channel_order == order
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_room_for_a_control_is_made_before_it_is_loaded(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("second", "third"):
+        shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet" / name)
+    store = Store("cpu", "float32", copy)
+    size = store_module._bytes(store.load("tiny", "canny").controlnets.values())
+    monkeypatch.setattr(store_module, "CONTROL_BYTES", 2 * size)
+    held = [weakref.ref(store.load("tiny", n).controlnets[n]) for n in ("canny", "second")]
+    real, there = loading.load_control, []
+
+    def load_control(*given: object) -> object:
+        there.append([ref() is not None for ref in held])
+        return real(*given)
+
+    monkeypatch.setattr(loading, "load_control", load_control)
+    store.load("tiny", "third")
+    assert there == [[False, True]]

@@ -1,10 +1,12 @@
 """A ControlNet moved to another base is its weights plus what the bases differ by."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -128,3 +130,67 @@ def test_a_full_disk_is_said_in_one_sentence(
     said = capsys.readouterr().err
     assert "cannot be written" in said and "No space left" in said and said.count("\n") == 1
     assert list(tmp_path.glob("new*")) == []
+
+
+V10_CARD = """
+title = "Tiny, ControlNet 1.0"
+blurb = "The same noise."
+licence = "none"
+base_of = "sd15"
+[controls.normal]
+hub = "someone/normal"
+revision = "0123456789012345678901234567890123456789"
+channel_order = "bgr"
+[controls.normal.files]
+"normal.safetensors" = 700000000
+"""
+
+
+def test_the_order_of_a_maps_channels_moves_along(
+    models_folder: Path, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    """From the place of its card, then from the file that was written, then from a merged file."""
+    folder = Path(shutil.copytree(models_folder, tmp_path / "models"))
+    (folder / "sd15_v10.toml").write_text(V10_CARD, encoding="utf-8")
+    store = Store("cpu", "float32", folder)
+    (folder / "sd15_v10/controlnet").mkdir(parents=True)
+    control = control_state(networks.controlnets["canny"].state_dict(), "control_model.")
+    original = folder / "sd15_v10/controlnet/normal.safetensors"
+    save_file(control, original)
+    save_file(control, tmp_path / "other.safetensors")
+    save_file(control | _single_file(networks), tmp_path / "control_sd15_normal.safetensors")
+    once, again = folder / "tiny/controlnet/normal.safetensors", tmp_path / "again.safetensors"
+    merged, other = tmp_path / "merged.safetensors", tmp_path / "moved.safetensors"
+    for path, out, order in (
+        (original, once, "bgr"),
+        (once, again, "bgr"),
+        (tmp_path / "control_sd15_normal.safetensors", merged, "bgr"),
+        (tmp_path / "other.safetensors", other, ""),
+    ):
+        assert main(["transfer", str(path), "tiny", "sd15", str(out)], store) == 0
+        with safe_open(out, "pt") as file:
+            assert file.metadata()["channel_order"] == order
+    moved = store.load("tiny", "normal").controlnets["normal"]
+    assert moved.config.controlnet_conditioning_channel_order == "bgr"
+
+
+def test_a_control_of_the_first_family_is_sent_to_its_card(
+    models_folder: Path,
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(models_folder, tmp_path / "models"))
+    (folder / "sd15_v10.toml").write_text(V10_CARD, encoding="utf-8")
+    store = Store("cpu", "float32", folder)
+    for name, model in (
+        ("control_sd15_normal", "sd15_v10"),
+        ("normal", "sd15_v10"),
+        ("control_canny-fp16", "sd15_v10"),
+        ("control_v11p_sd15_normalbae", "sd15"),
+        ("canny", "sd15"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(control_state(networks.controlnets["canny"].state_dict()), path)
+        assert main(["check", str(path)], store) == 0
+        assert f"put it into {folder / model}/controlnet/" in capsys.readouterr().out
