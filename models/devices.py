@@ -51,7 +51,8 @@ def choose_device(
     if device.type == "cuda":
         title = torch.cuda.get_device_name(device)
     else:
-        title = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        title = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return device, best, f"{title}, {str(best).removeprefix('torch.')} ({reason})"
 
 

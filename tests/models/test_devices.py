@@ -17,6 +17,14 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.mark.parametrize(("count", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_threads_are_counted(
+    count: int, words: str, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert choose_device("cpu")[2].startswith(f"CPU, {words}, ")
+
+
 @pytest.mark.parametrize(
     ("flags", "dtype"),
     [
