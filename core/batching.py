@@ -40,6 +40,14 @@ class _Place:
     group: "_Group | None" = None
 
 
+@dataclass(eq=False)
+class Stay:
+    """A request that was let in."""
+
+    alone: bool = True
+    """Whether no other was at work at the same time."""
+
+
 class Batcher:
     """The lines before one device. May be used from any number of threads."""
 
@@ -51,8 +59,8 @@ class Batcher:
         self._models: list[_Place] = []
         """Before a change of model, in the order they came."""
         self._model: Hashable = None
-        self._users = 0
-        """Requests at work with that model."""
+        self._at_work: list[Stay] = []
+        """The requests with that model."""
         self._turns: list[_Place] = []
         """Before a turn, in the order they came."""
         self._group: _Group | None = None
@@ -60,7 +68,7 @@ class Batcher:
         """Held while pictures are decoded: that is where memory peaks."""
 
     @contextmanager
-    def admitted(self, model: Hashable, waiting: Waiting) -> Iterator[None]:
+    def admitted(self, model: Hashable, waiting: Waiting) -> Iterator[Stay]:
         """Let a request in, for as long as the block lasts, once no other model is in use.
 
         So the networks of one model at a time are in memory. Who waits for a change of model is
@@ -78,7 +86,7 @@ class Batcher:
             self._admitted += 1
             self._models.append(place)
             try:
-                while not (self._models[0] is place and (not self._users or self._model == model)):
+                while self._models[0] is not place or (self._at_work and self._model != model):
                     self._wait(waiting)
             except BaseException:
                 self._admitted -= 1
@@ -87,13 +95,16 @@ class Batcher:
                 self._models.remove(place)
                 self._changed.notify_all()
             self._model = model
-            self._users += 1
+            stay = Stay(alone=not self._at_work)
+            for other in self._at_work:
+                other.alone = False
+            self._at_work.append(stay)
         try:
-            yield
+            yield stay
         finally:
             with self._changed:
                 self._admitted -= 1
-                self._users -= 1
+                self._at_work.remove(stay)
                 self._changed.notify_all()
 
     @contextmanager

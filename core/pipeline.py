@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from core.batching import MOST_ADMITTED, Batcher
+from core.batching import MOST_ADMITTED, Batcher, Stay
 from core.condition import (
     ALREADY_A_MAP,
     Annotator,
@@ -145,10 +145,10 @@ class Pipeline:
                 run.warnings += empty_notes(one.annotator, asked, control_map)
 
         finished: list[_Finished] = []
-        networks = None
+        networks, stay = None, Stay()
         try:
             run.stop_if_cancelled()
-            with self._batcher.admitted(request.model, run.waiting):
+            with self._batcher.admitted(request.model, run.waiting) as stay:
                 with run.stage("load"):
                     networks = self._load(request.model, *(one.weights for one, _ in controls))
                 run.warnings += _prompt_notes(networks, request)
@@ -188,6 +188,7 @@ class Pipeline:
             height=size[1],
             hashes=dict(networks.hashes) if networks else {},
             cancelled=run.was_cancelled,
+            alone=stay.alone,
         )
 
 

@@ -41,6 +41,9 @@ class Run:
     _last_step: float | None = None
     _steps_of_batch: int = 0
     """Finished steps of the batch under way, summed over its images."""
+    _waited: float = 0.0
+    """Seconds in which others had the device, between the stages before and after."""
+    _stage_ended: float = 0.0
     _download_began: tuple[float, int] | None = None
     """When, and with how many bytes that were here from another time."""
 
@@ -73,10 +76,13 @@ class Run:
         self._tell(Progress(name, 0, self.steps, self.images_done, self._left(), None))
         started = time.perf_counter()
         self._last_step = None
+        if name == "sample":
+            self._waited += started - self._stage_ended
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - started
+            self._stage_ended = time.perf_counter()
+            self.seconds[name] += self._stage_ended - started
 
     def stepped(self, step: int, batch: int, networks: Networks, clean: Tensor) -> None:
         """Report a finished step of a batch, then stop if that was asked."""
@@ -99,14 +105,14 @@ class Run:
         self._steps_of_batch = 0
 
     def _left(self) -> float | None:
-        """Estimate the seconds left: steps still to do, and what follows each image's steps."""
+        """Estimate the seconds left: of the steps still to do, and what each image has beside."""
         if not self._steps_timed:
             return None
         per_step = self._seconds_timed / self._steps_timed
         images_left = self.images - self.images_done
         steps_left = images_left * self.steps - self._steps_of_batch
-        after = self.seconds["decode"] + self.seconds["reextract"]
-        per_image = after / self.images_done if self.images_done else 0.0
+        beside = self._waited + self.seconds["decode"] + self.seconds["reextract"]
+        per_image = beside / self.images_done if self.images_done else 0.0
         return steps_left * per_step + images_left * per_image
 
     def _tell(self, progress: Progress) -> None:

@@ -164,6 +164,8 @@ class GenerationResult:
     height: int
     hashes: dict[str, str]
     cancelled: bool
+    alone: bool = True
+    """Whether no other request was at work meanwhile; if one was, the seconds are more."""
 
     @property
     def control_map(self) -> ControlMap:

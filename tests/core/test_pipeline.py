@@ -12,6 +12,7 @@ from core.condition import ALREADY_A_MAP
 from core.errors import BadInput, DeviceUnavailable, SuiteError
 from core.images import resize_map
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, settled
+from core.progress import Run
 from core.request import Download, GenerationRequest
 
 
@@ -268,6 +269,23 @@ def test_a_download_says_how_long_it_takes_and_stops(condition, image, networks,
     clock = iter((0.0, 1.0, 2.0, 4.0))
     assert not pipeline.fetch(condition, ask(image), heard.append, lambda: len(heard) == 6)
     assert len(heard) == 6
+
+
+def test_time_left_counts_the_turns_of_others(monkeypatch):
+    """Two images, of two steps of one second and ten seconds of waiting each, are left: 24 s."""
+    clock, heard = [0.0], []
+    monkeypatch.setattr("core.progress.time.perf_counter", lambda: clock[0])
+    run = Run(heard.append, None, 0, steps=2, images=3)
+    with run.stage("text"):
+        clock[0] += 1
+    clock[0] += 10
+    with run.stage("sample"):
+        for step in (1, 2):
+            clock[0] += 1
+            run.stepped(step, 1, None, None)
+    run.finished(1)
+    run.waiting()
+    assert heard[-1].stage == "wait" and heard[-1].seconds_left == 24
 
 
 @pytest.mark.parametrize(("stop_at", "kept"), [(0, 0), (3, 0), (6, 1), (12, 2)])
