@@ -11,7 +11,7 @@ from apps._files import SavedResult
 from apps._job import Job
 from apps._pair import Pair
 from apps._suite import Suite
-from apps._widgets import RUNS, plain_errors
+from apps._widgets import plain_errors, together
 from core.condition import Condition
 from core.params import Bounds, Control, controls
 from core.request import GenerationRequest, GenerationResult
@@ -85,8 +85,11 @@ def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]
     )
 
 
-def offer(name: str, endpoint: Endpoint, respond: Answer) -> None:
-    """Offer `/<name>` to gradio_client and MCP; call it inside the page's Blocks."""
+def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
+    """Offer `/<name>` to gradio_client and MCP, for so many `runs` at once of all pages.
+
+    Call it inside the page's Blocks.
+    """
     arguments = endpoint.arguments
 
     def generate(*values: Any) -> Iterator[Outputs]:
@@ -116,7 +119,7 @@ def offer(name: str, endpoint: Endpoint, respond: Answer) -> None:
         ],
         api_name=name,
         preprocess=False,
-        **RUNS,
+        **together(runs),
     )
 
 

@@ -19,9 +19,6 @@ HEARTBEAT_S = 0.5
 Reports = queue.SimpleQueue[Progress | GenerationResult | BaseException | None]
 """What the working thread tells the watching one; the last is no Progress."""
 
-_DEVICE = threading.Lock()
-"""Held while pictures are made: two runs at once would need twice the memory and gain no time."""
-
 
 class Job:
     """A checked request on its way to pictures; notes on its picture join the warnings.
@@ -92,27 +89,19 @@ class Job:
             self.finished = True
 
     def _generate(self, reports: Reports) -> GenerationResult | None:
-        # Before the device is taken: a download takes minutes, in which others can use it.
+        # Before a place in the pipeline's line is taken: a download takes minutes.
         stopped = self._stopped.is_set
-        if not self._pipeline.fetch(self.condition, self.request, reports.put, stopped):
+        fetched = self._pipeline.fetch(self.condition, self.request, reports.put, stopped)
+        if not fetched or self.stopped:
             return None
-        while not _DEVICE.acquire(timeout=HEARTBEAT_S):
-            reports.put(Progress("wait", 0, self.request.steps, 0, None, None))
-            if self.stopped:
-                return None
-        try:
-            if self.stopped:
-                return None
-            model, prompt = self.request.model, self.request.full_prompt
-            result = self._pipeline.generate(
-                self.condition,
-                replace(self.request, model=" ".join([model, *tags_in(prompt)])),
-                on_progress=reports.put,
-                cancelled=stopped,
-                preview_every=PREVIEW_EVERY,
-            )
-            # Who restores these settings finds the tags in the prompt, and a model that is offered.
-            request = replace(result.request, model=model)
-            return replace(result, request=request, warnings=(*self._notes, *result.warnings))
-        finally:
-            _DEVICE.release()
+        model, prompt = self.request.model, self.request.full_prompt
+        result = self._pipeline.generate(
+            self.condition,
+            replace(self.request, model=" ".join([model, *tags_in(prompt)])),
+            on_progress=reports.put,
+            cancelled=stopped,
+            preview_every=PREVIEW_EVERY,
+        )
+        # Who restores these settings finds the tags in the prompt, and a model that is offered.
+        request = replace(result.request, model=model)
+        return replace(result, request=request, warnings=(*self._notes, *result.warnings))

@@ -17,7 +17,7 @@ from apps._request import checked_request, given_drawing, new_job
 from apps._runs import Runs, Turn
 from apps._suite import Suite
 from apps._tool import Tool
-from apps._widgets import AT_ONCE, CACHE, FEW_AT_ONCE, PRIVATE, RUNS, plain_errors
+from apps._widgets import AT_ONCE, CACHE, FEW_AT_ONCE, PRIVATE, plain_errors, together
 from core.condition import Condition, RGBImage
 from core.pipeline import empty_notes
 
@@ -52,10 +52,11 @@ class Page(Incoming):
     def _publish(self) -> None:
         """Offer `/<name>` to gradio_client and MCP, and `/<name>_compare` if models compare."""
         endpoint, name = self._endpoint(), self.app.name
-        offer(name, endpoint, answer(self.suite, self._new_job, self.runs.save, endpoint.pick))
+        answered = answer(self.suite, self._new_job, self.runs.save, endpoint.pick)
+        offer(name, endpoint, answered, self.suite.runs)
         if any(self._rivals(model) for model in self._models()):
             compared = answer(self.suite, self._new_pair, self.runs.save, endpoint.pick)
-            offer(f"{name}_compare", endpoint.of_two_models(), compared)
+            offer(f"{name}_compare", endpoint.of_two_models(), compared, self.suite.runs)
 
     def _endpoint(self) -> Endpoint:
         return endpoint_of(self.condition, self.fields)
@@ -78,7 +79,7 @@ class Page(Incoming):
                 self.runs.generate,
                 [self.turn, self.last_seed],
                 [self.stage, self.results, self.last_seed],
-                **RUNS,
+                **together(self.suite.runs),
                 **PRIVATE,
             )
             ran.then(

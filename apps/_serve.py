@@ -96,7 +96,7 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
     from models.store import Store  # noqa: PLC0415
 
     try:
-        return Suite(Store(), model or "", environment.output)
+        return Suite(Store(), model or "", environment.output, environment.max_queue)
     except SuiteError as error:
         sys.exit(str(error))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from apps._job import Job
+from core.batching import MOST_ADMITTED
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.networks import Networks
@@ -24,11 +25,22 @@ ESTIMATE_STEPS = 2
 """Of the picture that is made to learn how long a picture takes."""
 
 
+MOST_RUNS = 16
+"""Runs that go on at once, each with a thread and a picture: up to eight share a turn, and as many
+get ready for the next meanwhile."""
+
+
 class Suite:
     """The pages' common ground; safe to use from many threads."""
 
-    def __init__(self, store: Store, model: str = "", keep: Path | None = None) -> None:
-        """Read the cards; nothing is loaded yet.
+    def __init__(
+        self,
+        store: Store,
+        model: str = "",
+        keep: Path | None = None,
+        max_queue: int = MOST_ADMITTED,
+    ) -> None:
+        """Read the cards; nothing is loaded yet. At most max_queue requests are let in.
 
         Raises:
             BadInput: there is no such model.
@@ -38,7 +50,10 @@ class Suite:
         """The model a page starts with."""
         self.keep = keep
         """A folder that gets a copy of every finished picture; None keeps none."""
-        self.pipeline = Pipeline(self._load, fetch=self._fetch)
+        self.runs = min(MOST_RUNS, max_queue)
+        """How many runs of all pages go on at once."""
+        # One more than that, for the picture that is made to learn how long one takes.
+        self.pipeline = Pipeline(self._load, max_queue + 1, self._fetch)
         self._cards = {card.name: card for card in store.cards()}
         self._lock = threading.Lock()
         self._state: dict[str, str] = {}
@@ -84,7 +99,6 @@ class Suite:
         def work() -> None:
             try:
                 self._fetch(self.model, condition.weights, watch=told)
-                self._load(self.model, condition.weights)
                 self._estimate(condition)
             except SuiteError as error:
                 log.warning("%s", error)
@@ -104,7 +118,7 @@ class Suite:
         grey = np.full((usual["image_resolution"],) * 2 + (3,), 127, np.uint8)
         few = {"steps": ESTIMATE_STEPS, "num_samples": 1, "preprocessor": ALREADY_A_MAP}
         request = GenerationRequest(image=grey, **{**usual, **few})
-        # As a job, so that it never runs beside another: two at once need twice the memory.
+        # As a job, so that the model is loaded in its turn: two at once need twice the memory.
         for report in Job(self.pipeline, condition, request).run():
             if isinstance(report, GenerationResult):
                 self.measured(report, usual["steps"])
@@ -141,7 +155,10 @@ class Suite:
                 self._state[model] = state
 
     def measured(self, result: GenerationResult, steps: int | None = None) -> None:
-        """Remember how long an image took, or would have taken in so many steps, for the header."""
+        """Remember how long an image took, or would have taken in so many steps, for the header.
+
+        What was made beside others took longer; it counts until one was made alone.
+        """
         if not result.images or result.cancelled:
             return
         spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
@@ -149,11 +166,13 @@ class Suite:
             spent += result.seconds["sample"] * (steps / result.request.steps - 1)
         text = (
             f"about {duration(spent / len(result.images))} an image "
-            f"({steps or result.request.steps} steps, {result.width} × {result.height})"
+            f"({steps or result.request.steps} steps, {result.width} × {result.height}"
+            f"{'' if result.alone else ', beside others'})"
         )
         with self._lock:
             model = result.request.model
-            if not steps or model not in self._speed:  # an estimate gives way
+            gives_way = steps or not result.alone  # an estimate does too
+            if not gives_way or model not in self._speed:
                 self._speed[model] = text
 
     def facts(self, model: str, *controls: str) -> list[str]:

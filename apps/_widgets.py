@@ -18,12 +18,8 @@ TEST_IMAGES = Path(__file__).resolve().parents[1] / "test_imgs"
 CACHE = (600, 24 * 3600)
 """Every ten minutes, uploads and results older than a day are deleted."""
 
-ONE_AT_A_TIME = {"concurrency_id": "gpu", "concurrency_limit": 1}
-"""The same for all that draws every map of a picture."""
-
-RUNS: dict[str, Any] = {"concurrency_id": "runs", "concurrency_limit": 8}
-"""The same for every run of every page: one of them has the device at a time (see _job), while the
-others wait for it or download their weights, which must not keep those with theirs from it."""
+ONE_AT_A_TIME = {"concurrency_id": "every map", "concurrency_limit": 1}
+"""The same for all that draws every map of a picture: many networks, two of which are kept."""
 
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
 """An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""
@@ -36,6 +32,14 @@ PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 MOST_SLIDER_STOPS = 10_000
 """A number with more values than this gets a box: nobody hits a seed with a slider."""
+
+
+def together(runs: int) -> dict[str, Any]:
+    """Let so many runs of all pages go on at once.
+
+    They take turns on the device, or share them, in the pipeline; or download their weights.
+    """
+    return {"concurrency_id": "runs", "concurrency_limit": runs}
 
 
 @contextmanager
