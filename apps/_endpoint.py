@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from apps._errors import sentence_of
 from apps._files import SavedResult
 from apps._job import Job
 from apps._pair import Pair
@@ -67,7 +68,7 @@ class Endpoint:
             self,
             about=f"{self.about} Does so with two models, seed for seed: the images, and the maps "
             "found in them, are the first model's, then the other's; the report has \"models\", a "
-            "report of each.",
+            'report of each, and in "warnings" why there is only the first\'s.',
             arguments=arguments | {name: self.arguments[name] for name in others},
         )
 
@@ -135,12 +136,18 @@ def answer(
         with plain_errors():
             job = start(given)
             made: list[tuple[GenerationResult, SavedResult]] = []
-            for report in job.run():
-                if isinstance(report, GenerationResult):
-                    suite.measured(report)
-                    made.append((report, save(report)))
-                else:
-                    yield None, None, None, None  # a call whose caller has left ends here
+            failed = []
+            try:
+                for report in job.run():
+                    if isinstance(report, GenerationResult):
+                        suite.measured(report)
+                        made.append((report, save(report)))
+                    else:
+                        yield None, None, None, None  # a call whose caller has left ends here
+            except Exception as error:
+                if not made:
+                    raise
+                failed.append(f"The other model's images were not made: {sentence_of(error)}")
             if not made:
                 return
             told = [_told(*one) for one in made]
@@ -153,7 +160,7 @@ def answer(
                 pick([str(maps.control_map) for maps in made[0][1].maps]),
                 [str(path) for _, saved in made for path in saved.images],
                 [str(path) for found in by_image for path in found],
-                {"models": told} if isinstance(job, Pair) else told[0],
+                {"models": told, "warnings": failed} if isinstance(job, Pair) else told[0],
             )
 
     return run

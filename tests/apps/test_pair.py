@@ -24,7 +24,7 @@ from apps._serve import Environment, launch
 from apps._suite import Suite
 from apps._versus import Side, versus
 from core.condition import Condition, Score
-from core.errors import BadInput, WeightsMissing
+from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from core.request import ControlRequest, GenerationRequest, GenerationResult, KeptControl, Progress
 from models.store import Store
 from tests.apps import test_browser
@@ -308,10 +308,33 @@ def test_programs_compare_too(family_address: str, family: Suite) -> None:
     assert len(images) == len(found) == 4
     assert [one["model"] for one in report["models"]] == ["tiny", "tiny_plus"]
     assert [one["seeds"] for one in report["models"]] == [[5, 6], [5, 6]]
+    assert report["warnings"] == []
     first, second = (Path(images[i]).read_bytes() for i in (0, 2))
     assert first != second
     with pytest.raises(AppError, match="no other model on this one's base"):
         client.predict(**given, model="alone", api_name="/canny2image_compare")
+    client.close()
+
+
+def test_programs_get_the_first_models_images_where_the_second_fails(
+    family_address: str, family: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = family.store.load
+
+    def damaged(model: str, *controls: str) -> Any:
+        if model == "tiny_plus":
+            raise WeightsMismatch("Its file is damaged.")
+        return load(model, *controls)
+
+    monkeypatch.setattr(family.store, "load", damaged)
+    client = Client(family_address, verbose=False)
+    given = {"image": handle_file(PHOTO), "steps": 1, "api_name": "/canny2image_compare"}
+    _, images, found, report = client.predict(**given, model="tiny", num_samples=2)
+    assert len(images) == len(found) == 2
+    assert [one["model"] for one in report["models"]] == ["tiny"]
+    assert report["warnings"] == ["The other model's images were not made: Its file is damaged."]
+    with pytest.raises(AppError, match=r"^Its file is damaged\.$"):
+        client.predict(**given, model="tiny_plus", other="tiny")
     client.close()
 
 
