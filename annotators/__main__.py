@@ -20,12 +20,10 @@ from annotators import annotator_names, find_annotator
 from core.condition import Annotator, Preprocessor
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
-from core.images import fit_size, read_image, resize
+from core.images import SUFFIXES, fit_size, read_image, resize
 from core.params import controls
 from core.request import GenerationRequest
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
-"""Names of files that are taken for pictures end so, in small letters or capitals."""
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
 NAMED = 5
 """So many of the pictures without anything in their map are named."""
@@ -50,9 +48,9 @@ def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution:
         BadInput: there is no such folder, or nothing in it, or maps of other settings are in `out`,
             or it cannot be written.
     """
-    files = sorted(f for f in pictures.glob("*") if f.suffix.lower() in PICTURES and f.is_file())
+    files = sorted(f for f in pictures.glob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
-        raise BadInput(f"There are no pictures in {pictures}: none ends in {', '.join(PICTURES)}.")
+        raise BadInput(f"There are no pictures in {pictures}: none ends in {', '.join(SUFFIXES)}.")
     try:
         for name in ("source", "target"):
             (out / name).mkdir(parents=True, exist_ok=True)

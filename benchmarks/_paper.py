@@ -29,7 +29,7 @@ from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import ALREADY_A_MAP, Annotator, Condition, ControlMap, Preprocessor, RGBImage
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
-from core.images import read_image
+from core.images import SUFFIXES, read_image
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from models.store import Store
@@ -46,8 +46,6 @@ SETTINGS: dict[str, Any] = {
     "guidance_scale": 7.5,
     "preprocessor": ALREADY_A_MAP,
 }
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 
 
 # The pictures
@@ -82,7 +80,7 @@ def read_folder(folder: Path) -> list[Example]:
                 f"{manifest} must have one JSON object a line, with target and prompt."
             ) from error
     else:
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
         found = [Example(folder, file, _caption(file.with_suffix(".txt"))) for file in files]
     if not found:
         raise BadInput(f"There are no pictures in {folder}.")

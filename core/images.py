@@ -29,6 +29,8 @@ from core.errors import BadInput
 from core.png import read_bytes, without_text
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
+"""Their files in a folder end so, in small letters or capitals."""
 MAX_PIXELS = 40_000_000
 """Larger than any camera most people own, small enough to decode in a second or so."""
 MAX_ASPECT = 8
