@@ -9,6 +9,7 @@ before and after the turn, such as drawing maps, scoring and saving, runs beside
 A request alone pays nothing for this: it gets the networks themselves.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from core.errors import Busy
 from core.networks import ControlInput, Networks, Question, Residuals
+
+LOGGER = logging.getLogger(__name__)
 
 MOST_ADMITTED = 1000
 """Requests let in where nothing else is said: each holds a thread and its picture."""
@@ -219,7 +222,8 @@ def _answer(asked: Sequence[_Asked]) -> None:
     """Answer all together; where that fails, each alone, so that only whose fault it is fails."""
     try:
         answers = asked[0].question.networks.predict_together([one.question for one in asked])
-    except Exception:  # noqa: BLE001 - it rises again from the question that is at fault
+    except Exception:  # it rises again from the question that is at fault
+        LOGGER.warning("%d steps failed together; each is made alone.", len(asked), exc_info=True)
         for one in asked:
             try:
                 one.answer = one.question.alone()
