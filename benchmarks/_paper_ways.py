@@ -20,13 +20,17 @@ from core.condition import ControlMap, RGBImage
 from core.consistency import lines_in, ms_ssim
 from core.images import grey_map
 
-# No full commits are known. transformers pins bc15f29 for its own depth pipeline.
-DPT_LARGE = ("DPTForDepthEstimation", "Intel/dpt-large", "bc15f29", 1_370_000_000)
+DPT_LARGE = (
+    "DPTForDepthEstimation",
+    "Intel/dpt-large",
+    "bc15f29aa3a80d532f2ed650b5e16ac48d8958f9",  # transformers' own, for its depth pipeline
+    1_367_456_044,
+)
 MASK2FORMER = (
     "Mask2FormerForUniversalSegmentation",
     "facebook/mask2former-swin-large-ade-semantic",
-    "main",
-    866_000_000,
+    "aa25c92404a40599614215e76514c79b427c7527",
+    866_052_064,
 )
 
 Figures = NDArray[np.float64]
