@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import from_hub, load_detector, load_transformer, run_detector
+from annotators._detectors import (
+    IN_TURN,
+    by_detector,
+    by_transformer,
+    load_detector,
+    load_transformer,
+    run_detector,
+)
 from annotators._network import HELP, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.images import grey_map
@@ -24,7 +31,7 @@ DEPTH_ANYTHING = (
 )
 LEAST_SPREAD = 0.01
 """Of the largest value: what differs less is a network's noise, not a difference of depth."""
-MIDAS = ("MidasDetector", ("dpt_hybrid-midas-501f0c75.pt", 493_000_000))
+MIDAS = ("MidasDetector", (("dpt_hybrid-midas-501f0c75.pt", 493_000_000),))
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def draw_midas(image: RGBImage, _: DepthParams) -> ControlMap:
 def draw_depth_anything(image: RGBImage, _: DepthParams) -> ControlMap:
     """Draw Depth Anything V2's inverse depth (the small network, Apache-2.0)."""
     processor, network = load_transformer(*DEPTH_ANYTHING)
-    with torch.no_grad():
+    with IN_TURN, torch.no_grad():
         pixels = processor(images=image, return_tensors="pt").to(network.device)
         found = network(**pixels).predicted_depth[0].float().cpu().numpy()
     return stretched(at_size(found[:, :, None], image)[:, :, 0])
@@ -82,8 +89,8 @@ ANNOTATOR = Annotator(
     name="depth",
     preprocessors=(
         Preprocessor("Diorama", draw_diorama, help=HELP),
-        Preprocessor("MiDaS", draw_midas, needs=from_hub(MIDAS[1][1])),
-        Preprocessor("Depth Anything V2", draw_depth_anything, needs=from_hub(DEPTH_ANYTHING[3])),
+        by_detector("MiDaS", draw_midas, MIDAS),
+        by_transformer("Depth Anything V2", draw_depth_anything, DEPTH_ANYTHING),
     ),
     params=DepthParams,
     score=score,

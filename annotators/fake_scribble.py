@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from annotators import hed
-from annotators._detectors import from_hub
+from annotators._detectors import by_detector
 from annotators._network import HELP
 from annotators.scribble import draw_fake, fake_scribble, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
@@ -28,8 +28,10 @@ ANNOTATOR = Annotator(
     name="fake_scribble",
     preprocessors=(
         Preprocessor("Diorama", draw_fake, help=HELP),
-        Preprocessor("HED", partial(draw_from, hed.draw_hed), needs=from_hub(hed.HED[1])),
-        Preprocessor("PiDiNet", partial(draw_from, hed.draw_pidinet), needs=hed.PIDINET_NEEDS),
+        by_detector("HED", partial(draw_from, hed.draw_hed), hed.HED),
+        by_detector(
+            "PiDiNet", partial(draw_from, hed.draw_pidinet), hed.PIDINET, hed.PIDINET_TERMS
+        ),
     ),
     params=FakeScribbleParams,
     score=score,

@@ -11,15 +11,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._detectors import from_hub, load_detector, run_detector
+from annotators._detectors import by_detector, load_detector, run_detector
 from annotators._network import HELP, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import ms_ssim
 from core.images import grey_map
 
-HED = ("ControlNetHED.pth", 29_444_406)
-PIDINET = ("table5_pidinet.pth", 2_870_000)
-PIDINET_NEEDS = f"{from_hub(PIDINET[1])}, for research; ask its authors before commercial use"
+HED = ("HEDdetector", (("ControlNetHED.pth", 29_444_406),))
+PIDINET = ("PidiNetDetector", (("table5_pidinet.pth", 2_870_000),))
+PIDINET_TERMS = "for research; ask its authors before commercial use"
 FAINTEST = 26
 """Of 255: edges nowhere brighter than a tenth are what a network leaves on a plain wall."""
 
@@ -39,12 +39,12 @@ def draw_diorama(image: RGBImage, _: HEDParams) -> ControlMap:
 
 def draw_hed(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
     """Draw HED's soft edges, from controlnet-aux's Apache-licensed network."""
-    return run_detector(load_detector("HEDdetector", HED), image, safe=safe)
+    return run_detector(load_detector(*HED), image, safe=safe)
 
 
 def draw_pidinet(image: RGBImage, _: HEDParams, safe: bool) -> ControlMap:
     """Draw PiDiNet's soft edges."""
-    return run_detector(load_detector("PidiNetDetector", PIDINET), image, safe=safe)
+    return run_detector(load_detector(*PIDINET), image, safe=safe)
 
 
 def too_faint(control_map: ControlMap) -> bool:
@@ -74,10 +74,10 @@ ANNOTATOR = Annotator(
     name="hed",
     preprocessors=(
         Preprocessor("Diorama", draw_diorama, help=HELP),
-        Preprocessor("HED", partial(draw_hed, safe=False), needs=from_hub(HED[1])),
-        Preprocessor("HED safe", partial(draw_hed, safe=True), needs=from_hub(HED[1])),
-        Preprocessor("PiDiNet", partial(draw_pidinet, safe=False), needs=PIDINET_NEEDS),
-        Preprocessor("PiDiNet safe", partial(draw_pidinet, safe=True), needs=PIDINET_NEEDS),
+        by_detector("HED", partial(draw_hed, safe=False), HED),
+        by_detector("HED safe", partial(draw_hed, safe=True), HED),
+        by_detector("PiDiNet", partial(draw_pidinet, safe=False), PIDINET, PIDINET_TERMS),
+        by_detector("PiDiNet safe", partial(draw_pidinet, safe=True), PIDINET, PIDINET_TERMS),
     ),
     params=HEDParams,
     score=score,

@@ -11,14 +11,14 @@ from functools import partial
 import cv2
 import numpy as np
 
-from annotators._detectors import from_hub, load_detector, run_detector
+from annotators._detectors import by_detector, load_detector, run_detector
 from annotators.hed import as_map, score, too_faint
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 from core.params import bounded, checked
 
-LINEART = (("sk_model.pth", 17_200_000), ("sk_model2.pth", 17_200_000))
+LINEART = ("LineartDetector", (("sk_model.pth", 17_200_000), ("sk_model2.pth", 17_200_000)))
 """The fine network and the coarse one; controlnet-aux loads both."""
-NEEDS = from_hub(sum(size for _, size in LINEART))
+ANIME = ("LineartAnimeDetector", (("netG.pth", 217_700_000),))
 PEN = 1.4 / 512
 """Standard deviation of the narrow Gaussian over the short side: half a line's width."""
 WIDER = 1.6
@@ -59,20 +59,26 @@ def draw_xdog(image: RGBImage, params: LineartParams) -> ControlMap:
 
 def draw_lineart(image: RGBImage, _: LineartParams, coarse: bool) -> ControlMap:
     """Draw the lines that the fine or the coarse network sees."""
-    return run_detector(load_detector("LineartDetector", *LINEART), image, coarse=coarse)
+    return run_detector(load_detector(*LINEART), image, coarse=coarse)
+
+
+def draw_anime(image: RGBImage, _: LineartParams) -> ControlMap:
+    """Draw the lines that the network for anime sees."""
+    return run_detector(load_detector(*ANIME), image)
 
 
 ANNOTATOR = Annotator(
     name="lineart",
     preprocessors=(
         Preprocessor("XDoG", draw_xdog, help="Differences of Gaussians; nothing to download."),
-        Preprocessor(
+        by_detector(
             "Lineart",
             partial(draw_lineart, coarse=False),
-            needs=NEEDS,
-            help="What ControlNet was trained with.",
+            LINEART,
+            told="What ControlNet was trained with.",
         ),
-        Preprocessor("Lineart coarse", partial(draw_lineart, coarse=True), needs=NEEDS),
+        by_detector("Lineart coarse", partial(draw_lineart, coarse=True), LINEART),
+        by_detector("Lineart anime", draw_anime, ANIME, told="For drawings as in anime."),
     ),
     params=LineartParams,
     score=score,

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import from_hub, load_detector
+from annotators._detectors import IN_TURN, by_detector, load_detector
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in, tolerant_f1
 from core.params import bounded, checked
 
-MLSD = ("mlsd_large_512_fp32.pth", 6_341_481)
+MLSD = ("MLSDdetector", (("mlsd_large_512_fp32.pth", 6_341_481),))
 MOST_LINES = 200
 """As M-LSD: the strongest are kept."""
 TOLERANCE_PX = 2
@@ -90,7 +90,7 @@ def _contrast(grey: NDArray[np.float64], segments: Segments) -> NDArray[np.float
 
 def draw_mlsd(image: RGBImage, params: MLSDParams) -> ControlMap:
     """Draw M-LSD's segments, as ControlNet v1.0 does."""
-    detector = load_detector("MLSDdetector", MLSD)
+    detector = load_detector(*MLSD)
     return _drawn(image, _predicted(detector.model, image, params))
 
 
@@ -99,7 +99,7 @@ def _predicted(model: Any, image: RGBImage, params: MLSDParams) -> Segments:
 
     # controlnet-aux's own detector turns every error into a black map; only "no line" is one here.
     try:
-        with torch.no_grad():
+        with IN_TURN, torch.no_grad():
             thresholds = params.value_threshold, params.distance_threshold
             lines = pred_lines(image, model, list(image.shape[:2]), *thresholds)
     except IndexError as error:
@@ -130,9 +130,7 @@ ANNOTATOR = Annotator(
     name="mlsd",
     preprocessors=(
         Preprocessor("LSD", draw_lsd, help="OpenCV's line segments; nothing to download."),
-        Preprocessor(
-            "MLSD", draw_mlsd, needs=from_hub(MLSD[1]), help="What ControlNet was trained with."
-        ),
+        by_detector("MLSD", draw_mlsd, MLSD, told="What ControlNet was trained with."),
     ),
     params=MLSDParams,
     score=score,

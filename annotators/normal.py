@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import from_hub, load_detector, run_detector
+from annotators._detectors import IN_TURN, by_detector, load_detector, run_detector
 from annotators._network import HELP, at_size, is_flat, see
 from annotators.depth import MIDAS
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.params import bounded, checked
 
-BAE = ("NormalBaeDetector", ("scannet.pt", 291_000_000))
+BAE = ("NormalBaeDetector", (("scannet.pt", 291_000_000),))
 TOWARDS_CAMERA = 2 * math.pi
 """The third component before normalising, in units of the depth's slope (v1.0's constant)."""
 DIORAMA_DEPTH_SCALE = 1000.0
@@ -69,7 +69,7 @@ def draw_from_midas(image: RGBImage, params: NormalParams) -> ControlMap:
     """Draw normals from MiDaS's depth, as ControlNet v1.0 does."""
     detector = load_detector(*MIDAS)
     pixels = torch.from_numpy(image.copy()).to(next(detector.model.parameters()).device)
-    with torch.no_grad():
+    with IN_TURN, torch.no_grad():
         depth = detector.model(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)[0]
     return as_map(from_depth(depth.cpu().numpy(), params.background_threshold))
 
@@ -128,8 +128,8 @@ ANNOTATOR = Annotator(
     preprocessors=(
         Preprocessor("Diorama", draw_diorama, help=HELP),
         Preprocessor("From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's rule."),
-        Preprocessor("From MiDaS depth", draw_from_midas, needs=from_hub(MIDAS[1][1])),
-        Preprocessor("NormalBae", draw_bae, needs=from_hub(BAE[1][1])),
+        by_detector("From MiDaS depth", draw_from_midas, MIDAS),
+        by_detector("NormalBae", draw_bae, BAE),
     ),
     params=NormalParams,
     score=score,

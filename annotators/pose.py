@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._detectors import from_hub, load_detector, plain_import_errors
+from annotators._detectors import IN_TURN, by_detector, load_detector, plain_import_errors
 from annotators._network import HELP, JOINTS, NECK, OFFSET_SCALE, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
@@ -46,11 +46,14 @@ FACE_COLOUR, FACE_RADIUS = (255, 255, 255), 3
 """Of the points of hands and faces, and the lines of fingers, as ControlNet v1.1 draws them."""
 
 OPENPOSE = (
-    ("body_pose_model.pth", 209_267_595),
-    ("hand_pose_model.pth", 147_000_000),
-    ("facenet.pth", 154_000_000),
+    "OpenposeDetector",
+    (
+        ("body_pose_model.pth", 209_267_595),
+        ("hand_pose_model.pth", 147_000_000),
+        ("facenet.pth", 154_000_000),
+    ),
 )
-NEEDS = f"{from_hub(sum(size for _, size in OPENPOSE))}, for non-commercial use"
+TERMS = "for non-commercial use"
 
 CONFIDENT = 0.35
 """Chance above which a joint is taken for one."""
@@ -169,8 +172,8 @@ def draw_diorama(image: RGBImage, _: PoseParams) -> ControlMap:
 
 def draw_openpose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> ControlMap:
     """Draw OpenPose's people."""
-    detector = load_detector("OpenposeDetector", *OPENPOSE)
-    with plain_import_errors("OpenposeDetector"):
+    detector = load_detector(*OPENPOSE)
+    with IN_TURN, plain_import_errors(OPENPOSE[0]):
         found = detector.detect_poses(image, hands_and_face, hands_and_face)
     canvas = np.zeros_like(image)
     height, width = image.shape[:2]
@@ -378,15 +381,12 @@ ANNOTATOR = Annotator(
     name="pose",
     preprocessors=(
         Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it misses most people."),
-        Preprocessor(
-            "OpenPose",
-            partial(draw_openpose, hands_and_face=False),
-            needs=NEEDS,
-        ),
-        Preprocessor(
+        by_detector("OpenPose", partial(draw_openpose, hands_and_face=False), OPENPOSE, TERMS),
+        by_detector(
             "OpenPose with hands and face",
             partial(draw_openpose, hands_and_face=True),
-            needs=NEEDS,
+            OPENPOSE,
+            TERMS,
         ),
     ),
     params=PoseParams,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import from_hub, load_transformer
+from annotators._detectors import IN_TURN, by_transformer, load_transformer
 from annotators._network import HELP, at_size, load_network, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
@@ -29,7 +29,6 @@ SEGFORMER = (
     "489d5cd81a0b59fab9b7ea758d3548ebe99677da",
     15_036_944,
 )
-NEEDS = f"{from_hub(SEGFORMER[3])}, for non-commercial use"
 
 ClassMap = NDArray[np.uint8]
 """(H, W): indices of ADE20K's classes, from 0."""
@@ -72,7 +71,7 @@ def draw_diorama(image: RGBImage, _: SegParams) -> ControlMap:
 def draw_segformer(image: RGBImage, _: SegParams) -> ControlMap:
     """Draw SegFormer's classes."""
     processor, network = load_transformer(*SEGFORMER)
-    with torch.no_grad():
+    with IN_TURN, torch.no_grad():
         pixels = processor(images=image, return_tensors="pt").to(network.device)
         logits = network(**pixels).logits[0].permute(1, 2, 0).float().cpu().numpy()
     size = (image.shape[1], image.shape[0])
@@ -100,7 +99,7 @@ ANNOTATOR = Annotator(
     name="seg",
     preprocessors=(
         Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it mostly guesses."),
-        Preprocessor("SegFormer", draw_segformer, needs=NEEDS),
+        by_transformer("SegFormer", draw_segformer, SEGFORMER, "for non-commercial use"),
     ),
     params=SegParams,
     score=score,

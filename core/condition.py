@@ -43,6 +43,9 @@ class Preprocessor:
     needs: str = ""
     """What must be downloaded first, in words; "" for nothing."""
     help: str = ""
+    fetch: Callable[..., object] | None = None
+    """Brings that here; fetch(watch=) has `watch` called now and then with the bytes that are here
+    and those that there will be, and passes on what it raises. None where nothing is needed."""
 
 
 def shown_as_fed(control_map: ControlMap) -> RGBImage:

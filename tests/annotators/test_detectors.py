@@ -1,6 +1,9 @@
 """What is said when a full-size detector cannot be had, and where its weights are looked for."""
 
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,17 +11,18 @@ import pytest
 import torch
 
 from annotators import _detectors, _network, annotator_names, find_annotator
-from annotators._detectors import load_detector, load_transformer
+from annotators._detectors import load_detector
 from core.errors import SuiteError, WeightsMissing
 from core.params import controls
+from models.hub import amount
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(_detectors, "FOLDER", tmp_path)
-    load_detector.cache_clear()
-    load_transformer.cache_clear()
+    _detectors._detector.cache_clear()
+    _detectors._transformer.cache_clear()
 
 
 @pytest.mark.parametrize("name", annotator_names())
@@ -49,6 +53,60 @@ def test_missing_weights_are_one_sentence(name, preprocessor, monkeypatch):
     assert str(caught.value).count(". ") == 0
 
 
+@pytest.mark.parametrize(("name", "preprocessor"), FULL)
+def test_what_is_needed_can_be_fetched_before_a_map_is_drawn(name, preprocessor, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_detectors, "fetch", lambda *given: asked.append(given))
+    (one,) = (p for p in find_annotator(name).preprocessors if p.name == preprocessor)
+    watch = object()
+    one.fetch(watch=watch)
+    ((source, title, _, told),) = asked
+    assert told is watch and title and len(source.revision) == 40
+    weights = [size for file, size in source.files.items() if not file.endswith(".json")]
+    assert one.needs.startswith(amount(sum(weights)))
+
+
+def test_two_at_once_load_a_detector_once(tmp_path, monkeypatch):
+    (tmp_path / "one.pth").touch()
+    loaded, both_ask = [], threading.Barrier(2)
+
+    class Slow:
+        @classmethod
+        def from_pretrained(cls, _):
+            time.sleep(0.1)
+            loaded.append(cls())
+            return loaded[-1]
+
+        def to(self, _):
+            return self
+
+    monkeypatch.setattr(_detectors, "_class_of", lambda _: Slow)
+
+    def ask():
+        both_ask.wait(10)
+        return load_detector("Slow", (("one.pth", 1),))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(ask) for _ in range(2))
+    assert first.result() is second.result() is loaded[0] and len(loaded) == 1
+
+
+def test_one_picture_at_a_time_is_looked_at():
+    at_work, most = [], []
+
+    def detector(image, **_):
+        at_work.append(image)
+        most.append(len(at_work))
+        time.sleep(0.02)
+        at_work.pop()
+        return image
+
+    picture = np.zeros((64, 64, 3), np.uint8)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: _detectors.run_detector(detector, picture), range(8)))
+    assert most == [1] * 8
+
+
 def _no_hub(*_):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -60,14 +118,14 @@ def test_weights_put_there_by_hand_are_used(tmp_path):
 
     network = ControlNetHED_Apache2()
     torch.save(network.state_dict(), tmp_path / "ControlNetHED.pth")
-    detector = load_detector("HEDdetector", ("ControlNetHED.pth", 29_444_406))
+    detector = load_detector("HEDdetector", (("ControlNetHED.pth", 29_444_406),))
     assert torch.equal(detector.netNetwork.norm.cpu(), network.norm)
 
 
 def test_a_broken_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "controlnet_aux", None)
     with pytest.raises(SuiteError, match="HEDdetector needs controlnet-aux"):
-        load_detector("HEDdetector", ("ControlNetHED.pth", 1))
+        load_detector("HEDdetector", (("ControlNetHED.pth", 1),))
 
 
 def test_a_transformers_folder_put_there_by_hand_is_used(tmp_path):

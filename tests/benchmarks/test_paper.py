@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from annotators import _detectors, find_annotator
-from annotators._detectors import load_transformer
 from annotators.seg import as_map, palette
 from benchmarks import _paper, _paper_ways, controllability
 from core.errors import BadInput, WeightsMissing
@@ -145,9 +144,9 @@ def test_a_picture_is_squeezed_whatever_its_shape(tmp_path):
 def extractors(monkeypatch, tmp_path):
     """An empty folder for them, and no hub."""
     monkeypatch.setattr(_detectors, "FOLDER", tmp_path / "extractors")
-    load_transformer.cache_clear()
+    _detectors._transformer.cache_clear()
     yield tmp_path / "extractors"
-    load_transformer.cache_clear()
+    _detectors._transformer.cache_clear()
 
 
 def save_depth_network(folder):
