@@ -81,7 +81,7 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
     words = STAGES.get(progress.stage, progress.stage.capitalize())
     details = []
     if progress.download:
-        return _downloading(progress.download, progress.seconds_left)
+        return _downloading(progress, progress.download)
     if images > 1:
         details.append(f"image {min(progress.image_index + 1, images)} of {images}")
     if progress.stage == "sample":
@@ -96,12 +96,20 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
     return _under_way(words, done / total, " · ".join(details) or "Esc stops.", picture)
 
 
-def _downloading(download: Download, seconds_left: float | None) -> str:
-    words = f"Downloading {download.title}: {how_much(download)}"
-    if seconds_left is not None:
-        words += f", about {long_duration(seconds_left)} left"
+def _downloading(progress: Progress, download: Download) -> str:
     hint = "Esc stops; the next run goes on from here."
-    return _under_way(words, download.bytes_here / max(download.bytes_whole, 1), hint)
+    part = download.bytes_here / max(download.bytes_whole, 1)
+    return _under_way(download_words(progress), part, hint)
+
+
+def download_words(progress: Progress) -> str:
+    """Say how far a download is and how long it will still take; "" for anything else."""
+    if progress.download is None:
+        return ""
+    words = f"Downloading {progress.download.title}: {how_much(progress.download)}"
+    if progress.seconds_left is not None:
+        words += f", about {long_duration(progress.seconds_left)} left"
+    return words
 
 
 def _under_way(

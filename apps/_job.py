@@ -2,10 +2,11 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from core.condition import Condition
+from core.condition import Condition, ControlMap
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
 from models.lora import tags_in
@@ -14,10 +15,65 @@ PREVIEW_EVERY = 2
 """Steps from one live preview to the next."""
 
 HEARTBEAT_S = 0.5
-"""The longest silence of `Job.run`: how soon a closed tab is noticed."""
+"""The longest silence of `watched`: how soon a closed tab is noticed."""
 
-Reports = queue.SimpleQueue[Progress | GenerationResult | BaseException | None]
-"""What the working thread tells the watching one; the last is no Progress."""
+Report = Callable[[Progress], None]
+Done = TypeVar("Done")
+
+
+def watched(
+    work: Callable[[Report], Done], stopped: threading.Event
+) -> Iterator[Progress | Done | None]:
+    """Do work in a thread: yield its reports as they come, None in silence, what it returns last.
+
+    Closing the iterator sets `stopped`, which the work heeds.
+
+    Raises:
+        BaseException: as the work.
+    """
+    reports: queue.SimpleQueue[Progress | Done | BaseException] = queue.SimpleQueue()
+
+    def do() -> None:
+        try:
+            reports.put(work(reports.put))
+        except BaseException as error:  # noqa: BLE001 - raised again in the watching thread
+            reports.put(error)
+
+    threading.Thread(target=do, name="work", daemon=True).start()
+    try:
+        while True:
+            try:
+                report = reports.get(timeout=HEARTBEAT_S)
+                while isinstance(report, Progress) and not reports.empty():
+                    report = reports.get()  # a slow watcher sees the newest only
+            except queue.Empty:
+                yield None
+                continue
+            if isinstance(report, BaseException):
+                raise report
+            yield report  # None too: who watches can say that it was stopped
+            if not isinstance(report, Progress):
+                return
+    finally:
+        stopped.set()
+
+
+def drawn_map(
+    pipeline: Pipeline, condition: Condition, request: GenerationRequest
+) -> Iterator[Progress | ControlMap | None]:
+    """Draw a map as Pipeline.draw_map, with what is to be downloaded first; yield as `watched`.
+
+    Raises:
+        SuiteError: as Pipeline.fetch and Pipeline.draw_map.
+    """
+    stopped = threading.Event()
+
+    def draw(report: Report) -> ControlMap | None:
+        if pipeline.fetch(condition, request, report, stopped.is_set, map_only=True):
+            return pipeline.draw_map(condition, request)
+        return None
+
+    return watched(draw, stopped)
 
 
 class Job:
@@ -61,44 +117,22 @@ class Job:
         Raises:
             SuiteError: as Pipeline.generate.
         """
-        reports: Reports = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                reports.put(self._generate(reports))
-            except BaseException as error:  # noqa: BLE001 - raised again in the watching thread
-                reports.put(error)
-
-        threading.Thread(target=work, name="generation", daemon=True).start()
         try:
-            while True:
-                try:
-                    report = reports.get(timeout=HEARTBEAT_S)
-                    while isinstance(report, Progress) and not reports.empty():
-                        report = reports.get()  # a slow watcher sees the newest only
-                except queue.Empty:
-                    yield None
-                    continue
-                if isinstance(report, BaseException):
-                    raise report
-                yield report  # None too: who watches can say that it was stopped
-                if not isinstance(report, Progress):
-                    return
+            yield from watched(self._generate, self._stopped)
         finally:
-            self._stopped.set()
             self.finished = True
 
-    def _generate(self, reports: Reports) -> GenerationResult | None:
+    def _generate(self, report: Report) -> GenerationResult | None:
         # Before a place in the pipeline's line is taken: a download takes minutes.
         stopped = self._stopped.is_set
-        fetched = self._pipeline.fetch(self.condition, self.request, reports.put, stopped)
+        fetched = self._pipeline.fetch(self.condition, self.request, report, stopped)
         if not fetched or self.stopped:
             return None
         model, prompt = self.request.model, self.request.full_prompt
         result = self._pipeline.generate(
             self.condition,
             replace(self.request, model=" ".join([model, *tags_in(prompt)])),
-            on_progress=reports.put,
+            on_progress=report,
             cancelled=stopped,
             preview_every=PREVIEW_EVERY,
         )

@@ -18,6 +18,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.params import Choice, controls
 from core.request import GenerationRequest
 
+MAP_LABEL = "Control map"
 CANVAS_SIDE = 512
 """Of a new canvas, in pixels, as in v1.0's interactive app."""
 
@@ -161,7 +162,7 @@ class Layout:
             self._add("detect_resolution", GenerationRequest)
         self.preview = gr.Button("Preview map", elem_id="preview", size="md")
         self.map = gr.Image(
-            label="Control map",
+            label=MAP_LABEL,
             format="png",
             interactive=False,
             visible=False,

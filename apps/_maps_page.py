@@ -27,7 +27,7 @@ from apps._widgets import (
 )
 from core.condition import Condition
 from core.params import controls
-from core.request import GenerationRequest
+from core.request import GenerationRequest, Progress
 
 NO_DOWNLOADS = "Without downloads"
 
@@ -131,19 +131,26 @@ class _MapsPage:
         with plain_errors():
             request, ways, _ = self._checked(*values)
             yield _cards.drawing(ways[0], 0, len(ways)), gr.skip()
-            for sights, files in self._looked(request, ways):
+            for report in self._looked(request, ways):
+                if not isinstance(report, tuple):  # a page whose visitor has left ends here
+                    yield (_cards.running(report, 1, None) if report else gr.skip()), gr.skip()
+                    continue
+                sights, files = report
                 done = len(sights)
                 stage = _cards.drawing(ways[done], done, len(ways)) if done < len(ways) else ""
                 yield stage, _cards.maps(sights, files, len(ways))
 
     def _looked(
         self, request: GenerationRequest, ways: Sequence[Way]
-    ) -> Iterator[tuple[list[Sight], list[Paths]]]:
-        """Yield what was seen so far, and its files, after each way."""
+    ) -> Iterator[tuple[list[Sight], list[Paths]] | Progress | None]:
+        """Yield what was seen so far, and its files, after each way; between them as `look`."""
         folder = new_folder(Path(get_upload_folder()))
         sights: list[Sight] = []
         files: list[Paths] = []
         for sight in look(self.suite.pipeline, request, ways):
+            if not isinstance(sight, Sight):
+                yield sight
+                continue
             paths = None
             if sight.control_map is not None:
                 path = folder / sight.way.file_name
@@ -188,7 +195,8 @@ class _MapsPage:
             """
             with plain_errors():
                 request, ways, notes = self._checked(image, names, image_resolution)
-                for sights, files in self._looked(request, ways):
+                for report in self._looked(request, ways):
+                    sights, files = report if isinstance(report, tuple) else ([], [])
                     if len(sights) < len(ways):
                         yield None, None  # a call whose caller has left ends here
                     else:

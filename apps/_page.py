@@ -3,15 +3,17 @@
 The widgets stand in _layout, what fills them in _incoming, and what a run shows in _runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from apps import _cards
 from apps._endpoint import Endpoint, answer, endpoint_of, offer
 from apps._incoming import Incoming
-from apps._job import Job
+from apps._job import Job, drawn_map
+from apps._layout import MAP_LABEL
 from apps._pair import Pair, new_pair
 from apps._request import checked_request, given_drawing, new_job
 from apps._runs import Runs, Turn
@@ -208,18 +210,34 @@ class Page(Incoming):
         other = given.pop("other")
         return new_pair(self.suite, self._new_job(given), other)
 
-    def _draw_map(self, *values: Any) -> Any:
+    def _draw_map(self, *values: Any) -> Iterator[Any]:
+        """Draw the map; while what it needs is downloaded, its label says how far that is."""
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, self._given(values))
-            control_map = self.suite.pipeline.draw_map(self.condition, request)
-            for note in empty_notes(self.annotator, request, control_map):
-                gr.Warning(_cards.escape(note))
-            return gr.Image(value=self.annotator.preview(control_map), visible=True)
+            downloading = False
+            try:
+                for report in drawn_map(self.suite.pipeline, self.condition, request):
+                    if isinstance(report, np.ndarray):
+                        for note in empty_notes(self.annotator, request, report):
+                            gr.Warning(_cards.escape(note))
+                        shown = self.annotator.preview(report)
+                        yield gr.Image(value=shown, label=MAP_LABEL, visible=True)
+                    elif report:
+                        downloading = True
+                        yield gr.Image(label=_cards.download_words(report), visible=True)
+                    else:
+                        yield gr.skip()  # a page whose visitor has left ends here
+            except Exception:
+                if downloading:
+                    yield gr.Image(value=None, label=MAP_LABEL, visible=False)
+                raise
 
-    def _redraw_map(self, *values: Any) -> Any:
+    def _redraw_map(self, *values: Any) -> Iterator[Any]:
         """Follow a moving slider; without a picture there is nothing to follow."""
-        given = self._given(values)
-        return self._draw_map(*values) if given["image"] else gr.skip()
+        if self._given(values)["image"]:
+            yield from self._draw_map(*values)
+        else:
+            yield gr.skip()
 
     def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
         return self._header(model), gr.Timer(active=not self.suite.settled(model))

@@ -5,12 +5,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from annotators import annotator_names, find_annotator
 from apps._errors import sentence_of
+from apps._job import drawn_map
 from core.condition import Annotator, Condition, ControlMap, Preprocessor
 from core.errors import BadInput
 from core.pipeline import Pipeline
-from core.request import GenerationRequest
+from core.request import GenerationRequest, Progress
 
 
 @dataclass(frozen=True)
@@ -72,22 +75,29 @@ def chosen_ways(names: object) -> list[Way]:
     return [way for name, way in ways.items() if name in names]
 
 
-def look(pipeline: Pipeline, request: GenerationRequest, ways: Sequence[Way]) -> Iterator[Sight]:
+def look(
+    pipeline: Pipeline, request: GenerationRequest, ways: Sequence[Way]
+) -> Iterator[Sight | Progress | None]:
     """Draw each way's map of a request's picture, at its resolutions and with the usual settings.
 
-    A way that fails is a Sight without a map; the others are drawn all the same.
+    What is to be downloaded for one comes first, with its progress; None is yielded in silence. A
+    way that fails is a Sight without a map; the others are drawn all the same.
     """
     for way in ways:
         condition = Condition(way.annotator.name, way.name, "", way.annotator, weights="")
         began = time.perf_counter()
         control_map, note = None, ""
+        asked = replace(request, preprocessor=way.preprocessor.name)
         try:
-            control_map = pipeline.draw_map(
-                condition, replace(request, preprocessor=way.preprocessor.name)
-            )
+            for report in drawn_map(pipeline, condition, asked):
+                if isinstance(report, np.ndarray):
+                    control_map = report
+                    continue
+                began = time.perf_counter() if report else began  # a download is no drawing
+                yield report
         except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
             note = sentence_of(error)
         else:
-            if way.annotator.is_empty(control_map):
+            if control_map is not None and way.annotator.is_empty(control_map):
                 note = way.annotator.empty_message
         yield Sight(way, control_map, note, time.perf_counter() - began)

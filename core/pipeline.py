@@ -18,6 +18,7 @@ from core.condition import (
     Annotator,
     Condition,
     ControlMap,
+    Preprocessor,
     RGBImage,
     Score,
 )
@@ -30,6 +31,7 @@ from core.progress import Run, Stopped
 from core.request import (
     LARGEST_SEED,
     ControlRequest,
+    Download,
     GenerationRequest,
     GenerationResult,
     KeptControl,
@@ -79,19 +81,24 @@ class Pipeline:
         request: GenerationRequest,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        map_only: bool = False,
     ) -> bool:
         """Bring here the weights that `generate` would need; return whether it was let finish.
 
-        It needs no device, so call it before one is waited for.
+        With `map_only` those that `draw_map` would. It needs no device, so call it before one is
+        waited for.
 
         Raises:
             SuiteError: they cannot be had.
         """
         run = Run(on_progress, cancelled, 0, request.steps, request.num_samples)
-        names = [one.weights for one in (condition, *(one for one, _ in request.further))]
+        controls = [(condition, request), *request.further]
+        names = [one.weights for one, _ in controls]
         try:
             run.stop_if_cancelled()
-            if self._fetch:
+            for one, asked in controls:
+                _fetch_preprocessor(_preprocessor(one.annotator, asked), run)
+            if self._fetch and not map_only:
                 self._fetch(request.model, *names, watch=run.downloaded)
         except Stopped:
             return False
@@ -245,9 +252,21 @@ def _size(request: GenerationRequest) -> tuple[int, int]:
 
 def _extractor(annotator: Annotator, request: ControlRequest) -> Extractor:
     """Return what draws the maps; where the input is a map already, the default way re-extracts."""
-    named = (one for one in annotator.preprocessors if one.name == request.preprocessor)
-    preprocessor = next(named, annotator.preprocessors[0])
+    preprocessor = _preprocessor(annotator, request)
     return Extractor(annotator, preprocessor, request.params, request.detect_resolution)
+
+
+def _preprocessor(annotator: Annotator, request: ControlRequest) -> Preprocessor:
+    named = (one for one in annotator.preprocessors if one.name == request.preprocessor)
+    return next(named, annotator.preprocessors[0])
+
+
+def _fetch_preprocessor(preprocessor: Preprocessor, run: Run) -> None:
+    """Bring here what a way of drawing maps needs, reporting what has come."""
+    if preprocessor.fetch:
+        preprocessor.fetch(
+            watch=lambda here, whole: run.downloaded(Download(preprocessor.name, here, whole))
+        )
 
 
 def _control_map(

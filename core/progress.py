@@ -44,8 +44,8 @@ class Run:
     _waited: float = 0.0
     """Seconds in which others had the device, between the stages before and after."""
     _stage_ended: float = 0.0
-    _download_began: tuple[float, int] | None = None
-    """When, and with how many bytes that were here from another time."""
+    _download_began: tuple[str, float, int] | None = None
+    """Of what, when, and with how many bytes that were here from another time."""
 
     def stop_if_cancelled(self) -> None:
         """Raise Stopped if the caller asked to stop."""
@@ -61,9 +61,9 @@ class Run:
     def downloaded(self, now: Download) -> None:
         """Report what has come of the weights, then stop if that was asked."""
         clock = time.monotonic()
-        if self._download_began is None:
-            self._download_began = clock, now.bytes_here
-        began, before = self._download_began
+        if self._download_began is None or self._download_began[0] != now.title:
+            self._download_began = now.title, clock, now.bytes_here
+        _, began, before = self._download_began
         left = None
         if clock - began >= DOWNLOAD_TIMED_S and now.bytes_here > before:
             left = (now.bytes_whole - now.bytes_here) * (clock - began) / (now.bytes_here - before)

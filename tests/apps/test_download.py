@@ -4,6 +4,7 @@ import argparse
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 
-from apps._job import Job
+from annotators import _detectors
+from apps import _cards
+from apps._job import Job, drawn_map
 from apps._page import build_page
 from apps._runs import STOPPED_EARLY, Runs, Turn
 from apps._serve import Environment, launch
 from apps._suite import Suite
+from apps._ways import Sight, Way, look
 from core.condition import Condition
-from core.request import GenerationRequest
+from core.request import GenerationRequest, Progress
 from models import hub
 from models.store import Store
 from tests.conftest import CARD
@@ -127,3 +131,49 @@ def test_the_start_tells_the_header_what_comes(
     suite.load_in_background(canny).join(60)
     assert any(state.startswith("downloading 0 of ") for state in told)
     assert suite.settled("far") and "an image" in suite.facts("far", "canny")[-1]
+
+
+@pytest.fixture
+def far_eyes(
+    fake: FakeHub, canny: Condition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Condition:
+    """The condition, whose maps are drawn with a detector that the hub has."""
+    monkeypatch.setattr(_detectors, "REVISION", REVISION)
+    monkeypatch.setattr(_detectors, "FOLDER", tmp_path / "by hand")
+    monkeypatch.setattr(_detectors, "_class_of", lambda _: None)
+    fake.files[f"{_detectors.HUB}/eyes.pth"] = bytes(200 * hub.PIECE)
+    eyes = ("Eyes", (("eyes.pth", 200_000),))
+    far = _detectors.by_detector("Far", canny.annotator.preprocessors[0].draw, eyes)
+    return replace(canny, annotator=replace(canny.annotator, preprocessors=(far,)))
+
+
+def test_what_draws_the_map_comes_before_the_device_is_taken(
+    fake: FakeHub, suite: Suite, far_eyes: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"steps": 1, "model": "tiny"}
+    request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8), **asked)
+    monkeypatch.setattr(suite, "_load", lambda *_: pytest.fail("stopped before that"))
+    job = Job(suite.pipeline, far_eyes, request)
+    told = []
+    for report in job.run():
+        told.append(report)
+        if isinstance(report, Progress) and report.download:
+            job.stop()
+    assert told[-1] is None, "stopped while it came"
+    progress = [one for one in told if isinstance(one, Progress) and one.download]
+    assert "<b>Downloading Far: 0 of 0 MB" in _cards.running(progress[0], 1, None)
+    fake.go_on.set()
+    (before, *reports) = drawn_map(suite.pipeline, far_eyes, request)
+    assert isinstance(before, Progress) and fake.ranges[-1].startswith("bytes=")
+    assert isinstance(reports[-1], np.ndarray) and reports[-1].shape == (512, 512, 3)
+
+
+def test_the_maps_page_shows_what_comes_for_each(
+    fake: FakeHub, suite: Suite, far_eyes: Condition
+) -> None:
+    fake.go_on.set()
+    way = Way(far_eyes.annotator, far_eyes.annotator.preprocessors[0])
+    request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8))
+    *before, sight = look(suite.pipeline, request, [way])
+    assert any(isinstance(one, Progress) and one.download for one in before)
+    assert isinstance(sight, Sight) and sight.control_map is not None
