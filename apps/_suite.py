@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,31 +123,46 @@ class Suite:
             if isinstance(report, GenerationResult):
                 self.measured(report, usual["steps"])
 
-    def _fetch(self, model: str, *controls: str, watch: Callable[[Download], None]) -> None:
-        card = self.store.card(split(model)[0])
-        for control in controls:  # as in _load
-            self.store.require_control(card, control)
+    def _fetch(
+        self,
+        model: str,
+        *controls: str,
+        watch: Callable[[Download], None],
+        few_step: bool = False,
+    ) -> None:
+        noted = self._noted(model, controls, few_step)
         try:
-            self.store.fetch(model, *controls, watch=watch)
+            self.store.fetch(model, *controls, watch=watch, few_step=few_step)
         except SuiteError as error:
-            self._note(model, str(error))
+            self._note(noted, str(error))
             raise
 
-    def _load(self, model: str, *controls: str) -> Networks:
-        card = self.store.card(split(model)[0])
-        for control in controls:  # before anything is noted: other pages lack none of it
-            self.store.require_control(card, control)
-        self._note(model, LOADING)
+    def _load(self, model: str, *controls: str, few_step: bool = False) -> Networks:
+        noted = self._noted(model, controls, few_step)
+        self._note(noted, LOADING)
         try:
-            networks = self.store.load(model, *controls)
+            networks = self.store.load(model, *controls, few_step=few_step)
         except SuiteError as error:
-            self._note(model, str(error))
+            self._note(noted, str(error))
             raise
         except Exception:
-            self._note(model, "The model could not be loaded; the server's log says why.")
+            self._note(noted, "The model could not be loaded; the server's log says why.")
             raise
         self._note(split(model)[0], READY)  # with LoRAs it is the same model
         return networks
+
+    def _noted(self, model: str, controls: Sequence[str], few_step: bool) -> str:
+        """Return what a model's state is noted under: with LoRAs, or for few steps, apart.
+
+        Raises:
+            WeightsMissing: it lacks what others may not need, so that nothing is to be noted.
+        """
+        card = self.store.card(split(model)[0])
+        for control in controls:
+            self.store.require_control(card, control)
+        if few_step:
+            self.store.require_few_step(card)
+        return f"{model} few-step" if few_step else model
 
     def _note(self, model: str, state: str) -> None:
         with self._lock:

@@ -37,6 +37,7 @@ from core.request import (
     KeptControl,
     Progress,
 )
+from core.shortcuts import MODES
 
 LOGGER = logging.getLogger(__name__)
 
@@ -44,10 +45,11 @@ Asked = TypeVar("Asked", bound=ControlRequest)
 
 
 Load = Callable[..., Networks]
-"""(model name or path, *control names) -> networks, loaded and on their device."""
+"""(model name or path, *control names) -> networks, loaded and on their device; with few_step=True
+the model's version for few steps."""
 Fetch = Callable[..., None]
-"""(model name or path, *control names, watch=) brings here what Load would read; `watch` is called
-with a Download now and then, and raises to stop."""
+"""(model name or path, *control names, watch=) brings here what Load would read, few_step=True as
+there; `watch` is called with a Download now and then, and raises to stop."""
 
 LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
@@ -99,7 +101,7 @@ class Pipeline:
             for one, asked in controls:
                 _fetch_preprocessor(_preprocessor(one.annotator, asked), run)
             if self._fetch and not map_only:
-                self._fetch(request.model, *names, watch=run.downloaded)
+                self._fetch(request.model, *names, watch=run.downloaded, **_version(request))
         except Stopped:
             return False
         return True
@@ -157,7 +159,8 @@ class Pipeline:
             run.stop_if_cancelled()
             with self._batcher.admitted(request.model, run.waiting) as stay:
                 with run.stage("load"):
-                    networks = self._load(request.model, *(one.weights for one, _ in controls))
+                    names = [one.weights for one, _ in controls]
+                    networks = self._load(request.model, *names, **_version(request))
                 run.warnings += _prompt_notes(networks, request)
                 diffusion = Diffusion(networks, request, steered_by, run, self._batcher)
                 for batch in batches(seeds, networks.device):
@@ -240,6 +243,11 @@ def _settled_control(request: Asked, annotator: Annotator) -> Asked:
 def image_seeds(seed: int, count: int) -> list[int]:
     """Return each image's seed: seed, seed + 1, ..., starting again at 0 behind the largest."""
     return [(seed + index) % (LARGEST_SEED + 1) for index in range(count)]
+
+
+def _version(request: GenerationRequest) -> dict[str, bool]:
+    """Return what Load and Fetch are told besides names; nothing where the base itself runs."""
+    return {"few_step": True} if MODES[request.mode].few_step else {}
 
 
 def _size(request: GenerationRequest) -> tuple[int, int]:

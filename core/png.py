@@ -23,6 +23,7 @@ from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
 from core.params import controls, restored
 from core.request import ControlRequest, GenerationRequest, GenerationResult
+from core.shortcuts import MODES
 
 SCHEMA = 1
 """Version of the JSON's layout; a reader of a later version still knows the earlier fields."""
@@ -178,6 +179,9 @@ def read_settings(
             settings, more = read(texts[keyword])
             notes += more
             if settings:
+                # Not what the mode decides: who then chooses another has their own settings still.
+                for name in MODES[settings.get("mode", "exact")].settings:
+                    settings.pop(name, None)
                 return settings, notes
     # "prompt" is a plain word that any tool may use; ComfyUI's is JSON.
     if not notes and ("workflow" in texts or texts.get("prompt", "").startswith("{")):

@@ -11,7 +11,7 @@ import numpy as np
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.errors import BadInput
 from core.params import bounded, checked, choice, text, toggle
-from core.shortcuts import MODES
+from core.shortcuts import MODES, PREVIEW_STEPS
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy and torch both take."""
@@ -78,6 +78,9 @@ class ControlRequest:
 class GenerationRequest(ControlRequest):
     """Everything that decides the pictures; its own control is the first, and mostly the only one.
 
+    What its mode decides, as preview does steps, sampler and guidance scale, is put in when it is
+    made: so it says what runs.
+
     Raises:
         BadInput: as ControlRequest.
     """
@@ -109,14 +112,22 @@ class GenerationRequest(ControlRequest):
         "ddim", ("ddim", "lcm"), "Sampler", "lcm is for models and LoRAs made for a few steps."
     )
     mode: str = choice(
-        "exact", tuple(MODES), "Mode", "Fast leaves out work of the later steps: nearly the same."
+        "exact",
+        tuple(MODES),
+        "Mode",
+        "Fast leaves out work of the later steps: nearly the same. Preview makes "
+        f"{PREVIEW_STEPS} steps with lcm and no guidance whatever is set, on the model with a LoRA "
+        "made for that: a draft at once, without a say for the negative prompt.",
     )
     further: tuple[tuple[Condition, ControlRequest], ...] = ()
     """More controls of the same pictures, each with its condition; their residuals are summed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler == "lcm" and self.mode != "exact":
+        decided = MODES[self.mode].settings
+        for name, value in decided.items():
+            object.__setattr__(self, name, value)
+        if self.sampler == "lcm" and self.mode != "exact" and "sampler" not in decided:
             raise BadInput(
                 "The sampler lcm takes few steps already: choose the mode exact with it."
             )
@@ -200,6 +211,9 @@ class GenerationResult:
             "device": self.device,
             "dtype": self.dtype,
             "mode": self.request.mode,
+            "sampler": self.request.sampler,
+            "steps": self.request.steps,
+            "guidance_scale": self.request.guidance_scale,
             "width": self.width,
             "height": self.height,
             "seeds": list(self.seeds),

@@ -1,6 +1,7 @@
-"""Modes: what may be left out of a generation for a small, measured loss (benchmarks/modes.py).
+"""Modes: what may be left out of a generation for a measured loss (benchmarks/modes.py).
 
-The steps differ less and less from each other, so behind the first few, which settle the layout:
+The fast mode shortens the steps. They differ less and less from each other, so behind the first
+few, which settle the layout:
 
 - guidance may end early: the prompt alone then speaks, without the second half of the work
   (Kynkäänniemi et al. 2024, arXiv 2404.07724, find that the late steps do not need it);
@@ -15,8 +16,8 @@ The exact mode takes none of these.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,8 @@ from core.networks import ControlInput, Networks, Residuals
 
 FIRST_STEPS = 4
 """Steps at the beginning that are never shortened; so a run of so few is the exact one."""
+PREVIEW_STEPS = 4
+"""Of the preview mode; LCM-LoRA's authors advise 4, and Diorama's is made for so many."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Shortcuts:
     """Of so many steps asked, the ControlNets run at one."""
     answer_every: int = 1
     """Of so many steps, the networks are asked at one."""
+    few_step: bool = False
+    """Whether the model's few-step version runs: the base with its LCM-LoRA."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request that the mode decides, whatever was asked for."""
 
     def guides(self, step: int, steps: int) -> bool:
         """Tell whether both prompts are asked at a step (from 0)."""
@@ -51,6 +58,10 @@ class Shortcuts:
 MODES = {
     "exact": Shortcuts(),
     "fast": Shortcuts(guidance_until=0.75, control_every=2, answer_every=2),
+    "preview": Shortcuts(
+        few_step=True,
+        settings={"steps": PREVIEW_STEPS, "sampler": "lcm", "guidance_scale": 1.0},
+    ),
 }
 """The named choices of a request."""
 

@@ -1,10 +1,11 @@
 """Lists, fetches and checks models from the shell.
 
 `python -m models list` says what is here and what would be downloaded, `python -m models fetch sd15
-canny depth` downloads a model's base and the named ControlNets, and `python -m models check FILE`
-says what a file or a folder is and where it can be used. `python -m models transfer CONTROL BASE
-SD15 OUT` writes a ControlNet moved from Stable Diffusion 1.5 to a community base. What cannot be
-done is said in one sentence, with exit code 2.
+canny depth` downloads a model's base and the named ControlNets (or `lcm`, what the mode preview
+needs, or `taesd`, a tiny autoencoder for live previews), and `python -m models check FILE` says
+what a file or a folder is and where it can be used. `python -m models transfer CONTROL BASE SD15
+OUT` writes a ControlNet moved from Stable Diffusion 1.5 to a community base. What cannot be done is
+said in one sentence, with exit code 2.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from core.errors import SuiteError, WeightsMissing
 from models import hub, layout, lora
-from models.cards import Card, Source
+from models.cards import EXTRAS, Card, Source
 from models.families import (
     BASE,
     CONTROLNET,
@@ -50,13 +51,18 @@ def list_models(store: Store) -> None:
             print(
                 f"  {control}: {'here' if local else _where(card.controls[control], card.folder)}"
             )
+        for name, use in EXTRAS.items():
+            if _has_extra(store, card, name) and not card.base_of:
+                print(f"  {name}, for the {use}: {_extra(store, card, name)}")
     names = lora.available(store.lora_folder)
     if names:
         print(f"LoRAs, named in a prompt as <lora:NAME:0.8>: {', '.join(names)}")
 
 
-def fetch(store: Store, model: str, controls: list[str]) -> None:
+def fetch(store: Store, model: str, parts: list[str]) -> None:
     """Download what is not here of a model's base and the named ControlNets, and say where it is.
+
+    Among the names may be the extras that it has, `lcm` and `taesd`.
 
     Raises:
         BadInput: there is no such model.
@@ -64,22 +70,29 @@ def fetch(store: Store, model: str, controls: list[str]) -> None:
         WeightsMismatch: a file is damaged or of another family.
     """
     card = store.card(model)
+    extras = [name for name in parts if name in EXTRAS and _has_extra(store, card, name)]
+    controls = [name for name in parts if name not in extras]
     for control in controls:
         store.require_control(card, control)
     sources = [card.base] if card.base and not _has_base(card) else []
     sources += [card.controls[c] for c in controls if store.local_control(card, c) is None]
+    sources += [card.extras[name] for name in extras if store.local_extra(card, name) is None]
     sizes = [size for source in sources for size in hub.to_download(source).values()]
     if sizes:
         files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({hub.amount(sum(sizes))})"
         minutes = max(1, round(sum(sizes) / LINE_SPEED / 60))
         time = f", about {minutes} min at 100 Mbit/s" if sum(sizes) else ""
         print(f"{card.title}: {files} to download{time}.", flush=True)
+    with hub.shell_bar(card.title) as watch:
+        store.fetch(model, *controls, watch=lambda now: watch(now.bytes_here, now.bytes_whole))
     print(f"base: {shown(store.find(model)[0])}")
     for control in controls:
         control_path = store.find(model, control)[1]
         if control_path:
             print(f"{control}: {shown(control_path)}")
-    if not controls and card.controls:
+    for name in extras:
+        print(f"{name}: {shown(store.find_extra(card, name))}")
+    if not parts and card.controls:
         print(f"Its ControlNets are fetched by name: {' '.join(card.control_names())}.")
 
 
@@ -188,6 +201,17 @@ def _has_base(card: Card) -> bool:
     return True
 
 
+def _has_extra(store: Store, card: Card, name: str) -> bool:
+    return name in card.extras or store.local_extra(card, name) is not None
+
+
+def _extra(store: Store, card: Card, name: str) -> str:
+    if store.local_extra(card, name):
+        return "here"
+    source = card.extras[name]
+    return f"{_where(source, card.base_folder)} ({source.licence or 'licence not known'})"
+
+
 def _where(source: Source | None, folder: Path) -> str:
     if source is None:
         return f"missing in {shown(folder)}"
@@ -202,9 +226,9 @@ def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is here, and what would be downloaded")
-    one = commands.add_parser("fetch", help="download a model's base and the named ControlNets")
+    one = commands.add_parser("fetch", help="download a model's base, its ControlNets and extras")
     one.add_argument("model", metavar="NAME")
-    one.add_argument("controls", metavar="CONTROL", nargs="*")
+    one.add_argument("parts", metavar="CONTROL", nargs="*", help="or lcm, taesd")
     one = commands.add_parser("check", help="say what a file or a folder is")
     one.add_argument("path", metavar="PATH", type=Path)
     one = commands.add_parser("transfer", help="move a ControlNet to a community base")
@@ -218,7 +242,7 @@ def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
         if given.command == "list":
             list_models(store)
         elif given.command == "fetch":
-            fetch(store, given.model, given.controls)
+            fetch(store, given.model, given.parts)
         elif given.command == "transfer":
             transfer(store, given.control, given.base, given.sd15, given.out)
         else:

@@ -3,6 +3,8 @@
 A card is `models/<name>.toml`; the folder `models/<name>/` beside it holds what is kept locally, in
 diffusers' layout, with each ControlNet as a folder `controlnet/<control>/` (a diffusers folder, or
 one weights file of any name) or as a single file `controlnet/<control>.safetensors` (.pth, .ckpt).
+In the same two ways it may hold the extras of a base: `lcm`, the LoRA that the mode preview merges
+in, and `taesd`, a tiny autoencoder that decodes the pictures shown while sampling.
 A card that only brings other ControlNets for a base says `base_of = "<name of that base's card>"`.
 """
 
@@ -18,8 +20,12 @@ CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHANNEL_ORDERS = ("", "rgb", "bgr")
 INHERITED = ("prompts", "min_resolution", "max_resolution", "defaults")
 """What a card takes over from the card of its base where it says nothing itself."""
-BASE_ONLY = ("base", "preview_matrix")
+BASE_ONLY = ("base", "preview_matrix", "extras")
 """What belongs to the base, so that only its own card may say it."""
+
+LCM, TAESD = "lcm", "taesd"
+EXTRAS = {LCM: "mode preview", TAESD: "live preview"}
+"""What may stand beside a base, and what it is for."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,18 @@ class Card:
     """Where the base comes from when it is not here."""
     controls: Mapping[str, Source] = field(default_factory=dict)
     """Where each ControlNet comes from when it is not here."""
+    extras: Mapping[str, Source] = field(default_factory=dict)
+    """Where each of EXTRAS comes from when it is not here."""
     file: Path | None = None
     """The single-file base, where a user's checkpoint stands in for the card's own."""
 
     def local_control(self, control: str) -> Path | None:
         """Return the folder or file of a ControlNet kept beside this model."""
         return find_control(self.folder, control)
+
+    def local_extra(self, name: str) -> Path | None:
+        """Return the folder or file of one of EXTRAS kept beside the base."""
+        return find_network(self.base_folder, name)
 
     def has_control(self, control: str) -> bool:
         """Tell whether this model knows where to find the named ControlNet."""
@@ -115,15 +127,19 @@ class Card:
 
 def find_control(model: Path, control: str) -> Path | None:
     """Return the folder or file of a ControlNet kept in a model's folder."""
-    folder = model / "controlnet"
-    if (folder / control / "config.json").is_file():
-        return folder / control
-    files = [f for f in (folder / control).glob("*") if f.suffix in CONTROL_SUFFIXES]
+    return find_network(model / "controlnet", control)
+
+
+def find_network(folder: Path, name: str) -> Path | None:
+    """Return the folder or file that a network is kept in: `name`/, or `name` with a suffix."""
+    if (folder / name / "config.json").is_file():
+        return folder / name
+    files = [f for f in (folder / name).glob("*") if f.suffix in CONTROL_SUFFIXES]
     if len(files) == 1:
         return files[0]
     for suffix in CONTROL_SUFFIXES:
-        if (folder / f"{control}{suffix}").is_file():
-            return folder / f"{control}{suffix}"
+        if (folder / f"{name}{suffix}").is_file():
+            return folder / f"{name}{suffix}"
     return None
 
 
@@ -146,9 +162,12 @@ def read_card(path: Path) -> Card:
         facts["prompts"] = tuple(map(str, facts["prompts"]))
         if "base" in facts:
             facts["base"] = _source(facts["base"], path)
-        facts["controls"] = {
-            name: _source(source, path) for name, source in facts.get("controls", {}).items()
-        }
+        for kind in ("controls", "extras"):
+            facts[kind] = {
+                name: _source(source, path) for name, source in facts.get(kind, {}).items()
+            }
+        for name in facts["extras"].keys() - EXTRAS.keys():
+            raise ValueError(f"there is no extra '{name}', it must be {' or '.join(EXTRAS)}")
     except (TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"The model card {path.name} has a malformed value: {error}.") from error
     return Card(name=path.stem, folder=path.with_suffix(""), base_folder=base_folder, **facts)

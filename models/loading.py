@@ -41,6 +41,8 @@ class Base:
     scheduler_config: dict[str, Any]
     preview_matrix: Tensor
     """Fitted to this autoencoder; see models.networks.fit_preview."""
+    taesd: nn.Module | None = None
+    """A tiny autoencoder of the same latents, where one is here."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,17 @@ def load_control(path: Path, unet: Any, form: Format, channel_order: str = "") -
         # Set, not turned over: right whether the folder's config says the same, or nothing.
         network.register_to_config(controlnet_conditioning_channel_order=channel_order)
     return form.place(network)
+
+
+def load_taesd(path: Path, form: Format) -> nn.Module:
+    """Load a tiny autoencoder, from diffusers' folder or as one file in its names.
+
+    Raises:
+        WeightsMismatch: the weights do not fill the network, or their config.
+    """
+    if path.is_dir():
+        return form.place(_from_folder(AutoencoderTiny, path, form))
+    return form.place(_fill(AutoencoderTiny(), read_state(path), path))
 
 
 def _load_control_network(path: Path, unet: Any, form: Format) -> Any:

@@ -51,7 +51,7 @@ class Lora:
     """A LoRA that is here, and how strongly it is asked for."""
 
     tag: str
-    """As in the prompt."""
+    """As in the prompt; empty for one that a mode brings."""
     name: str
     weight: float
     path: Path

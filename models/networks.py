@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
@@ -62,6 +63,8 @@ class DiffusersNetworks:
     dtype: torch.dtype
     loras: tuple[str, ...] = ()
     """Tags of the LoRAs that are merged in; in a prompt they are not read as words."""
+    taesd: nn.Module | None = None
+    """A tiny autoencoder of the same latents, for previews alone; without one the matrix serves."""
 
     def __post_init__(self) -> None:
         self._forward = Forward(self.unet, self.controlnets)
@@ -194,7 +197,13 @@ class DiffusersNetworks:
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> Tensor:
-        """Return pictures (B, 3, h, w) in [-1, 1], one pixel per latent cell."""
+        """Return pictures (B, 3, h, w) in [-1, 1], one pixel per latent cell.
+
+        With a tiny autoencoder they are half as large as the result.
+        """
+        if self.taesd is not None:
+            pictures = decode(self.taesd, latents.to(self.device), self.dtype)
+            return functional.avg_pool2d(pictures, 2).clamp(-1, 1)
         matrix = self.preview_matrix.to(latents.device)
         weights, bias = matrix[: self.latent_channels], matrix[self.latent_channels :].sum(0)
         pictures = torch.einsum("bchw,cr->brhw", latents.float(), weights)
@@ -210,6 +219,7 @@ class DiffusersNetworks:
             unet=copy.deepcopy(self.unet).float(),
             vae=copy.deepcopy(self.vae).float(),
             controlnets={name: copy.deepcopy(n).float() for name, n in self.controlnets.items()},
+            taesd=copy.deepcopy(self.taesd).float() if self.taesd is not None else None,
             dtype=torch.float32,
         )
 

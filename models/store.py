@@ -1,7 +1,8 @@
 """Turns a model's name, or the path of a checkpoint, into loaded networks.
 
 One base is kept at a time, and shared by the cards that use it: choosing another drops it, while a
-running request keeps what it was given. Beside it stands at most one version of it with LoRAs.
+running request keeps what it was given. Beside it stands at most one version of it with LoRAs, of
+which the few-step version of the mode preview is one, so that going to and fro reads nothing anew.
 ControlNets are kept, the least recently used dropped first. Loading is safe from any thread.
 """
 
@@ -24,6 +25,9 @@ from models import hub, layout, lora
 from models.cards import (
     CHANNEL_ORDERS,
     CONTROL_SUFFIXES,
+    EXTRAS,
+    LCM,
+    TAESD,
     Card,
     Source,
     find_control,
@@ -41,7 +45,7 @@ from models.families import (
 from models.networks import DiffusersNetworks
 
 if TYPE_CHECKING:
-    from models.loading import Base
+    from models.loading import Base, Format
 
 __all__ = ["Card", "Store", "choose_device"]
 
@@ -164,7 +168,13 @@ class Store:
             layout.inspect_control(control_path, unet_config)
         return base_path, control_path
 
-    def fetch(self, model: str, *controls: str, watch: Callable[[Download], None]) -> None:
+    def fetch(
+        self,
+        model: str,
+        *controls: str,
+        watch: Callable[[Download], None],
+        few_step: bool = False,
+    ) -> None:
         """Bring here what `load` would fetch, all of it measured together.
 
         `watch` is called with what has come, unless nothing is missing; what it raises, rises.
@@ -176,7 +186,10 @@ class Store:
         card = self.card(lora.split(model)[0])
         for control in controls:
             self.require_control(card, control)
-        wanted = [one for one in self._sources(card, controls) if hub.to_download(one[0])]
+        if few_step:
+            self.require_few_step(card)
+        sources = self._sources(card, controls, [LCM] if few_step else [])
+        wanted = [one for one in sources if hub.to_download(one[0])]
         sizes = [sum(hub.to_download(source).values()) for source, _, _ in wanted]
         for index, (source, title, place) in enumerate(wanted):
 
@@ -186,8 +199,10 @@ class Store:
 
             hub.fetch(source, title, place, told)
 
-    def _sources(self, card: Card, controls: Iterable[str]) -> list[tuple[Source, str, Path]]:
-        """Return where the base and ControlNets come from that are not kept here.
+    def _sources(
+        self, card: Card, controls: Iterable[str], extras: Iterable[str] = ()
+    ) -> list[tuple[Source, str, Path]]:
+        """Return where the base, ControlNets and extras come from that are not kept here.
 
         With what each is called, and the folder for who fills it by hand.
         """
@@ -199,7 +214,9 @@ class Store:
                 place = card.folder / "controlnet" / control
                 title = f"{card.title}'s {control} control"
                 found.append((card.controls[control], title, place))
-        return found
+        return found + [
+            self._extra_source(card, one) for one in extras if self.local_extra(card, one) is None
+        ]
 
     def require_control(self, card: Card, control: str) -> None:
         """Refuse a ControlNet that a model does not know.
@@ -213,6 +230,43 @@ class Store:
                 f"{card.title} has no ControlNet '{control}' (it has: {known}): choose another "
                 f"model, or put one into {shown(card.folder / 'controlnet' / control)}."
             )
+
+    def require_few_step(self, card: Card) -> None:
+        """Refuse the mode preview for a model that has no LoRA for it.
+
+        Raises:
+            WeightsMissing: there is none, here or in its card.
+        """
+        if LCM not in card.extras and self.local_extra(card, LCM) is None:
+            raise WeightsMissing(
+                f"{card.title} has no LCM-LoRA, which the mode preview needs: choose another mode, "
+                f"or put one at {shown(card.base_folder / LCM)}.safetensors."
+            )
+
+    def local_extra(self, card: Card, name: str) -> Path | None:
+        """Return the folder or file of one of EXTRAS that is kept here.
+
+        A Stable Diffusion 1.x of the user's own that has none takes that kept for the card's base.
+        """
+        local, sd1 = card.local_extra(name), self._cards.get(SD1_CARD)
+        if local or sd1 is None or name not in card.extras or card.extras != sd1.extras:
+            return local
+        return sd1.local_extra(name)
+
+    def find_extra(self, card: Card, name: str) -> Path:
+        """Return where one of EXTRAS that the card knows is, fetched where it is not here.
+
+        Raises:
+            WeightsMissing: it cannot be fetched.
+        """
+        local = self.local_extra(card, name)
+        if local:
+            return local
+        source, title, place = self._extra_source(card, name)
+        return hub.fetch(source, title, place) / source.single_file
+
+    def _extra_source(self, card: Card, name: str) -> tuple[Source, str, Path]:
+        return card.extras[name], f"{card.title}'s {EXTRAS[name]}", card.base_folder / name
 
     def local_control(self, card: Card, control: str) -> Path | None:
         """Return the folder or file of a ControlNet that is here: the user's own before the card's.
@@ -235,11 +289,12 @@ class Store:
                 return card.file
         return card.local_control(control)
 
-    def load(self, model: str, *controls: str) -> DiffusersNetworks:
+    def load(self, model: str, *controls: str, few_step: bool = False) -> DiffusersNetworks:
         """Return the model's networks, with the ControlNets that are named.
 
-        LoRA tags may follow its name: "sd15 <lora:style:0.8>". Files are checked before anything is
-        built from them. Waits while another thread loads.
+        LoRA tags may follow its name: "sd15 <lora:style:0.8>"; `few_step` asks for its version for
+        few steps, with its LCM-LoRA too. Files are checked before anything is built from them.
+        Waits while another thread loads.
 
         Raises:
             BadInput: there is no such model, or a LoRA's weight is no number.
@@ -248,6 +303,8 @@ class Store:
         """
         model, tags = lora.split(model)
         card, loras = self.card(model), lora.find(tags, self.lora_folder)
+        if few_step:
+            loras = (*loras, self._lcm(card))
         ready = (card.name, loras, controls)
         with self._lock:
             if ready in self._ready:
@@ -268,6 +325,25 @@ class Store:
             if len(self._ready) > KEPT_READY:
                 self._ready.popitem(last=False)
             return networks
+
+    def _lcm(self, card: Card) -> lora.Lora:
+        """Return the LoRA of the few-step version, which no tag names; fetched if not here.
+
+        Raises:
+            WeightsMissing: there is none, or it cannot be fetched.
+        """
+        self.require_few_step(card)
+        path = self.find_extra(card, LCM)
+        return lora.Lora("", LCM, 1.0, path, path.stat().st_mtime_ns)
+
+    def _with_taesd(self, card: Card, base: "Base", form: "Format") -> "Base":
+        """Return the base with a tiny autoencoder for live previews, where one is here."""
+        from models import loading  # noqa: PLC0415 - as in _build
+
+        source = card.extras.get(TAESD)
+        if self.local_extra(card, TAESD) is None and (source is None or hub.to_download(source)):
+            return base
+        return replace(base, taesd=loading.load_taesd(self.find_extra(card, TAESD), form))
 
     def _card_of_path(self, path: Path) -> Card:
         own = path.with_suffix(".toml")
@@ -365,13 +441,16 @@ class Store:
         if self._base is None or self._base[0] != base_path:
             self._base = self._merged = None  # dropped before the next is loaded: two may not fit
             self._forget()
-            self._base = (base_path, loading.load_base(base_path, card.base_folder, form))
+            base = loading.load_base(base_path, card.base_folder, form)
+            self._base = (base_path, self._with_taesd(card, base, form))
         base = self._base[1]
         text_encoder, unet = self._with_loras(base, loras)
         hashes = {
             part: self._hash(files) for part, files in layout.weights_files(base_path).items()
         }
-        hashes |= {f"lora {one.name}": self._hash([one.path]) for one in loras}
+        hashes |= {
+            f"lora {one.name}" if one.tag else one.name: self._hash([one.path]) for one in loras
+        }
         controlnets = {}
         for control, key in keys.items():
             control_path, order = key
@@ -388,8 +467,9 @@ class Store:
         preview_matrix = base.preview_matrix
         if card.preview_matrix:
             preview_matrix = torch.tensor(card.preview_matrix, device=self.device)
+        tags = tuple(one.tag for one in loras if one.tag)
         return DiffusersNetworks(
-            name=" ".join([card.name, *(one.tag for one in loras)]),
+            name=" ".join([card.name, *tags]),
             tokenizer=base.tokenizer,
             text_encoder=text_encoder,
             unet=unet,
@@ -400,7 +480,8 @@ class Store:
             hashes=hashes,
             device=self.device,
             dtype=self.dtype,
-            loras=tuple(one.tag for one in loras),
+            loras=tags,
+            taesd=base.taesd,
         )
 
     def _with_loras(self, base: "Base", loras: Loras) -> tuple[nn.Module, nn.Module]:

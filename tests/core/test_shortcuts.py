@@ -1,9 +1,14 @@
-"""What the fast mode leaves out, counted, and that it is nearly the same picture."""
+"""What the fast mode leaves out, counted, and that it is nearly the same; what preview decides."""
+
+import io
+import json
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from core.errors import BadInput
 from core.networks import ControlInput
@@ -11,7 +16,14 @@ from core.pipeline import Pipeline
 from core.png import read_settings, save_png
 from core.request import GenerationRequest
 from core.sampling import denoise, seeded_noise
-from core.shortcuts import FIRST_STEPS, MODES, Foretelling, KeptResiduals, Shortcuts
+from core.shortcuts import (
+    FIRST_STEPS,
+    MODES,
+    PREVIEW_STEPS,
+    Foretelling,
+    KeptResiduals,
+    Shortcuts,
+)
 
 
 def ask(image, **settings):
@@ -122,7 +134,8 @@ def test_the_fast_mode_asks_less_and_makes_nearly_the_same(pipeline, condition, 
 
 def test_few_steps_are_made_exactly_in_any_mode(pipeline, condition, image):
     exact, fast = (
-        pipeline.generate(condition, ask(image, steps=FIRST_STEPS, mode=mode)) for mode in MODES
+        pipeline.generate(condition, ask(image, steps=FIRST_STEPS, mode=mode))
+        for mode in ("exact", "fast")
     )
     assert np.array_equal(exact.images[0], fast.images[0])
 
@@ -151,5 +164,83 @@ def test_a_file_remembers_its_mode(pipeline, condition, image, tmp_path):
 
 
 def test_an_unknown_mode_is_refused(image):
-    with pytest.raises(BadInput, match="Mode must be one of: exact, fast"):
+    with pytest.raises(BadInput, match="Mode must be one of: exact, fast, preview"):
         ask(image, mode="turbo")
+
+
+def test_preview_decides_what_runs_whatever_was_asked(image):
+    asked = {"steps": 50, "sampler": "ddim", "guidance_scale": 9.0}
+    request = ask(image, mode="preview", **asked)
+    ran = (request.steps, request.sampler, request.guidance_scale)
+    assert ran == (PREVIEW_STEPS, "lcm", 1.0)
+    assert ask(image, mode="preview", steps=100, sampler="lcm").steps == PREVIEW_STEPS
+    with pytest.raises(BadInput, match="Steps is 0"):
+        ask(image, mode="preview", steps=0)
+
+
+@pytest.fixture
+def lcm(networks):
+    """A pipeline whose networks know the sampler lcm, and what it asks to be fetched and loaded."""
+    ddim, told = networks.make_scheduler("ddim"), []
+    networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim.config)
+
+    def load(*names, **version):
+        told.append(("load", names, version))
+        return networks
+
+    def fetch(*names, watch, **version):
+        told.append(("fetch", names, version))
+
+    return Pipeline(load, fetch=fetch), told
+
+
+def test_only_preview_asks_for_the_few_step_version(lcm, condition, image, networks):
+    pipeline, told = lcm
+    for mode, version in (("exact", {}), ("preview", {"few_step": True}), ("fast", {})):
+        request = ask(image, mode=mode)
+        assert pipeline.fetch(condition, request)
+        networks.calls.clear()
+        result = pipeline.generate(condition, request)
+        names = ("diorama", "weights-name")
+        assert told == [("fetch", names, version), ("load", names, version)]
+        told.clear()
+    assert result.warnings == ()
+
+
+def test_a_preview_says_what_ran_and_is_made_again_from_its_file(
+    lcm, condition, image, networks, tmp_path
+):
+    pipeline, _ = lcm
+    steps = []
+    result = pipeline.generate(
+        condition, ask(image, mode="preview"), lambda progress: steps.append(progress.steps)
+    )
+    assert len(networks.calls) == PREVIEW_STEPS == max(steps)
+    assert all(len(text) == 1 for _, text, _ in networks.calls), "no negative half"
+    report = result.report()
+    told = [report[name] for name in ("mode", "sampler", "steps", "guidance_scale")]
+    assert told == ["preview", "lcm", PREVIEW_STEPS, 1.0]
+    save_png(tmp_path / "out.png", result.images[0], result, 0)
+    text = Image.open(tmp_path / "out.png").text
+    assert "Steps: 4, Sampler: LCM, CFG scale: 1, " in text["parameters"]
+    assert ", Mode: preview, " in text["parameters"]
+    assert json.loads(text["controlloop"])["request"]["steps"] == PREVIEW_STEPS
+    fields, notes = read_settings(tmp_path / "out.png", condition)
+    # The sliders stay where they are, for who chooses another mode afterwards.
+    assert fields["mode"] == "preview" and notes == []
+    assert not fields.keys() & {"steps", "sampler", "guidance_scale"}
+    params = condition.annotator.params(**fields.pop("params"))
+    again = pipeline.generate(condition, GenerationRequest(image, params=params, **fields))
+    assert np.array_equal(again.images[0], result.images[0])
+    assert again.request.seed == result.request.seed
+
+
+def test_other_tools_line_of_a_preview_is_read_alike(image):
+    line = "a cat\nSteps: 4, Sampler: LCM, CFG scale: 1, Seed: 1, Size: 256x256, Mode: preview"
+    info = PngInfo()
+    info.add_text("parameters", line)
+    memory = io.BytesIO()
+    Image.fromarray(image).save(memory, "PNG", pnginfo=info)
+    fields, notes = read_settings(memory.getvalue())
+    assert fields["mode"] == "preview" and notes == [] and "sampler" not in fields
+    assert ask(image, **fields).sampler == "lcm"
