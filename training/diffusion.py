@@ -42,6 +42,7 @@ class NoisyTarget:
         self.noisy = scheduler.add_noise(latents, noise, self.timesteps)
         self._wanted = scheduler.get_velocity(latents, noise, self.timesteps)
         alpha = scheduler.alphas_cumprod.to(latents.device)[self.timesteps]
+        self._alpha = alpha.reshape(-1, 1, 1, 1)
         snr = alpha / (1 - alpha)
         # In terms of the picture a plain v loss weighs SNR + 1 (Salimans & Ho 2022), and Hang et
         # al. 2023 ("Min-SNR") cap it where noise is low. Their own weight, SNR alone, all but
@@ -53,3 +54,7 @@ class NoisyTarget:
         error = (found.float() - self._wanted).square().mean((1, 2, 3))
         loss: Tensor = (self._weight * error).sum() / self._weight.sum()
         return loss
+
+    def clean(self, found: Tensor) -> Tensor:
+        """The latents (B, 4, h, w) that a v prediction takes for the clean ones."""
+        return self._alpha.sqrt() * self.noisy - (1 - self._alpha).sqrt() * found.float()

@@ -6,7 +6,9 @@ All five are learned at once from the exact truth that the renderer kept (`train
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -26,6 +28,7 @@ from training.world import ADE20K
 BLOB = 1.5  # standard deviation of a joint's place, in cells
 REACH = 2  # cells around a joint in which the way to its neck is taught
 JOINT_WEIGHT = 40.0  # a joint covers a thousandth of the picture
+JOINT_SEEN = 0.3  # of a network's answer: from here on there is a joint
 
 
 def joint_targets(keypoints: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,12 +55,28 @@ def joint_targets(keypoints: np.ndarray, side: int) -> tuple[np.ndarray, np.ndar
     return places, offset, known
 
 
+@dataclass(frozen=True)
 class Targets:
-    """What the network should say about some pictures, as tensors."""
+    """What the network should say about some pictures: `Seen`, settled, (B, C, side, side)."""
 
-    def __init__(
-        self, truth: dict[str, np.ndarray], rows: np.ndarray, classes: list[int], device: str
-    ) -> None:
+    edges: Tensor
+    """In 0..1."""
+    depth: Tensor
+    normal: Tensor
+    classes: Tensor
+    """(B, side, side) int64, numbers among the network's own classes."""
+    joints: Tensor
+    """In 0..1."""
+    offset: Tensor
+    known: Tensor
+    """One channel: 1 where there is an offset."""
+
+    @classmethod
+    def from_truth(
+        cls, truth: dict[str, np.ndarray], rows: np.ndarray, classes: list[int], device: str
+    ) -> Self:
+        """What the renderer kept of these scenes says."""
+
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
@@ -65,15 +84,32 @@ class Targets:
         joints = [joint_targets(people, side) for people in truth["keypoints"][rows]]
         number = np.zeros(256, np.int64)
         number[classes] = range(len(classes))
-        self.edges = tensor(truth["edges"][rows][:, None]).float() / 255
-        self.depth = tensor(truth["depth"][rows][:, None].astype(np.float32) / 65535)
-        self.normal = tensor(truth["normal"][rows].transpose(0, 3, 1, 2)).float() / 127
+        normal = tensor(truth["normal"][rows].transpose(0, 3, 1, 2)).float() / 127
         # The sky has no surface; in maps it faces the camera, as whatever has no direction does.
-        self.normal[:, 2][self.normal.square().sum(1) == 0] = 1
-        self.classes = tensor(number[truth["classes"][rows]])
-        self.joints = tensor(np.stack([places for places, _, _ in joints]))
-        self.offset = tensor(np.stack([offset for _, offset, _ in joints]))
-        self.known = tensor(np.stack([known for _, _, known in joints]))[:, None]
+        normal[:, 2][normal.square().sum(1) == 0] = 1
+        return cls(
+            edges=tensor(truth["edges"][rows][:, None]).float() / 255,
+            depth=tensor(truth["depth"][rows][:, None].astype(np.float32) / 65535),
+            normal=normal,
+            classes=tensor(number[truth["classes"][rows]]),
+            joints=tensor(np.stack([places for places, _, _ in joints])),
+            offset=tensor(np.stack([offset for _, offset, _ in joints])),
+            known=tensor(np.stack([known for _, _, known in joints]))[:, None],
+        )
+
+    @classmethod
+    def from_seen(cls, seen: Seen) -> Self:
+        """What a network said of other pictures, taken as the truth."""
+        joints = seen.joints.sigmoid()
+        return cls(
+            edges=seen.edges.sigmoid(),
+            depth=seen.depth,
+            normal=seen.normal,
+            classes=seen.classes.argmax(1),
+            joints=joints,
+            offset=seen.offset,
+            known=(joints.amax(1, keepdim=True) > JOINT_SEEN).float(),
+        )
 
     def losses(self, seen: Seen) -> dict[str, Tensor]:
         """Named losses of what was seen, each around one for a network that guesses."""
@@ -132,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = rng.integers(0, len(data), batch)
         if len(peopled):  # joints are the hardest to learn: half of the pictures have some
             rows[: batch // 2] = rng.choice(peopled, batch // 2)
-        targets = Targets(truth, rows, classes, options.device)
+        targets = Targets.from_truth(truth, rows, classes, options.device)
         pictures = pixels(data.batch(rows.tolist()), options.device)
         # Other cameras and lights than the world's own: what is seen must not depend on them.
         gain = torch.from_numpy(rng.uniform(0.75, 1.25, (batch, 3, 1, 1))).to(pictures)

@@ -5,7 +5,11 @@
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models": copied
 encoder, zero convolutions, half the prompts emptied. Data, loss and loop are apart: any `Examples`
-will do for data, so a user's own folder trains the same way as Diorama's scenes.
+will do for data, so a user's own folder trains the same way as Diorama's scenes. A trained
+ControlNet is tuned as ControlNet++ does it, `training.reward`, with `--start` and `--reward`:
+
+    python -m training.train_control --condition seg --start models/diorama/controlnet/seg \
+        --reward classes --minutes 8
 """
 
 import argparse
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
-from annotators._network import seen_together
+from annotators._network import load_network, seen_together
 from core.condition import Annotator, ControlMap
 from core.images import resize, resize_map
 from core.params import Bounds, controls
@@ -30,6 +34,7 @@ from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
 from training.grounding import Grounding, WatchedAttention
 from training.loop import add_run_options, run_from, train
+from training.reward import KINDS, Reward
 from training.train_base import GROUNDING, cached_latents, contact_sheet, sample, tokens
 from training.weights import save_module
 
@@ -37,6 +42,8 @@ HINT_CHANNELS = (16, 16, 32, 64)  # of the encoder that brings the map to the la
 MAPS_TRIED = 96  # to see whether many of a condition's maps are empty
 OFTEN_EMPTY = 0.1  # from this share on, the rows with a map are sought and chosen
 ANY_MAP = 0.125  # of the examples are chosen from all rows all the same: empty maps must be known
+REWARDED = 3  # of so many examples one is decoded and looked at: that costs more than all else
+REWARD_WEIGHT = 0.5
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 
 
@@ -165,6 +172,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--start", type=Path, default=None, help="an earlier --save to go on from")
     parser.add_argument(
+        "--reward",
+        nargs="+",
+        default=[],
+        choices=KINDS,
+        help="what the annotator must see again, to tune a trained ControlNet",
+    )
+    parser.add_argument(
         "--save", type=Path, default=None, help="folder to write the finished ControlNet to"
     )
     options = parser.parse_args(arguments)
@@ -210,6 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
     # Before its decoder the frozen network has not heard of the map and cannot be taught.
     attention = WatchedAttention(*([unet.up_blocks, control] if grounding else []))
 
+    watched = options.reward
+    reward = Reward(vae, load_network().to(device), watched) if watched else None
+
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
@@ -231,12 +248,19 @@ def main(arguments: list[str] | None = None) -> None:
                 mid_block_additional_residual=middle,
             ).sample
         drawn = target.loss(found)
+        losses = {"loss": drawn, "drawn": drawn}
+        if reward:
+            some = slice(step % REWARDED, None, REWARDED)  # at all noise levels: they are in order
+            clean = target.clean(found)[some]
+            losses["seen"] = reward.loss(clean, data.batch(rows[some].tolist()))
+            losses["loss"] = losses["loss"] + REWARD_WEIGHT * losses["seen"]
         if grounding is None:
-            return {"loss": drawn}
+            return losses
         where = torch.where(emptied[..., None], 0, grounding.places[rows]).to(device)
         which = torch.where(emptied, 0, grounding.words[rows]).to(device)
-        bound = attention.loss(which, where)
-        return {"loss": drawn + GROUNDING * bound, "drawn": drawn, "bound": bound}
+        losses["bound"] = attention.loss(which, where)
+        losses["loss"] = losses["loss"] + GROUNDING * losses["bound"]
+        return losses
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
         chosen = list(range(min(8, len(data))))

@@ -126,6 +126,20 @@ def test_training_resumes(trained, capsys):
     assert "resumed at step 2" in capsys.readouterr().out
 
 
+def test_a_reward_tunes_a_trained_controlnet(trained, tmp_path):
+    model = trained / "models" / "diorama"
+    before, saved = model / "controlnet" / "canny", tmp_path / "tuned"
+    short = ["--steps", "2", "--batch", "4", "--size", "64", "--device", "cpu"]
+    places = ["--data", str(trained / "scenes"), "--base", str(model), "--out", str(tmp_path)]
+    tuning = ["--start", str(before), "--reward", "edges", "classes", "--save", str(saved)]
+    train_control.main([*short, *places, *tuning])
+    file = "diffusion_pytorch_model.safetensors"
+    first, then = load_file(before / file), load_file(saved / file)
+    assert any(not torch.equal(first[name], then[name]) for name in first)
+    with pytest.raises(SystemExit):
+        train_control.main([*short, *places, "--reward", "colour"])
+
+
 def test_a_folder_of_ones_own_trains(trained, tmp_path):
     rng = np.random.default_rng(0)
     lines = []

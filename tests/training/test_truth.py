@@ -74,7 +74,7 @@ def test_offsets_lead_to_the_neck():
 def test_a_perfect_answer_costs_less_than_a_guess(truth):
     arrays = truth_arrays(truth)
     classes = sorted(ADE20K.values())
-    targets = Targets(arrays, np.array([0, 1]), classes, "cpu")
+    targets = Targets.from_truth(arrays, np.array([0, 1]), classes, "cpu")
     sky = (arrays["normal"] == 0).all(-1)
     assert sky.any() and torch.all(targets.normal.permute(0, 2, 3, 1)[sky] == torch.eye(3)[2])
     right = torch.nn.functional.one_hot(targets.classes, len(classes)).permute(0, 3, 1, 2) * 20.0

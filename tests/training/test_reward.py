@@ -1,0 +1,57 @@
+"""What an annotator sees in a foretold picture, as a loss."""
+
+import numpy as np
+import pytest
+import torch
+
+from annotators._network import SceneAnnotator
+from training.diffusion import NoisyTarget, make_scheduler
+from training.reward import Reward
+from training.train_autoencoder import make_autoencoder
+
+KINDS = ["edges", "depth", "normal", "classes", "joints", "offset"]
+
+
+def test_the_true_velocity_foretells_the_clean_latents():
+    scheduler, latents = make_scheduler(), torch.randn(8, 4, 4, 4)
+    target = NoisyTarget(scheduler, latents, torch.Generator().manual_seed(0))
+    assert torch.allclose(target.clean(target._wanted), latents, atol=1e-4)
+    # A velocity that is off is off most where there is most noise: sqrt(1 - alpha) times as much.
+    error = (target.clean(target._wanted + 1) - latents).mean((1, 2, 3))
+    share = (1 - scheduler.alphas_cumprod[target.timesteps]).sqrt()
+    assert torch.allclose(-error, share, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def seen_by():
+    torch.manual_seed(0)
+    annotator = SceneAnnotator(tuple(range(5)), (8, 16, 16))
+    for layer in annotator.modules():  # a fresh head hardly tells pictures apart
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data *= 2
+    vae = make_autoencoder()
+    latents = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        drawn = vae.decoder(latents).clamp(-1, 1).permute(0, 2, 3, 1) * 127.5 + 127.5
+    return vae, annotator, latents, drawn.round().byte().numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_agrees_with_itself_more_than_with_another(seen_by, kind):
+    vae, annotator, latents, pictures = seen_by
+    reward = Reward(vae, annotator, [kind])
+    if kind == "offset":  # where no joint is seen, there is none to compare
+        annotator.head[-1].bias.data[-20:-2] += 5
+    same = reward.loss(latents, pictures)
+    assert float(same) < float(reward.loss(latents, np.ascontiguousarray(pictures[:, ::-1])))
+    assert float(same) < float(reward.loss(latents, np.full_like(pictures, 255)))
+
+
+def test_the_loss_moves_the_latents_and_nothing_frozen(seen_by):
+    vae, annotator, latents, pictures = seen_by
+    moved = latents.clone().requires_grad_(True)
+    reward = Reward(vae, annotator, KINDS)
+    reward.loss(moved, 255 - pictures).backward()
+    assert float(moved.grad.abs().min()) > 0
+    assert not any(p.requires_grad for p in [*vae.decoder.parameters(), *annotator.parameters()])
+    assert all(p.grad is None for p in [*vae.decoder.parameters(), *annotator.parameters()])
