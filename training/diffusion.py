@@ -57,4 +57,5 @@ class NoisyTarget:
 
     def clean(self, found: Tensor) -> Tensor:
         """The latents (B, 4, h, w) that a v prediction takes for the clean ones."""
-        return self._alpha.sqrt() * self.noisy - (1 - self._alpha).sqrt() * found.float()
+        clean: Tensor = self._alpha.sqrt() * self.noisy - (1 - self._alpha).sqrt() * found.float()
+        return clean

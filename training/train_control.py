@@ -43,7 +43,6 @@ MAPS_TRIED = 96  # to see whether many of a condition's maps are empty
 OFTEN_EMPTY = 0.1  # from this share on, the rows with a map are sought and chosen
 ANY_MAP = 0.125  # of the examples are chosen from all rows all the same: empty maps must be known
 REWARDED = 3  # of so many examples one is decoded and looked at: that costs more than all else
-REWARD_WEIGHT = 0.5
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 
 
@@ -178,6 +177,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         choices=KINDS,
         help="what the annotator must see again, to tune a trained ControlNet",
     )
+    parser.add_argument("--reward-weight", type=float, default=0.5, help="beside the diffusion's")
     parser.add_argument(
         "--save", type=Path, default=None, help="folder to write the finished ControlNet to"
     )
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
             some = slice(step % REWARDED, None, REWARDED)  # at all noise levels: they are in order
             clean = target.clean(found)[some]
             losses["seen"] = reward.loss(clean, data.batch(rows[some].tolist()))
-            losses["loss"] = losses["loss"] + REWARD_WEIGHT * losses["seen"]
+            losses["loss"] = losses["loss"] + options.reward_weight * losses["seen"]
         if grounding is None:
             return losses
         where = torch.where(emptied[..., None], 0, grounding.places[rows]).to(device)
