@@ -23,6 +23,7 @@ from core.errors import BadInput, SuiteError
 from core.images import SUFFIXES, fit_size, read_image, resize
 from core.params import controls
 from core.request import GenerationRequest
+from models.hub import shell_bar
 
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
 NAMED = 5
@@ -194,6 +195,9 @@ def main(arguments: list[str] | None = None) -> int:
             controls(GenerationRequest)["detect_resolution"].check(detect)
         chosen = _preprocessor(annotator, options.preprocessor)
         extractor = Extractor(annotator, chosen, _params(annotator, options.set), detect)
+        if chosen.fetch:
+            with shell_bar(chosen.name) as watch:
+                chosen.fetch(watch=watch)
         left = annotate_folder(extractor, options.input_dir, options.output_dir, options.resolution)
     except SuiteError as error:
         parser.exit(2, f"{error}\n")

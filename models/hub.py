@@ -10,7 +10,8 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from tqdm import tqdm
 
 from core.errors import WeightsMissing
 from models.cards import Source
@@ -97,6 +99,28 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
         f"huggingface.co/{source.hub}, but {problem}: {advice}, or put them into "
         f"{shown(destination)}."
     )
+
+
+@contextmanager
+def shell_bar(title: str) -> Iterator[Watch]:
+    """Give a watch that draws a bar in the shell: the bytes, their speed, and the time left.
+
+    Where nothing comes there is no bar.
+    """
+    bar: tqdm | None = None
+
+    def watch(here: int, whole: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=title, total=whole, initial=here, unit="B", unit_scale=True)
+        bar.total = whole
+        bar.update(here - bar.n)
+
+    try:
+        yield watch
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def to_download(source: Source) -> dict[str, int]:

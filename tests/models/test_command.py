@@ -12,6 +12,7 @@ from models.__main__ import FAILED, main
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
+from tests.fake_hub import REVISION, serving
 from tests.models.ldm_layout import base_state, control_state
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,29 @@ def test_the_list_says_what_is_here_and_what_would_be_downloaded(
     (store.lora_folder / "style.safetensors").touch()
     main(["list"], store)
     assert capsys.readouterr().out.splitlines()[-1].endswith("<lora:NAME:0.8>: style")
+
+
+def test_what_is_fetched_is_seen_to_come(
+    models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, names = tmp_path / "models", ("diffusion_pytorch_model.safetensors", "config.json")
+    folder.mkdir()
+    for path in models_folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    listed = "\n".join(f'"{name}" = 0' for name in names)
+    source = f'[controls.canny]\nhub = "someone/far"\nrevision = "{REVISION}"\n'
+    text = f'base_of = "tiny"\n{CARD}{source}[controls.canny.files]\n{listed}\n'
+    (folder / "far.toml").write_text(text.replace("Tiny", "Far"), encoding="utf-8")
+    here = models_folder / "tiny" / "controlnet" / "canny"
+    files = {f"someone/far/{name}": (here / name).read_bytes() for name in names}
+    with serving(files, tmp_path / "cache"):
+        assert main(["fetch", "far", "canny"], Store("cpu", "float32", folder)) == 0
+    told = capsys.readouterr()
+    assert "Far: 100%" in told.err and "B/s" in told.err
+    assert told.out.splitlines()[-1].startswith("canny: ")
+    with serving(files, tmp_path / "cache"):
+        main(["fetch", "far", "canny"], Store("cpu", "float32", folder))
+    assert capsys.readouterr().err == "", "what is here does not come again"
 
 
 def test_the_list_of_what_is_shipped_from_the_shell() -> None:
