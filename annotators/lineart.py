@@ -2,7 +2,8 @@
 
 Sources: Winnemöller et al. 2012, "XDoG: An eXtended difference-of-Gaussians compendium" (nothing to
 download), and Chan et al. 2022, "Learning to Generate Line Drawings that Convey Geometry and
-Semantics", through controlnet-aux, which ControlNet v1.1 was trained with.
+Semantics", through controlnet-aux, which ControlNet v1.1 was trained with, as was its ControlNet
+for anime with that of github.com/Mukosame/Anime2Sketch (Xiang et al. 2021, MIT).
 """
 
 from dataclasses import dataclass

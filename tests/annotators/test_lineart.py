@@ -74,3 +74,16 @@ def test_equals_controlnet_aux_on_the_same_weights(coarse, monkeypatch):
     draw = next(one.draw for one in lineart.ANNOTATOR.preprocessors if one.name == name)
     assert np.array_equal(draw(picture, LineartParams()), theirs)
     assert draw(picture[:50, :90], LineartParams()).shape == (50, 90, 3)
+
+
+def test_lines_of_anime_equal_controlnet_aux_on_the_same_weights(monkeypatch):
+    from controlnet_aux import LineartAnimeDetector
+    from controlnet_aux.lineart_anime import UnetGenerator
+
+    torch.manual_seed(0)
+    detector = LineartAnimeDetector(UnetGenerator(3, 1, 8, ngf=4).eval())
+    monkeypatch.setattr(lineart, "load_detector", lambda *_: detector)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    theirs = detector(picture, detect_resolution=64, image_resolution=64, output_type="np")
+    assert theirs.std() > 1
+    assert np.array_equal(lineart.draw_anime(picture, LineartParams()), theirs)

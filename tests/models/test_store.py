@@ -78,7 +78,8 @@ def test_the_families_of_controls_share_one_base() -> None:
     base = cards["sd15"]
     v10 = {"canny", "mlsd", "hed", "scribble", "pose", "seg", "depth", "normal"}
     for name, controls_ in (
-        ("sd15", v10 | {"lineart", "lineart_anime"}),
+        ("sd15", v10 | {"lineart"}),
+        ("sd15_v11_anime", {"lineart"}),
         ("sd15_v10", v10),
         ("sd15_plus", {"canny", "depth", "hed", "lineart", "seg"}),
     ):
