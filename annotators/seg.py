@@ -1,10 +1,9 @@
 """Segmentation: every place in its class's colour, of ADE20K's 150 classes.
 
 The palette is MMSegmentation's, which ControlNet was trained with; `ade20k.csv` lists it with the
-names. It is not invertible: road and skyscraper share one grey. A map is its colours and nothing
-beside them, since it may come from anywhere, be resized, or be drawn by hand; so the score reads
-classes back from the nearest colours, counts both as road, and tells a road from a skyscraper no
-better than the network does that is fed with the map.
+names. It is not invertible: road and skyscraper share one grey. So maps drawn here have skyscrapers
+one level bluer, of 255, which no network sees and no PNG loses: the colours carry the indices, and
+scores are of those. A map from elsewhere is read by the nearest colours, its skyscrapers as road.
 
 Source: Xie et al. 2021, "SegFormer" (transformers), trained on ADE20K (Zhou et al. 2017).
 """
@@ -48,16 +47,36 @@ def palette() -> tuple[tuple[str, ...], NDArray[np.uint8]]:
     return tuple(row["name"] for row in rows), np.array(colours, np.uint8)
 
 
+@cache
+def drawn_colours() -> NDArray[np.uint8]:
+    """Return the colours (150, 3) that maps are drawn in: the palette, each class told apart.
+
+    Of classes that share a colour, the second is one level bluer than the first.
+    """
+    colours = palette()[1].copy()
+    for index, colour in enumerate(palette()[1]):
+        colours[index, 2] += (palette()[1][:index] == colour).all(axis=1).sum()
+    return colours
+
+
 def as_map(classes: ClassMap) -> ControlMap:
-    """Return classes (H, W) in the palette's colours."""
-    return np.asarray(palette()[1][classes])
+    """Return classes (H, W) in the palette's colours, told apart by them."""
+    return np.asarray(drawn_colours()[classes])
 
 
 def as_classes(control_map: ControlMap) -> ClassMap:
-    """Return the class (H, W) whose colour is nearest; road where it could be a skyscraper."""
+    """Return the class (H, W) of every place: that of as_map's maps, else of the nearest colour.
+
+    The first of those that share it: a road where it could be a skyscraper.
+    """
     colours, place = np.unique(control_map.reshape(-1, 3), axis=0, return_inverse=True)
-    known = palette()[1].astype(np.int32)
-    nearest = [np.square(known - colour).sum(1).argmin() for colour in colours.astype(np.int32)]
+    known, drawn = palette()[1].astype(np.int32), drawn_colours()
+    nearest = [
+        exact[0]
+        if len(exact := np.flatnonzero((drawn == colour).all(axis=1)))
+        else np.square(known - colour).sum(1).argmin()
+        for colour in colours.astype(np.int32)
+    ]
     found = np.array(nearest, np.uint8)[place.reshape(-1)]
     return np.asarray(found.reshape(control_map.shape[:2]))
 

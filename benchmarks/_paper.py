@@ -7,7 +7,7 @@ of a caption together, mIoU over all pictures, once for each of the four.
 
 What differs: DDIM for UniPC; a seed of its own for every image; Mask2Former is transformers' and
 not MMSegmentation's; the overflow in the paper's inversion of line art is left out; road and
-skyscraper, one colour in the maps, are one class.
+skyscraper, which share a colour, are one class in maps that a folder brings.
 
 Source: Li et al. 2024, "ControlNet++" (arXiv 2404.07987), and its eval/.
 """
