@@ -7,7 +7,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import (
+    Annotator,
+    ControlMap,
+    Preprocessor,
+    RGBImage,
+    Score,
+    of_one_colour,
+)
 from core.images import fit_size, resize, resize_map
 
 Mask = NDArray[np.bool_]
@@ -53,7 +60,9 @@ HALF_BRIGHT = 127
 
 
 def lines_in(control_map: ControlMap) -> Mask:
-    """Return where a map of white lines on black has one."""
+    """Return where a map of white lines on black has one; a map of one colour has none."""
+    if of_one_colour(control_map):
+        return np.zeros(control_map.shape[:2], bool)
     return np.asarray(control_map.max(axis=2) > HALF_BRIGHT, dtype=bool)
 
 

@@ -31,5 +31,6 @@ def test_a_scene_is_drawn_purely_and_scored_against_itself_and_nothing(name):
     assert annotator.score(control_map, control_map).headline == pytest.approx(100)
     blank = np.zeros_like(control_map)
     assert annotator.score(control_map, blank).headline < 15
+    assert annotator.score(control_map, np.full_like(control_map, 255)).headline < 15
     assert annotator.score(blank, blank).headline == pytest.approx(100)
     assert np.array_equal(control_map, drawn) and not blank.any()
