@@ -62,15 +62,15 @@ def _from_hub(size: int, terms: str) -> str:
 
 
 @contextmanager
-def plain_import_errors(name: str) -> Iterator[None]:
+def plain_import_errors(name: str, failures: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Say in a sentence that a package is missing, be it when a detector is loaded or when it runs.
 
     Raises:
-        SuiteError: in an ImportError's place.
+        SuiteError: in the place of an ImportError or one of `failures`.
     """
     try:
         yield
-    except ImportError as error:
+    except (ImportError, *failures) as error:
         raise SuiteError(
             f"{name} needs controlnet-aux, which cannot be used here ({error}); "
             "install requirements.txt again or choose another preprocessor."
@@ -110,12 +110,10 @@ def _detector(name: str, folder: Path) -> Any:
 
 
 def _class_of(name: str) -> Any:
-    with plain_import_errors(name), warnings.catch_warnings():
+    # mediapipe 1 lacks what controlnet-aux takes from it, which ends in an AttributeError.
+    with plain_import_errors(name, (AttributeError,)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about optional parts that are not used here
-        detector = getattr(importlib.import_module("controlnet_aux"), name, None)
-        if detector is None:
-            raise ImportError(f"it has no {name}")
-    return detector
+        return getattr(importlib.import_module("controlnet_aux"), name)
 
 
 def run_detector(detector: Any, image: RGBImage, **options: Any) -> ControlMap:

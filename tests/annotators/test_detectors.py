@@ -128,6 +128,15 @@ def test_a_broken_package_is_one_sentence(monkeypatch):
         load_detector("HEDdetector", (("ControlNetHED.pth", 1),))
 
 
+def test_a_mediapipe_that_breaks_the_package_is_one_sentence(monkeypatch):
+    def broken(_):
+        raise AttributeError("module 'mediapipe' has no attribute 'solutions'")
+
+    monkeypatch.setattr(_detectors, "importlib", SimpleNamespace(import_module=broken))
+    with pytest.raises(SuiteError, match=r"needs controlnet-aux.*'mediapipe' has no"):
+        load_detector("HEDdetector", (("ControlNetHED.pth", 1),))
+
+
 def test_a_transformers_folder_put_there_by_hand_is_used(tmp_path):
     from transformers import (
         SegformerConfig,
