@@ -130,15 +130,16 @@ class _MapsPage:
         """Show each map as soon as it is drawn."""
         with plain_errors():
             request, ways, _ = self._checked(*values)
-            yield _cards.drawing(ways[0], 0, len(ways)), gr.skip()
+            drawing = _cards.drawing(ways[0], 0, len(ways))
+            yield drawing, gr.skip()
             for report in self._looked(request, ways):
                 if not isinstance(report, tuple):  # a page whose visitor has left ends here
-                    yield (_cards.running(report, 1, None) if report else gr.skip()), gr.skip()
+                    yield (_cards.running(report, 1, None) if report else drawing), gr.skip()
                     continue
                 sights, files = report
                 done = len(sights)
-                stage = _cards.drawing(ways[done], done, len(ways)) if done < len(ways) else ""
-                yield stage, _cards.maps(sights, files, len(ways))
+                drawing = _cards.drawing(ways[done], done, len(ways)) if done < len(ways) else ""
+                yield drawing, _cards.maps(sights, files, len(ways))
 
     def _looked(
         self, request: GenerationRequest, ways: Sequence[Way]
