@@ -1,8 +1,9 @@
 """Distils a base into a few-step one: a small LoRA that takes the guided model's steps in leaps.
 
-    python -m training.train_lcm --minutes 30 --save models/lora/lcm.safetensors
+    python -m training.train_lcm --minutes 30 --rank 7 --save models/diorama/lcm.safetensors
 
-The student is the base with the LoRA, sampled with `lcm` at guidance 1; the teacher is the base
+Beside the base it was made for, as `lcm.safetensors`, it is what the mode preview merges in; a base
+that was trained further needs a new one. The student is the base with the LoRA, sampled with `lcm` at guidance 1; the teacher is the base
 without it, guided. The student's answer at a step must equal its own answer at the teacher's next
 step of 50, so that it learns to see the end from anywhere. In half of the batches frozen
 ControlNets speak to both, so that their say survives the leaps.
