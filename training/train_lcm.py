@@ -3,7 +3,9 @@
     python -m training.train_lcm --minutes 30 --rank 7 --save models/diorama/lcm.safetensors
 
 Beside the base it was made for, as `lcm.safetensors`, it is what the mode preview merges in; a base
-that was trained further needs a new one. The student is the base with the LoRA, sampled with `lcm` at guidance 1; the teacher is the base
+that was trained further needs a new one.
+
+The student is the base with the LoRA, sampled with `lcm` at guidance 1; the teacher is the base
 without it, guided. The student's answer at a step must equal its own answer at the teacher's next
 step of 50, so that it learns to see the end from anywhere. In half of the batches frozen
 ControlNets speak to both, so that their say survives the leaps.
