@@ -321,10 +321,10 @@ def test_programs_get_the_first_models_images_where_the_second_fails(
 ) -> None:
     load = family.store.load
 
-    def damaged(model: str, *controls: str) -> Any:
+    def damaged(model: str, *controls: str, **version: bool) -> Any:
         if model == "tiny_plus":
             raise WeightsMismatch("Its file is damaged.")
-        return load(model, *controls)
+        return load(model, *controls, **version)
 
     monkeypatch.setattr(family.store, "load", damaged)
     client = Client(family_address, verbose=False)
