@@ -114,6 +114,8 @@ def compare(
     together = at_once(make, asked, clients)
     near = np.array([[psnr(a.image, b.image) for b in alone] for a in together])
     ways = {"one at a time": alone, "at once": together}
+    networks = store.load(model, conditions[0].weights)
+    height, width = (side // networks.downscale for side in alone[0].image.shape[:2])
     rates = {name: len(asked) / max(one.finished for one in made) for name, made in ways.items()}
     return {
         "model": model,
@@ -122,7 +124,7 @@ def compare(
         "mode": mode,
         "clients": clients,
         "requests": len(asked),
-        "worth_together": store.load(model, conditions[0].weights).worth_together,
+        "worth_together": networks.worth_together(height, width),
         "ways": {
             name: {
                 "images_per_second": round(rates[name], 4),

@@ -39,7 +39,7 @@ class _Place:
     kind: Hashable
     images: int = 0
     most: int = 0
-    """Images worth sampling together."""
+    """Images it may be sampled together with, its own included."""
     group: "_Group | None" = None
 
 
@@ -112,14 +112,14 @@ class Batcher:
 
     @contextmanager
     def turn(
-        self, networks: Networks, kind: Hashable, images: int, waiting: Waiting
+        self, networks: Networks, kind: Hashable, images: int, waiting: Waiting, most: int = 1
     ) -> Iterator[Networks]:
         """Wait for a turn on the device; give what predicts in it, for as long as the block lasts.
 
         Who waits with the same `kind` joins the turn of who waited longest, while the images
-        together are no more than are worth it. Equal kinds must take equal steps.
+        together are no more than anybody's `most`. Equal kinds must take equal steps.
         """
-        place = _Place(kind, images, networks.worth_together)
+        place = _Place(kind, images, most)
         with self._changed:
             self._turns.append(place)
             try:
@@ -150,11 +150,13 @@ class Batcher:
         if self._group is not None or not self._turns:
             return
         first, chosen, images = self._turns[0], [], 0
+        most = first.most
         for place in self._turns:
-            fits = images + place.images <= first.most and place.kind == first.kind
+            fits = images + place.images <= min(most, place.most) and place.kind == first.kind
             if place is first or fits:
                 chosen.append(place)
                 images += place.images
+                most = min(most, place.most)
         self._group = _Group(self._changed, len(chosen))
         for place in chosen:
             place.group = self._group
@@ -224,14 +226,16 @@ def _answer(asked: Sequence[_Asked]) -> None:
         answers = asked[0].question.networks.predict_together([one.question for one in asked])
     except Exception:  # it rises again from the question that is at fault
         LOGGER.warning("%d steps failed together; each is made alone.", len(asked), exc_info=True)
-        for one in asked:
-            try:
-                one.answer = one.question.alone()
-            except Exception as error:  # noqa: BLE001 - raised again in its own thread
-                one.answer = error
+    else:
+        for one, answer in zip(asked, answers, strict=True):
+            one.answer = answer
         return
-    for one, answer in zip(asked, answers, strict=True):
-        one.answer = answer
+    # Only here, where the error no longer holds what was made together: memory may be what failed.
+    for one in asked:
+        try:
+            one.answer = one.question.alone()
+        except Exception as error:  # noqa: BLE001 - raised again in its own thread
+            one.answer = error
 
 
 class _Member:

@@ -1,5 +1,10 @@
-"""From prompts and control maps to pictures: encode, sample, decode, and once more in float32."""
+"""From prompts and control maps to pictures: encode, sample, decode.
 
+Once more in float32 where numbers overflow, and with less memory where it runs out.
+"""
+
+import gc
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,22 +18,35 @@ from core.condition import ControlMap
 from core.errors import DeviceUnavailable, SuiteError
 from core.guidance import Guidance, residual_scales
 from core.images import to_tensor
+from core.memory import OUT_OF_MEMORY, give_back, is_out_of_memory
 from core.networks import ControlInput, Networks
 from core.progress import Run
 from core.request import ControlRequest, GenerationRequest
 from core.sampling import Predict, denoise, seeded_noise
 from core.shortcuts import MODES, Foretelling
 
-GPU_BATCH = 4
-"""Images sampled together on a GPU: batch 1 leaves it idle between kernels, and each doubling
-yields less; more would keep finished images from the user for longer. On a CPU a batch gains
-little, so images come one by one; those of several requests meet in core.batching."""
+LOGGER = logging.getLogger(__name__)
+
+MOST_OF_A_REQUEST = 4
+"""Of a request's images, so many are sampled together at most: on a GPU one leaves it idle between
+kernels, and each doubling yields less; more would keep finished images from the user for longer.
+Images of several requests meet in core.batching."""
+FEWER = "Memory ran out with {} images at once, so they were made one by one."
+SPARING = (
+    "Memory ran out, so the rest was made with as little of it as possible, which takes longer; "
+    "the pictures are the same."
+)
 
 
-def batches(seeds: Sequence[int], device: torch.device) -> list[Sequence[int]]:
-    """Split the seeds into what is sampled together; each batch is finished before the next."""
-    size = 1 if device.type == "cpu" else GPU_BATCH
-    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+def batches(seeds: Sequence[int], networks: Networks, size: tuple[int, int]) -> list[Sequence[int]]:
+    """Split the seeds into what is sampled together; each batch is finished before the next.
+
+    `size` (width, height) in pixels. No image depends on the others of its batch, so that the split
+    decides no more than the rounding.
+    """
+    width, height = (side // networks.downscale for side in size)
+    most = min(MOST_OF_A_REQUEST, networks.worth_together(height, width))
+    return [seeds[start : start + most] for start in range(0, len(seeds), most)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +65,8 @@ class Diffusion:
     """The making of one request's pictures with one model."""
 
     networks: Networks
-    """Replaced by their float32 twin after a result that was not finite."""
+    """Replaced by their float32 twin after a result that was not finite, and by one that needs
+    little memory after it ran out."""
     request: GenerationRequest
     steered_by: Sequence[Steering]
     """At least one."""
@@ -55,36 +74,65 @@ class Diffusion:
     batcher: Batcher = field(default_factory=Batcher)
     _text: Tensor | None = None
     """Embeddings (2, 77, C) of the negative prompt and the prompt, once they are needed."""
+    _one_by_one: bool = False
+    """Whether memory ran out with several images at once."""
+    _sparing: bool = False
+    """Whether it ran out with one."""
 
     def pictures(self, seeds: Sequence[int]) -> Tensor:
         """Return pictures (B, 3, H, W) in [-1, 1], all finite, one per seed.
 
-        Half precision can overflow. Then the same seeds are tried again in float32, and the rest of
-        the request stays there.
+        If memory runs out, the same seeds are tried again one by one, then with networks that need
+        as little as possible; the rest of the request stays with what helped.
 
         Raises:
-            SuiteError: not finite even in float32, or the device is out of memory.
+            SuiteError: not finite even in float32, or there is too little memory for one image.
         """
+        if self._one_by_one and len(seeds) > 1:
+            return torch.cat([self.pictures([seed]) for seed in seeds])
         try:
+            return self._finite(seeds)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            LOGGER.warning("Memory ran out with %d images at once: %s", len(seeds), str(error))
+        # Only here, where the error no longer holds the tensors that were too many.
+        gc.collect()
+        give_back()
+        if len(seeds) > 1:
+            self._one_by_one = True
+            self._warn(FEWER.format(len(seeds)))
+        elif not self._sparing:
+            self._sparing = True
+            self._warn(SPARING)
+            self.networks = self.networks.in_low_memory()
+        else:
+            raise DeviceUnavailable(OUT_OF_MEMORY)
+        return self.pictures(seeds)
+
+    def _finite(self, seeds: Sequence[int]) -> Tensor:
+        """Return pictures as above, wherever memory suffices.
+
+        Half precision can overflow. Then the same seeds are tried again in float32, and the rest of
+        the request stays there.
+        """
+        pictures = self._attempt(seeds)
+        if pictures is None and self.networks.dtype != torch.float32:
+            dtype = str(self.networks.dtype).removeprefix("torch.")
+            self._warn(f"The result was not finite in {dtype}, so it was made again in float32.")
+            self.networks, self._text = self.networks.in_float32(), None
             pictures = self._attempt(seeds)
-            if pictures is None and self.networks.dtype != torch.float32:
-                dtype = str(self.networks.dtype).removeprefix("torch.")
-                self.run.warnings.append(
-                    f"The result was not finite in {dtype}, so it was made again in float32."
-                )
-                self.networks, self._text = self.networks.in_float32(), None
-                pictures = self._attempt(seeds)
-        except torch.OutOfMemoryError as error:
-            raise DeviceUnavailable(
-                f"The device ({self.networks.device}) ran out of memory; please choose a smaller "
-                "image resolution."
-            ) from error
         if pictures is None:
             raise SuiteError(
                 "The model gave values that are not numbers, even in float32; please lower the "
                 "guidance scale or the control strength, or check the weights file."
             )
         return pictures
+
+    def _warn(self, warning: str) -> None:
+        """Say it, but once."""
+        if warning not in self.run.warnings:
+            self.run.warnings.append(warning)
 
     @torch.inference_mode()
     def _attempt(self, seeds: Sequence[int]) -> Tensor | None:
@@ -98,7 +146,13 @@ class Diffusion:
         size = self.steered_by[0].control_map.shape[:2]
         height, width = (side // networks.downscale for side in size)
         with (
-            self.batcher.turn(networks, self._kind(size), len(seeds), run.waiting) as shared,
+            self.batcher.turn(
+                networks,
+                self._kind(size),
+                len(seeds),
+                run.waiting,
+                networks.worth_together(height, width),
+            ) as shared,
             run.stage("sample"),
         ):
             noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))

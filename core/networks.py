@@ -53,9 +53,11 @@ class Networks(Protocol):
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
 
-    @property
-    def worth_together(self) -> int:
-        """How many images are sampled faster together than one by one; 1 for no gain."""
+    def worth_together(self, height: int, width: int) -> int:
+        """Return how many images of this latent size should be sampled together, at least 1.
+
+        No more than memory holds, and 1 where together is no faster than one by one.
+        """
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -115,6 +117,12 @@ class Networks(Protocol):
 
     def in_float32(self) -> "Networks":
         """Return the same weights in float32, for the retry after a non-finite result."""
+
+    def in_low_memory(self) -> "Networks":
+        """Return the same weights, of which only those in use are on the device.
+
+        The predictions are the same, made more slowly; nothing is to be made together with them.
+        """
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from core.consistency import Extractor
 from core.diffusion import Diffusion, Steering, batches
 from core.errors import BadInput, SuiteError
 from core.images import cut_like, fit_size, resize_map, to_images
+from core.memory import said_if_it_runs_out
 from core.networks import Networks
 from core.progress import Run, Stopped
 from core.request import (
@@ -157,13 +158,13 @@ class Pipeline:
         networks, stay = None, Stay()
         try:
             run.stop_if_cancelled()
-            with self._batcher.admitted(request.model, run.waiting) as stay:
+            with self._batcher.admitted(request.model, run.waiting) as stay, said_if_it_runs_out():
                 with run.stage("load"):
                     names = [one.weights for one, _ in controls]
                     networks = self._load(request.model, *names, **_version(request))
                 run.warnings += _prompt_notes(networks, request)
                 diffusion = Diffusion(networks, request, steered_by, run, self._batcher)
-                for batch in batches(seeds, networks.device):
+                for batch in batches(seeds, networks, size):
                     pictures = diffusion.pictures(batch)
                     networks = diffusion.networks
                     with run.stage("reextract"):

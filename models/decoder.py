@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from core.memory import give_back
 from models.attention import attention
 from models.packed import convolve, convolve_doubled, multiply
 
@@ -23,6 +24,7 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     is AutoencoderTiny, whose few channels gain nothing (measured).
     """
     if latents.device.type == "cpu" and _is_kl(vae):
+        give_back()  # what the steps have freed is in pieces too small for these pictures
         x = latents.contiguous(memory_format=torch.channels_last)
         return _decode(vae.decoder, convolve(vae.post_quant_conv, x))
     found: Tensor = vae.decode(latents, return_dict=False)[0]

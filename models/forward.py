@@ -19,6 +19,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,8 @@ PARTS = (
 )
 """Of a UNet and of a ControlNet; others that diffusers knows would be passed by in silence."""
 
+Using = Callable[..., AbstractContextManager[None]]
+"""(a part, latents (B, C, h, w) or nothing): it is on its device meanwhile, with room for them."""
 KeysValues = tuple[Tensor, Tensor]
 """Of the text, for one attention: (T * B, 77, heads, head width) each."""
 
@@ -60,14 +63,17 @@ class _Known:
 class Forward:
     """Predictions of one UNet with its ControlNets; may be called from several threads."""
 
-    def __init__(self, unet: nn.Module, controlnets: Mapping[str, nn.Module]) -> None:
-        """Take the networks as they are.
+    def __init__(
+        self, unet: nn.Module, controlnets: Mapping[str, nn.Module], using: Using | None = None
+    ) -> None:
+        """Take the networks as they are; `using` is asked for each ControlNet that is run.
 
         Raises:
             WeightsMismatch: they are built differently from SD 1.x.
         """
         self._unet: Any = unet
         self._controlnets: Mapping[str, Any] = controlnets
+        self.using: Using = using or (lambda *_: nullcontext())
         for network in (unet, *controlnets.values()):
             _check(network)
         self._lock = threading.Lock()
@@ -95,10 +101,11 @@ class Forward:
         known = self._known(self._unet, timestep, texts, images)
         skips, x = _encode(self._unet, convolve(self._unet.conv_in, latents), known)
         for control in _acting(controls):
-            for target, (residual, scale) in zip(
-                (*skips, x), self._found(control, latents, timestep, texts), strict=True
-            ):
-                target.add_(residual, alpha=scale)
+            with self.using(self._controlnets[control.name], latents):
+                for target, (residual, scale) in zip(
+                    (*skips, x), self._found(control, latents, timestep, texts), strict=True
+                ):
+                    target.add_(residual, alpha=scale)
         if residuals:
             for target, residual in zip((*skips, x), residuals, strict=True):
                 target.add_(residual)
@@ -114,10 +121,11 @@ class Forward:
         latents = latents.contiguous(memory_format=torch.channels_last)
         total: list[Tensor] = []
         for control in _acting(controls):
-            found = [
-                residual.mul_(scale)
-                for residual, scale in self._found(control, latents, timestep, texts)
-            ]
+            with self.using(self._controlnets[control.name], latents):
+                found = [
+                    residual.mul_(scale)
+                    for residual, scale in self._found(control, latents, timestep, texts)
+                ]
             total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
         return tuple(total)
 

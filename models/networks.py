@@ -7,6 +7,7 @@ bfloat16, so every cast to the networks' format happens in here, and every resul
 import copy
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -19,8 +20,9 @@ from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
 from models import together
 from models.decoder import decode_latents
-from models.forward import Forward
+from models.forward import Forward, Using
 from models.lora import without_tags
+from models.residence import Residence, residence_of
 
 TEXT_TOKENS = 77
 """CLIP's text length, start and end token included."""
@@ -33,11 +35,18 @@ KEPT_PROMPTS = 8
 """Encoded prompts that are kept, so that another image of the same prompt starts at once."""
 
 GPU_TOGETHER = 8
-"""Images of several requests that a GPU samples together; see core.diffusion.GPU_BATCH.
+"""Images of several requests that a GPU samples together; see core.diffusion.MOST_OF_A_REQUEST.
 
 On a CPU images of several requests take turns: on two cores even a network as small as Diorama's
 yields 0.96 times as many images a second four at a time (benchmarks/throughput.py).
 """
+
+STEP_NUMBERS = 30
+"""What a prediction needs beside the weights for each image of two texts: so many numbers for each
+latent cell and channel of the first level. Counted on Stable Diffusion 1.5: 24; the rest is room
+for what libraries take."""
+DECODE_NUMBERS = 8
+"""What decoding needs for each pixel and channel of the decoder's last level; counted: 6."""
 
 _TOKENIZER_LOCK = threading.Lock()
 """A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
@@ -66,12 +75,23 @@ class DiffusersNetworks:
     taesd: nn.Module | None = None
     """A tiny autoencoder of the same latents, for previews alone; without one the matrix serves."""
 
+    residence: Residence | None = None
+    """Who brings the parts to the device as they are used; on a GPU the GPU's own if none is given,
+    on a CPU nobody."""
+    low_memory: bool = False
+    """Whether a part is sent home when another is used, room or not."""
+
     def __post_init__(self) -> None:
-        self._forward = Forward(self.unet, self.controlnets)
-        # No bound method: the cache would hold what holds it, and dropped networks would stay in
-        # memory until the garbage collector comes, beside the next ones.
-        encode = partial(_encoded, self.tokenizer, self.text_encoder, self.device, self.loras)
-        self._encode = lru_cache(KEPT_PROMPTS)(encode)
+        if self.residence is None and self.device.type != "cpu":
+            self.residence = residence_of(self.device)
+        # No bound methods: who keeps them would hold what holds it, and dropped networks would stay
+        # in memory until the garbage collector comes, beside the next ones.
+        self._using = partial(_on_device, self.residence, self.low_memory)
+        self._forward = Forward(self.unet, self.controlnets, self._using)
+        parts = (self.tokenizer, self.text_encoder)
+        self._encode = lru_cache(KEPT_PROMPTS)(
+            partial(_encoded, *parts, self._using, self.device, self.loras)
+        )
 
     @property
     def latent_channels(self) -> int:
@@ -83,10 +103,15 @@ class DiffusersNetworks:
         """Pixels per latent cell along a side."""
         return int(2 ** (len(_config(self.vae).block_out_channels) - 1))
 
-    @property
-    def worth_together(self) -> int:
-        """How many images are sampled faster together than one by one; 1 for no gain."""
-        return 1 if self.device.type == "cpu" else GPU_TOGETHER
+    def worth_together(self, height: int, width: int) -> int:
+        """Return how many images of this latent size should be sampled together, at least 1.
+
+        No more than memory holds beside the weights, and 1 on a CPU.
+        """
+        if self.residence is None or self.low_memory:
+            return 1
+        room = self.residence.room([self.unet, *self.controlnets.values()])
+        return int(max(1, min(GPU_TOGETHER, room // _work(self.unet, height * width))))
 
     def make_scheduler(self, sampler: str) -> Any:
         """Return a fresh scheduler with this model's betas and prediction type.
@@ -156,7 +181,8 @@ class DiffusersNetworks:
         and residuals found before are added; a control whose scales are all zero is not run.
         """
         latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
-        return self._forward(latents, float(timestep), texts, controls, residuals).float()
+        with self._using(self.unet, latents):
+            return self._forward(latents, float(timestep), texts, controls, residuals).float()
 
     @torch.no_grad()
     def predict_together(self, questions: Sequence[Question]) -> list[Tensor]:
@@ -174,7 +200,9 @@ class DiffusersNetworks:
             if len(places) == 1:
                 answers[places[0]] = questions[places[0]].alone()
                 continue
-            found = together.predict([_part(questions[place]) for place in places], timestep)
+            parts = [_part(questions[place]) for place in places]
+            with self._using(self.unet, torch.cat([part.latents for part in parts])):
+                found = together.predict(parts, timestep)
             answers |= {place: one.float() for place, one in zip(places, found, strict=True)}
         return [answers[place] for place in range(len(questions))]
 
@@ -193,7 +221,9 @@ class DiffusersNetworks:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return float32 pictures (B, 3, H, W), nominally in [-1, 1]."""
-        return decode(self.vae, latents.to(self.device), self.dtype)
+        latents = latents.to(self.device)
+        with self._using(self.vae, latents):
+            return decode(self.vae, latents, self.dtype)
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> Tensor:
@@ -202,12 +232,21 @@ class DiffusersNetworks:
         With a tiny autoencoder they are half as large as the result.
         """
         if self.taesd is not None:
-            pictures = decode(self.taesd, latents.to(self.device), self.dtype)
+            latents = latents.to(self.device)
+            with self._using(self.taesd, latents):
+                pictures = decode(self.taesd, latents, self.dtype)
             return functional.avg_pool2d(pictures, 2).clamp(-1, 1)
         matrix = self.preview_matrix.to(latents.device)
         weights, bias = matrix[: self.latent_channels], matrix[self.latent_channels :].sum(0)
         pictures = torch.einsum("bchw,cr->brhw", latents.float(), weights)
         return (pictures + bias[:, None, None]).clamp(-1, 1)
+
+    def in_low_memory(self) -> "DiffusersNetworks":
+        """Return the same networks, of which only the parts in use are on a GPU.
+
+        On a CPU all stays where it is, but what was kept of prompts and maps.
+        """
+        return replace(self, low_memory=True)
 
     def in_float32(self) -> "DiffusersNetworks":
         """Return a copy with the same weights in float32, or itself where they are already."""
@@ -215,13 +254,34 @@ class DiffusersNetworks:
             return self
         return replace(
             self,
-            text_encoder=copy.deepcopy(self.text_encoder).float(),
-            unet=copy.deepcopy(self.unet).float(),
-            vae=copy.deepcopy(self.vae).float(),
-            controlnets={name: copy.deepcopy(n).float() for name, n in self.controlnets.items()},
-            taesd=copy.deepcopy(self.taesd).float() if self.taesd is not None else None,
+            text_encoder=_in_float32(self.text_encoder),
+            unet=_in_float32(self.unet),
+            vae=_in_float32(self.vae),
+            controlnets={name: _in_float32(one) for name, one in self.controlnets.items()},
+            taesd=_in_float32(self.taesd) if self.taesd is not None else None,
             dtype=torch.float32,
         )
+
+
+def _on_device(
+    residence: Residence | None, alone: bool, part: nn.Module, latents: Tensor | None = None
+) -> AbstractContextManager[None]:
+    """Have a part on its device, with room for what it does with latents (B, C, h, w)."""
+    if residence is None:
+        return nullcontext()
+    cells = latents.numel() // latents.shape[1] if latents is not None else 0
+    return residence.using(part, _work(part, cells) if cells else 0, alone)
+
+
+def _work(part: nn.Module, cells: int) -> int:
+    """Return the bytes that a part needs beside its weights, for so many latent cells."""
+    widths = _config(part).block_out_channels
+    if hasattr(part, "decoder"):
+        pixels = cells * 4 ** (len(widths) - 1)
+        numbers = DECODE_NUMBERS * pixels * widths[0]
+    else:
+        numbers = STEP_NUMBERS * 2 * cells * widths[0]
+    return int(numbers * next(part.parameters()).itemsize)
 
 
 def _part(question: Question) -> together.Part:
@@ -236,6 +296,7 @@ def _part(question: Question) -> together.Part:
 def _encoded(
     tokenizer: Any,
     text_encoder: nn.Module,
+    using: Using,
     device: torch.device,
     tags: tuple[str, ...],
     prompts: tuple[str, ...],
@@ -248,8 +309,18 @@ def _encoded(
             truncation=True,
             return_tensors="pt",
         ).input_ids
-    embeddings: Tensor = text_encoder(tokens.to(device))[0]
+    with using(text_encoder):
+        embeddings: Tensor = text_encoder(tokens.to(device))[0]
     return embeddings
+
+
+def _in_float32(part: nn.Module) -> nn.Module:
+    """Return a copy in the CPU's memory, where there is none of the first format in between."""
+    weights = {
+        id(one): nn.Parameter(one.to("cpu", torch.float32), requires_grad=False)
+        for one in part.parameters()
+    }
+    return copy.deepcopy(part, weights)
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ def predict(parts: Sequence[Part], timestep: float) -> list[Tensor]:
     skips, x = _encode(unet, start, _known(unet, parts, timestep))
     targets = (*skips, x)
     for network, acting in _by_network(rows).items():
-        _add_control(network, acting, timestep, targets, images)
+        with parts[0].forward.using(network, start):
+            _add_control(network, acting, timestep, targets, images)
     for one in rows:
         for target, residual in zip(targets, one.part.residuals, strict=False):
             mine = one.of(target, len(target) // images)

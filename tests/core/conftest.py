@@ -27,7 +27,9 @@ class FakeNetworks:
     latent_channels: int = 3
     downscale: int = 8
     hashes: dict = field(default_factory=lambda: {"unet": "abc123"})
-    worth_together: int = 1
+    together: int = 1
+    """What worth_together returns."""
+    low_memory: bool = False
     broken_at: int | None = None
     broken_decode: bool = False
     broken_for_good: bool = False
@@ -45,6 +47,9 @@ class FakeNetworks:
             clip_sample=False,
             set_alpha_to_one=False,
         )
+
+    def worth_together(self, height, width):
+        return self.together
 
     def fit_prompt(self, prompt):
         words = prompt.split()
@@ -94,6 +99,9 @@ class FakeNetworks:
 
     def in_float32(self):
         return replace(self, dtype=torch.float32)
+
+    def in_low_memory(self):
+        return replace(self, low_memory=True)
 
 
 @dataclass(frozen=True)

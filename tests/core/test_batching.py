@@ -26,7 +26,7 @@ def ask(image, **settings):
 @pytest.fixture
 def shared(networks):
     """The fake model, of which four images are worth sampling together; it notes how many were."""
-    networks.worth_together = 4
+    networks.together = 4
     networks.batches = []
 
     def together(questions):
@@ -115,7 +115,7 @@ def test_turns_are_taken_in_the_order_of_coming(shared):
     batcher, order = Batcher(), []
 
     def take(kind):
-        with batcher.turn(shared, kind, 1, lambda: None):
+        with batcher.turn(shared, kind, 1, lambda: None, most=4):
             order.append(kind)
 
     with ThreadPoolExecutor(4) as threads, batcher.turn(shared, "first", 1, lambda: None):
@@ -220,7 +220,6 @@ def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image)
         return answer * float("nan") if texts[0, 0, 0] == 3 else answer
 
     whole = replace(shared, dtype=torch.float32)
-    whole.worth_together = 4
     whole.predict_together = lambda questions: [one.alone() for one in questions]
     shared.predict, shared.in_float32 = broken, lambda: whole
     pipeline = Pipeline(lambda *_: shared)

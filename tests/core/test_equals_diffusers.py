@@ -14,7 +14,6 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from core import diffusion
 from core.diffusion import Diffusion, Steering
 from core.guidance import residual_scales
 from core.images import to_tensor
@@ -270,14 +269,6 @@ def test_controlnet_is_not_evaluated_where_it_has_no_part(parts, control_map, mo
         assert len(calls) == 2
     finally:
         hook.remove()
-
-
-def test_gpu_batches_hold_every_seed_once():
-    seeds = list(range(10))
-    groups = diffusion.batches(seeds, torch.device("cuda"))
-    assert [seed for group in groups for seed in group] == seeds
-    assert max(len(group) for group in groups) == diffusion.GPU_BATCH
-    assert all(len(group) == 1 for group in diffusion.batches(seeds, torch.device("cpu")))
 
 
 # Several controls at once, against diffusers' MultiControlNetModel

@@ -9,7 +9,7 @@ import torch
 from diffusers import LCMScheduler
 
 from core.condition import ALREADY_A_MAP
-from core.errors import BadInput, DeviceUnavailable, SuiteError
+from core.errors import BadInput, SuiteError
 from core.images import resize_map
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, settled
 from core.progress import Run
@@ -307,7 +307,7 @@ def test_cancel_ends_within_a_step_and_keeps_finished_images(
     assert len(again.images) == 1
 
 
-# Numbers that are none, and memory
+# Numbers that are none
 
 
 @pytest.mark.parametrize("fault", [{"broken_at": 2}, {"broken_decode": True}])
@@ -344,15 +344,6 @@ def test_previews_of_nothing_do_not_hide_it(condition, image, networks):
     with pytest.raises(SuiteError, match="not numbers"):
         Pipeline(lambda *_: broken).generate(condition, ask(image), heard.append, preview_every=1)
     assert len(heard) > 4
-
-
-def test_out_of_memory_is_one_sentence(condition, image, networks, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(networks, "predict", full)
-    with pytest.raises(DeviceUnavailable, match="smaller image resolution"):
-        Pipeline(lambda *_: networks).generate(condition, ask(image))
 
 
 def test_the_map_shown_is_the_map_fed(condition, image, networks):

@@ -1,5 +1,6 @@
 """Questions of several requests, answered as one batch, are answered as each alone."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from core.networks import ControlInput, Question
 from models import together
 from models.networks import GPU_TOGETHER, DiffusersNetworks
+from models.residence import Residence
 from tests.tiny_networks import tiny_networks
 
 
@@ -114,5 +116,7 @@ def test_half_precision_is_kept_apart_from_float32(pair) -> None:
 
 
 def test_images_take_turns_on_a_cpu_and_go_together_on_a_gpu(pair) -> None:
-    assert pair[0].worth_together == 1
-    assert replace(pair[0], device=torch.device("cuda")).worth_together == GPU_TOGETHER
+    assert pair[0].worth_together(8, 8) == 1
+    gpu = torch.device("cuda")
+    roomy = replace(pair[0], device=gpu, residence=Residence(gpu, lambda: math.inf))
+    assert roomy.worth_together(8, 8) == GPU_TOGETHER

@@ -1,0 +1,142 @@
+"""Where memory runs out the pictures are made in another way, and are the same."""
+
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from core.diffusion import FEWER, MOST_OF_A_REQUEST, SPARING, batches
+from core.errors import DeviceUnavailable
+from core.memory import OUT_OF_MEMORY, free_bytes, is_out_of_memory
+from core.pipeline import Pipeline
+from core.request import GenerationRequest
+from tests.core.conftest import FakeNetworks
+
+
+@dataclass
+class Cramped(FakeNetworks):
+    """Of which memory holds so many images at once, and so many as long as it is spared."""
+
+    holds: int = 1
+    holds_sparing: int = 1
+    error: type = torch.OutOfMemoryError
+    broken_part: str = "predict"
+
+    def _fill(self, part, latents):
+        if part != self.broken_part or len(latents) <= (
+            self.holds_sparing if self.low_memory else self.holds
+        ):
+            return
+        if self.error is RuntimeError:
+            torch.empty(10**15)  # the CPU's own words
+        raise self.error("CUDA out of memory")
+
+    def predict(self, latents, *others):
+        self._fill("predict", latents)
+        return super().predict(latents, *others)
+
+    def decode(self, latents):
+        self._fill("decode", latents)
+        return super().decode(latents)
+
+
+def ask(image, **settings):
+    defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
+    return GenerationRequest(image=image, **(defaults | settings))
+
+
+def made(networks, condition, request):
+    return Pipeline(lambda *_: networks).generate(condition, request)
+
+
+@pytest.fixture
+def wanted(condition, image):
+    return made(FakeNetworks(), condition, ask(image, num_samples=6)).images
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
+    networks = Cramped(together=4, holds=1, error=error)
+    result = made(networks, condition, ask(image, num_samples=6))
+    assert result.warnings == (FEWER.format(4),)  # said once, and the second batch not tried
+    assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=True))
+
+
+@pytest.mark.parametrize("part", ["predict", "decode"])
+def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, part):
+    networks = Cramped(together=4, holds=0, broken_part=part)
+    result = made(networks, condition, ask(image, num_samples=2))
+    assert result.warnings == (FEWER.format(2), SPARING)
+    assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=False))
+    assert len(result.images) == 2
+
+
+def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(condition, image):
+    networks = Cramped(holds=0, holds_sparing=0)
+    pipeline = Pipeline(lambda *_: networks)
+    with pytest.raises(DeviceUnavailable, match="smaller image resolution"):
+        pipeline.generate(condition, ask(image))
+    networks.holds = 1
+    result = pipeline.generate(condition, ask(image))
+    assert len(result.images) == 1 and not result.warnings
+
+
+def test_images_made_before_memory_ran_out_are_kept(condition, image):
+    networks = Cramped(holds=1, holds_sparing=0)
+    steps = []
+
+    def stepped(progress):
+        steps.append(progress.step)
+        if progress.image_index == 1:
+            networks.holds = 0
+
+    result = Pipeline(lambda *_: networks).generate(condition, ask(image, num_samples=3), stepped)
+    assert result.seeds == (5,)
+    assert result.warnings == (SPARING, f"Only 1 of 3 images were made: {OUT_OF_MEMORY}")
+
+
+def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
+    held = []
+
+    class Wasteful(FakeNetworks):
+        def predict(self, *asked):
+            activations = torch.ones(1000)
+            assert not [one for one in held if one() is not None]
+            if not self.low_memory:
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().predict(*asked)
+
+    assert made(Wasteful(), condition, ask(image)).warnings == (SPARING,)
+    assert len(held) == 1
+
+
+def test_memory_that_ends_while_loading_is_said(condition, image):
+    def load(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DeviceUnavailable, match="too little memory"):
+        Pipeline(load).generate(condition, ask(image))
+
+
+def test_another_error_is_a_bug_and_rises(condition, image):
+    networks = Cramped(holds=0, error=KeyError)
+    with pytest.raises(KeyError):
+        made(networks, condition, ask(image))
+
+
+def test_which_errors_are_meant():
+    cudnn = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    assert is_out_of_memory(cudnn)
+    assert not is_out_of_memory(RuntimeError("The size of tensor a must match"))
+    assert free_bytes(torch.device("cpu")) == float("inf")
+
+
+@pytest.mark.parametrize(("together", "largest"), [(1, 1), (3, 3), (100, MOST_OF_A_REQUEST)])
+def test_batches_hold_every_seed_once(together, largest):
+    seeds = list(range(10))
+    groups = batches(seeds, FakeNetworks(together=together), (64, 64))
+    assert [seed for group in groups for seed in group] == seeds
+    assert max(len(group) for group in groups) == largest

@@ -1,0 +1,248 @@
+"""Parts come when they are used and go when room is short, and the numbers stay what they were."""
+
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.condition import ALREADY_A_MAP
+from core.pipeline import Pipeline
+from core.request import GenerationRequest
+from models.loading import Format
+from models.networks import GPU_TOGETHER, DiffusersNetworks, _work
+from models.residence import Residence
+from tests.core.conftest import condition  # noqa: F401 - a fixture
+from tests.tiny_networks import tiny_networks
+
+PART = 4 * (8 * 8 + 8)
+"""Bytes of a part."""
+
+
+def part(value: float = 1.0) -> nn.Linear:
+    made = nn.Linear(8, 8).requires_grad_(False)
+    nn.init.constant_(made.weight, value)
+    return made
+
+
+class Elsewhere(Residence):
+    """A stand-in for a GPU, that holds so many parts: what is there is a copy in other memory."""
+
+    def __init__(self, holds: float) -> None:
+        self.copies: list[Tensor] = []
+        super().__init__(torch.device("cpu"), lambda: holds * PART - self.filled())
+
+    def filled(self) -> int:
+        parts = [one for known in self._known if (one := known()) is not None]
+        there = [t for one in parts for t in one.parameters() if self._is_here(t)]
+        return sum({one.data_ptr(): one.nbytes for one in there}.values())
+
+    def _is_here(self, tensor: Tensor) -> bool:
+        return tensor.data_ptr() in [one.data_ptr() for one in self.copies]
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        self.copies.append(tensor.clone())
+        return self.copies[-1]
+
+    def has(self, *parts: nn.Module) -> list[bool]:
+        """Tell of each whether it is there, whole."""
+        return [all(map(self._is_here, one.parameters())) for one in parts]
+
+
+def test_with_room_for_all_nothing_goes() -> None:
+    parts = [part() for _ in range(3)]
+    home = Elsewhere(holds=3)
+    for one in parts:
+        with home.using(one):
+            assert home.has(one) == [True]
+    assert home.has(*parts) == [True] * 3 and len(home.copies) == 2 * 3
+    assert home.room(parts) == 0 and home.room([part()]) == -PART
+
+
+def test_who_was_used_longest_ago_goes_first_and_comes_back_as_it_was() -> None:
+    one, two, three = parts = [part(value) for value in (1, 2, 3)]
+    home = Elsewhere(holds=2)
+    for each in (one, two, one, three):
+        with home.using(each):
+            pass
+    assert home.has(*parts) == [True, False, True]
+    with torch.inference_mode(), home.using(two):
+        assert home.has(*parts) == [False, True, True]
+    for each, value in zip(parts, (1.0, 2.0, 3.0), strict=True):
+        assert torch.equal(each.weight, torch.full((8, 8), value))
+        assert not each.weight.is_inference()
+
+
+@pytest.mark.parametrize(("work", "stays"), [(0.0, True), (0.5, True), (1.0, False)])
+def test_room_for_the_work_is_made_too(work: float, stays: bool) -> None:
+    one, two = part(), part()
+    home = Elsewhere(holds=2.5)
+    for _ in range(2):  # when it comes, and when it is there already
+        with home.using(one), home.using(two):
+            pass
+        with home.using(two, work * PART):
+            assert home.has(one, two) == [stays, True]
+
+
+def test_what_is_in_use_stays_though_room_is_short() -> None:
+    one, two, three = part(), part(), part()
+    home = Elsewhere(holds=2)
+    with home.using(one):
+        with home.using(two):
+            pass
+        with home.using(three):
+            assert home.has(one, two, three) == [True, False, True]
+        with home.using(three, work=5 * PART):  # there is no such room, and it is tried
+            assert home.has(one, three) == [True, True]
+
+
+def test_alone_there_is_only_what_is_in_use() -> None:
+    parts = one, two, three = part(), part(), part()
+    home = Elsewhere(holds=10)
+    with home.using(one), home.using(two, alone=True), home.using(three, alone=True):
+        assert home.has(*parts) == [True] * 3
+    with home.using(three, alone=True):
+        assert home.has(*parts) == [False, False, True]
+
+
+def test_shared_weights_stay_with_who_uses_them() -> None:
+    """As of a UNet and its version with a LoRA."""
+    base, changed = part(), part(2)
+    changed.bias = base.bias
+    home = Elsewhere(holds=10)
+    with home.using(base):
+        pass
+    with home.using(changed, alone=True):
+        assert home.has(base, changed) == [False, True]
+        assert home._is_here(base.bias)
+
+
+def test_a_part_in_anothers_use_is_waited_for() -> None:
+    one, two = part(), part()
+    home = Elsewhere(holds=1)
+    came = threading.Event()
+
+    def come() -> None:
+        with home.using(two):
+            came.set()
+
+    other = threading.Thread(target=come)
+    with home.using(one):
+        other.start()
+        assert not came.wait(0.1)
+    assert came.wait(10) and home.has(one, two) == [False, True]
+    other.join()
+
+
+def test_a_dropped_part_is_forgotten() -> None:
+    one, two = part(), part()
+    home = Elsewhere(holds=1)
+    with home.using(one):
+        pass
+    del one
+    with home.using(two):
+        assert len(home._known) == 1
+
+
+def test_what_does_not_fit_is_loaded_and_stays_home() -> None:
+    for free, where in ((PART, "cpu"), (PART + 1, "meta")):
+        form = Format(torch.device("meta"), torch.float32, lambda _, free=free: free)
+        assert form.place(part()).weight.device.type == where
+
+
+# A whole model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DiffusersNetworks:
+    return tiny_networks(controls=("weights-name", "other"))
+
+
+def watched(networks: DiffusersNetworks, free: float) -> tuple[DiffusersNetworks, Residence]:
+    """Return networks whose layers, when they run, must be those of a part in use."""
+    home = Residence(torch.device("cpu"), lambda: free)
+    parts = (networks.text_encoder, networks.unet, networks.vae, *networks.controlnets.values())
+    for one in parts:
+
+        def looked(*_: Any, one: nn.Module = one) -> None:
+            assert one in [used for _, used in home._in_use]
+
+        for layer in one.modules():
+            if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+                layer.register_forward_pre_hook(looked)
+    return replace(networks, residence=home), home
+
+
+def pictures(networks: DiffusersNetworks, condition: Any, count: int) -> list[Any]:  # noqa: F811
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    request = GenerationRequest(
+        image=image, prompt="the red ball", preprocessor=ALREADY_A_MAP, image_resolution=256,
+        steps=2, seed=3, eta=0.5, num_samples=count,
+    )  # fmt: skip
+    result = Pipeline(lambda *_: networks).generate(condition, request)
+    return list(result.images)
+
+
+def test_every_part_is_in_use_when_it_runs_and_pictures_are_the_same(
+    tiny: DiffusersNetworks,
+    condition: Any,  # noqa: F811
+) -> None:
+    wanted = pictures(tiny, condition, 1)
+    for free, sparing in ((1e12, False), (0, False), (1e12, True)):
+        networks, _ = watched(tiny_networks(controls=("weights-name", "other")), free)
+        found = pictures(networks.in_low_memory() if sparing else networks, condition, 1)
+        assert np.array_equal(found, wanted)
+
+
+def test_chunks_are_as_large_as_memory_and_pictures_the_same(
+    tiny: DiffusersNetworks,
+    condition: Any,  # noqa: F811
+) -> None:
+    """Alone to the bit; together up to the rounding of float32, which shows in no picture."""
+    each = _work(tiny.unet, 32 * 32)
+    for holds, most in ((0, 1), (2.5, 2), (100, GPU_TOGETHER)):
+        networks, _ = watched(tiny_networks(controls=("weights-name", "other")), holds * each)
+        assert networks.worth_together(32, 32) == most
+        assert networks.in_low_memory().worth_together(32, 32) == 1
+        found = pictures(networks, condition, 5)
+        wanted = pictures(tiny, condition, 5)
+        for a, b in zip(found, wanted, strict=True):
+            assert np.abs(a.astype(int) - b).max() <= (0 if most == 1 else 1)
+
+
+def test_a_float32_copy_is_made_at_home() -> None:
+    networks = tiny_networks()
+    half = replace(
+        networks,
+        dtype=torch.float16,
+        unet=networks.unet.half(),
+        text_encoder=networks.text_encoder.half(),
+        vae=networks.vae.half(),
+    )
+    whole = half.in_float32()
+    weight = whole.unet.conv_in.weight
+    assert weight.dtype == torch.float32 and weight.device.type == "cpu"
+    assert torch.equal(weight, half.unet.conv_in.weight.float())
+    assert half.unet.conv_in.weight.dtype == torch.float16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_pictures_are_the_same_however_little_is_there(condition: Any) -> None:  # noqa: F811
+    gpu = torch.device("cuda")
+    wanted = None
+    for free in (None, lambda: 0):
+        networks = replace(
+            tiny_networks(controls=("weights-name",)), device=gpu, residence=Residence(gpu, free)
+        )
+        found = pictures(networks, condition, 1)
+        assert wanted is None or np.array_equal(found, wanted)
+        wanted = found
+
+
+def test_on_a_cpu_nothing_is_moved(tiny: DiffusersNetworks) -> None:
+    assert tiny.residence is None and tiny.in_low_memory().worth_together(32, 32) == 1
+    assert isinstance(tiny._using(tiny.unet), nullcontext)
