@@ -106,7 +106,8 @@ class _MapsPage:
             self._draw, fields, [self.stage, self.results], preprocess=False,
             **ONE_AT_A_TIME, **PRIVATE,
         )  # fmt: skip
-        ran.then(self._settle, None, buttons, queue=False, **PRIVATE)
+        for ended in (ran.then, ran.failure):  # Gradio 6 has `then` left out after a failure
+            ended(self._settle, None, buttons, queue=False, **PRIVATE)
         self.stop.click(self._settle, None, buttons, cancels=[ran], queue=False, **PRIVATE)
         self.examples.click(
             lambda index: str(self.example_files[index]),

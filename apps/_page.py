@@ -84,13 +84,14 @@ class Page(Incoming):
                 **together(self.suite.runs),
                 **PRIVATE,
             )
-            ran.then(
-                self._settle,
-                [self.turn, self.fields["model"], self.last_seed],
-                [self.run, self.stop, self.stage, self.header],
-                queue=False,
-                **PRIVATE,
-            )
+            for ended in (ran.then, ran.failure):  # Gradio 6 has `then` left out after a failure
+                ended(
+                    self._settle,
+                    [self.turn, self.fields["model"], self.last_seed],
+                    [self.run, self.stop, self.stage, self.header],
+                    queue=False,
+                    **PRIVATE,
+                )
         self.fields["model"].change(
             self._offer_comparison,
             [self.fields["model"]],
