@@ -286,3 +286,16 @@ def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: 
     assert found == [100, 7]
     assert notes == []
     assert settings["detect_resolution_2"].value == 300
+
+
+@pytest.mark.parametrize(("name", "runs"), [("annotator", 1), ("canny2image", 2)])
+def test_the_buttons_come_back_after_a_failure_too(suite: Suite, name: str, runs: int) -> None:
+    """Gradio 6 triggers `then` only where nothing failed."""
+    from apps._site import build_app
+
+    ends: dict[tuple[int, tuple[int, ...]], set[str]] = {}
+    for event in build_app(apps.find(name), suite).config["dependencies"]:
+        if event["trigger_after"] is not None and not event["trigger_only_on_success"]:
+            kind = "failure" if event["trigger_only_on_failure"] else "then"
+            ends.setdefault((event["trigger_after"], tuple(event["outputs"])), set()).add(kind)
+    assert list(ends.values()) == [{"then", "failure"}] * runs
