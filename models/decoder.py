@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from core.memory import give_back
 from models.attention import attention
+from models.norm import group_norm
 from models.packed import convolve, convolve_doubled, multiply
 
 
@@ -44,13 +44,13 @@ def _decode(decoder: Any, x: Tensor) -> Tensor:
             x = _residual(residual, x)
         for upsampler in block.upsamplers or ():
             x = convolve_doubled(upsampler.conv, x)
-    x = functional.silu(decoder.conv_norm_out(x), inplace=True)
+    x = group_norm(decoder.conv_norm_out, x, silu=True)
     return convolve(decoder.conv_out, x)
 
 
 def _residual(block: Any, x: Tensor) -> Tensor:
-    found = convolve(block.conv1, functional.silu(block.norm1(x), inplace=True))
-    found = convolve(block.conv2, functional.silu(block.norm2(found), inplace=True))
+    found = convolve(block.conv1, group_norm(block.norm1, x, silu=True))
+    found = convolve(block.conv2, group_norm(block.norm2, found, silu=True))
     kept = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
     return found.add_(kept)
 
@@ -58,7 +58,7 @@ def _residual(block: Any, x: Tensor) -> Tensor:
 def _look_around(layer: Any, x: Tensor) -> Tensor:
     # In channels-last memory a picture is its list of pixels already: the views cost nothing.
     height, width = x.shape[2:]
-    pixels = layer.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+    pixels = group_norm(layer.group_norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     queries, keys, values = (
         multiply(part, pixels).unsqueeze(2) for part in (layer.to_q, layer.to_k, layer.to_v)
     )

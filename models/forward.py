@@ -31,6 +31,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from core.errors import WeightsMismatch
 from core.networks import ControlInput, Residuals
 from models.attention import attention
+from models.norm import group_norm
 from models.packed import convolve, convolve_doubled, multiply, multiply_gated
 
 KEPT_TIMES = 200
@@ -270,13 +271,13 @@ def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:
                 x = _transformer(transformer, x, known)
         for upsampler in block.upsamplers or ():
             x = convolve_doubled(upsampler.conv, x)
-    return convolve(unet.conv_out, functional.silu(unet.conv_norm_out(x)))
+    return convolve(unet.conv_out, group_norm(unet.conv_norm_out, x, silu=True))
 
 
 def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
-    found = functional.silu(block.norm1(x), inplace=True)
+    found = group_norm(block.norm1, x, silu=True)
     found = convolve(block.conv1, found, known.times[block])
-    found = functional.silu(block.norm2(found), inplace=True)
+    found = group_norm(block.norm2, found, silu=True)
     kept = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
     return convolve(block.conv2, found).add_(kept)
 
@@ -284,7 +285,7 @@ def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
 def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     height, width = x.shape[2:]
     # In channels-last memory a picture is its list of pixels already: both views cost nothing.
-    pixels = transformer.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+    pixels = group_norm(transformer.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     pixels = multiply(transformer.proj_in, pixels)
     for layer in transformer.transformer_blocks:
         pixels = _self_attention(layer.attn1, layer.norm1(pixels)).add_(pixels)

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import attention as module
-from models.attention import attention, kernel
+from models import compiled
+from models.attention import attention
+from models.compiled import kernel
 
 SHAPES = [
     # (B, rows, keys, heads, width): SD 1.x's widths, the text's 77 tokens, one key, and remainders
@@ -36,7 +37,9 @@ def drawn(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, Tensor, T
     return queries, keys, values
 
 
-needs_kernel = pytest.mark.skipif(kernel() is None, reason="no GCC, or no AVX-512 BF16")
+needs_kernel = pytest.mark.skipif(
+    kernel("attention", "attend") is None, reason="no GCC, or no AVX-512 BF16"
+)
 
 
 @needs_kernel
@@ -87,7 +90,7 @@ def test_elsewhere_torchs_own_runs(reason: str, monkeypatch: pytest.MonkeyPatch)
     if reason == "gradient":
         given[0].requires_grad_()
     if reason == "compiler":
-        monkeypatch.setattr(module.shutil, "which", lambda _name: None)
+        monkeypatch.setattr(compiled.shutil, "which", lambda _name: None)
     if reason == "processor":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     kernel.cache_clear()
@@ -103,11 +106,13 @@ def test_a_compiler_that_fails_is_said_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module.shutil, "which", lambda _name: "false")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(module.FEATURES, True))
+    monkeypatch.setattr(compiled.shutil, "which", lambda _name: "false")
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: dict.fromkeys(compiled.FEATURES, True)
+    )
     kernel.cache_clear()
     try:
-        assert kernel() is None and kernel() is None
+        assert kernel("attention", "attend") is kernel("attention", "attend") is None
     finally:
         kernel.cache_clear()
     assert caplog.text.count("torch's own attention is used") == 1

@@ -1,0 +1,15 @@
+// What the kernels share.
+#pragma once
+#include <immintrin.h>
+
+inline __m512 exp2_of(__m512 x) {
+  // 2^x = 2^n 2^f with f in [-0.5, 0.5]; the polynomial is within 3e-6, a bfloat16 is within 2e-3.
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, whole);
+  __m512 y = _mm512_set1_ps(9.58283e-3f);
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.590642e-2f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4024099e-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9312419e-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(y, whole);
+}

@@ -1,0 +1,77 @@
+"""Compiles the suite's own kernels for the processor, once, into the user's cache.
+
+Without GCC, or on a processor that lacks AVX-512 BF16, there are none, and torch's own run.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOGGER = logging.getLogger(__name__)
+
+FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
+"""What the kernels need of the processor, as torch.cpu names them."""
+FLAGS = (
+    *("-O3", "-std=c++17", "-fPIC", "-fopenmp"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+)
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Tell whether a kernel may be handed these: bfloat16, on the CPU, for no gradient."""
+    return all(
+        one.dtype == torch.bfloat16 and one.device.type == "cpu" and not one.requires_grad
+        for one in tensors
+    )
+
+
+@functools.cache
+def kernel(name: str, function: str) -> Any | None:
+    """Return a function of `<name>.cpp` beside this file, compiled now where it never was.
+
+    None where it cannot be: the log says so once if that is not for lack of a compiler.
+    """
+    # Older versions of torch cannot be asked, and then are not.
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    compiler = shutil.which("g++")
+    if compiler is None or not all(features.get(feature) for feature in FEATURES):
+        return None
+    source = Path(__file__).with_name(f"{name}.cpp")
+    text = source.read_bytes() + source.with_name("avx512.h").read_bytes()
+    version = hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlloop"
+    library = cache / f"{name}-{version}.so"
+    try:
+        if not library.exists():
+            LOGGER.info("Compiling the %s for this processor, once.", name)
+            cache.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, source, library)
+        found: Any = getattr(ctypes.CDLL(str(library)), function)
+    except (OSError, subprocess.CalledProcessError) as error:
+        LOGGER.warning("torch's own %s is used, which is slower: %s", name, error)
+        return None
+    return found
+
+
+def _compile(compiler: str, source: Path, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        part, whole = Path(folder, "part.o"), Path(folder, library.name)
+        commands: list[list[str | Path]] = [
+            [compiler, *FLAGS, "-c", source, "-o", part],
+            # Without -fopenmp: a second OpenMP beside torch's would have threads of its own, and
+            # both would wait for work on the same cores. So torch's is found when this is loaded.
+            [compiler, "-shared", part, "-o", whole],
+        ]
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True)
+        whole.replace(library)  # at once, as another process may do the same
