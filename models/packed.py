@@ -22,7 +22,8 @@ from core.memory import give_back
 
 ONEDNN: Any = torch.ops.mkldnn
 PLAIN: tuple[Any, ...] = ("none", [], "")
-"""oneDNN's names for: nothing is done to the result."""
+RELU: tuple[Any, ...] = ("relu", [], "")
+"""oneDNN's names for what is done to the result."""
 ROW_OF = ((1, 1), (0, 1), (1, 0), (0, 0))
 """Which of two output rows, and of its two input rows, each row of a 4x4 kernel serves."""
 
@@ -75,18 +76,19 @@ class PackedWeight(Tensor):
         return func(*args, **kwargs)
 
 
-def convolve(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+def convolve(layer: Any, x: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """Return a convolution layer's result, with another bias (C,) if one is given.
 
-    x (B, C, h, w) in channels-last memory, and so is the result.
+    x (B, C, h, w) in channels-last memory, and so is the result. With `relu` what ReLU makes of it.
     """
     bias = layer.bias if bias is None else bias
     weight = layer.weight
     if not _ready(layer, x, _convolution_parts):
-        return functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+        found: Tensor = functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+        return functional.relu(found) if relu else found
     (part,) = layer.weight.parts
-    found: Tensor = ONEDNN._convolution_pointwise.default(
-        x, part, bias, layer.padding, layer.stride, [1, 1], 1, *PLAIN
+    found = ONEDNN._convolution_pointwise.default(
+        x, part, bias, layer.padding, layer.stride, [1, 1], 1, *(RELU if relu else PLAIN)
     )
     return found
 

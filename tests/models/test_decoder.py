@@ -77,10 +77,21 @@ def test_another_construction_is_left_to_diffusers(
 
 
 @torch.no_grad()
-def test_another_kind_is_left_to_diffusers(refused: list[Any]) -> None:
-    vae = tiny_autoencoder("tiny")
-    decode_latents(vae, torch.randn(1, 4, 8, 8))
+def test_another_tiny_one_is_left_to_diffusers(refused: list[Any]) -> None:
+    vae = AutoencoderTiny.from_config(changed(tiny_autoencoder("tiny"), {"act_fn": "silu"})).eval()
+    assert torch.isfinite(decode_latents(vae, torch.randn(1, 4, 8, 8))).all()
     assert refused == [vae]
+
+
+@torch.no_grad()
+def test_a_tiny_one_gives_diffusers_own_result_to_the_bit(refused: list[Any]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        vae = Format(torch.device("cpu"), dtype).place(tiny_autoencoder("tiny"))
+        latents = torch.randn(1, 4, 8, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+        found = decode_latents(vae, latents)
+        assert not refused
+        assert torch.equal(found, theirs(vae, latents))
+        refused.clear()
 
 
 @torch.no_grad()
