@@ -5,6 +5,7 @@ other apps down; so it happens here, late, and its failure is one sentence.
 """
 
 import importlib
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -68,13 +69,19 @@ def plain_import_errors(name: str, failures: tuple[type[Exception], ...] = ()) -
     Raises:
         SuiteError: in the place of an ImportError or one of `failures`.
     """
+    caught: tuple[type[Exception], ...] = (ImportError, *failures)
     try:
         yield
-    except (ImportError, *failures) as error:
+    except caught as error:
         raise SuiteError(
-            f"{name} needs controlnet-aux, which cannot be used here ({error}); "
+            f"{_known(name)} needs controlnet-aux, which cannot be used here ({error}); "
             "install requirements.txt again or choose another preprocessor."
         ) from error
+
+
+def _known(name: str) -> str:
+    """Return what people call one of controlnet-aux's detectors: HED, not HEDdetector."""
+    return re.sub("[Dd]etector$", "", name)
 
 
 def fetch_detector(name: str, files: Files, watch: Watch | None = None) -> Path:
@@ -90,7 +97,7 @@ def fetch_detector(name: str, files: Files, watch: Watch | None = None) -> Path:
     _class_of(name)
     if all((FOLDER / file).is_file() for file, _ in files):
         return FOLDER
-    return fetch(Source(HUB, REVISION, dict(files)), name, FOLDER, watch)
+    return fetch(Source(HUB, REVISION, dict(files)), _known(name), FOLDER, watch)
 
 
 def load_detector(name: str, files: Files) -> Any:
