@@ -4,6 +4,7 @@ It is trained by `training.train_annotator` on scenes whose truth is known, and 
 world: on photographs it is a beginner, and the pages say so.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,6 +43,8 @@ FLAT_LEVELS = 8
 """Of 255: JPEG may leave such traces on a plain sheet."""
 OFFSET_SCALE = 32.0
 """Offsets to a person's neck are given in this many cells, so that they are around one."""
+_LOADING = threading.Lock()
+"""So that who asks at the same time waits for it instead of loading it again."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +123,25 @@ class SceneAnnotator(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return Seen(*parts.split([1, 1, 3, len(self.config.classes), JOINTS, 2], 1))
 
 
-@lru_cache(maxsize=1)
 def load_network() -> SceneAnnotator:
     """Return the trained network on the best device.
 
     Raises:
         WeightsMissing: it is not in this copy of the suite.
     """
-    if not (FOLDER / "config.json").is_file():
+    with _LOADING:
+        return _loaded(FOLDER)
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path) -> SceneAnnotator:
+    if not (folder / "config.json").is_file():
         raise WeightsMissing(
             "Diorama's annotator is not in models/diorama/annotator: train it with `python -m "
             "training.train_annotator --save models/diorama/annotator`, or choose another "
             "preprocessor."
         )
-    network: SceneAnnotator = SceneAnnotator.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    network: SceneAnnotator = SceneAnnotator.from_pretrained(folder, torch_dtype=torch.float32)
     network.to(choose_device()[0]).eval()
     return network
 

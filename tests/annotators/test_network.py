@@ -1,8 +1,15 @@
 """Diorama's annotator as the others look through it."""
 
-import numpy as np
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from annotators._network import see, seen_together
+import numpy as np
+import pytest
+
+from annotators import _network
+from annotators._network import SceneAnnotator, load_network, see, seen_together
 from training.renderer import render
 from training.world import make_scene
 
@@ -20,3 +27,24 @@ def test_pictures_seen_together_are_seen_as_alone() -> None:
         assert np.abs(one["depth"] - other["depth"]).mean() < 0.02
         assert (one["classes"].argmax(2) == other["classes"].argmax(2)).mean() > 0.95
     assert see(pictures[0]) is not together[0], "nothing is kept"
+
+
+def test_two_at_once_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, both_ask = [], threading.Barrier(2)
+
+    def slow(*_: object, **__: object) -> SceneAnnotator:
+        time.sleep(0.1)
+        loaded.append(SceneAnnotator((0, 1), widths=(8, 8)))
+        return loaded[-1]
+
+    monkeypatch.setattr(SceneAnnotator, "from_pretrained", slow)
+    monkeypatch.setattr(_network, "FOLDER", tmp_path)
+    (tmp_path / "config.json").touch()
+
+    def ask() -> SceneAnnotator:
+        both_ask.wait(10)
+        return load_network()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(ask) for _ in range(2))
+    assert first.result() is second.result() is loaded[0] and len(loaded) == 1
