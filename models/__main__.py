@@ -84,7 +84,12 @@ def fetch(store: Store, model: str, parts: list[str]) -> None:
         time = f", about {minutes} min at 100 Mbit/s" if sum(sizes) else ""
         print(f"{card.title}: {files} to download{time}.", flush=True)
     with hub.shell_bar(card.title) as watch:
-        store.fetch(model, *controls, watch=lambda now: watch(now.bytes_here, now.bytes_whole))
+        store.fetch(
+            model,
+            *controls,
+            watch=lambda now: watch(now.bytes_here, now.bytes_whole),
+            extras=extras,
+        )
     print(f"base: {shown(store.find(model)[0])}")
     for control in controls:
         control_path = store.find(model, control)[1]

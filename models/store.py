@@ -174,8 +174,9 @@ class Store:
         *controls: str,
         watch: Callable[[Download], None],
         few_step: bool = False,
+        extras: Iterable[str] = (),
     ) -> None:
-        """Bring here what `load` would fetch, all of it measured together.
+        """Bring here what `load` would fetch, and EXTRAS, all of it measured together.
 
         `watch` is called with what has come, unless nothing is missing; what it raises, rises.
 
@@ -188,7 +189,7 @@ class Store:
             self.require_control(card, control)
         if few_step:
             self.require_few_step(card)
-        sources = self._sources(card, controls, [LCM] if few_step else [])
+        sources = self._sources(card, controls, [*extras, LCM] if few_step else extras)
         wanted = [one for one in sources if hub.to_download(one[0])]
         sizes = [sum(hub.to_download(source).values()) for source, _, _ in wanted]
         for index, (source, title, place) in enumerate(wanted):

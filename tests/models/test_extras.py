@@ -23,6 +23,7 @@ from models.cards import EXTRAS, LCM, TAESD, read_card
 from models.networks import DiffusersNetworks, decode
 from models.store import Store
 from tests.conftest import CARD
+from tests.fake_hub import serving
 from tests.tiny_networks import tiny_autoencoder
 
 PLACE = "down_blocks.0.attentions.0.proj_in"
@@ -300,3 +301,19 @@ def test_the_command_lists_and_finds_extras(
     assert "Tiny's live preview needs diffusion_py" in capsys.readouterr().err
     assert main(["fetch", "sd15", "lcm"], store_of(folder)) == 2
     assert "has no ControlNet 'lcm' (it has: canny)" in capsys.readouterr().err
+
+
+def test_the_command_shows_extras_coming(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tiny.toml").write_text(CARD + FAR, encoding="utf-8")
+    weights = "taesd/diffusion_pytorch_model.safetensors"
+    files = {"lcm/pytorch_lora_weights.safetensors": b"1" * 4000, weights: b"1" * 2000}
+    files = {f"someone/{name}": content for name, content in files.items()}
+    with serving(files | {"someone/taesd/config.json": b"{}"}, tmp_path / "cache"):
+        assert main(["fetch", "tiny", LCM, TAESD], store_of(folder)) == 0
+        told = capsys.readouterr()
+        assert "Tiny: 100%" in told.err and "6.00k/6.00k" in told.err and "B/s" in told.err
+        assert told.out.splitlines()[-1].startswith("taesd: ")
+        main(["fetch", "tiny", LCM, TAESD], store_of(folder))
+        assert capsys.readouterr().err == "", "what is here does not come again"
