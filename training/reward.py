@@ -13,12 +13,32 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
+from torch.nn import functional
 
 from annotators._network import SceneAnnotator
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels
 
-KINDS = ("edges", "depth", "normal", "classes", "joints", "offset")  # what `Targets.losses` names
+# What `Targets.losses` names, and the overlap of classes.
+KINDS = ("edges", "depth", "normal", "classes", "joints", "offset", "overlap")
+STRAY = 0.001  # of the picture: a class that nobody asked for counts half where it covers so much
+
+
+def overlap_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """One less the mean intersection over union of logits (B, C, h, w) with classes (B, h, w).
+
+    As the score of segments has it, the mean is over the classes in either: a few pixels of a class
+    that should not be there cost as much as one that is missed, of which cross-entropy says little.
+    """
+    likely = logits.softmax(1)
+    asked = functional.one_hot(classes, logits.shape[1]).permute(0, 3, 1, 2).float()
+    both = (likely * asked).mean((2, 3))
+    either = (likely + asked - likely * asked).mean((2, 3))
+    found = functional.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
+    stray = (likely * found).mean((2, 3))
+    present = asked.amax((2, 3))
+    counted = present + (1 - present) * stray / (stray + STRAY)
+    return 1 - ((present * both / either).sum(1) / counted.sum(1)).mean()
 
 
 class Reward:
@@ -42,4 +62,5 @@ class Reward:
                 wanted = Targets.from_seen(self._annotator(pixels(pictures, device)))
             found = self._annotator(self._decoder(latents).clamp(-1, 1))
         losses = wanted.losses(found)
+        losses["overlap"] = overlap_loss(found.classes, wanted.classes)
         return torch.stack([losses[kind] for kind in self._kinds]).sum()

@@ -6,10 +6,8 @@ import torch
 
 from annotators._network import SceneAnnotator
 from training.diffusion import NoisyTarget, make_scheduler
-from training.reward import Reward
+from training.reward import KINDS, Reward, overlap_loss
 from training.train_autoencoder import make_autoencoder
-
-KINDS = ["edges", "depth", "normal", "classes", "joints", "offset"]
 
 
 def test_the_true_velocity_foretells_the_clean_latents():
@@ -55,3 +53,23 @@ def test_the_loss_moves_the_latents_and_nothing_frozen(seen_by):
     assert float(moved.grad.abs().min()) > 0
     assert not any(p.requires_grad for p in [*vae.decoder.parameters(), *annotator.parameters()])
     assert all(p.grad is None for p in [*vae.decoder.parameters(), *annotator.parameters()])
+
+
+def test_the_overlap_is_that_of_the_classes_in_either():
+    classes = torch.zeros(1, 4, 4, dtype=torch.long)
+    classes[0, :2] = 1
+
+    def loss(seen):
+        logits = 30 * torch.nn.functional.one_hot(seen, 4).permute(0, 3, 1, 2).float()
+        return float(overlap_loss(logits, classes))
+
+    assert loss(classes) == pytest.approx(0, abs=1e-5)
+    assert loss(1 - classes) == pytest.approx(1, abs=1e-5)
+    shifted = classes.clone()
+    shifted[0, 1] = 0  # 4 of 8 and 8 of 12 pixels
+    assert loss(shifted) == pytest.approx(1 - (4 / 8 + 8 / 12) / 2, abs=1e-5)
+    stray = classes.clone()
+    stray[0, 0, 0] = 3  # one pixel of a third class is nearly as bad as that class missed
+    assert loss(stray) == pytest.approx(
+        1 - (7 / 8 + 1) / (2 + (1 / 16) / (1 / 16 + 0.001)), abs=1e-5
+    )
