@@ -16,9 +16,9 @@ CONDITION = Condition(
     annotator=ANNOTATOR,
     weights="seg",
     examples=(
+        Example("diorama_5.png", "a green table and a blue chair in a room with white walls"),
         Example("diorama_2.png", "a white car, a tree and a red house on a street with buildings"),
         Example("diorama_1.png", "an orange ball, two purple boxes and a yellow house on grass"),
-        Example("diorama_5.png", "a green table and a blue chair in a room with white walls"),
         Example("diorama_4.png", "two people in white, a yellow cone and a blue house on grass"),
     ),
 )
