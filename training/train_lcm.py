@@ -1,6 +1,6 @@
 """Distils a base into a few-step one: a small LoRA that takes the guided model's steps in leaps.
 
-    python -m training.train_lcm --minutes 30 --rank 7 --save models/diorama/lcm.safetensors
+    python -m training.train_lcm --minutes 10 --rank 6 --save models/diorama/lcm.safetensors
 
 Beside the base it was made for, as `lcm.safetensors`, it is what the mode preview merges in; a base
 that was trained further needs a new one.
@@ -174,8 +174,9 @@ class Controls:
     def __init__(self, options: argparse.Namespace, size: int) -> None:
         self.examples: dict[str, DrawnExamples] = {}
         self._networks: dict[str, ControlNetModel] = {}
-        for name in filter(None, options.controls.split(",")):
-            folder = options.base / "controlnet" / name
+        for control in filter(None, options.controls.split(",")):
+            name, _, weights = control.partition("=")
+            folder = options.base / "controlnet" / (weights or name)
             network = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32)
             network = network.to(options.device, memory_format=torch.channels_last)
             self._networks[name] = network.requires_grad_(False)
@@ -207,7 +208,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--controls",
         default="canny,mlsd,lineart",
-        help="ControlNets of the base that speak in half of the batches; may be empty",
+        help="of the base, which speak in half of the batches, as condition or condition=weights",
     )
     parser.add_argument("--size", type=int, default=None, help="default: what the base has")
     parser.add_argument("--rank", type=int, default=8, help="of the changes to attention")
