@@ -98,15 +98,16 @@ def train(
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     state = _State(run, modules)
-    recent: dict[str, float] = {}
+    recent: dict[str, Tensor] = {}
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     with (run.folder / "log.jsonl").open("a") as log:
         while state.share() < 1:
             state.set_rate()
             losses = loss_at(state.step)
             state.descend(losses["loss"])
             for name, value in losses.items():
-                now = float(value.detach())
-                recent[name] = 0.98 * recent.get(name, now) + 0.02 * now
+                now = value.detach()  # left where it is: to read it would wait for a GPU
+                recent[name] = now.lerp(recent.get(name, now), 0.98)
             if state.step % 20 == 0:
                 _report(state, recent, log)
             if state.step % run.checkpoint_every == 0:
@@ -193,14 +194,15 @@ class _State:
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - keep)
 
 
-def _report(state: _State, recent: dict[str, float], log: TextIO) -> None:
+def _report(state: _State, losses: dict[str, Tensor], log: TextIO) -> None:
     """Prints a line of progress and writes it to the log."""
     run, step = state.run, state.step
+    recent = {name: float(value) for name, value in losses.items()}
     total = run.steps
     if run.minutes:  # the time may end the run first: guess how far it will get
         total = max(step + 1, min(run.steps, round(step / max(state.share(), 1e-6))))
-    losses = (f"{name} {value:.4f}" for name, value in recent.items())
-    print(clock(step, total, state.began, "steps"), *losses, flush=True)
+    shown = (f"{name} {value:.4f}" for name, value in recent.items())
+    print(clock(step, total, state.began, "steps"), *shown, flush=True)
     seconds = round(time.monotonic() - state.began)
     log.write(json.dumps({"step": step, "seconds": seconds, **recent}) + "\n")
     log.flush()

@@ -40,17 +40,19 @@ def joint_targets(keypoints: np.ndarray, side: int) -> tuple[np.ndarray, np.ndar
     places = np.zeros((JOINTS, side, side), np.float32)
     offset = np.zeros((2, side, side), np.float32)
     known = np.zeros((side, side), np.float32)
-    y, x = np.mgrid[:side, :side]
+    line = np.arange(side)
     for person in keypoints[keypoints[:, :, 2].any(1)]:
         neck = person[NECK, :2]  # taught even when hidden: it is where the person is
         for joint in range(JOINTS):
             at_x, at_y, seen = person[joint]
             if not seen:
                 continue
-            blob = np.exp(-((x - at_x) ** 2 + (y - at_y) ** 2) / (2 * BLOB**2))
-            places[joint] = np.maximum(places[joint], blob)
-            near = (np.abs(x - at_x) <= REACH) & (np.abs(y - at_y) <= REACH)
-            offset[:, near] = (np.stack([neck[0] - x, neck[1] - y]) / OFFSET_SCALE)[:, near]
+            across, down = (np.exp(-((line - at) ** 2) / (2 * BLOB**2)) for at in (at_x, at_y))
+            np.maximum(places[joint], np.outer(down, across), out=places[joint])
+            x, y = (line[np.abs(line - at) <= REACH] for at in (at_x, at_y))
+            near = np.ix_(y, x)
+            offset[0][near] = (neck[0] - x) / OFFSET_SCALE
+            offset[1][near] = (neck[1] - y)[:, None] / OFFSET_SCALE
             known[near] = 1
     return places, offset, known
 

@@ -16,7 +16,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
-from annotators._network import load_network, seen_together
+from annotators._network import load_network
 from core.condition import Annotator, ControlMap
 from core.images import resize, resize_map
-from core.params import Bounds, controls
 from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
 from training.grounding import Grounding, WatchedAttention
 from training.loop import add_run_options, run_from, train
+from training.maps import DrawnExamples
 from training.reward import KINDS, Reward
 from training.train_base import GROUNDING, cached_latents, contact_sheet, sample, tokens
 from training.weights import save_module
@@ -54,40 +54,6 @@ class Examples(PictureSource, Protocol):
     def maps(self, rows: Sequence[int]) -> np.ndarray:
         """The control maps, (N, size, size, 3) uint8."""
         ...
-
-
-class DrawnExamples(Pictures):
-    """Rendered scenes, with the map drawn by an annotator when it is asked for."""
-
-    def __init__(self, folder: Path, annotator: Annotator, size: int) -> None:
-        super().__init__(folder, size)
-        self._annotator = annotator
-
-    def maps(self, rows: Sequence[int]) -> np.ndarray:
-        """The control maps, (N, size, size, 3) uint8.
-
-        Drawn by the annotator's first preprocessor: of half the scenes at its default settings, of
-        the others at settings of their own, so that sparse and dense maps are both known.
-        """
-        draw, params = self._annotator.preprocessors[0].draw, self._annotator.params
-        pictures = list(self.batch(rows))
-        with seen_together(pictures):
-            return np.stack(
-                [
-                    draw(picture, varied(params, row) if row % 2 else params())
-                    for row, picture in zip(rows, pictures, strict=True)
-                ]
-            )
-
-
-def varied(params: type, seed: int) -> Any:
-    """Settings around the default ones: each number times 1/4 to 2, within its bounds."""
-    rng = np.random.default_rng(seed)
-    settings = {}
-    for name, control in controls(params).items():
-        if isinstance(control, Bounds) and control.default is not None:
-            settings[name], _ = control.clamp(control.default * 2 ** rng.uniform(-2, 1))
-    return params(**settings)
 
 
 class FolderExamples:

@@ -33,8 +33,9 @@ from core.sampling import denoise, seeded_noise
 from training.dataset import Pictures
 from training.diffusion import make_scheduler
 from training.loop import add_run_options, run_from, train
+from training.maps import DrawnExamples
 from training.train_base import cached_latents, contact_sheet, tokens
-from training.train_control import DrawnExamples, hint
+from training.train_control import hint
 from training.weights import commit
 
 TEACHER_STEPS = 50  # what diffusers' LCMScheduler takes its few steps from

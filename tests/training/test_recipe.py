@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from annotators import find_annotator
 from benchmarks import controllability
 from models.store import Store
+from training import maps as scene_maps
 from training import train_annotator, train_autoencoder, train_base, train_control
 from training.dataset import Pictures, render_scenes
 
@@ -72,7 +73,7 @@ def test_pictures_are_rendered_once(trained):
 
 def test_half_the_maps_are_drawn_at_settings_of_their_own(trained):
     canny = find_annotator("canny")
-    examples = train_control.DrawnExamples(trained / "scenes", canny, 64)
+    examples = scene_maps.DrawnExamples(trained / "scenes", canny, 64)
     draw = canny.preprocessors[0].draw
     pictures, maps = examples.batch(range(8)), examples.maps(range(8))
     usual = [
@@ -80,8 +81,18 @@ def test_half_the_maps_are_drawn_at_settings_of_their_own(trained):
     ]
     assert all(usual[::2]) and not all(usual[1::2])
     assert np.array_equal(maps, examples.maps(range(8)))
-    found = [train_control.varied(canny.params, seed).low_threshold for seed in range(50)]
+    found = [scene_maps.varied(canny.params, seed).low_threshold for seed in range(50)]
     assert min(found) < 40 and max(found) > 180 and len(set(found)) > 30
+
+
+def test_maps_drawn_beforehand_are_those_drawn_on_the_way(trained, monkeypatch):
+    canny, folder = find_annotator("canny"), trained / "scenes"
+    on_the_way = scene_maps.DrawnExamples(folder, canny, 64).maps(range(8))
+    scene_maps.main(["--conditions", "canny", "--data", str(folder), "--size", "64"])
+    before = scene_maps.DrawnExamples(folder, canny, 64)
+    monkeypatch.setattr(scene_maps, "seen_together", None)  # nothing is drawn any more
+    assert np.array_equal(before.maps(range(8)), on_the_way)
+    assert np.array_equal(before.maps([5, 2]), on_the_way[[5, 2]])
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, 300), (5, 60), (1000, 1), (0, 300)])
