@@ -1,11 +1,13 @@
-"""Compiles the suite's own kernels for the processor, once, into the user's cache.
+"""Compiles the suite's own kernels: for the processor, once, into the user's cache; and for a GPU.
 
-Without GCC, or on a processor that lacks AVX-512 BF16, there are none, and torch's own run.
+Without GCC, or on a processor that lacks AVX-512 BF16, there are none, and torch's own run. Those
+for a GPU are compiled by Triton, which comes with torch for NVIDIA cards, and keeps them itself.
 """
 
 import ctypes
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import shutil
@@ -17,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.memory import is_out_of_memory
+
 LOGGER = logging.getLogger(__name__)
 
 FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
@@ -25,6 +29,31 @@ FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fopenmp"),
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
 )
+
+
+_no_triton = False
+"""Whether a kernel for a GPU has failed; then none is tried again."""
+
+
+def on_gpu(function: str, *given: Any) -> Any | None:
+    """Return what a function of models/gpu_kernels.py gives, None where Triton does not work.
+
+    The log says so once. Only there is Triton imported, which not every torch brings.
+
+    Raises:
+        RuntimeError: memory ran out.
+    """
+    global _no_triton  # noqa: PLW0603 - Triton is the process's as well
+    if _no_triton:
+        return None
+    try:
+        return getattr(importlib.import_module("models.gpu_kernels"), function)(*given)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        _no_triton = True
+        LOGGER.warning("torch's own kernels are used on the GPU, slower.", exc_info=error)
+        return None
 
 
 def fits(*tensors: Tensor) -> bool:

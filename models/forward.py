@@ -13,6 +13,8 @@ diffusers' own up to rounding (tests/models/test_forward.py). What differs, and 
 - On a CPU with instructions for bfloat16 attention has a kernel of its own (attention.py), and
   weights lie as oneDNN wants them (packed.py), which also takes GELU, gate and enlargement in.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
+
+On a GPU a step is recorded and played again (captured.py).
 """
 
 import hashlib
@@ -136,11 +138,8 @@ class Forward:
         """Yield each residual of a ControlNet with its scale."""
         network = self._controlnets[control.name]
         known = self._known(network, timestep, texts, latents.shape[0])
-        start = convolve(network.conv_in, latents) + self._hint(control, latents)
-        found, middle = _encode(network, start, known)
-        zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
-        for source, zero, scale in zip((*found, middle), zeros, control.scales, strict=True):
-            yield convolve(zero, source), scale
+        found = _control(network, latents, self._hint(control, latents), known)
+        yield from zip(found, control.scales, strict=True)
 
     # What is kept
 
@@ -259,6 +258,14 @@ def _encode(network: Any, x: Tensor, known: _Known) -> tuple[list[Tensor], Tenso
     for transformer, residual in zip(network.mid_block.attentions, others, strict=True):
         x = _residual(residual, _transformer(transformer, x, known), known)
     return skips, x
+
+
+def _control(network: Any, latents: Tensor, hint: Tensor, known: _Known) -> Iterator[Tensor]:
+    """Yield what a ControlNet adds at each depth, before it is scaled."""
+    found, middle = _encode(network, convolve(network.conv_in, latents) + hint, known)
+    zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
+    for source, zero in zip((*found, middle), zeros, strict=True):
+        yield convolve(zero, source)
 
 
 def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:

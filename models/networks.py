@@ -19,6 +19,7 @@ from torch.nn import functional
 from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
 from models import together
+from models.captured import Captured, forget_all
 from models.decoder import decode_latents
 from models.forward import Forward, Using
 from models.lora import without_tags
@@ -89,6 +90,9 @@ class DiffusersNetworks:
         # in memory until the garbage collector comes, beside the next ones.
         self._using = partial(_on_device, self.residence, self.low_memory)
         self._forward = Forward(self.unet, self.controlnets, self._using)
+        self._step: Forward | Captured = self._forward
+        if self.device.type == "cuda" and self.residence and not self.low_memory:
+            self._step = Captured(self._forward, partial(getattr, self.residence, "moves"))
         parts = (self.tokenizer, self.text_encoder)
         self._encode = lru_cache(KEPT_PROMPTS)(
             partial(_encoded, *parts, self._using, self.device, self.loras)
@@ -183,7 +187,7 @@ class DiffusersNetworks:
         """
         latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
         with self._using(self.unet, latents):
-            return self._forward(latents, float(timestep), texts, controls, residuals).float()
+            return self._step(latents, float(timestep), texts, controls, residuals).float()
 
     @torch.no_grad()
     def predict_together(self, questions: Sequence[Question]) -> list[Tensor]:
@@ -247,6 +251,7 @@ class DiffusersNetworks:
 
         On a CPU all stays where it is, but what was kept of prompts and maps.
         """
+        forget_all()
         return replace(self, low_memory=True)
 
     def in_float32(self) -> "DiffusersNetworks":

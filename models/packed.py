@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.memory import give_back
+from models.compiled import on_gpu
 
 ONEDNN: Any = torch.ops.mkldnn
 PLAIN: tuple[Any, ...] = ("none", [], "")
@@ -129,7 +130,12 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     and one rounding in place of three.
     """
     if not _ready(layer, x, _gated_parts):
-        value, gate = functional.linear(x, layer.weight, layer.bias).chunk(2, dim=-1)
+        both = functional.linear(x, layer.weight, layer.bias)
+        if both.is_cuda and not both.requires_grad:
+            fused: Tensor | None = on_gpu("gated", both)
+            if fused is not None:
+                return fused
+        value, gate = both.chunk(2, dim=-1)
         return functional.gelu(gate).mul_(value)
     value_bias, gate_bias = layer.bias.chunk(2)
     value_part, gate_part = layer.weight.parts

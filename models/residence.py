@@ -36,6 +36,8 @@ class Residence:
         """By which thread; a thread may use one part within the use of another."""
         self._home = WeakTensorKeyDictionary()
         """The CPU's copy of a weight that was away once."""
+        self.moves = 0
+        """How often weights came or went; what was recorded with them reads where they lay."""
 
     @contextmanager
     def using(self, part: nn.Module, work: float = 0, alone: bool = False) -> Iterator[None]:
@@ -72,7 +74,7 @@ class Residence:
         used = {id(one) for one in (part, *(one for _, one in self._in_use))}
         for known in [one for one in self._known if id(one()) not in used]:
             if not alone and self.free() >= needed:
-                break
+                return True
             self._send_home(known, part)
         return self.free() >= needed
 
@@ -104,6 +106,7 @@ class Residence:
                 if not self._is_here(tensor):
                     self._home[tensor] = tensor.data
                     tensor.data = self._copied(tensor.data)
+                    self.moves += 1
         self._whole.add(ref(part))
 
     def _send_home(self, known: ref[nn.Module], wanted: nn.Module) -> None:
@@ -120,6 +123,7 @@ class Residence:
                 if id(tensor) not in staying and self._is_here(tensor):
                     was_away = tensor in self._home
                     tensor.data = self._home[tensor] if was_away else tensor.data.cpu()
+                    self.moves += 1
 
 
 @functools.cache

@@ -1,0 +1,411 @@
+"""A step of the UNet and its ControlNets, recorded once on a GPU and played again for every other.
+
+A step is about a thousand small kernels, which a GPU finishes faster than Python can start them. A
+CUDA graph starts all of them with one call. It reads and writes the very memory it was recorded
+with, so what a step depends on is copied into buffers first:
+
+- the latents, at every step;
+- what the timestep adds in all residual blocks, which lies behind one another in one buffer, so
+  that it is one copy for each network; likewise the keys and values of the text, but only when
+  there is another text, and the encoded maps, when there is another map;
+- the ControlNets' scales, which are numbers in the GPU's memory: another strength needs no new
+  recording.
+
+Of one image the layers are too small to fill a GPU. The ControlNets need nothing of the UNet, nor
+the UNet's first half of them, so they are recorded as two branches that run side by side.
+
+Whatever cannot be recorded runs as forward.py has it, which is slower and gives the same.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakSet, ref
+
+import torch
+from torch import Tensor, nn
+
+from core.memory import is_out_of_memory
+from core.networks import ControlInput, Residuals
+from models.compiled import on_gpu
+from models.forward import Forward, _acting, _control, _decode, _encode, _Known
+from models.packed import convolve
+
+LOGGER = logging.getLogger(__name__)
+
+KEPT_RECORDINGS = 4
+"""Of one model: with and without control, for one image and for several. They share their memory,
+but each has its own buffers, 12 MB for an image in SD 1.5."""
+WARM_UPS = 2
+"""Runs before a recording: the first chooses algorithms and compiles, which a recording must not;
+the second shows that nothing is left to be chosen."""
+LONGEST_PATIENCE = 1000
+"""Steps after which a recording is tried again at the latest, where weights keep moving."""
+
+Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""(what to record) -> what plays it again, and returns a tensor of its own."""
+
+_LOCK = threading.RLock()
+"""Held while recording and playing: recordings share memory, so one runs at a time."""
+_graphs: "WeakSet[torch.cuda.CUDAGraph]" = WeakSet()
+"""All that live, whoever has them: a further one shares their memory."""
+_captured: "WeakSet[Captured]" = WeakSet()
+
+
+class Captured:
+    """Answers as a Forward does; may be called from several threads.
+
+    Its recordings go when it does.
+    """
+
+    def __init__(
+        self, forward: Forward, moves: Callable[[], int], record: Record | None = None
+    ) -> None:
+        """Take `moves()`, which counts how often weights came to the device or went.
+
+        A recording reads them where they lay. Tests hand in a `record` that needs no GPU.
+        """
+        self._forward = forward
+        self._moves = moves
+        self._record = record or recorded
+        self._steps: OrderedDict[tuple[Any, ...], _Step] = OrderedDict()
+        self._moved = moves()
+        self._calm, self._patience = 0, 0
+        """Steps since weights moved, and how many there must be before a recording."""
+        self._failed = False
+        _captured.add(self)
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timestep: float,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+        residuals: Residuals = (),
+    ) -> Tensor:
+        """See Forward; residuals that were found before are not recorded."""
+        controls = _acting(controls)
+        if residuals or self._failed:
+            return self._forward(latents, timestep, texts, controls, residuals)
+        with ExitStack() as uses:
+            for control in controls:
+                network = self._forward._controlnets[control.name]
+                uses.enter_context(self._forward.using(network, latents))
+            found = self._played(latents, timestep, texts, controls)
+            if found is not None:
+                return found
+        return self._forward(latents, timestep, texts, controls)
+
+    def forget(self, wait: int = 0) -> None:
+        """Drop the recordings, and their memory with the last; record none for so many steps."""
+        with _LOCK:
+            self._steps.clear()
+            self._calm, self._patience = 0, max(wait, self._patience)
+
+    def _played(
+        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
+    ) -> Tensor | None:
+        """Return the answer, or None where there is no recording and none is to be made.
+
+        Raises:
+            RuntimeError: memory ran out; then nobody has a recording any more.
+        """
+        key = (
+            *(latents.shape, latents.dtype, texts.shape),
+            *((control.name, control.hint.shape) for control in controls),
+        )
+        try:
+            # A recording is a model's own state, used within and outside of inference mode.
+            with (
+                _LOCK,
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.cuda.device_of(latents),  # type: ignore[no-untyped-call]
+            ):
+                if not self._settled():
+                    return None
+                step = self._steps.get(key)
+                if step is None:
+                    LOGGER.info("Recording a step for %s, once.", tuple(latents.shape))
+                    step = _Step(self._forward, latents, timestep, texts, controls)
+                    step.play = self._record(step.run)
+                    self._steps[key] = step
+                    if len(self._steps) > KEPT_RECORDINGS:
+                        self._steps.popitem(last=False)
+                else:
+                    step.fill(self._forward, latents, timestep, texts, controls)
+                self._steps.move_to_end(key)
+                return step.play()
+        except Exception as error:
+            if is_out_of_memory(error):
+                forget_all(wait=LONGEST_PATIENCE)
+                raise
+            self._failed = True
+            self._steps.clear()
+            LOGGER.warning("Steps cannot be recorded here, and run slower.", exc_info=error)
+            return None
+
+    def _settled(self) -> bool:
+        """Tell whether weights lie where they lay for long enough; the longer, the more they move.
+
+        Where a GPU has no room for all parts, they come and go with every step.
+        """
+        moved = self._moves()
+        if moved != self._moved:
+            self._moved = moved
+            self.forget(wait=min(2 * self._patience + 1, LONGEST_PATIENCE))
+        self._calm += 1
+        return self._calm > self._patience
+
+
+def forget_all(wait: int = 0) -> None:
+    """Drop everybody's recordings, for memory is short."""
+    for one in list(_captured):
+        one.forget(wait)
+
+
+# What a step reads
+
+
+class _Behind:
+    """Copies of tensors, behind one another in one buffer, so that all are renewed at once."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._whole = torch.cat([one.flatten() for one in tensors])
+        parts = torch.split(self._whole, [one.numel() for one in tensors])
+        self.parts = [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
+
+    def fill(self, tensors: Iterable[Tensor]) -> None:
+        """Take other values of the same shapes."""
+        torch.cat([one.flatten() for one in tensors], out=self._whole)
+
+
+class _Buffers:
+    """What is known of a network before the latents are, in memory that stays."""
+
+    def __init__(self, known: _Known) -> None:
+        self._times = _Behind(list(known.times.values()))
+        self._text = _Behind(_flat(known.text))
+        pairs = zip(self._text.parts[::2], self._text.parts[1::2], strict=True)
+        self.known = _Known(
+            dict(zip(known.text, pairs, strict=True)),
+            dict(zip(known.times, self._times.parts, strict=True)),
+        )
+
+    def fill(self, known: _Known, *, other_text: bool) -> None:
+        """Take another timestep's and, if it is another, another text's."""
+        self._times.fill(known.times.values())
+        if other_text:
+            self._text.fill(_flat(known.text))
+
+
+def _flat(text: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [one for pair in text.values() for one in pair]
+
+
+class _Step:
+    """A step on buffers of its own."""
+
+    play: Callable[[], Tensor]
+    """Runs it as it was recorded; returns a tensor of its own."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        latents: Tensor,
+        timestep: float,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+    ) -> None:
+        """Take the first values; arguments as Forward's."""
+        # The networks, but not the forward: it may hold what holds this.
+        self._unet = forward._unet
+        self._controlnets = [forward._controlnets[control.name] for control in controls]
+        self._latents = torch.empty_like(latents, memory_format=torch.channels_last)
+        self._latents.copy_(latents)
+        self._buffers = [
+            _Buffers(forward._known(network, timestep, texts, len(latents)))
+            for network in self._networks
+        ]
+        self._texts = ref(texts)
+        self._hints = [forward._hint(control, latents).clone() for control in controls]
+        self._maps = [ref(control.hint) for control in controls]
+        self._scales = [control.scales for control in controls]
+        self._scalars = [_on(latents, scales) for scales in self._scales]
+
+    @property
+    def _networks(self) -> list[Any]:
+        return [self._unet, *self._controlnets]
+
+    def fill(
+        self,
+        forward: Forward,
+        latents: Tensor,
+        timestep: float,
+        texts: Tensor,
+        controls: Sequence[ControlInput],
+    ) -> None:
+        """Copy in what differs from the last time; shapes and ControlNets are the same."""
+        self._latents.copy_(latents)
+        other_text = self._texts() is not texts
+        # Whatever fails in between leaves it unknown what the buffers hold.
+        self._texts = ref(torch.empty(0))
+        for network, buffers in zip(self._networks, self._buffers, strict=True):
+            known = forward._known(network, timestep, texts, len(latents))
+            buffers.fill(known, other_text=other_text)
+        self._texts = ref(texts)
+        for index, control in enumerate(controls):
+            if self._maps[index]() is not control.hint:
+                self._hints[index].copy_(forward._hint(control, latents))
+                self._maps[index] = ref(control.hint)
+            if self._scales[index] != control.scales:
+                self._scalars[index].copy_(_on(latents, control.scales))
+                self._scales[index] = control.scales
+
+    def run(self) -> Tensor:
+        """Return what a Forward would, of what is in the buffers."""
+        if self._latents.is_cuda and torch.cuda.is_current_stream_capturing():
+            found, (skips, x) = self._side_by_side()
+        else:
+            found, (skips, x) = self._residuals(), self._encoded()
+        for residuals, scales in zip(found, self._scalars, strict=True):
+            for target, residual, scale in zip((*skips, x), residuals, scales, strict=True):
+                add_scaled(target, residual, scale)
+        return _decode(self._unet, skips, x, self._buffers[0].known)
+
+    def _side_by_side(self) -> tuple[list[list[Tensor]], tuple[list[Tensor], Tensor]]:
+        main = torch.cuda.current_stream(self._latents.device)
+        _, side = _streams(main.device_index)
+        side.wait_stream(main)
+        try:
+            with torch.cuda.stream(side):
+                found = self._residuals()
+            return found, self._encoded()
+        finally:
+            main.wait_stream(side)  # also after an error: a recording ends where it began
+
+    def _residuals(self) -> list[list[Tensor]]:
+        parts = zip(self._controlnets, self._hints, self._buffers[1:], strict=True)
+        return [
+            list(_control(network, self._latents, hint, buffers.known))
+            for network, hint, buffers in parts
+        ]
+
+    def _encoded(self) -> tuple[list[Tensor], Tensor]:
+        start = convolve(self._unet.conv_in, self._latents)
+        return _encode(self._unet, start, self._buffers[0].known)
+
+
+def _on(like: Tensor, scales: Sequence[float]) -> Tensor:
+    """Return the numbers on its device, in float32, as a number handed to a kernel would be."""
+    return torch.tensor(scales, dtype=torch.float32).to(like.device)
+
+
+def add_scaled(target: Tensor, addend: Tensor, scale: Tensor) -> None:
+    """Add a multiple to a tensor in place, rounding once; `scale` is a float32 number there."""
+    alike = target.shape == addend.shape and all(
+        one.is_contiguous(memory_format=torch.channels_last) for one in (target, addend)
+    )
+    if target.is_cuda and alike and on_gpu("add_scaled", target, addend, scale) is not None:
+        return
+    target.copy_(torch.addcmul(target.float(), addend.float(), scale))
+
+
+# The recording
+
+
+def recorded(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Record what `run` does on the current device.
+
+    `run` must do the same work at each call, on memory that stays, and read nothing back from the
+    device. All threads play on the device's default stream, which keeps them in order.
+
+    Raises:
+        RuntimeError: it cannot be recorded, or memory ran out.
+    """
+    device = torch.cuda.current_device()
+    current, (stream, _) = torch.cuda.current_stream(), _streams(device)
+    by_trying = torch.backends.cudnn.benchmark
+    # It is to run many times, so it is worth while to try which algorithms are the fastest.
+    torch.backends.cudnn.benchmark = True
+    try:
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                run()
+        # What is in the reserve cannot serve a recording, which has memory of its own.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(stream):
+            graph, output = _capture(run, device)
+    finally:
+        torch.backends.cudnn.benchmark = by_trying
+        current.wait_stream(stream)
+
+    def play() -> Tensor:
+        graph.replay()
+        return output.clone()  # before another is played into the same memory
+
+    return play
+
+
+def _capture(run: Callable[[], Tensor], device: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """Record on the current stream, which is one that nobody else uses."""
+    living = next(iter(_graphs), None)
+    graph = torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle() if living is None else living.pool()
+    # cuBLAS keeps a workspace for each stream; a recording's are to lie in the recording's memory.
+    _drop_workspaces()
+    # Other threads may go on meanwhile: they use no stream of ours.
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        output = run()
+    except BaseException:
+        _end(graph, pool, device)  # quietly: the error that rises is to be the first
+        raise
+    finally:
+        _drop_workspaces()
+    try:
+        graph.capture_end()
+    except BaseException:
+        _stop_pooling(pool, device)
+        raise
+    _graphs.add(graph)
+    return graph, output
+
+
+def _end(graph: torch.cuda.CUDAGraph, pool: Any, device: int) -> None:
+    """End a recording that failed."""
+    try:
+        graph.capture_end()
+        graph.reset()
+    except RuntimeError as error:
+        LOGGER.debug("The recording that failed had no clean end: %s", error)
+        _stop_pooling(pool, device)
+
+
+def _stop_pooling(pool: Any, device: int) -> None:
+    """Have torch's allocator forget a recording; by itself it does so only at a clean end."""
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    except RuntimeError as error:
+        LOGGER.debug("The allocator had forgotten it: %s", error)
+
+
+def _drop_workspaces() -> None:
+    torch._C._cuda_clearCublasWorkspaces()
+
+
+_STREAMS: dict[int, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}
+
+
+def _streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Return a device's two for recording: always the same, for memory goes with the stream."""
+    if device not in _STREAMS:
+        stream: Any = torch.cuda.Stream
+        _STREAMS[device] = (stream(device), stream(device))
+    return _STREAMS[device]

@@ -1,0 +1,264 @@
+"""Kernels for GPUs, in Triton: what torch would do in several passes over memory, in one or two.
+
+- Group normalisation with SiLU. torch's own changes a channels-last picture into the other layout
+  and back, and SiLU is a pass of its own.
+- The gate of a feed-forward layer: GELU and the product with the other half of a tensor, which
+  torch reads in strides.
+- Adding a multiple whose factor is a number in the GPU's memory, with one rounding.
+
+All compute in float32 and round once. With TRITON_INTERPRET=1, set before this is imported, they
+run on a CPU, for tests.
+"""
+# ruff: noqa: N803, PLR0913, PLR0917 - kernels have many arguments, and write constants large
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
+# Kernels are Triton's language rather than Python's, and their arguments what Triton makes of them.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WHOLE = 2**15
+"""Numbers of a group that one program holds at once; larger groups take two kernels."""
+COLUMNS = 128
+"""About so many channels does a program of the two kernels see of each pixel."""
+TILE = 2**13
+"""Numbers that such a program holds at once."""
+PROGRAMS = 1024
+"""About so many programs does a large tensor get: several for each multiprocessor."""
+MOST_CHUNKS = 256
+"""Of a picture, as every program of the second kernel reads what the first found in each."""
+BLOCK = 1024
+"""Numbers in one program where each is on its own."""
+
+
+# Group normalisation. Of a picture (B, h, w, C) in memory a program sees some pixels as rows, and
+# some groups' channels as columns. A group of 10 channels takes 16 columns, 6 of them masked, as
+# Triton's blocks are powers of two.
+
+
+@triton.jit
+def _norm_whole(
+    x,
+    y,
+    weight,
+    bias,
+    eps,
+    pixels,
+    CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    SILU: tl.constexpr,
+):
+    """One group of one picture, all of it at once: read once, written once."""
+    width: tl.constexpr = CHANNELS // GROUPS
+    picture, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLS)[None, :]
+    inside = (row < pixels) & (column < width)
+    channel = group * width + column
+    place = picture.to(tl.int64) * pixels * CHANNELS + row * CHANNELS + channel
+    value = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+    count = pixels * width
+    mean = tl.sum(tl.sum(value, 1), 0) / count
+    off = tl.where(inside, value - mean, 0.0)
+    variance = tl.sum(tl.sum(off * off, 1), 0) / count
+    factor = tl.load(weight + channel, mask=column < width, other=0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=column < width, other=0).to(tl.float32)
+    found = off * (factor * tl.rsqrt(variance + eps)) + shift
+    if SILU:
+        found = found / (1 + tl.exp(-found))
+    tl.store(y + place, found.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_sums(
+    x,
+    sums,
+    pixels,
+    chunks,
+    CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SOME: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """The sum, and the sum of squares, of some groups in a chunk of a picture's pixels.
+
+    Both of what is beyond the group's first number in the picture: where the mean is far from
+    zero, the difference of two large sums would leave little of the variance.
+    """
+    width: tl.constexpr = CHANNELS // GROUPS
+    chunk, picture = tl.program_id(0), tl.program_id(2)
+    column = tl.arange(0, SOME * WIDE)
+    group = tl.program_id(1) * SOME + column // WIDE
+    channel = group * width + column % WIDE
+    real = (column % WIDE < width) & (group < GROUPS)
+    start = picture.to(tl.int64) * pixels * CHANNELS
+    first = tl.load(x + start + group * width, mask=group < GROUPS, other=0).to(tl.float32)
+    total = tl.zeros((SOME * WIDE,), tl.float32)
+    squares = tl.zeros((SOME * WIDE,), tl.float32)
+    for step in range(STEPS):
+        row = (chunk * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        inside = (row < pixels)[:, None] & real[None, :]
+        place = start + row[:, None] * CHANNELS + channel[None, :]
+        value = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+        off = tl.where(inside, value - first[None, :], 0.0)
+        total += tl.sum(off, 0)
+        squares += tl.sum(off * off, 0)
+    at = tl.program_id(1) * SOME + tl.arange(0, SOME)
+    into = sums + ((picture * chunks + chunk) * GROUPS + at) * 2
+    tl.store(into, tl.sum(tl.reshape(total, (SOME, WIDE)), 1), mask=at < GROUPS)
+    tl.store(into + 1, tl.sum(tl.reshape(squares, (SOME, WIDE)), 1), mask=at < GROUPS)
+
+
+@triton.jit
+def _norm_apply(
+    x,
+    y,
+    sums,
+    weight,
+    bias,
+    eps,
+    pixels,
+    chunks,
+    CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SOME: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    SILU: tl.constexpr,
+):
+    """Normalise a chunk by the sums of all chunks, which are always added in the same order."""
+    width: tl.constexpr = CHANNELS // GROUPS
+    chunk, picture = tl.program_id(0), tl.program_id(2)
+    at = tl.program_id(1) * SOME + tl.arange(0, SOME)
+    each = tl.arange(0, CHUNKS)
+    source = sums + ((picture * chunks + each[:, None]) * GROUPS + at[None, :]) * 2
+    there = (at < GROUPS)[None, :] & (each < chunks)[:, None]
+    count = pixels * width
+    beyond = tl.sum(tl.load(source, mask=there, other=0.0), 0) / count
+    square = tl.sum(tl.load(source + 1, mask=there, other=0.0), 0) / count
+    spread = tl.maximum(square - beyond * beyond, 0.0)
+    scale = tl.rsqrt(spread + eps)
+    # Each group's numbers for each of its columns.
+    column = tl.arange(0, SOME * WIDE)
+    group = tl.program_id(1) * SOME + column // WIDE
+    channel = group * width + column % WIDE
+    real = (column % WIDE < width) & (group < GROUPS)
+    start = picture.to(tl.int64) * pixels * CHANNELS
+    first = tl.load(x + start + group * width, mask=group < GROUPS, other=0).to(tl.float32)
+    mean = first + tl.reshape(tl.broadcast_to(beyond[:, None], (SOME, WIDE)), (SOME * WIDE,))
+    factor = tl.load(weight + channel, mask=real, other=0).to(tl.float32)
+    factor *= tl.reshape(tl.broadcast_to(scale[:, None], (SOME, WIDE)), (SOME * WIDE,))
+    shift = tl.load(bias + channel, mask=real, other=0).to(tl.float32)
+    for step in range(STEPS):
+        row = (chunk * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        inside = (row < pixels)[:, None] & real[None, :]
+        place = start + row[:, None] * CHANNELS + channel[None, :]
+        value = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+        found = (value - mean[None, :]) * factor[None, :] + shift[None, :]
+        if SILU:
+            found = found / (1 + tl.exp(-found))
+        tl.store(y + place, found.to(y.dtype.element_ty), mask=inside)
+
+
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """Return the normalised x (B, C, h, w), channels-last as x must be; with `silu` SiLU of it."""
+    pictures, channels, height, across = x.shape
+    pixels, width = height * across, channels // groups
+    found = torch.empty_like(x)
+    wide, high = triton.next_power_of_2(width), triton.next_power_of_2(pixels)
+    with torch.cuda.device_of(x):
+        if wide * high <= WHOLE:
+            _norm_whole[(pictures * groups,)](
+                *(x, found, weight, bias, eps, pixels, channels, groups, high, wide, silu),
+                num_warps=_warps(wide * high),
+            )
+            return found
+        some = max(1, min(COLUMNS // wide, triton.next_power_of_2(groups)))
+        rows = max(1, TILE // (some * wide))
+        beside, tiles = triton.cdiv(groups, some), triton.cdiv(pixels, rows)
+        chunks = min(MOST_CHUNKS, triton.cdiv(PROGRAMS, pictures * beside))
+        steps = triton.next_power_of_2(triton.cdiv(tiles, chunks))
+        chunks = triton.cdiv(tiles, steps)
+        sums = torch.empty(pictures, chunks, groups, 2, dtype=torch.float32, device=x.device)
+        grid = (chunks, beside, pictures)
+        shape = (channels, groups, some, wide, rows, steps)
+        _norm_sums[grid](x, sums, pixels, chunks, *shape, num_warps=8)
+        _norm_apply[grid](
+            *(x, found, sums, weight, bias, eps, pixels, chunks, *shape),
+            *(triton.next_power_of_2(chunks), silu),
+            num_warps=8,
+        )
+    return found
+
+
+def _warps(numbers: int) -> int:
+    """Return how many share so many numbers, at most 64 for each thread."""
+    return max(1, min(16, numbers // 1024))
+
+
+# What is done to each number
+
+
+@triton.jit
+def _gated(
+    x,
+    y,
+    count,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Of x (rows, 2 * WIDTH) the first half times the GELU of the second, into y."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    source = x + place // WIDTH * (2 * WIDTH) + place % WIDTH
+    value = tl.load(source, mask=inside, other=0).to(tl.float32)
+    gate = tl.load(source + WIDTH, mask=inside, other=0).to(tl.float32)
+    found = value * gate * 0.5 * (1 + tl.erf(gate * 0.7071067811865476))
+    tl.store(y + place, found.to(y.dtype.element_ty), mask=inside)
+
+
+def gated(both: Tensor) -> Tensor:
+    """Return (..., C) of (..., 2 * C): the first half times the exact GELU of the second."""
+    both = both.contiguous()
+    width = both.shape[-1] // 2
+    found = both.new_empty(*both.shape[:-1], width)
+    with torch.cuda.device_of(both):
+        _gated[(triton.cdiv(found.numel(), BLOCK),)](both, found, found.numel(), width, BLOCK)
+    return found
+
+
+@triton.jit
+def _add_scaled(
+    target,
+    addend,
+    scale,
+    count,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    before = tl.load(target + place, mask=inside, other=0).to(tl.float32)
+    more = tl.load(addend + place, mask=inside, other=0).to(tl.float32)
+    found = before + tl.load(scale) * more
+    tl.store(target + place, found.to(target.dtype.element_ty), mask=inside)
+
+
+def add_scaled(target: Tensor, addend: Tensor, scale: Tensor) -> Tensor:
+    """Add scale * addend to the target in place, and return it; scale is one float32 number.
+
+    Both have one shape and lie alike in memory, without gaps.
+    """
+    with torch.cuda.device_of(target):
+        _add_scaled[(triton.cdiv(target.numel(), BLOCK),)](
+            target, addend, scale, target.numel(), BLOCK
+        )
+    return target

@@ -1,0 +1,196 @@
+"""A recorded step answers as the step itself, whatever changes between one playing and the next.
+
+Here a stand-in for the GPU plays: it runs the step again on the buffers, which is what a recording
+does, so whatever would be stale on a GPU is stale here. tests/gpu has the real one.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.networks import ControlInput
+from models import captured
+from models.captured import KEPT_RECORDINGS, Captured, add_scaled, forget_all
+from tests.models.test_forward import DIORAMA, SD15, Example
+
+
+class Player:
+    """Records by keeping what to run; counts."""
+
+    def __init__(self) -> None:
+        self.recorded, self.played = 0, 0
+        self.error: Exception | None = None
+
+    def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        if self.error is not None:
+            raise self.error
+        self.recorded += 1
+
+        def play() -> Tensor:
+            self.played += 1
+            return run().clone()
+
+        return play
+
+
+class Recorded(Example):
+    """An example whose steps are recorded."""
+
+    def __init__(self, changes: dict[str, Any], images: int = 1, texts: int = 2) -> None:
+        super().__init__(changes, images, texts)
+        self.player, self.moves = Player(), 0
+        self.captured = Captured(self.forward, lambda: self.moves, self.player)
+
+    @torch.inference_mode()
+    def found(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
+        return self.captured(self.latents, timestep, self.texts, controls)
+
+    def assert_right(self, controls: list[ControlInput], timestep: int = 401) -> None:
+        wanted = self.ours(controls, timestep)
+        torch.testing.assert_close(self.found(controls, timestep), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [SD15, DIORAMA], ids=["sd15", "diorama"])
+@pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
+def test_whatever_changes_comes_through(changes: dict[str, Any], images: int, texts: int) -> None:
+    example = Recorded(changes, images, texts)
+    both = [example.control(), example.control(0.4, "depth")]
+    example.assert_right(both)
+    example.assert_right(both, timestep=7)
+    for change in ("latents", "texts", "hint"):
+        setattr(example, change, torch.rand_like(getattr(example, change)))
+        both = [replace(one, hint=example.hint) for one in both]
+        example.assert_right(both)
+        example.assert_right(both, timestep=7)
+    both[1] = replace(both[1], scales=tuple(0.1 * k for k in range(len(both[1].scales))))
+    example.assert_right(both)
+    # The order of the ControlNets, none of them, and one without weight.
+    example.assert_right(both[::-1])
+    example.assert_right([])
+    example.assert_right([both[0], replace(both[1], scales=(0.0,) * len(both[1].scales))])
+    example.assert_right(both)
+    assert example.player.recorded == 4 and example.player.played == 13
+
+
+def test_an_answer_is_not_overwritten_by_the_next() -> None:
+    example = Recorded({})
+    first = example.found([])
+    kept = first.clone()
+    example.latents = example.latents + 1
+    assert not torch.equal(example.found([]), first) and torch.equal(first, kept)
+
+
+def test_within_and_outside_of_inference_mode() -> None:
+    example = Recorded({})
+    example.assert_right([example.control()])
+    with torch.no_grad():
+        example.texts, example.hint = example.texts + 1, example.hint / 2
+        wanted = example.ours([example.control()])
+        found = example.captured(example.latents, 401, example.texts, [example.control()])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_few_recordings_are_kept() -> None:
+    example = Recorded({})
+    for side in range(KEPT_RECORDINGS + 1):
+        example.latents = torch.randn(1, 4, 8 + 4 * side, 8)
+        example.assert_right([])
+    assert len(example.captured._steps) == KEPT_RECORDINGS
+    example.latents = torch.randn(1, 4, 8, 8)
+    example.assert_right([])
+    assert example.player.recorded == KEPT_RECORDINGS + 2
+
+
+def test_residuals_from_outside_are_not_recorded() -> None:
+    example = Recorded({})
+    controls = [example.control()]
+    with torch.inference_mode():
+        kept = example.forward.residuals(example.latents, 401, example.texts, controls)
+        found = example.captured(example.latents, 401, example.texts, [], kept)
+    torch.testing.assert_close(found, example.ours(controls), rtol=1e-4, atol=1e-5)
+    assert example.player.recorded == 0
+
+
+def test_weights_that_move_end_a_recording_and_those_that_keep_moving_get_none() -> None:
+    example = Recorded({})
+    example.assert_right([])
+    with torch.no_grad():
+        for weight in example.unet.parameters():
+            weight.data = weight * 1.1  # elsewhere, as after a move; and other, to be told apart
+    example.moves += 1
+    example.forward._texts.clear()
+    example.forward._times.clear()
+    example.assert_right([])
+    assert example.player.recorded == 1 and not example.captured._steps
+    example.assert_right([])
+    example.assert_right([])
+    assert example.player.recorded == 2
+    for _ in range(20):
+        example.moves += 1
+        example.assert_right([])
+    assert example.player.recorded == 2
+
+
+def test_where_memory_runs_out_the_error_rises_and_all_recordings_go() -> None:
+    example, other = Recorded({}), Recorded({})
+    other.found([])
+    example.player.error = torch.OutOfMemoryError("simulated")
+    with pytest.raises(torch.OutOfMemoryError):
+        example.found([])
+    assert not other.captured._steps
+    # What comes next does without, for a while.
+    example.assert_right([])
+    other.assert_right([])
+    assert other.player.recorded == 1
+
+
+def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    example = Recorded({})
+    example.player.error = RuntimeError("operation not permitted when stream is capturing")
+    for _ in range(3):
+        example.assert_right([example.control()])
+    assert [one.levelname for one in caplog.records] == ["WARNING"]
+
+
+def test_recordings_go_with_their_model() -> None:
+    example = Recorded({})
+    example.captured._record = lambda _run: lambda: torch.zeros(())
+    example.found([])
+    (step,) = example.captured._steps.values()
+    gone = captured.ref(step)
+    del step, example.captured
+    assert gone() is None
+    forget_all()  # nobody's
+
+
+def test_threads_do_not_mix() -> None:
+    example = Recorded({})
+
+    @torch.inference_mode()
+    def predict(seed: int, with_it: Any) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        latents = torch.randn(1, 4, 8 + 8 * (seed % 2), 8, generator=generator)
+        text = torch.randn(2, 77, example.texts.shape[2], generator=generator)
+        control = example.control(0.1 * seed)
+        control = replace(
+            control, hint=torch.rand(1, 3, 64 + 64 * (seed % 2), 64, generator=generator)
+        )
+        return [with_it(latents, t, text, [control]) for t in (401.0 + seed, 7.0)]
+
+    wanted = [predict(seed, example.forward) for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(predict, range(8), [example.captured] * 8))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_multiple_is_rounded_once() -> None:
+    target = torch.tensor([[[[1.0, 256.0]]]]).bfloat16()
+    addend = torch.tensor([[[[1.0, 3.0]]]]).bfloat16()
+    wanted = (target.float() + 0.7 * addend.float()).bfloat16()
+    add_scaled(target, addend, torch.tensor([0.2, 0.7])[1])
+    assert torch.equal(target, wanted)
