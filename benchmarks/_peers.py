@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,12 +30,18 @@ from core.request import GenerationRequest, Progress
 from core.sampling import seeded_noise
 
 COMPILERS = ("c++", "g++", "clang++")
-BACKENDS: dict[str, dict[str, Any]] = {
-    # Freezing lets it pack weights for oneDNN: on a CPU its fastest way.
-    "inductor": {"freezing": True},
-    "openvino": {"device": "CPU"},
+COMPILED: dict[str, dict[str, dict[str, Any]]] = {
+    "inductor": {
+        # Freezing lets it pack weights for oneDNN: on a CPU its fastest way.
+        "cpu": {"backend": "inductor", "options": {"freezing": True}},
+        # With CUDA graphs, as diffusers' own documentation has it for a ControlNet.
+        "cuda": {"mode": "reduce-overhead"},
+    },
+    # Also tries its own kernels for products and convolutions: many minutes of compiling.
+    "inductor_autotuned": {"cuda": {"mode": "max-autotune"}},
+    "openvino": {"cpu": {"backend": "openvino", "options": {"device": "CPU"}}},
 }
-"""torch.compile's backends that take part, with their options."""
+"""torch.compile's ways that take part, with their arguments on each kind of device."""
 
 
 @dataclass
@@ -46,16 +53,30 @@ class Made:
     """Above what was there before the run."""
     latents: list[Tensor] = field(default_factory=list)
     """The final latents, (B, C, h, w) of each batch, float32 on the CPU."""
-    step_seconds: list[float] = field(default_factory=list)
-    """Of each step but a batch's first, whose beginning nobody sees; for one image."""
-    _last: float = 0.0
+    on_gpu: bool = False
+    _ends: list[tuple[int, int, Any]] = field(default_factory=list)
+    """Of each step: its number, its images, and the moment."""
 
     def stepped(self, step: int, images: int) -> None:
         """Note the end of a batch's step, counted from 1."""
-        now = time.perf_counter()
-        if step > 1:
-            self.step_seconds.append((now - self._last) / images)
-        self._last = now
+        moment: Any = time.perf_counter()
+        if self.on_gpu:
+            # Python is ahead of a GPU; to wait for it here would slow whoever makes use of that.
+            moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            moment.record()
+        self._ends.append((step, images, moment))
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Of each step but a batch's first, whose beginning nobody sees; for one image.
+
+        On a GPU to be asked for when it has finished.
+        """
+        return [
+            (before.elapsed_time(end) / 1000 if self.on_gpu else end - before) / images
+            for (_, _, before), (step, images, end) in pairwise(self._ends)
+            if step > 1
+        ]
 
 
 class Peer(Protocol):
@@ -107,7 +128,7 @@ class _Watched:
 class Diffusers:
     """StableDiffusionControlNetPipeline on the very modules of `networks`.
 
-    With `compiled` (of BACKENDS) the UNet, the ControlNet and the decoder are
+    With `compiled` (of COMPILED) the UNet, the ControlNet and the decoder are
     compiled, for shapes that do not change.
     """
 
@@ -129,8 +150,9 @@ class Diffusers:
             requires_safety_checker=False,
         )
         self._peer.set_progress_bar_config(disable=True)
+        self._peer.to(networks.device)  # its float32 version waits in the CPU's memory
         if compiled:
-            how: dict[str, Any] = {"backend": compiled, "options": BACKENDS[compiled]}
+            how = COMPILED[compiled][networks.device.type]
             for part in ("unet", "controlnet"):
                 network = torch.compile(getattr(self._peer, part), dynamic=False, **how)
                 setattr(self._peer, part, network)
@@ -215,7 +237,10 @@ def why_not_openvino() -> str:
 class PeakMemory:
     """How far memory rises while the block runs, in MB: on a CPU the process's resident set.
 
-    What earlier runs freed is given back to the system first, or it would be used again unseen.
+    What earlier runs freed is given back to the system first, or it would be used again unseen. On
+    a GPU it is what torch allocates, and what CUDA graphs recorded in the block keep for their
+    playing, which torch counts as free. Played later they seem to need nothing, so the peak of
+    several runs is that of the first, which recorded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -224,8 +249,10 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         self.megabytes = 0.0
         if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device) / 2**20
+            self._graphs = _kept_for_graphs_mb()
             return self
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
         if trim is not None:
@@ -243,11 +270,19 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device) / 2**20
-            self.megabytes = peak - self._before
+            graphs = max(0.0, _kept_for_graphs_mb() - self._graphs)
+            self.megabytes = peak - self._before + graphs
             return
         self._done.set()
         self._thread.join()
         self.megabytes = max(self.megabytes, _resident_mb() - self._before)
+
+
+def _kept_for_graphs_mb() -> float:
+    """Return what torch holds for CUDA graphs, and for nobody else, beyond what is allocated."""
+    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    pooled = [one for one in segments if tuple(one["segment_pool_id"]) != (0, 0)]
+    return float(sum(one["total_size"] - one["allocated_size"] for one in pooled)) / 2**20
 
 
 def _resident_mb() -> float:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed --model diorama [--json]
     python -m benchmarks.speed --model sd15-random --steps 4 --rounds 3 [--compile] [--growth]
+    python -m benchmarks.speed --model sd15-random --dtype bfloat16 --device cuda
 
 All take part in one process, in turns (A B A B), on the same weights and number of threads, so that
 a busy machine slows all alike: the ratios travel, the seconds do not. Each round has a scene and a
@@ -10,7 +11,7 @@ float32 run of diffusers, divided by the distance of diffusers' own run in the s
 less: no worse). The share of the peak is what the machine's best matrix product would need for the
 operations that diffusers executes, as a part of the seconds: more than 1 is possible for whoever
 executes fewer. Memory is a peer's weights and what a run adds at its peak, without Python and the
-libraries, which all have in common.
+libraries, which all have in common; on a GPU it includes what CUDA graphs keep for themselves.
 
 sd15-random is Stable Diffusion 1.5 at full size with random weights. It keeps each peer's weights
 in memory: 2.9 GB twice in bfloat16, and 5.7 GB for float32, which `--peers diffusers` leaves out.
@@ -36,6 +37,7 @@ import torch
 
 from annotators import find_annotator
 from benchmarks._peers import (
+    COMPILED,
     Diffusers,
     Made,
     Ours,
@@ -56,7 +58,7 @@ from training.renderer import render
 from training.world import make_scene
 
 ROOT = Path(__file__).resolve().parent.parent
-GEMM_SIDE = 2048
+GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192
 RANDOM = "sd15-random"
 ROUNDS = 5
 SLOW_ROUNDS, SLOW_SEEDS = 3, 1
@@ -109,13 +111,14 @@ def condition(control: str) -> Condition:
 
 def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
     """GFLOP/s of the best of five products of two square matrices."""
-    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(dtype) for _ in range(2))
+    side = GPU_GEMM_SIDE if device.type == "cuda" else GEMM_SIDE
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
         (a @ b).flatten()[0].item()
         best = min(best, time.perf_counter() - began)
-    return 2 * GEMM_SIDE**3 / best / 1e9
+    return 2 * side**3 / best / 1e9
 
 
 def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> dict[str, Any]:
@@ -185,10 +188,13 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
 
 
 def _run(peer: Peer, request: GenerationRequest) -> Made:
-    made = Made()
-    with PeakMemory(peer.networks.device) as peak:
+    device = peer.networks.device
+    made = Made(on_gpu=device.type == "cuda")
+    with PeakMemory(device) as peak:
         began = time.perf_counter()
         peer(request, made)
+        if made.on_gpu:
+            torch.cuda.synchronize(device)
         made.seconds = time.perf_counter() - began
     made.peak_memory_mb = peak.megabytes
     return made
@@ -323,6 +329,7 @@ def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "dtype": str(dtype),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
@@ -385,6 +392,9 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
     parser.add_argument("--seeds", type=int, default=None, help="rounds that rho is taken over")
     parser.add_argument("--peers", default=",".join(PEERS), help="of these; empty for ours alone")
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
+    parser.add_argument(
+        "--autotune", action="store_true", help="so does its max-autotune, on a GPU alone"
+    )
     parser.add_argument("--openvino", action="store_true", help="OpenVINO takes part")
     parser.add_argument("--growth", action="store_true", help="how time and memory grow, instead")
     parser.add_argument("--no-server", action="store_true", help="leave the server's times out")
@@ -394,16 +404,19 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
     return parser, parser.parse_args(arguments)
 
 
-def _taking_part(options: argparse.Namespace) -> list[str]:
+def _taking_part(options: argparse.Namespace, device: torch.device) -> list[str]:
     names = [name for name in options.peers.split(",") if name]
     strange = [name for name in names if name not in PEERS]
     if strange:
         raise BadInput(f"There is no peer '{strange[0]}': choose of {', '.join(PEERS)}.")
     for asked, name, why_not in (
         (options.compile, "inductor", why_not_compiled),
+        (options.autotune, "inductor_autotuned", why_not_compiled),
         (options.openvino, "openvino", why_not_openvino),
     ):
         missing = why_not() if asked else ""
+        if asked and device.type not in COMPILED[name]:
+            missing = f"it is not for {device.type}"
         if missing:
             _say(f"{name} does not take part: {missing}.")
         elif asked:
@@ -464,7 +477,7 @@ def main(arguments: list[str] | None = None) -> None:
             result["growth"] = growth(work)
         else:
             server = None if options.no_server or slow else server_times(options.model)
-            result |= compare(work, _taking_part(options), rounds, seeds)
+            result |= compare(work, _taking_part(options, device), rounds, seeds)
             result["server"] = server
     except SuiteError as error:
         parser.exit(2, f"{error}\n")

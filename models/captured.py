@@ -43,7 +43,7 @@ WARM_UPS = 2
 """Runs before a recording: the first chooses algorithms and compiles, which a recording must not;
 the second shows that nothing is left to be chosen."""
 LONGEST_PATIENCE = 1000
-"""Steps after which a recording is tried again at the latest, where weights keep moving."""
+"""Steps after which a recording is tried again at the latest, where weights come and go."""
 
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """(what to record) -> what plays it again, and returns a tensor of its own."""
@@ -62,19 +62,19 @@ class Captured:
     """
 
     def __init__(
-        self, forward: Forward, moves: Callable[[], int], record: Record | None = None
+        self, forward: Forward, gone: Callable[[], int], record: Record | None = None
     ) -> None:
-        """Take `moves()`, which counts how often weights came to the device or went.
+        """Take `gone()`, which counts the weights that left the device so far.
 
         A recording reads them where they lay. Tests hand in a `record` that needs no GPU.
         """
         self._forward = forward
-        self._moves = moves
+        self._count_gone = gone
         self._record = record or recorded
         self._steps: OrderedDict[tuple[Any, ...], _Step] = OrderedDict()
-        self._moved = moves()
+        self._gone = gone()
         self._calm, self._patience = 0, 0
-        """Steps since weights moved, and how many there must be before a recording."""
+        """Steps since weights went, and how many there must be before a recording."""
         self._failed = False
         _captured.add(self)
 
@@ -149,13 +149,13 @@ class Captured:
             return None
 
     def _settled(self) -> bool:
-        """Tell whether weights lie where they lay for long enough; the longer, the more they move.
+        """Tell whether no weight went for long enough; the longer, the more often they went.
 
         Where a GPU has no room for all parts, they come and go with every step.
         """
-        moved = self._moves()
-        if moved != self._moved:
-            self._moved = moved
+        gone = self._count_gone()
+        if gone != self._gone:
+            self._gone = gone
             self.forget(wait=min(2 * self._patience + 1, LONGEST_PATIENCE))
         self._calm += 1
         return self._calm > self._patience

@@ -1,9 +1,10 @@
-"""The way through an autoencoder's decoder on the CPU, as forward.py is for the UNet.
+"""The way through an autoencoder's decoder, as forward.py is for the UNet.
 
 The weights stay in diffusers' modules and the result is diffusers' own up to rounding. Pictures
-stay channels-last, an enlargement and the convolution behind it are one transposed convolution
-(three of them are a quarter of Stable Diffusion's decoder), and the attention over all pixels has
-its own kernel.
+stay channels-last and have the kernels of norm.py. On the CPU an enlargement and the convolution
+behind it are one transposed convolution (three of them are a quarter of Stable Diffusion's
+decoder), and the attention over all pixels has its own kernel. On a GPU the pictures are so large
+that starting the kernels takes less time than they do: nothing is recorded as in captured.py.
 """
 
 from typing import Any
@@ -21,10 +22,11 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Return an autoencoder's pictures (B, 3, H, W) of its own latents (B, C, h, w).
 
     One built in another way than Stable Diffusion's or the tiny one, or on another device, is left
-    to diffusers.
+    to diffusers, and so is the tiny one on a GPU.
     """
-    if latents.device.type == "cpu" and _is_kl(vae):
-        give_back()  # what the steps have freed is in pieces too small for these pictures
+    if latents.device.type in ("cpu", "cuda") and _is_kl(vae):
+        if latents.device.type == "cpu":
+            give_back()  # what the steps have freed is in pieces too small for these pictures
         x = latents.contiguous(memory_format=torch.channels_last)
         return _decode(vae.decoder, convolve(vae.post_quant_conv, x))
     if latents.device.type == "cpu" and _is_tiny(vae):

@@ -92,7 +92,7 @@ class DiffusersNetworks:
         self._forward = Forward(self.unet, self.controlnets, self._using)
         self._step: Forward | Captured = self._forward
         if self.device.type == "cuda" and self.residence and not self.low_memory:
-            self._step = Captured(self._forward, partial(getattr, self.residence, "moves"))
+            self._step = Captured(self._forward, partial(getattr, self.residence, "gone"))
         parts = (self.tokenizer, self.text_encoder)
         self._encode = lru_cache(KEPT_PROMPTS)(
             partial(_encoded, *parts, self._using, self.device, self.loras)

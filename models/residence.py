@@ -36,8 +36,8 @@ class Residence:
         """By which thread; a thread may use one part within the use of another."""
         self._home = WeakTensorKeyDictionary()
         """The CPU's copy of a weight that was away once."""
-        self.moves = 0
-        """How often weights came or went; what was recorded with them reads where they lay."""
+        self.gone = 0
+        """How many weights went so far; what was recorded with them would read where they lay."""
 
     @contextmanager
     def using(self, part: nn.Module, work: float = 0, alone: bool = False) -> Iterator[None]:
@@ -106,7 +106,6 @@ class Residence:
                 if not self._is_here(tensor):
                     self._home[tensor] = tensor.data
                     tensor.data = self._copied(tensor.data)
-                    self.moves += 1
         self._whole.add(ref(part))
 
     def _send_home(self, known: ref[nn.Module], wanted: nn.Module) -> None:
@@ -123,7 +122,7 @@ class Residence:
                 if id(tensor) not in staying and self._is_here(tensor):
                     was_away = tensor in self._home
                     tensor.data = self._home[tensor] if was_away else tensor.data.cpu()
-                    self.moves += 1
+                    self.gone += 1
 
 
 @functools.cache

@@ -43,8 +43,8 @@ class Recorded(Example):
 
     def __init__(self, changes: dict[str, Any], images: int = 1, texts: int = 2) -> None:
         super().__init__(changes, images, texts)
-        self.player, self.moves = Player(), 0
-        self.captured = Captured(self.forward, lambda: self.moves, self.player)
+        self.player, self.gone = Player(), 0
+        self.captured = Captured(self.forward, lambda: self.gone, self.player)
 
     @torch.inference_mode()
     def found(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
@@ -116,13 +116,13 @@ def test_residuals_from_outside_are_not_recorded() -> None:
     assert example.player.recorded == 0
 
 
-def test_weights_that_move_end_a_recording_and_those_that_keep_moving_get_none() -> None:
+def test_weights_that_went_end_a_recording_and_those_that_come_and_go_get_none() -> None:
     example = Recorded({})
     example.assert_right([])
     with torch.no_grad():
         for weight in example.unet.parameters():
             weight.data = weight * 1.1  # elsewhere, as after a move; and other, to be told apart
-    example.moves += 1
+    example.gone += 1
     example.forward._texts.clear()
     example.forward._times.clear()
     example.assert_right([])
@@ -131,7 +131,7 @@ def test_weights_that_move_end_a_recording_and_those_that_keep_moving_get_none()
     example.assert_right([])
     assert example.player.recorded == 2
     for _ in range(20):
-        example.moves += 1
+        example.gone += 1
         example.assert_right([])
     assert example.player.recorded == 2
 

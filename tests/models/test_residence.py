@@ -239,7 +239,8 @@ def test_on_a_gpu_pictures_are_the_same_however_little_is_there(condition: Any) 
             tiny_networks(controls=("weights-name",)), device=gpu, residence=Residence(gpu, free)
         )
         found = pictures(networks, condition, 1)
-        assert wanted is None or np.array_equal(found, wanted)
+        # Recorded or not, convolutions may have other algorithms, and so another rounding.
+        assert wanted is None or np.abs(np.int32(found) - np.int32(wanted)).max() <= 2
         wanted = found
 
 
