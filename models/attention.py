@@ -1,19 +1,33 @@
-"""Attention in bfloat16 on the CPU, several times as fast as torch's own where it can be compiled.
+"""Attention: in bfloat16 on the CPU several times as fast as torch's own where it can be compiled.
 
-The kernel is attention.cpp, which says why it is faster. Elsewhere torch's own attention runs.
+The kernel is attention.cpp, which says why it is faster. Elsewhere torch's own attention runs; of
+those that it has for a GPU it takes the first that can do it, which is not always the fastest.
 """
 
 import ctypes
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.memory import is_out_of_memory
 from models.compiled import fits, kernel
+
+LOGGER = logging.getLogger(__name__)
 
 WIDEST = 512
 """Largest width of a head that the kernel takes; the UNet has 40, 80 and 160, the decoder 512."""
+LONG = 1024
+"""Keys from which on cuDNN's attention is tried on a GPU: building it takes a moment."""
+TRIED = 5
+"""Runs that are timed."""
+FAR = 2e-2
+"""Relative difference beyond which another attention is no other rounding, but wrong."""
+
+_cudnn_is_better: dict[Any, bool] = {}
+"""By what was asked."""
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -25,10 +39,60 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         attend = kernel("attention", "attend")
         if attend is not None:
             return _attended(attend, queries, keys, values)
-    found = functional.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-    )
-    return found.transpose(1, 2).flatten(2)
+    by_heads = [one.transpose(1, 2) for one in (queries, keys, values)]
+    attend = _cudnn if _should_be_cudnn(*by_heads) else _torchs
+    return attend(*by_heads).transpose(1, 2).flatten(2)
+
+
+def _torchs(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(queries, keys, values)
+
+
+def _cudnn(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        queries, keys, values, None, compute_log_sumexp=False
+    )[0]
+    return found
+
+
+def _should_be_cudnn(*tensors: Tensor) -> bool:
+    """Tell whether cuDNN's was found the better for these (B, heads, N, width), trying it first.
+
+    Only where torch is to choose convolutions in the same way: each thread has to build it anew.
+    """
+    queries, keys, _ = tensors
+    if not (queries.is_cuda and torch.backends.cudnn.benchmark and keys.shape[2] >= LONG):
+        return False
+    if any(one.dtype == torch.float32 or one.requires_grad for one in tensors):
+        return False
+    asked = (queries.device, queries.dtype, queries.shape, keys.shape)
+    if asked not in _cudnn_is_better and not torch.cuda.is_current_stream_capturing():
+        _cudnn_is_better[asked] = _is_better(_cudnn, *tensors)
+    return _cudnn_is_better.get(asked, False)
+
+
+def _is_better(attend: Any, *tensors: Tensor) -> bool:
+    """Tell whether it gives what torch's own choice gives, in less time."""
+    try:
+        wanted, found = _torchs(*tensors).float(), attend(*tensors).float()
+        if not (found - wanted).norm() <= FAR * wanted.norm():
+            return False
+        return _milliseconds(attend, *tensors) < _milliseconds(_torchs, *tensors)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        LOGGER.info("cuDNN has no attention for %s: %s", tuple(tensors[0].shape), error)
+        return False
+
+
+def _milliseconds(attend: Any, *tensors: Tensor) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    began.record()
+    for _ in range(TRIED):
+        attend(*tensors)
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended))
 
 
 def _suits(*tensors: Tensor) -> bool:

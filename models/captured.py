@@ -32,6 +32,7 @@ from core.memory import is_out_of_memory
 from core.networks import ControlInput, Residuals
 from models.compiled import on_gpu
 from models.forward import Forward, _acting, _control, _decode, _encode, _Known
+from models.norm import lie_alike
 from models.packed import convolve
 
 LOGGER = logging.getLogger(__name__)
@@ -271,10 +272,14 @@ class _Step:
             found, (skips, x) = self._side_by_side()
         else:
             found, (skips, x) = self._residuals(), self._encoded()
-        for residuals, scales in zip(found, self._scalars, strict=True):
-            for target, residual, scale in zip((*skips, x), residuals, scales, strict=True):
-                add_scaled(target, residual, scale)
+        self._add((*skips, x), found)
+        del found  # so that the second half can have its memory
         return _decode(self._unet, skips, x, self._buffers[0].known)
+
+    def _add(self, targets: Sequence[Tensor], found: Sequence[Sequence[Tensor]]) -> None:
+        for residuals, scales in zip(found, self._scalars, strict=True):
+            for target, residual, scale in zip(targets, residuals, scales, strict=True):
+                add_scaled(target, residual, scale)
 
     def _side_by_side(self) -> tuple[list[list[Tensor]], tuple[list[Tensor], Tensor]]:
         main = torch.cuda.current_stream(self._latents.device)
@@ -306,10 +311,8 @@ def _on(like: Tensor, scales: Sequence[float]) -> Tensor:
 
 def add_scaled(target: Tensor, addend: Tensor, scale: Tensor) -> None:
     """Add a multiple to a tensor in place, rounding once; `scale` is a float32 number there."""
-    alike = target.shape == addend.shape and all(
-        one.is_contiguous(memory_format=torch.channels_last) for one in (target, addend)
-    )
-    if target.is_cuda and alike and on_gpu("add_scaled", target, addend, scale) is not None:
+    suits = target.is_cuda and lie_alike(target, addend)
+    if suits and on_gpu("add_scaled", target, addend, scale) is not None:
         return
     target.copy_(torch.addcmul(target.float(), addend.float(), scale))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.memory import give_back
 from models.attention import attention
-from models.norm import group_norm
+from models.norm import convolve_and_norm, convolve_onto, group_norm
 from models.packed import convolve, convolve_doubled, multiply
 
 
@@ -70,10 +70,9 @@ def _decode_tiny(decoder: Any, x: Tensor) -> Tensor:
 
 
 def _residual(block: Any, x: Tensor) -> Tensor:
-    found = convolve(block.conv1, group_norm(block.norm1, x, silu=True))
-    found = convolve(block.conv2, group_norm(block.norm2, found, silu=True))
+    found = convolve_and_norm(block.conv1, block.norm2, group_norm(block.norm1, x, silu=True))
     kept = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
-    return found.add_(kept)
+    return convolve_onto(block.conv2, found, kept)
 
 
 def _look_around(layer: Any, x: Tensor) -> Tensor:

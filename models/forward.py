@@ -33,7 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from core.errors import WeightsMismatch
 from core.networks import ControlInput, Residuals
 from models.attention import attention
-from models.norm import group_norm
+from models.norm import add_and_norm, convolve_and_norm, convolve_onto, group_norm
 from models.packed import convolve, convolve_doubled, multiply, multiply_gated
 
 KEPT_TIMES = 200
@@ -282,11 +282,11 @@ def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:
 
 
 def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
-    found = group_norm(block.norm1, x, silu=True)
-    found = convolve(block.conv1, found, known.times[block])
-    found = group_norm(block.norm2, found, silu=True)
+    found = convolve_and_norm(
+        block.conv1, block.norm2, group_norm(block.norm1, x, silu=True), known.times[block]
+    )
     kept = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
-    return convolve(block.conv2, found).add_(kept)
+    return convolve_onto(block.conv2, found, kept)
 
 
 def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
@@ -295,12 +295,15 @@ def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     pixels = group_norm(transformer.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     pixels = multiply(transformer.proj_in, pixels)
     for layer in transformer.transformer_blocks:
-        pixels = _self_attention(layer.attn1, layer.norm1(pixels)).add_(pixels)
+        found = _self_attention(layer.attn1, layer.norm1(pixels))
         keys, values = known.text[layer.attn2]
-        pixels = _repeated(pixels, keys.shape[0])  # here the texts part
-        queries = _heads(multiply(layer.attn2.to_q, layer.norm2(pixels)), layer.attn2.heads)
-        pixels = _attention(layer.attn2, queries, keys, values).add_(pixels)
-        pixels = _feed_forward(layer.ff, layer.norm3(pixels)).add_(pixels)
+        # Here the texts part.
+        found, pixels = (_repeated(one, keys.shape[0]) for one in (found, pixels))
+        pixels, normed = add_and_norm(layer.norm2, found, pixels)
+        queries = _heads(multiply(layer.attn2.to_q, normed), layer.attn2.heads)
+        found = _attention(layer.attn2, queries, keys, values)
+        pixels, normed = add_and_norm(layer.norm3, found, pixels)
+        pixels = _feed_forward(layer.ff, normed).add_(pixels)
     pixels = multiply(transformer.proj_out, pixels)
     picture = pixels.reshape(len(pixels), height, width, -1).permute(0, 3, 1, 2)
     return picture.add_(_repeated(x, len(picture)))

@@ -43,6 +43,7 @@ def _norm_whole(
     y,
     weight,
     bias,
+    before,
     eps,
     pixels,
     CHANNELS: tl.constexpr,
@@ -50,6 +51,7 @@ def _norm_whole(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     SILU: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):
     """One group of one picture, all of it at once: read once, written once."""
     width: tl.constexpr = CHANNELS // GROUPS
@@ -60,6 +62,9 @@ def _norm_whole(
     channel = group * width + column
     place = picture.to(tl.int64) * pixels * CHANNELS + row * CHANNELS + channel
     value = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+    if BEFORE:
+        more = tl.load(before + channel, mask=column < width, other=0).to(tl.float32)
+        value = tl.where(inside, value + more, 0.0)
     count = pixels * width
     mean = tl.sum(tl.sum(value, 1), 0) / count
     off = tl.where(inside, value - mean, 0.0)
@@ -76,6 +81,7 @@ def _norm_whole(
 def _norm_sums(
     x,
     sums,
+    before,
     pixels,
     chunks,
     CHANNELS: tl.constexpr,
@@ -84,6 +90,7 @@ def _norm_sums(
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):
     """The sum, and the sum of squares, of some groups in a chunk of a picture's pixels.
 
@@ -98,6 +105,9 @@ def _norm_sums(
     real = (column % WIDE < width) & (group < GROUPS)
     start = picture.to(tl.int64) * pixels * CHANNELS
     first = tl.load(x + start + group * width, mask=group < GROUPS, other=0).to(tl.float32)
+    lead = tl.zeros((SOME * WIDE,), tl.float32) - first
+    if BEFORE:
+        lead += tl.load(before + channel, mask=real, other=0).to(tl.float32)
     total = tl.zeros((SOME * WIDE,), tl.float32)
     squares = tl.zeros((SOME * WIDE,), tl.float32)
     for step in range(STEPS):
@@ -105,7 +115,7 @@ def _norm_sums(
         inside = (row < pixels)[:, None] & real[None, :]
         place = start + row[:, None] * CHANNELS + channel[None, :]
         value = tl.load(x + place, mask=inside, other=0).to(tl.float32)
-        off = tl.where(inside, value - first[None, :], 0.0)
+        off = tl.where(inside, value + lead[None, :], 0.0)
         total += tl.sum(off, 0)
         squares += tl.sum(off * off, 0)
     at = tl.program_id(1) * SOME + tl.arange(0, SOME)
@@ -121,6 +131,7 @@ def _norm_apply(
     sums,
     weight,
     bias,
+    before,
     eps,
     pixels,
     chunks,
@@ -132,6 +143,7 @@ def _norm_apply(
     STEPS: tl.constexpr,
     CHUNKS: tl.constexpr,
     SILU: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):
     """Normalise a chunk by the sums of all chunks, which are always added in the same order."""
     width: tl.constexpr = CHANNELS // GROUPS
@@ -156,6 +168,8 @@ def _norm_apply(
     factor = tl.load(weight + channel, mask=real, other=0).to(tl.float32)
     factor *= tl.reshape(tl.broadcast_to(scale[:, None], (SOME, WIDE)), (SOME * WIDE,))
     shift = tl.load(bias + channel, mask=real, other=0).to(tl.float32)
+    if BEFORE:
+        mean -= tl.load(before + channel, mask=real, other=0).to(tl.float32)
     for step in range(STEPS):
         row = (chunk * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = (row < pixels)[:, None] & real[None, :]
@@ -168,17 +182,28 @@ def _norm_apply(
 
 
 def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    before: Tensor | None = None,
 ) -> Tensor:
-    """Return the normalised x (B, C, h, w), channels-last as x must be; with `silu` SiLU of it."""
+    """Return the normalised x (B, C, h, w), channels-last as x must be; with `silu` SiLU of it.
+
+    What is added to x `before` is (C,).
+    """
     pictures, channels, height, across = x.shape
     pixels, width = height * across, channels // groups
     found = torch.empty_like(x)
+    adds = before is not None
+    parameters = (weight, bias, weight if before is None else before)
     wide, high = triton.next_power_of_2(width), triton.next_power_of_2(pixels)
     with torch.cuda.device_of(x):
         if wide * high <= WHOLE:
             _norm_whole[(pictures * groups,)](
-                *(x, found, weight, bias, eps, pixels, channels, groups, high, wide, silu),
+                *(x, found, *parameters, eps, pixels, channels, groups, high, wide, silu, adds),
                 num_warps=_warps(wide * high),
             )
             return found
@@ -191,10 +216,10 @@ def group_norm(
         sums = torch.empty(pictures, chunks, groups, 2, dtype=torch.float32, device=x.device)
         grid = (chunks, beside, pictures)
         shape = (channels, groups, some, wide, rows, steps)
-        _norm_sums[grid](x, sums, pixels, chunks, *shape, num_warps=8)
+        _norm_sums[grid](x, sums, parameters[2], pixels, chunks, *shape, adds, num_warps=8)
         _norm_apply[grid](
-            *(x, found, sums, weight, bias, eps, pixels, chunks, *shape),
-            *(triton.next_power_of_2(chunks), silu),
+            *(x, found, sums, *parameters, eps, pixels, chunks, *shape),
+            *(triton.next_power_of_2(chunks), silu, adds),
             num_warps=8,
         )
     return found
@@ -262,3 +287,71 @@ def add_scaled(target: Tensor, addend: Tensor, scale: Tensor) -> Tensor:
             target, addend, scale, target.numel(), BLOCK
         )
     return target
+
+
+@triton.jit
+def _add_with_bias(target, addend, bias, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    found = tl.load(target + place, mask=inside, other=0).to(tl.float32)
+    found += tl.load(bias + place % CHANNELS, mask=inside, other=0).to(tl.float32)
+    found += tl.load(addend + place, mask=inside, other=0).to(tl.float32)
+    tl.store(target + place, found.to(target.dtype.element_ty), mask=inside)
+
+
+def add_with_bias(target: Tensor, addend: Tensor, bias: Tensor) -> Tensor:
+    """Add a tensor and a bias (C,) to the target (B, C, h, w) in place, and return it.
+
+    Both lie in channels-last memory, without gaps.
+    """
+    with torch.cuda.device_of(target):
+        _add_with_bias[(triton.cdiv(target.numel(), BLOCK),)](
+            target, addend, bias, target.numel(), target.shape[1], BLOCK
+        )
+    return target
+
+
+@triton.jit
+def _add_and_norm(
+    target,
+    addend,
+    found,
+    weight,
+    bias,
+    eps,
+    WIDTH: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One row of (rows, WIDTH): the sum goes into the target, its LayerNorm into `found`."""
+    column = tl.arange(0, COLS)
+    inside = column < WIDTH
+    place = tl.program_id(0).to(tl.int64) * WIDTH + column
+    total = tl.load(target + place, mask=inside, other=0).to(tl.float32)
+    total += tl.load(addend + place, mask=inside, other=0).to(tl.float32)
+    rounded = total.to(target.dtype.element_ty)
+    tl.store(target + place, rounded, mask=inside)
+    # Of what is kept, as if it had been read again.
+    total = rounded.to(tl.float32)
+    off = tl.where(inside, total - tl.sum(total, 0) / WIDTH, 0.0)
+    scale = tl.rsqrt(tl.sum(off * off, 0) / WIDTH + eps)
+    factor = tl.load(weight + column, mask=inside, other=0).to(tl.float32)
+    shift = tl.load(bias + column, mask=inside, other=0).to(tl.float32)
+    tl.store(found + place, (off * scale * factor + shift).to(found.dtype.element_ty), mask=inside)
+
+
+def add_and_norm(
+    target: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """Add a tensor to the target (..., C) in place; return the LayerNorm of the sum.
+
+    Both lie in dense memory, the last axis innermost.
+    """
+    found = torch.empty_like(target)
+    width = target.shape[-1]
+    columns = triton.next_power_of_2(width)
+    with torch.cuda.device_of(target):
+        _add_and_norm[(target.numel() // width,)](
+            *(target, addend, found, weight, bias, eps, width, columns),
+            num_warps=max(1, min(8, columns // 256)),
+        )
+    return found

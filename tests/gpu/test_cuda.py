@@ -22,12 +22,13 @@ from core.networks import ControlInput
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from models import captured, compiled
+from models.attention import _cudnn_is_better, attention
 from models.captured import Captured, add_scaled
 from models.decoder import decode_latents
 from models.forward import Forward
 from models.loading import Format
 from models.networks import DiffusersNetworks
-from models.norm import group_norm
+from models.norm import add_and_norm, convolve_and_norm, convolve_onto, group_norm
 from models.packed import multiply_gated
 from models.store import Store
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
@@ -268,6 +269,50 @@ def test_multiples(dtype: torch.dtype) -> None:
     exact = target.double() + 0.7 * addend.double()
     add_scaled(target, addend, torch.tensor([0.2, 0.7], device=GPU)[1])
     assert far(target, exact) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(NEAR))
+def test_what_stands_beside_a_convolution_or_a_sum(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(64, 320, 3, padding=1, device=GPU, dtype=dtype).requires_grad_(False)
+    norm = nn.GroupNorm(32, 320, device=GPU, dtype=dtype).requires_grad_(False)
+    x, kept = (
+        torch.randn(2, channels, 32, 32, device=GPU, dtype=dtype).contiguous(
+            memory_format=torch.channels_last
+        )
+        for channels in (64, 320)
+    )
+    more = torch.randn(320, device=GPU, dtype=dtype)
+    rough = 2e-3 if dtype == torch.float32 else 2 * NEAR[dtype]  # float32 is cut for products
+    plain = convolution(x).double() - convolution.bias.double()[:, None, None]
+    exact = plain + more.double()[:, None, None]
+    exact = functional.silu(functional.group_norm(exact, 32))
+    assert far(convolve_and_norm(convolution, norm, x, more), exact) < rough
+    exact = plain + convolution.bias.double()[:, None, None] + kept.double()
+    assert far(convolve_onto(convolution, x, kept), exact) < rough
+    for width in (320, 1280):
+        layer = nn.LayerNorm(width, device=GPU, dtype=dtype).requires_grad_(False)
+        found, kept = torch.randn(2, 2, 77, width, device=GPU, dtype=dtype).unbind()
+        exact = found.double() + kept.double()
+        total, normed = add_and_norm(layer, found, kept)
+        assert far(total, exact) < NEAR[dtype]
+        exact = functional.layer_norm(total.double(), (width,))
+        assert far(normed, exact) < NEAR[dtype]
+
+
+def test_the_faster_attention_is_taken_where_recordings_are_prepared() -> None:
+    for width in (40, 80):
+        queries, keys, values = torch.randn(
+            3, 2, 4096, 8, width, device=GPU, dtype=torch.bfloat16
+        ).unbind()
+        plain = attention(queries, keys, values)
+        torch.backends.cudnn.benchmark = True
+        try:
+            found = attention(queries, keys, values)
+        finally:
+            torch.backends.cudnn.benchmark = False
+        assert found.shape == plain.shape and far(found, plain) < 1e-2
+    assert len(_cudnn_is_better) >= 2
 
 
 # The decoder and whole requests

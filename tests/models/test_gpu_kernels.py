@@ -44,6 +44,13 @@ for shape in SHAPES:
             assert found.dtype == dtype and found.stride() == x.stride()
             far = (found - exact).norm() / exact.norm()
             assert far < NEAR[dtype], (shape, dtype, silu, far)
+        if dtype == torch.float32:  # with something added before
+            more = torch.randn(channels)
+            exact = functional.group_norm(
+                x.double() + more.double()[:, None, None], groups, weight.double(), bias.double()
+            )
+            found = gpu_kernels.group_norm(x, weight, bias, groups, 1e-5, False, more)
+            assert (found - exact).norm() / exact.norm() < NEAR[dtype], shape
 
 far_from_zero = torch.randn(1, 32, 64, 65) + 100
 far_from_zero = far_from_zero.contiguous(memory_format=torch.channels_last)
@@ -64,6 +71,21 @@ wanted = target + 0.7 * addend
 found = gpu_kernels.add_scaled(target, addend, torch.tensor([0.3, 0.7])[1])
 assert found is target
 torch.testing.assert_close(target, wanted, rtol=1e-6, atol=1e-6)
+
+target, addend = torch.randn(2, 2, 24, 7, 3).unbind()
+target, addend = (t.contiguous(memory_format=torch.channels_last) for t in (target, addend))
+bias = torch.randn(24)
+wanted = target + bias[:, None, None] + addend
+assert gpu_kernels.add_with_bias(target, addend, bias) is target
+torch.testing.assert_close(target, wanted, rtol=1e-6, atol=1e-6)
+
+target, addend = torch.randn(2, 2, 9, 48).unbind()
+weight, bias = torch.randn(2, 48)
+wanted = target + addend
+found = gpu_kernels.add_and_norm(target, addend, weight, bias, 1e-5)
+torch.testing.assert_close(target, wanted, rtol=1e-6, atol=1e-6)
+exact = functional.layer_norm(wanted.double(), (48,), weight.double(), bias.double(), 1e-5)
+assert (found - exact).norm() / exact.norm() < 3e-7
 """
 
 
