@@ -21,8 +21,9 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
 from weakref import WeakSet, ref
 
 import torch
@@ -37,23 +38,45 @@ from models.packed import convolve
 
 LOGGER = logging.getLogger(__name__)
 
-KEPT_RECORDINGS = 4
-"""Of one model: with and without control, for one image and for several. They share their memory,
-but each has its own buffers, 12 MB for an image in SD 1.5."""
+KEPT_RECORDINGS = 8
+"""Of one model: with and without control, for one image and for several, and the four of the mode
+fast. They share their memory, but each has its own buffers, 12 MB for an image in SD 1.5."""
 WARM_UPS = 2
 """Runs before a recording: the first chooses algorithms and compiles, which a recording must not;
 the second shows that nothing is left to be chosen."""
 LONGEST_PATIENCE = 1000
 """Steps after which a recording is tried again at the latest, where weights come and go."""
 
-Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""(what to record) -> what plays it again, and returns a tensor of its own."""
+Run = Callable[[], list[Tensor]]
+Record = Callable[[Run], Run]
+"""(what to record) -> what plays it again, and returns tensors of its own."""
 
 _LOCK = threading.RLock()
 """Held while recording and playing: recordings share memory, so one runs at a time."""
 _graphs: "WeakSet[torch.cuda.CUDAGraph]" = WeakSet()
 """All that live, whoever has them: a further one shares their memory."""
 _captured: "WeakSet[Captured]" = WeakSet()
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is asked of a Forward; arguments as its own."""
+
+    latents: Tensor
+    timestep: float
+    texts: Tensor
+    controls: Sequence[ControlInput]
+    residuals: Residuals = ()
+    only_residuals: bool = False
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """All that decides which kernels run, on how much."""
+        return (
+            *(self.latents.shape, self.latents.dtype, self.texts.shape, self.only_residuals),
+            *((control.name, control.hint.shape) for control in self.controls),
+            *(residual.shape for residual in self.residuals),
+        )
 
 
 class Captured:
@@ -87,18 +110,20 @@ class Captured:
         controls: Sequence[ControlInput],
         residuals: Residuals = (),
     ) -> Tensor:
-        """See Forward; residuals that were found before are not recorded."""
-        controls = _acting(controls)
-        if residuals or self._failed:
-            return self._forward(latents, timestep, texts, controls, residuals)
-        with ExitStack() as uses:
-            for control in controls:
-                network = self._forward._controlnets[control.name]
-                uses.enter_context(self._forward.using(network, latents))
-            found = self._played(latents, timestep, texts, controls)
-            if found is not None:
-                return found
-        return self._forward(latents, timestep, texts, controls)
+        """See Forward."""
+        asked = _Asked(latents, timestep, texts, _acting(controls), residuals)
+        found = self._answer(asked)
+        if found:
+            return found[0]
+        return self._forward(latents, timestep, texts, controls, residuals)
+
+    def residuals(
+        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
+    ) -> Residuals:
+        """See Forward."""
+        asked = _Asked(latents, timestep, texts, _acting(controls), only_residuals=True)
+        found = self._answer(asked) if asked.controls else []
+        return tuple(found) or self._forward.residuals(latents, timestep, texts, controls)
 
     def forget(self, wait: int = 0) -> None:
         """Drop the recordings, and their memory with the last; record none for so many steps."""
@@ -106,40 +131,23 @@ class Captured:
             self._steps.clear()
             self._calm, self._patience = 0, max(wait, self._patience)
 
-    def _played(
-        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
-    ) -> Tensor | None:
-        """Return the answer, or None where there is no recording and none is to be made.
+    def _answer(self, asked: _Asked) -> list[Tensor]:
+        """Return what is played, or nothing where there is no recording and none is to be made.
 
         Raises:
             RuntimeError: memory ran out; then nobody has a recording any more.
         """
-        key = (
-            *(latents.shape, latents.dtype, texts.shape),
-            *((control.name, control.hint.shape) for control in controls),
-        )
+        if self._failed:
+            return []
         try:
             # A recording is a model's own state, used within and outside of inference mode.
-            with (
-                _LOCK,
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.cuda.device_of(latents),  # type: ignore[no-untyped-call]
-            ):
-                if not self._settled():
-                    return None
-                step = self._steps.get(key)
-                if step is None:
-                    LOGGER.info("Recording a step for %s, once.", tuple(latents.shape))
-                    step = _Step(self._forward, latents, timestep, texts, controls)
-                    step.play = self._record(step.run)
-                    self._steps[key] = step
-                    if len(self._steps) > KEPT_RECORDINGS:
-                        self._steps.popitem(last=False)
-                else:
-                    step.fill(self._forward, latents, timestep, texts, controls)
-                self._steps.move_to_end(key)
-                return step.play()
+            with ExitStack() as uses, torch.inference_mode(False), torch.no_grad():
+                for control in asked.controls:
+                    network = self._forward._controlnets[control.name]
+                    uses.enter_context(self._forward.using(network, asked.latents))
+                uses.enter_context(_LOCK)
+                uses.enter_context(_on_its_device(asked.latents))
+                return self._played(asked) if self._settled() else []
         except Exception as error:
             if is_out_of_memory(error):
                 forget_all(wait=LONGEST_PATIENCE)
@@ -147,7 +155,21 @@ class Captured:
             self._failed = True
             self._steps.clear()
             LOGGER.warning("Steps cannot be recorded here, and run slower.", exc_info=error)
-            return None
+            return []
+
+    def _played(self, asked: _Asked) -> list[Tensor]:
+        step = self._steps.get(asked.kind)
+        if step is None:
+            LOGGER.info("Recording a step for %s, once.", tuple(asked.latents.shape))
+            step = _Step(self._forward, asked)
+            step.play = self._record(step.run)
+            self._steps[asked.kind] = step
+            if len(self._steps) > KEPT_RECORDINGS:
+                self._steps.popitem(last=False)
+        else:
+            step.fill(self._forward, asked)
+        self._steps.move_to_end(asked.kind)
+        return step.play()
 
     def _settled(self) -> bool:
         """Tell whether no weight went for long enough; the longer, the more often they went.
@@ -210,71 +232,66 @@ def _flat(text: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> list[Tensor]:
 class _Step:
     """A step on buffers of its own."""
 
-    play: Callable[[], Tensor]
-    """Runs it as it was recorded; returns a tensor of its own."""
+    play: Run
+    """Runs it as it was recorded; returns tensors of its own."""
 
-    def __init__(
-        self,
-        forward: Forward,
-        latents: Tensor,
-        timestep: float,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-    ) -> None:
-        """Take the first values; arguments as Forward's."""
+    def __init__(self, forward: Forward, asked: _Asked) -> None:
+        """Take the first values."""
         # The networks, but not the forward: it may hold what holds this.
-        self._unet = forward._unet
-        self._controlnets = [forward._controlnets[control.name] for control in controls]
-        self._latents = torch.empty_like(latents, memory_format=torch.channels_last)
-        self._latents.copy_(latents)
-        self._buffers = [
-            _Buffers(forward._known(network, timestep, texts, len(latents)))
-            for network in self._networks
-        ]
-        self._texts = ref(texts)
-        self._hints = [forward._hint(control, latents).clone() for control in controls]
-        self._maps = [ref(control.hint) for control in controls]
-        self._scales = [control.scales for control in controls]
-        self._scalars = [_on(latents, scales) for scales in self._scales]
+        self._unet = None if asked.only_residuals else forward._unet
+        self._controlnets = [forward._controlnets[control.name] for control in asked.controls]
+        self._latents = _picture_like(asked.latents)
+        self._latents.copy_(asked.latents)
+        self._given = [_picture_like(residual).copy_(residual) for residual in asked.residuals]
+        self._buffers = {
+            network: _Buffers(forward._known(*_of(network, asked))) for network in self._networks
+        }
+        self._texts = ref(asked.texts)
+        self._hints = [forward._hint(one, asked.latents).clone() for one in asked.controls]
+        self._maps = [ref(control.hint) for control in asked.controls]
+        self._scales = [control.scales for control in asked.controls]
+        self._scalars = [_scalars(scales, self._latents) for scales in self._scales]
 
     @property
     def _networks(self) -> list[Any]:
-        return [self._unet, *self._controlnets]
+        return [*self._controlnets, *([self._unet] if self._unet is not None else [])]
 
-    def fill(
-        self,
-        forward: Forward,
-        latents: Tensor,
-        timestep: float,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-    ) -> None:
-        """Copy in what differs from the last time; shapes and ControlNets are the same."""
-        self._latents.copy_(latents)
-        other_text = self._texts() is not texts
-        # Whatever fails in between leaves it unknown what the buffers hold.
+    def fill(self, forward: Forward, asked: _Asked) -> None:
+        """Copy in what differs from the last time; the kind is the same."""
+        self._latents.copy_(asked.latents)
+        for mine, residual in zip(self._given, asked.residuals, strict=True):
+            mine.copy_(residual)
+        other_text = self._texts() is not asked.texts
+        # Should anything fail in between, nobody knows what the buffers hold.
         self._texts = ref(torch.empty(0))
-        for network, buffers in zip(self._networks, self._buffers, strict=True):
-            known = forward._known(network, timestep, texts, len(latents))
-            buffers.fill(known, other_text=other_text)
-        self._texts = ref(texts)
-        for index, control in enumerate(controls):
+        for network, buffers in self._buffers.items():
+            buffers.fill(forward._known(*_of(network, asked)), other_text=other_text)
+        self._texts = ref(asked.texts)
+        for index, control in enumerate(asked.controls):
             if self._maps[index]() is not control.hint:
-                self._hints[index].copy_(forward._hint(control, latents))
+                self._hints[index].copy_(forward._hint(control, asked.latents))
                 self._maps[index] = ref(control.hint)
             if self._scales[index] != control.scales:
-                self._scalars[index].copy_(_on(latents, control.scales))
+                self._scalars[index].copy_(_scalars(control.scales, self._latents))
                 self._scales[index] = control.scales
 
-    def run(self) -> Tensor:
+    def run(self) -> list[Tensor]:
         """Return what a Forward would, of what is in the buffers."""
+        if self._unet is None:
+            found = self._residuals()
+            total = [torch.zeros_like(residual) for residual in found[0]]
+            self._add(total, found)
+            return total
         if self._latents.is_cuda and torch.cuda.is_current_stream_capturing():
             found, (skips, x) = self._side_by_side()
         else:
             found, (skips, x) = self._residuals(), self._encoded()
         self._add((*skips, x), found)
         del found  # so that the second half can have its memory
-        return _decode(self._unet, skips, x, self._buffers[0].known)
+        if self._given:
+            for target, residual in zip((*skips, x), self._given, strict=True):
+                target.add_(residual)
+        return [_decode(self._unet, skips, x, self._buffers[self._unet].known)]
 
     def _add(self, targets: Sequence[Tensor], found: Sequence[Sequence[Tensor]]) -> None:
         for residuals, scales in zip(found, self._scalars, strict=True):
@@ -293,18 +310,27 @@ class _Step:
             main.wait_stream(side)  # also after an error: a recording ends where it began
 
     def _residuals(self) -> list[list[Tensor]]:
-        parts = zip(self._controlnets, self._hints, self._buffers[1:], strict=True)
         return [
-            list(_control(network, self._latents, hint, buffers.known))
-            for network, hint, buffers in parts
+            list(_control(network, self._latents, hint, self._buffers[network].known))
+            for network, hint in zip(self._controlnets, self._hints, strict=True)
         ]
 
     def _encoded(self) -> tuple[list[Tensor], Tensor]:
-        start = convolve(self._unet.conv_in, self._latents)
-        return _encode(self._unet, start, self._buffers[0].known)
+        unet: Any = self._unet
+        start = convolve(unet.conv_in, self._latents)
+        return _encode(unet, start, self._buffers[unet].known)
 
 
-def _on(like: Tensor, scales: Sequence[float]) -> Tensor:
+def _of(network: Any, asked: _Asked) -> tuple[Any, float, Tensor, int]:
+    """Return the arguments of Forward._known."""
+    return network, asked.timestep, asked.texts, len(asked.latents)
+
+
+def _picture_like(picture: Tensor) -> Tensor:
+    return torch.empty_like(picture, memory_format=torch.channels_last)
+
+
+def _scalars(scales: Sequence[float], like: Tensor) -> Tensor:
     """Return the numbers on its device, in float32, as a number handed to a kernel would be."""
     return torch.tensor(scales, dtype=torch.float32).to(like.device)
 
@@ -320,7 +346,12 @@ def add_scaled(target: Tensor, addend: Tensor, scale: Tensor) -> None:
 # The recording
 
 
-def recorded(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _on_its_device(tensor: Tensor) -> AbstractContextManager[None]:
+    guard: Any = torch.cuda.device_of
+    return cast(AbstractContextManager[None], guard(tensor))
+
+
+def recorded(run: Run) -> Run:
     """Record what `run` does on the current device.
 
     `run` must do the same work at each call, on memory that stays, and read nothing back from the
@@ -348,14 +379,14 @@ def recorded(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         torch.backends.cudnn.benchmark = by_trying
         current.wait_stream(stream)
 
-    def play() -> Tensor:
+    def play() -> list[Tensor]:
         graph.replay()
-        return output.clone()  # before another is played into the same memory
+        return [one.clone() for one in output]  # before another is played into the same memory
 
     return play
 
 
-def _capture(run: Callable[[], Tensor], device: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+def _capture(run: Run, device: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
     """Record on the current stream, which is one that nobody else uses."""
     living = next(iter(_graphs), None)
     graph = torch.cuda.CUDAGraph()

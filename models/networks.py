@@ -221,7 +221,7 @@ class DiffusersNetworks:
     ) -> Residuals:
         """Return what the controls add to the UNet, in the networks' format; see predict."""
         latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
-        return self._forward.residuals(latents, float(timestep), texts, controls)
+        return self._step.residuals(latents, float(timestep), texts, controls)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

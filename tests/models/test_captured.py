@@ -4,7 +4,7 @@ Here a stand-in for the GPU plays: it runs the step again on the buffers, which 
 does, so whatever would be stale on a GPU is stale here. tests/gpu has the real one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.networks import ControlInput
 from models import captured
-from models.captured import KEPT_RECORDINGS, Captured, add_scaled, forget_all
+from models.captured import KEPT_RECORDINGS, Captured, Run, add_scaled, forget_all
 from tests.models.test_forward import DIORAMA, SD15, Example
 
 
@@ -26,14 +26,14 @@ class Player:
         self.recorded, self.played = 0, 0
         self.error: Exception | None = None
 
-    def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, run: Run) -> Run:
         if self.error is not None:
             raise self.error
         self.recorded += 1
 
-        def play() -> Tensor:
+        def play() -> list[Tensor]:
             self.played += 1
-            return run().clone()
+            return [one.clone() for one in run()]
 
         return play
 
@@ -98,22 +98,37 @@ def test_within_and_outside_of_inference_mode() -> None:
 def test_few_recordings_are_kept() -> None:
     example = Recorded({})
     for side in range(KEPT_RECORDINGS + 1):
-        example.latents = torch.randn(1, 4, 8 + 4 * side, 8)
+        example.latents = torch.randn(1, 4, 4 + 4 * side, 8)
         example.assert_right([])
     assert len(example.captured._steps) == KEPT_RECORDINGS
-    example.latents = torch.randn(1, 4, 8, 8)
+    example.latents = torch.randn(1, 4, 4, 8)
     example.assert_right([])
     assert example.player.recorded == KEPT_RECORDINGS + 2
 
 
-def test_residuals_from_outside_are_not_recorded() -> None:
-    example = Recorded({})
-    controls = [example.control()]
+@pytest.mark.parametrize(("images", "texts"), [(1, 2), (2, 1)])
+def test_residuals_that_are_kept_are_recorded_too(images: int, texts: int) -> None:
+    example = Recorded(DIORAMA, images, texts)
     with torch.inference_mode():
-        kept = example.forward.residuals(example.latents, 401, example.texts, controls)
-        found = example.captured(example.latents, 401, example.texts, [], kept)
-    torch.testing.assert_close(found, example.ours(controls), rtol=1e-4, atol=1e-5)
-    assert example.player.recorded == 0
+        for timestep in (401, 7):
+            asked = (example.latents, timestep, example.texts)
+            controls = [example.control(), example.control(0.4, "depth")]
+            kept = example.captured.residuals(*asked, controls)
+            wanted = example.forward.residuals(*asked, controls)
+            torch.testing.assert_close(kept, wanted, rtol=1e-5, atol=1e-6)
+            found = example.captured(*asked, [], kept)
+            torch.testing.assert_close(
+                found, example.ours(controls, timestep), rtol=1e-4, atol=1e-5
+            )
+            # The second text's share of them serves it alone.
+            half = tuple(residual[-images:] for residual in kept)
+            asked = (example.latents, timestep, example.texts[-1:])
+            found = example.captured(*asked, [], half)
+            wanted = example.forward(*asked, [], half)
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    silent = replace(example.control(), scales=(0.0,) * 7)
+    assert example.captured.residuals(*asked, [silent]) == ()
+    assert example.player.recorded == (3 if texts == 2 else 2)
 
 
 def test_weights_that_went_end_a_recording_and_those_that_come_and_go_get_none() -> None:
@@ -159,7 +174,7 @@ def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixt
 
 def test_recordings_go_with_their_model() -> None:
     example = Recorded({})
-    example.captured._record = lambda _run: lambda: torch.zeros(())
+    example.captured._record = lambda _run: lambda: [torch.zeros(())]
     example.found([])
     (step,) = example.captured._steps.values()
     gone = captured.ref(step)
