@@ -11,6 +11,9 @@ with, so what a step depends on is copied into buffers first:
 - the ControlNets' scales, which are numbers in the GPU's memory: another strength needs no new
   recording.
 
+Of a network and its time on a GPU it is also worth while to try which convolutions and attentions
+are the fastest, and to make one product of a self-attention's queries, keys and values.
+
 Of one image the layers are too small to fill a GPU. The ControlNets need nothing of the UNet, nor
 the UNet's first half of them, so they are recorded as two branches that run side by side.
 
@@ -24,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
-from weakref import WeakSet, ref
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +35,15 @@ from torch import Tensor, nn
 from core.memory import is_out_of_memory
 from core.networks import ControlInput, Residuals
 from models.compiled import on_gpu
-from models.forward import Forward, _acting, _control, _decode, _encode, _Known
+from models.forward import (
+    Forward,
+    _acting,
+    _control,
+    _decode,
+    _encode,
+    _Known,
+    _transformer_layers,
+)
 from models.norm import lie_alike
 from models.packed import convolve
 
@@ -53,7 +64,7 @@ Record = Callable[[Run], Run]
 
 _LOCK = threading.RLock()
 """Held while recording and playing: recordings share memory, so one runs at a time."""
-_graphs: "WeakSet[torch.cuda.CUDAGraph]" = WeakSet()
+_recordings: "WeakSet[_Recording]" = WeakSet()
 """All that live, whoever has them: a further one shares their memory."""
 _captured: "WeakSet[Captured]" = WeakSet()
 
@@ -206,16 +217,40 @@ class _Behind:
         torch.cat([one.flatten() for one in tensors], out=self._whole)
 
 
+class _Joined:
+    """The weights of a network's self-attentions: queries', keys' and values' behind one another.
+
+    A second copy of them (100 MB in SD 1.5), so that three small products are one; it says the
+    same wherever the weights are moved.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network  # so that its id is nobody else's
+        attentions = [layer.attn1 for layer in _transformer_layers(network)]
+        self.by_layer = {
+            one: torch.cat([part.weight.detach() for part in (one.to_q, one.to_k, one.to_v)])
+            for one in attentions
+            if all(part.bias is None for part in (one.to_q, one.to_k, one.to_v))
+        }
+
+
+_joined: WeakValueDictionary[int, _Joined] = WeakValueDictionary()
+"""By the network's id, for as long as a recording uses it."""
+
+
 class _Buffers:
     """What is known of a network before the latents are, in memory that stays."""
 
-    def __init__(self, known: _Known) -> None:
+    def __init__(self, network: nn.Module, known: _Known) -> None:
+        self._weights = _joined.get(id(network)) or _Joined(network)
+        _joined[id(network)] = self._weights
         self._times = _Behind(list(known.times.values()))
         self._text = _Behind(_flat(known.text))
         pairs = zip(self._text.parts[::2], self._text.parts[1::2], strict=True)
         self.known = _Known(
             dict(zip(known.text, pairs, strict=True)),
             dict(zip(known.times, self._times.parts, strict=True)),
+            self._weights.by_layer,
         )
 
     def fill(self, known: _Known, *, other_text: bool) -> None:
@@ -244,7 +279,8 @@ class _Step:
         self._latents.copy_(asked.latents)
         self._given = [_picture_like(residual).copy_(residual) for residual in asked.residuals]
         self._buffers = {
-            network: _Buffers(forward._known(*_of(network, asked))) for network in self._networks
+            network: _Buffers(network, forward._known(*_of(network, asked)))
+            for network in self._networks
         }
         self._texts = ref(asked.texts)
         self._hints = [forward._hint(one, asked.latents).clone() for one in asked.controls]
@@ -374,23 +410,34 @@ def recorded(run: Run) -> Run:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         with torch.cuda.stream(stream):
-            graph, output = _capture(run, device)
+            recording = _captured_run(run, device)
     finally:
         torch.backends.cudnn.benchmark = by_trying
         current.wait_stream(stream)
 
     def play() -> list[Tensor]:
-        graph.replay()
-        return [one.clone() for one in output]  # before another is played into the same memory
+        recording.graph.replay()
+        return [
+            one.clone() for one in recording.output
+        ]  # before another is played into the same memory
 
     return play
 
 
-def _capture(run: Run, device: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+@dataclass(frozen=True, eq=False)
+class _Recording:
+    """A CUDA graph, and the tensors that it writes to."""
+
+    graph: torch.cuda.CUDAGraph
+    output: list[Tensor]
+
+
+def _captured_run(run: Run, device: int) -> _Recording:
     """Record on the current stream, which is one that nobody else uses."""
-    living = next(iter(_graphs), None)
+    living = next(iter(_recordings), None)
     graph = torch.cuda.CUDAGraph()
-    pool = torch.cuda.graph_pool_handle() if living is None else living.pool()
+    # One that has lost its last recording must not be used again.
+    pool = torch.cuda.graph_pool_handle() if living is None else living.graph.pool()
     # cuBLAS keeps a workspace for each stream; a recording's are to lie in the recording's memory.
     _drop_workspaces()
     # Other threads may go on meanwhile: they use no stream of ours.
@@ -407,8 +454,9 @@ def _capture(run: Run, device: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]
     except BaseException:
         _stop_pooling(pool, device)
         raise
-    _graphs.add(graph)
-    return graph, output
+    recording = _Recording(graph, output)
+    _recordings.add(recording)
+    return recording
 
 
 def _end(graph: torch.cuda.CUDAGraph, pool: Any, device: int) -> None:

@@ -22,7 +22,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ class _Known:
     text: Mapping[nn.Module, KeysValues]
     times: Mapping[nn.Module, Tensor]
     """The bias (C,) of each residual block's first convolution at this timestep."""
+    joined: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    """Of self-attentions whose queries, keys and values are to be one product: (3 * C, C)."""
 
 
 class Forward:
@@ -231,10 +233,14 @@ def _residuals(network: Any) -> Iterator[Any]:
 
 
 def _text_attentions(network: Any) -> Iterator[Any]:
+    for layer in _transformer_layers(network):
+        yield layer.attn2
+
+
+def _transformer_layers(network: Any) -> Iterator[Any]:
     for block in _blocks(network):
         for transformer in getattr(block, "attentions", ()):
-            for layer in transformer.transformer_blocks:
-                yield layer.attn2
+            yield from transformer.transformer_blocks
 
 
 # The way through
@@ -295,7 +301,7 @@ def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     pixels = group_norm(transformer.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     pixels = multiply(transformer.proj_in, pixels)
     for layer in transformer.transformer_blocks:
-        found = _self_attention(layer.attn1, layer.norm1(pixels))
+        found = _self_attention(layer.attn1, layer.norm1(pixels), known)
         keys, values = known.text[layer.attn2]
         # Here the texts part.
         found, pixels = (_repeated(one, keys.shape[0]) for one in (found, pixels))
@@ -309,10 +315,12 @@ def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     return picture.add_(_repeated(x, len(picture)))
 
 
-def _self_attention(layer: Any, pixels: Tensor) -> Tensor:
-    queries, keys, values = (
-        _heads(multiply(part, pixels), layer.heads) for part in (layer.to_q, layer.to_k, layer.to_v)
-    )
+def _self_attention(layer: Any, pixels: Tensor, known: _Known) -> Tensor:
+    if layer in known.joined:
+        parts = functional.linear(pixels, known.joined[layer]).chunk(3, -1)
+    else:
+        parts = tuple(multiply(part, pixels) for part in (layer.to_q, layer.to_k, layer.to_v))
+    queries, keys, values = (_heads(part, layer.heads) for part in parts)
     return _attention(layer, queries, keys, values)
 
 

@@ -6,7 +6,8 @@ weight is laid out at its first use and stays so; there is no second copy of it,
 the plain one goes back to the system. It says the same as before: whoever else looks at it sees a
 plain tensor, made for that look.
 
-That is for bfloat16, and where torch has oneDNN with it; elsewhere torch's own functions run.
+That is for bfloat16, and where torch has oneDNN with it; elsewhere torch's own functions run, on a
+GPU in fewer pieces.
 """
 
 import functools
@@ -84,6 +85,10 @@ def convolve(layer: Any, x: Tensor, bias: Tensor | None = None, *, relu: bool = 
     """
     bias = layer.bias if bias is None else bias
     weight = layer.weight
+    if x.is_cuda and layer.kernel_size == (1, 1) and not relu:
+        # A product of matrices; cuDNN's convolution would leave the bias to a pass of its own.
+        pixels = functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
+        return pixels.permute(0, 3, 1, 2)
     if not _ready(layer, x, _convolution_parts):
         found: Tensor = functional.conv2d(x, weight, bias, layer.stride, layer.padding)
         return functional.relu(found) if relu else found

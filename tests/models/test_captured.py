@@ -4,6 +4,7 @@ Here a stand-in for the GPU plays: it runs the step again on the buffers, which 
 does, so whatever would be stale on a GPU is stale here. tests/gpu has the real one.
 """
 
+import gc
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -142,6 +143,8 @@ def test_weights_that_went_end_a_recording_and_those_that_come_and_go_get_none()
     example.forward._times.clear()
     example.assert_right([])
     assert example.player.recorded == 1 and not example.captured._steps
+    gc.collect()  # what this player plays holds what it is held by
+    assert not captured._joined
     example.assert_right([])
     example.assert_right([])
     assert example.player.recorded == 2
