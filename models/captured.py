@@ -11,8 +11,9 @@ with, so what a step depends on is copied into buffers first:
 - the ControlNets' scales, which are numbers in the GPU's memory: another strength needs no new
   recording.
 
-Of a network and its time on a GPU it is also worth while to try which convolutions and attentions
-are the fastest, and to make one product of a self-attention's queries, keys and values.
+As it is played so often, it is worth trying before which convolutions and attentions are the
+fastest, and joining the weights of a self-attention's queries, keys and values, so that three
+products are one.
 
 Of one image the layers are too small to fill a GPU. The ControlNets need nothing of the UNet, nor
 the UNet's first half of them, so they are recorded as two branches that run side by side.
@@ -57,6 +58,8 @@ WARM_UPS = 2
 the second shows that nothing is left to be chosen."""
 LONGEST_PATIENCE = 1000
 """Steps after which a recording is tried again at the latest, where weights come and go."""
+PAUSE = 100
+"""Steps without recordings after memory ran out."""
 
 Run = Callable[[], list[Tensor]]
 Record = Callable[[Run], Run]
@@ -136,7 +139,7 @@ class Captured:
         found = self._answer(asked) if asked.controls else []
         return tuple(found) or self._forward.residuals(latents, timestep, texts, controls)
 
-    def forget(self, wait: int = 0) -> None:
+    def forget(self, wait: int) -> None:
         """Drop the recordings, and their memory with the last; record none for so many steps."""
         with _LOCK:
             self._steps.clear()
@@ -161,7 +164,7 @@ class Captured:
                 return self._played(asked) if self._settled() else []
         except Exception as error:
             if is_out_of_memory(error):
-                forget_all(wait=LONGEST_PATIENCE)
+                forget_all()
                 raise
             self._failed = True
             self._steps.clear()
@@ -195,10 +198,10 @@ class Captured:
         return self._calm > self._patience
 
 
-def forget_all(wait: int = 0) -> None:
-    """Drop everybody's recordings, for memory is short."""
+def forget_all() -> None:
+    """Drop everybody's recordings for a while, as memory is short."""
     for one in list(_captured):
-        one.forget(wait)
+        one.forget(wait=PAUSE)
 
 
 # What a step reads
