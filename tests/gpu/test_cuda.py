@@ -45,7 +45,7 @@ SD15 = {
 """Stable Diffusion 1.5's blocks, narrow."""
 NEAR = {torch.float32: 3e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 """How far a result rounded once to a format may be from the exact one, relative."""
-STEP_NEAR = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+STEP_NEAR = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """How far a whole step may be from one in float32 on the CPU; a GPU's convolutions in float32 have
 10 bits of each factor."""
 
@@ -55,8 +55,9 @@ def far(found: Tensor, exact: Tensor) -> float:
 
 
 @pytest.fixture(autouse=True)
-def its_own_kernels() -> Iterator[None]:
-    """No test passes by falling back to torch."""
+def its_own_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test passes by falling back to torch; nor does any wait for the very best convolution."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", 2)
     yield
     assert not compiled._no_triton
 
