@@ -23,6 +23,7 @@ Whatever cannot be recorded runs as forward.py has it, which is slower and gives
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -175,8 +176,10 @@ class Captured:
         step = self._steps.get(asked.kind)
         if step is None:
             LOGGER.info("Recording a step for %s, once.", tuple(asked.latents.shape))
+            began = time.perf_counter()
             step = _Step(self._forward, asked)
             step.play = self._record(step.run)
+            LOGGER.info("Recorded it in %.1f s.", time.perf_counter() - began)
             self._steps[asked.kind] = step
             if len(self._steps) > KEPT_RECORDINGS:
                 self._steps.popitem(last=False)

@@ -39,7 +39,7 @@ from models.packed import convolve, convolve_doubled, multiply, multiply_gated
 KEPT_TIMES = 200
 """Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""
 KEPT_HINTS = 8
-"""Encoded maps kept beyond their request, so that another image of the same map starts at once."""
+"""Encoded maps kept on a CPU beyond their request, so that another image of one starts at once."""
 
 PARTS = (
     *("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block", "up_blocks"),
@@ -166,18 +166,23 @@ class Forward:
         with self._lock:
             by_name = _of(self._hints, control.hint)
             if control.name not in by_name:
-                content = hashlib.sha256(control.hint.float().cpu().numpy().tobytes()).hexdigest()
-                key = (control.name, control.hint.shape, content)
-                encoded = self._hints_by_content.pop(key, None)
-                if encoded is None:
-                    network = self._controlnets[control.name]
-                    encoded = _encoded_hint(network, control.hint.to(like))
-                self._hints_by_content[key] = encoded
-                if len(self._hints_by_content) > KEPT_HINTS:
-                    self._hints_by_content.popitem(last=False)
-                by_name[control.name] = encoded
+                by_name[control.name] = self._encoded(control, like)
             found: Tensor = by_name[control.name]
             return found
+
+    def _encoded(self, control: ControlInput, like: Tensor) -> Tensor:
+        network = self._controlnets[control.name]
+        if like.is_cuda:  # which has encoded it before a processor has read it
+            return _encoded_hint(network, control.hint.to(like))
+        content = hashlib.sha256(control.hint.float().cpu().numpy().tobytes()).hexdigest()
+        key = (control.name, control.hint.shape, content)
+        encoded = self._hints_by_content.pop(key, None)
+        if encoded is None:
+            encoded = _encoded_hint(network, control.hint.to(like))
+        self._hints_by_content[key] = encoded
+        if len(self._hints_by_content) > KEPT_HINTS:
+            self._hints_by_content.popitem(last=False)
+        return encoded
 
 
 def _acting(controls: Sequence[ControlInput]) -> list[ControlInput]:
