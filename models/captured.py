@@ -115,7 +115,8 @@ class Captured:
         self._calm, self._patience = 0, 0
         """Steps since weights went, and how many there must be before a recording."""
         self._failed = False
-        _captured.add(self)
+        with _LOCK:
+            _captured.add(self)
 
     def __call__(
         self,
@@ -203,8 +204,9 @@ class Captured:
 
 def forget_all() -> None:
     """Drop everybody's recordings for a while, as memory is short."""
-    for one in list(_captured):
-        one.forget(wait=PAUSE)
+    with _LOCK:
+        for one in list(_captured):
+            one.forget(wait=PAUSE)
 
 
 # What a step reads
@@ -423,9 +425,8 @@ def recorded(run: Run) -> Run:
 
     def play() -> list[Tensor]:
         recording.graph.replay()
-        return [
-            one.clone() for one in recording.output
-        ]  # before another is played into the same memory
+        # Before another is played into the same memory.
+        return [one.clone() for one in recording.output]
 
     return play
 
@@ -453,26 +454,26 @@ def _captured_run(run: Run, device: int) -> _Recording:
     except BaseException:
         _end(graph, pool, device)  # quietly: the error that rises is to be the first
         raise
+    else:
+        _end(graph, pool, device, quietly=False)
     finally:
         _drop_workspaces()
-    try:
-        graph.capture_end()
-    except BaseException:
-        _stop_pooling(pool, device)
-        raise
     recording = _Recording(graph, output)
     _recordings.add(recording)
     return recording
 
 
-def _end(graph: torch.cuda.CUDAGraph, pool: Any, device: int) -> None:
-    """End a recording that failed."""
+def _end(graph: torch.cuda.CUDAGraph, pool: Any, device: int, *, quietly: bool = True) -> None:
+    """End a recording; one that failed quietly, and for nothing."""
     try:
         graph.capture_end()
-        graph.reset()
+        if quietly:
+            graph.reset()
     except RuntimeError as error:
-        LOGGER.debug("The recording that failed had no clean end: %s", error)
         _stop_pooling(pool, device)
+        if not quietly:
+            raise
+        LOGGER.debug("The recording that failed had no clean end: %s", error)
 
 
 def _stop_pooling(pool: Any, device: int) -> None:
