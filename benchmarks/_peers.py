@@ -6,7 +6,6 @@ step ended and what the final latents were.
 
 import copy
 import ctypes
-import importlib
 import importlib.util
 import os
 import shutil
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._openvino import converted
 from core.condition import Condition
 from core.diffusion import batches
 from core.pipeline import Pipeline, image_seeds
@@ -39,9 +40,9 @@ COMPILED: dict[str, dict[str, dict[str, Any]]] = {
     },
     # Also tries its own kernels for products and convolutions: many minutes of compiling.
     "inductor_autotuned": {"cuda": {"mode": "max-autotune"}},
-    "openvino": {"cpu": {"backend": "openvino", "options": {"device": "CPU"}}},
+    "openvino": {"cpu": {}},
 }
-"""torch.compile's ways that take part, with their arguments on each kind of device."""
+"""Who compiles the networks, with torch.compile's arguments on each kind of device."""
 
 
 @dataclass
@@ -136,7 +137,7 @@ class Diffusers:
         from diffusers import StableDiffusionControlNetPipeline  # noqa: PLC0415 - seconds to import
 
         self.networks = networks
-        # A copy, because the decoder is compiled in place: it is called by the autoencoder.
+        # A copy, because its decoder is replaced.
         vae = copy.deepcopy(networks.vae) if compiled else networks.vae
         self._peer: Any = StableDiffusionControlNetPipeline(
             vae=vae,
@@ -153,10 +154,12 @@ class Diffusers:
         self._peer.to(networks.device)  # its float32 version waits in the CPU's memory
         if compiled:
             how = COMPILED[compiled][networks.device.type]
+            make: Any = partial(torch.compile, dynamic=False, **how)
+            if compiled == "openvino":
+                make = converted
             for part in ("unet", "controlnet"):
-                network = torch.compile(getattr(self._peer, part), dynamic=False, **how)
-                setattr(self._peer, part, network)
-            vae.decoder.compile(dynamic=False, **how)
+                setattr(self._peer, part, make(getattr(self._peer, part)))
+            vae.decoder = make(vae.decoder)
 
     def __call__(self, request: GenerationRequest, made: Made) -> None:
         """See Peer."""
@@ -230,7 +233,6 @@ def why_not_openvino() -> str:
     """Why OpenVINO cannot take part; empty where it can."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed"
-    importlib.import_module("openvino.torch")  # makes the backend known to torch.compile
     return ""
 
 

@@ -16,12 +16,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from annotators._network import SceneAnnotator
+from annotators.seg import SMALLEST
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels
 
 # What `Targets.losses` names, and the overlap of classes.
 KINDS = ("edges", "depth", "normal", "classes", "joints", "offset", "overlap")
-STRAY = 0.001  # of the picture: a class that nobody asked for counts half where it covers so much
+
+
+def settled(logits: Tensor) -> Tensor:
+    """The likeliest classes (B, h, w) of logits (B, C, h, w), of those that cover enough."""
+    covered = functional.one_hot(logits.argmax(1), logits.shape[1]).float().mean((1, 2))
+    return logits.masked_fill((covered < SMALLEST)[:, :, None, None], -torch.inf).argmax(1)
 
 
 def overlap_loss(logits: Tensor, classes: Tensor) -> Tensor:
@@ -37,7 +43,7 @@ def overlap_loss(logits: Tensor, classes: Tensor) -> Tensor:
     found = functional.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
     stray = (likely * found).mean((2, 3))
     present = asked.amax((2, 3))
-    counted = present + (1 - present) * stray / (stray + STRAY)
+    counted = present + (1 - present) * stray / (stray + SMALLEST)
     return 1 - ((present * both / either).sum(1) / counted.sum(1)).mean()
 
 
@@ -59,8 +65,9 @@ class Reward:
         device = latents.device.type
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
-                wanted = Targets.from_seen(self._annotator(pixels(pictures, device)))
+                seen = self._annotator(pixels(pictures, device))
+                wanted = Targets.from_seen(seen)
             found = self._annotator(self._decoder(latents).clamp(-1, 1))
         losses = wanted.losses(found)
-        losses["overlap"] = overlap_loss(found.classes, wanted.classes)
+        losses["overlap"] = overlap_loss(found.classes, settled(seen.classes))
         return torch.stack([losses[kind] for kind in self._kinds]).sum()

@@ -2,7 +2,8 @@
 
     python -m training.train_annotator --minutes 30 --save models/diorama/annotator
 
-All five are learned at once from the exact truth that the renderer kept (`training.truth`).
+All five are learned at once from the exact truth that the renderer kept (`training.truth`), half of
+it from softened pictures.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from training.world import ADE20K
 BLOB = 1.5  # standard deviation of a joint's place, in cells
 REACH = 2  # cells around a joint in which the way to its neck is taught
 JOINT_WEIGHT = 40.0  # a joint covers a thousandth of the picture
+SOFTEST = 4.0  # by what the resolution of softened pictures is reduced at most
 JOINT_SEEN = 0.3  # of a network's answer: from here on there is a joint
 
 
@@ -132,6 +134,15 @@ class Targets:
         }
 
 
+def softened(pictures: Tensor, share: float) -> Tensor:
+    """Pictures (B, 3, H, W), every second of them with `share` (0..1) of its resolution."""
+    side = max(1, round(pictures.shape[-1] * share))
+    small = functional.interpolate(pictures[::2], size=(side, side), mode="area")
+    soft = pictures.clone()
+    soft[::2] = functional.interpolate(small, size=pictures.shape[2:], mode="bilinear")
+    return soft
+
+
 def _sheet_row(picture: np.ndarray, maps: list[np.ndarray]) -> np.ndarray:
     """A picture and its maps (h, w) or (h, w, 3) in 0..1, side by side at the picture's size."""
     size = picture.shape[1::-1]
@@ -172,7 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
             rows[: batch // 2] = rng.choice(peopled, batch // 2)
         targets = Targets.from_truth(truth, rows, classes, options.device)
         pictures = pixels(data.batch(rows.tolist()), options.device)
-        # Other cameras and lights than the world's own: what is seen must not depend on them.
+        # It is asked what it sees in pictures that a model drew, too, which are softer than the
+        # world's own; and what it sees must not depend on cameras and lights.
+        pictures = softened(pictures, 1 / rng.uniform(1, SOFTEST))
         gain = torch.from_numpy(rng.uniform(0.75, 1.25, (batch, 3, 1, 1))).to(pictures)
         with torch.autocast(options.device, torch.bfloat16):
             seen = network(((pictures + 1) * gain - 1).clamp(-1, 1))

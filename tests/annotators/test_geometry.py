@@ -136,6 +136,17 @@ def test_classes_come_back_from_their_colours():
     assert seg.score(seg.as_map(street), seg.as_map(city)).headline == 0
 
 
+def test_specks_of_a_class_go_to_the_next_likely():
+    scores = np.zeros((32, 32, 4), np.float32)
+    scores[..., 0] = 1
+    scores[:, 20:, 1] = 2
+    scores[0, :4, 2] = 3  # four of 1024 places are a thing
+    scores[5, 24:27, 3] = 4  # three are not, and lie in what is next likely
+    found = seg.likeliest(scores)
+    assert found[0, :5].tolist() == [2, 2, 2, 2, 0]
+    assert (found[5, 20:] == 1).all() and (scores[5, 24:27, 3] == 4).all()
+
+
 def test_diorama_draws_the_classes_it_knows(annotator):
     found = seg.draw_diorama(PICTURE, SegParams())
     known = {tuple(seg.palette()[1][k]) for k in (2, 12, 119)}

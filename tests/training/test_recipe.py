@@ -206,3 +206,12 @@ def test_a_decoder_trains_alone(trained, tmp_path):
     same = {name: torch.equal(old[name], new[name]) for name in old}
     assert all(equal for name, equal in same.items() if name.startswith("encoder."))
     assert not all(equal for name, equal in same.items() if name.startswith("decoder."))
+
+
+def test_every_second_picture_the_annotator_learns_from_is_softer():
+    pictures = torch.rand(4, 3, 32, 32)
+    soft = train_annotator.softened(pictures, 0.25)
+    assert torch.equal(soft[1::2], pictures[1::2])
+    slopes = [one.diff(dim=3).abs().mean() for one in (soft[::2], pictures[::2])]
+    assert slopes[0] < 0.3 * slopes[1]
+    assert torch.allclose(train_annotator.softened(pictures, 1.0), pictures, atol=1e-6)
