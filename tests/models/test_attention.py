@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models import attention as module
 from models import compiled
 from models.attention import attention
 from models.compiled import kernel
@@ -35,6 +36,19 @@ def drawn(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, Tensor, T
         for n in (rows, count, count)
     )
     return queries, keys, values
+
+
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernel tested where torch's own would be the faster, too."""
+    monkeypatch.setattr(module, "_has_tiles", lambda: False)
+
+
+def test_a_processor_with_tiles_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_tiles", lambda: True)
+    monkeypatch.setattr(module, "kernel", None)  # nobody asks for it
+    given = drawn((1, 8, 16, 2, 8))
+    torch.testing.assert_close(attention(*given).double(), exactly(*given), rtol=2e-2, atol=2e-2)
 
 
 needs_kernel = pytest.mark.skipif(
