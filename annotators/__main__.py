@@ -144,6 +144,8 @@ def _prompt(picture: Path) -> str:
         return text.read_text(encoding="utf-8").strip() if text.exists() else ""
     except UnicodeDecodeError as error:
         raise BadInput(f"{text.name} is no UTF-8 text: please save it as such.") from error
+    except OSError as error:
+        raise BadInput(f"{text.name} cannot be read: {error.strerror or error}.") from error
 
 
 def _preprocessor(annotator: Annotator, name: str | None) -> Preprocessor:
@@ -180,7 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--detect-resolution",
         type=int,
-        help="short side that maps are drawn at, before they are resized; default: the condition's",
+        help="short side that maps are drawn at, before they are resized; default: the "
+        "preprocessor's",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="low_threshold=50 ..."
@@ -189,11 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         controls(GenerationRequest)["detect_resolution"].check(options.resolution)
         annotator = find_annotator(options.condition)
-        detect = annotator.detect_resolution
-        if detect is not None and options.detect_resolution is not None:
-            detect = options.detect_resolution
-            controls(GenerationRequest)["detect_resolution"].check(detect)
         chosen = _preprocessor(annotator, options.preprocessor)
+        detect = annotator.detect_resolution
+        if detect is not None:
+            detect = options.detect_resolution or chosen.detect_resolution or detect
+            controls(GenerationRequest)["detect_resolution"].check(detect)
         extractor = Extractor(annotator, chosen, _params(annotator, options.set), detect)
         if chosen.fetch:
             with shell_bar(chosen.name) as watch:

@@ -33,6 +33,14 @@ and what is not ours may not bear it."""
 _LOADING = threading.Lock()
 """So that who asks for the same at the same time waits for it instead of loading it again."""
 
+NAMES = {
+    "LineartAnime": "Lineart anime",
+    "Midas": "MiDaS",
+    "Openpose": "OpenPose",
+    "PidiNet": "PiDiNet",
+}
+"""Of detectors whose classes are spelt otherwise."""
+
 Files = tuple[tuple[str, int], ...]
 """Names of weights, with their sizes in bytes."""
 Draw = Callable[[RGBImage, Any], ControlMap]
@@ -81,7 +89,8 @@ def plain_import_errors(name: str, failures: tuple[type[Exception], ...] = ()) -
 
 def _known(name: str) -> str:
     """Return what people call one of controlnet-aux's detectors: HED, not HEDdetector."""
-    return re.sub("[Dd]etector$", "", name)
+    plain = re.sub("[Dd]etector$", "", name)
+    return NAMES.get(plain, plain)
 
 
 def fetch_detector(name: str, files: Files, watch: Watch | None = None) -> Path:

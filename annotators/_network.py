@@ -34,6 +34,8 @@ NECK = 1
 """Its place among them: where a person is."""
 HELP = "Nothing to download; made for its own world."
 """Of every preprocessor that looks through this network."""
+LEARNED_AT = 256
+"""Short side in pixels of the pictures it learned from: in larger ones it mistakes parts."""
 STRIDE = 2
 """Sides of the picture over sides of what is seen."""
 GRID = 32

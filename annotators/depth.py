@@ -19,7 +19,7 @@ from annotators._detectors import (
     load_transformer,
     run_detector,
 )
-from annotators._network import HELP, at_size, is_flat, see
+from annotators._network import HELP, LEARNED_AT, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.images import grey_map
 
@@ -88,7 +88,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="depth",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=LEARNED_AT),
         by_detector("MiDaS", draw_midas, MIDAS),
         by_transformer("Depth Anything V2", draw_depth_anything, DEPTH_ANYTHING),
     ),

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._detectors import IN_TURN, by_detector, load_detector, run_detector
-from annotators._network import HELP, at_size, is_flat, see
+from annotators._network import HELP, LEARNED_AT, at_size, is_flat, see
 from annotators.depth import MIDAS
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.params import bounded, checked
@@ -126,7 +126,7 @@ def _mean_angle(first: Normals, second: Normals) -> float:
 ANNOTATOR = Annotator(
     name="normal",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=LEARNED_AT),
         Preprocessor("From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's rule."),
         by_detector("From MiDaS depth", draw_from_midas, MIDAS),
         by_detector("NormalBae", draw_bae, BAE),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators._detectors import IN_TURN, by_detector, load_detector, plain_import_errors
-from annotators._network import HELP, JOINTS, NECK, OFFSET_SCALE, see
+from annotators._network import HELP, JOINTS, LEARNED_AT, NECK, OFFSET_SCALE, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
 LIMBS = (
@@ -380,7 +380,12 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="pose",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it misses most people."),
+        Preprocessor(
+            "Diorama",
+            draw_diorama,
+            help=f"{HELP} In photographs it misses most people and sees some where none are.",
+            detect_resolution=LEARNED_AT,
+        ),
         by_detector("OpenPose", partial(draw_openpose, hands_and_face=False), OPENPOSE, TERMS),
         by_detector(
             "OpenPose with hands and face",

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._detectors import IN_TURN, by_transformer, load_transformer
-from annotators._network import HELP, at_size, load_network, see
+from annotators._network import HELP, LEARNED_AT, at_size, load_network, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
 SEGFORMER = (
@@ -137,7 +137,12 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="seg",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=f"{HELP} In photographs it mostly guesses."),
+        Preprocessor(
+            "Diorama",
+            draw_diorama,
+            help=f"{HELP} In photographs it mostly guesses.",
+            detect_resolution=LEARNED_AT,
+        ),
         by_transformer("SegFormer", draw_segformer, SEGFORMER, "for non-commercial use"),
     ),
     params=SegParams,

@@ -215,22 +215,21 @@ class Page(Incoming):
         """Draw the map; while what it needs is downloaded, its label says how far that is."""
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, self._given(values))
-            downloading = False
             try:
                 for report in drawn_map(self.suite.pipeline, self.condition, request):
                     if isinstance(report, np.ndarray):
-                        for note in empty_notes(self.annotator, request, report):
-                            gr.Warning(_cards.escape(note))
+                        # Beside the map, since what pops up is gone in a moment.
+                        notes = empty_notes(self.annotator, request, report)
+                        label = ": ".join([MAP_LABEL, *notes])
                         shown = self.annotator.preview(report)
-                        yield gr.Image(value=shown, label=MAP_LABEL, visible=True)
+                        yield gr.Image(value=shown, label=label, visible=True)
                     elif report:
-                        downloading = True
                         yield gr.Image(label=_cards.download_words(report), visible=True)
                     else:
                         yield gr.skip()  # a page whose visitor has left ends here
             except Exception:
-                if downloading:
-                    yield gr.Image(value=None, label=MAP_LABEL, visible=False)
+                # Another map would pass for the one that was asked for.
+                yield gr.Image(value=None, label=MAP_LABEL, visible=False)
                 raise
 
     def _redraw_map(self, *values: Any) -> Iterator[Any]:

@@ -16,12 +16,12 @@ CONDITION = Condition(
     annotator=ANNOTATOR,
     weights="canny",
     examples=(
-        Example("astronaut.jpg", "a person in orange in a room with blue walls and a grey floor"),
-        Example("coffee.jpg", "a red cylinder in a room with yellow walls and a wooden floor"),
-        Example("chelsea.jpg", "an orange blob on grass, a clear blue sky"),
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_2.png", "a red car, a tree and a blue house on a street with buildings"),
         Example("diorama_3.png", "a person in purple and a yellow ball on snow, a cloudy sky"),
+        Example("astronaut.jpg", "a person in orange in a room with blue walls and a grey floor"),
+        Example("coffee.jpg", "a red cylinder in a room with yellow walls and a wooden floor"),
+        Example("chelsea.jpg", "an orange blob on grass, a clear blue sky"),
     ),
 )
 

@@ -46,6 +46,8 @@ class Preprocessor:
     fetch: Callable[..., object] | None = None
     """Brings that here; fetch(watch=) has `watch` called now and then with the bytes that are here
     and those that there will be, and passes on what it raises. None where nothing is needed."""
+    detect_resolution: int | None = None
+    """Short side it draws at best, in pixels, where the annotator's own is not it."""
 
 
 def shown_as_fed(control_map: ControlMap) -> RGBImage:

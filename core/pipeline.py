@@ -231,8 +231,9 @@ def _settled_control(request: Asked, annotator: Annotator) -> Asked:
     if not isinstance(params, annotator.params):
         raise BadInput(f"The map settings given are not those of {annotator.name}.")
     detect_resolution = annotator.detect_resolution
-    if detect_resolution is not None and request.detect_resolution is not None:
-        detect_resolution = request.detect_resolution
+    if detect_resolution is not None:
+        own = _preprocessor(annotator, request).detect_resolution
+        detect_resolution = request.detect_resolution or own or detect_resolution
     return replace(
         request,
         preprocessor=request.preprocessor or names[0],
@@ -359,7 +360,8 @@ def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
         notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
         ("prompt with the added prompt", request.full_prompt),
-        ("negative prompt", request.negative_prompt),
+        # At scale 1 it has no say.
+        ("negative prompt", request.negative_prompt if request.guidance_scale != 1 else ""),
     ):
         _, dropped = networks.fit_prompt(prompt)
         if dropped:

@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from core.errors import SuiteError, WeightsMissing
+from core.errors import SuiteError, WeightsMismatch, WeightsMissing
 from models import hub, layout, lora
 from models.cards import EXTRAS, Card, Source
 from models.families import (
@@ -82,7 +82,10 @@ def fetch(store: Store, model: str, parts: list[str]) -> None:
         files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({hub.amount(sum(sizes))})"
         minutes = max(1, round(sum(sizes) / LINE_SPEED / 60))
         time = f", about {minutes} min at 100 Mbit/s" if sum(sizes) else ""
-        print(f"{card.title}: {files} to download{time}.", flush=True)
+        print(f"{card.title}: {files} to download{time}:", flush=True)
+        for source in sources:
+            for name, size in hub.to_download(source).items():
+                print(f"  {hub.inside(source, name)} ({hub.amount(size)}) of {source.hub}")
     with hub.shell_bar(card.title) as watch:
         store.fetch(
             model,
@@ -110,15 +113,21 @@ def check(store: Store, path: Path) -> None:
     """
     if not path.exists():
         raise WeightsMissing(f"There is nothing at {shown(path)}: check the path.")
+    if path.is_dir() and not any(path.glob("config.json")) and not any(path.glob("*/config.json")):
+        raise WeightsMismatch(
+            f"{shown(path)} is not the folder of a model: it has no config.json. Check its files."
+        )
     contents = _contents(path)
     if contents.kind == CONTROLNET:
         fits = _fitting(store, path)
         if path.is_dir():
             layout.network_files(path)
-        print(
-            f"{path.name} is {describe(contents)}, for {', '.join(fits)}: put it into "
-            f"{shown(store.card(_advised(path, fits)).folder)}/controlnet/CONDITION/."
-        )
+        place = f"{shown(store.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
+        advice = "it is in its place" if _in_place(store, path) else f"put it into {place}"
+        print(f"{path.name} is {describe(contents)}, for {', '.join(fits)}: {advice}.")
+        return
+    if _in_place(store, path):
+        print(f"{path.name} is {describe(contents)}, in its place.")
         return
     if contents.kind == LORA and contents.text_width in (SD1_WIDTH, None):
         print(
@@ -150,6 +159,15 @@ def transfer(store: Store, control: Path, base: str, sd15: str, out: Path) -> No
     own = card.file.with_suffix("") if card.file else card.folder
     print(f"{shown(out)} is written; for {card.title} it belongs into {shown(own)}/controlnet/,")
     print("named for its condition, such as canny.safetensors.")
+
+
+def _in_place(store: Store, path: Path) -> bool:
+    """Return whether a ControlNet or an extra is where a model looks for it."""
+    kept = [
+        *(card.local_control(name) for card in store.cards() for name in card.control_names()),
+        *(card.local_extra(name) for card in store.cards() for name in EXTRAS),
+    ]
+    return any(one is not None and one.resolve() == path.resolve() for one in kept)
 
 
 def _contents(path: Path) -> Contents:

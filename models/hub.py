@@ -34,6 +34,7 @@ from models.cards import Source
 from models.families import shown
 
 LOGGER = logging.getLogger(__name__)
+LOGGER.addHandler(logging.NullHandler())  # a shell without a log is told in a sentence, once
 
 Watch = Callable[[int, int], None]
 """Told the bytes that are here and those that there will be, now and then; raises to stop."""
@@ -91,13 +92,11 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
     absent = _absent(source, folder)
     # The folder to fill may hold some already, as models/sd15 does the configs and the tokenizer.
     absent = {n: size for n, size in absent.items() if not (destination / n).is_file()} or absent
-    largest = max(absent, key=lambda name: absent[name])
-    others = f" and {len(absent) - 1} smaller file" if len(absent) > 1 else ""
-    others += "s" if len(absent) > 2 else ""
+    *others, last = (f"{inside(source, n)} ({amount(size)})" for n, size in absent.items())
+    files = f"{', '.join(others)} and {last}" if others else last
     raise WeightsMissing(
-        f"{title} needs {_inside(source, largest)} ({amount(absent[largest])}){others} of "
-        f"huggingface.co/{source.hub}, but {problem}: {advice}, or put them into "
-        f"{shown(destination)}."
+        f"{title} needs {files} of huggingface.co/{source.hub}, but {problem}: {advice}, "
+        f"or put them into {shown(destination)}."
     )
 
 
@@ -172,7 +171,7 @@ def _download(source: Source, watch: Watch) -> None:
         raise OSError(errno.ENOSPC, "there is no room for what would come")
     before = 0
     for name, roughly in sizes.items():
-        path = _inside(source, name)
+        path = inside(source, name)
         url = hf_hub_url(source.hub, path, revision=source.revision)
         facts = get_hf_file_metadata(url, timeout=HUB_SECONDS)
         sizes[name] = facts.size or roughly
@@ -267,7 +266,9 @@ def amount(size: int) -> str:
     """Return a size in bytes as people say it: 1.72 GB, 29 MB; 0 is a size that is not known."""
     if size == 0:
         return "its size is not known"
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+    if size < 1e6:
+        return f"{max(1, round(size / 1e3))} kB"
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{round(size / 1e6)} MB"
 
 
 def _repository(source: Source) -> Path:
@@ -280,7 +281,7 @@ def snapshot(source: Source) -> Path:
     return _repository(source) / "snapshots" / source.revision / source.subfolder
 
 
-def _inside(source: Source, name: str) -> str:
+def inside(source: Source, name: str) -> str:
     """Return a file's path in its repository."""
     return f"{source.subfolder}/{name}" if source.subfolder else name
 

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,30 +140,26 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def sample(  # noqa: PLR0913, PLR0917 - what a sampler needs
+def sample_latents(  # noqa: PLR0913, PLR0917 - what a sampler needs
     unet: nn.Module,
-    vae: AutoencoderTiny,
     text: Tensor,
     empty: Tensor,
-    size: int,
+    noise: Tensor,
     steps: int = 20,
     guidance: float = 3.0,
     control: nn.Module | None = None,
     hint: Tensor | None = None,
-) -> np.ndarray:
-    """A sheet's pictures, (B, H, W, 3) uint8; the application's own sampler is `core.pipeline`.
+) -> Tensor:
+    """Latents (B, 4, h, w) drawn from noise; the application's own sampler is `core.pipeline`.
 
-    `text` (B, 77, C) and `empty` (1, 77, C) are the encoded captions, `size` is the latents' side,
-    `hint` (B, 3, H, W) in [0, 1] the control's maps.
+    `text` (B, 77, C) and `empty` (1, 77, C) are the encoded captions, `hint` (B, 3, H, W) in [0, 1]
+    the control's maps.
     """
     scheduler = make_scheduler()
     scheduler.set_timesteps(steps)
-    device = text.device
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(len(text), 4, size, size, generator=generator).to(device)
-    both = torch.cat([empty.expand_as(text), text])
+    latents, both = noise, torch.cat([empty.expand_as(text), text])
     for t in scheduler.timesteps:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(noise.device.type, torch.bfloat16):
             doubled = torch.cat([latents, latents])
             more = {}
             if control is not None and hint is not None:
@@ -173,7 +170,17 @@ def sample(  # noqa: PLR0913, PLR0917 - what a sampler needs
                 }
             low, high = unet(doubled, t, both, **more).sample.float().chunk(2)
         latents = scheduler.step(low + guidance * (high - low), t, latents).prev_sample
-    found = vae.decoder(latents).clamp(-1, 1)
+    return latents
+
+
+@torch.no_grad()
+def sample(
+    unet: nn.Module, vae: AutoencoderTiny, text: Tensor, empty: Tensor, size: int, **settings: Any
+) -> np.ndarray:
+    """A sheet's pictures, (B, H, W, 3) uint8, of latents of this size; `settings` as above."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(text), 4, size, size, generator=generator).to(text.device)
+    found = vae.decoder(sample_latents(unet, text, empty, noise, **settings)).clamp(-1, 1)
     pictures: np.ndarray = (found.permute(0, 2, 3, 1) * 127.5 + 127.5).byte().cpu().numpy()
     return pictures
 

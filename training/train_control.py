@@ -14,6 +14,7 @@ ControlNet is tuned as ControlNet++ does it, `training.reward`, with `--start` a
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -34,8 +35,16 @@ from training.diffusion import NoisyTarget, make_scheduler
 from training.grounding import Grounding, WatchedAttention
 from training.loop import add_run_options, run_from, train
 from training.maps import DrawnExamples
+from training.progress import clock
 from training.reward import KINDS, Reward
-from training.train_base import GROUNDING, cached_latents, contact_sheet, sample, tokens
+from training.train_base import (
+    GROUNDING,
+    cached_latents,
+    contact_sheet,
+    sample,
+    sample_latents,
+    tokens,
+)
 from training.weights import save_module
 
 HINT_CHANNELS = (16, 16, 32, 64)  # of the encoder that brings the map to the latents' size
@@ -43,6 +52,8 @@ MAPS_TRIED = 96  # to see whether many of a condition's maps are empty
 OFTEN_EMPTY = 0.1  # from this share on, the rows with a map are sought and chosen
 ANY_MAP = 0.125  # of the examples are chosen from all rows all the same: empty maps must be known
 REWARDED = 3  # of so many examples one is decoded and looked at: that costs more than all else
+OWN_STEPS, OWN_GUIDANCE = 10, 2.0  # of own pictures: the app's guidance, half its steps
+OWN_BATCH = 24
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 
 
@@ -119,6 +130,25 @@ def hint(maps: np.ndarray, device: str) -> Tensor:
     return tensor.float().div(255).contiguous(memory_format=torch.channels_last)
 
 
+def own_pictures(file: Path, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the ControlNet, as it starts, draws of the maps of rows (N,): latents (N, 4, h, w).
+
+    From a scene's own picture, however noisy, the network sees what is asked for. From these it
+    must bring that about where it has taken it for something else, as it must in the app.
+    They are kept in a file, for a run that is taken up again.
+    """
+    if file.exists():
+        kept: Tensor = torch.load(file, weights_only=True)
+        return kept
+    parts, found, began = torch.split(rows, OWN_BATCH), [], time.monotonic()
+    for k, part in enumerate(parts):
+        found.append(draw(part))
+        print(clock(k + 1, len(parts), began, "batches of own pictures"), flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.cat(found), file)
+    return torch.cat(found)
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, "", steps=40_000, learning_rate=5e-4)
@@ -144,6 +174,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="what the annotator must see again, to tune a trained ControlNet",
     )
     parser.add_argument("--reward-weight", type=float, default=0.5, help="beside the diffusion's")
+    parser.add_argument(
+        "--own",
+        type=int,
+        default=0,
+        help="of so many pictures that the ControlNet itself draws first, the reward is sought",
+    )
     parser.add_argument(
         "--save", type=Path, default=None, help="folder to write the finished ControlNet to"
     )
@@ -193,32 +229,54 @@ def main(arguments: list[str] | None = None) -> None:
     watched = options.reward
     reward = Reward(vae, load_network().to(device), watched) if watched else None
 
+    def draw(rows: Tensor) -> Tensor:
+        rng = torch.Generator().manual_seed(int(rows[0]))
+        noise = torch.randn(len(rows), *latents.shape[1:], generator=rng).to(device)
+        with torch.no_grad():
+            text, none = (text_encoder(w.to(device)).last_hidden_state for w in (ids[rows], empty))
+        maps = hint(data.maps(rows.tolist()), device)
+        return sample_latents(unet, text, none, noise, OWN_STEPS, OWN_GUIDANCE, control, maps)
+
+    some_rows = mapped[torch.randint(len(mapped), (options.own,))]
+    own = own_pictures(options.out / "own.pt", some_rows, draw) if options.own else None
+
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
         chosen = mapped[torch.randint(len(mapped), (batch,), generator=rng)]
         rows = torch.where(torch.rand(batch, generator=rng) < ANY_MAP, rows, chosen)
-        emptied = torch.rand(batch, 1, generator=rng) < EMPTY_PROMPTS
+        targets = [NoisyTarget(scheduler, latents[rows].to(device).float(), rng)]
+        if own is not None:  # half as many more, of which only what is seen counts
+            few = torch.randint(len(own), (batch // 2,), generator=rng)
+            targets.append(NoisyTarget(scheduler, own[few].to(device), rng))
+            rows = torch.cat([rows, some_rows[few]])
+        emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
         words = torch.where(emptied, empty, ids[rows]).to(device)
-        target = NoisyTarget(scheduler, latents[rows].to(device).float(), rng)
-        noisy = target.noisy.contiguous(memory_format=torch.channels_last)
+        noisy = torch.cat([target.noisy for target in targets])
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        timesteps = torch.cat([target.timesteps for target in targets])
         with torch.autocast(device, torch.bfloat16):
             text = text_encoder(words).last_hidden_state
             maps = hint(data.maps(rows.tolist()), device)
-            down, middle = control(noisy, target.timesteps, text, maps, return_dict=False)
+            down, middle = control(noisy, timesteps, text, maps, return_dict=False)
             found = unet(
                 noisy,
-                target.timesteps,
+                timesteps,
                 text,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-        drawn = target.loss(found)
+        drawn = targets[0].loss(found[:batch])
         losses = {"loss": drawn, "drawn": drawn}
         if reward:
-            some = slice(step % REWARDED, None, REWARDED)  # at all noise levels: they are in order
-            clean = target.clean(found)[some]
-            losses["seen"] = reward.loss(clean, data.batch(rows[some].tolist()))
+            # Of the scenes some at all noise levels: they are in order.
+            some = (
+                slice(batch, None) if own is not None else slice(step % REWARDED, batch, REWARDED)
+            )
+            clean = torch.cat(
+                [t.clean(v) for t, v in zip(targets, found.split(batch), strict=True)]
+            )
+            losses["seen"] = reward.loss(clean[some], data.batch(rows[some].tolist()))
             losses["loss"] = losses["loss"] + options.reward_weight * losses["seen"]
         if grounding is None:
             return losses

@@ -163,7 +163,7 @@ def test_files_that_are_no_pictures_by_their_name_are_not_looked_at(pictures, tm
 
 
 def test_maps_are_drawn_at_the_conditions_own_resolution(pictures, tmp_path):
-    for options, side in (((), 384), (("--detect-resolution", "256"), 256)):
+    for options, side in (((), 256), (("--detect-resolution", "384"), 384)):
         out = tmp_path / str(side)
         run(pictures, out, *options, condition="depth")
         assert json.loads((out / "annotator.json").read_text())["detect_resolution"] == side

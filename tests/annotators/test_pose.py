@@ -192,7 +192,7 @@ def test_a_package_missing_while_it_runs_is_one_sentence(openpose, monkeypatch, 
         raise ModuleNotFoundError("No module named 'matplotlib'")
 
     monkeypatch.setattr(openpose, "detect_poses", detect_poses)
-    with pytest.raises(SuiteError, match=r"Openpose needs .*'matplotlib'.* another prepro"):
+    with pytest.raises(SuiteError, match=r"OpenPose needs .*'matplotlib'.* another prepro"):
         drawn_by(name)
 
 

@@ -21,10 +21,11 @@ import pytest
 from PIL import Image
 
 import apps
-from annotators import scribble
+from annotators import canny, scribble
 from apps._serve import Environment, launch
 from apps._suite import Suite
 from core.condition import Condition, Example
+from core.errors import BadInput
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -264,6 +265,27 @@ def test_the_map_follows_the_sliders(page: Any) -> None:
     page.get_by_label("Show maps inverted").check()
     assert shown.evaluate("i => getComputedStyle(i).filter") == "invert(1)"
     _shot(page, "7-map")
+
+
+def test_an_empty_map_says_so_and_one_that_failed_is_gone(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (300, 300), "gray").save(tmp_path / "flat.png")
+    page.set_input_files("#image input[type=file]", tmp_path / "flat.png")
+    page.wait_for_function("document.querySelector('#image img')")
+    page.locator("#preview").click()
+    expect(page.locator("#map img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#map")).to_contain_text(canny.ANNOTATOR.empty_message)
+    _shot(page, "7-empty-map")
+
+    def fail(*_: Any) -> Iterator[Any]:
+        raise BadInput("Such a picture cannot be seen.")
+        yield
+
+    monkeypatch.setattr("apps._page.drawn_map", fail)
+    page.locator("#preview").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("cannot be seen", timeout=PATIENCE_MS)
+    expect(page.locator("#map img")).to_be_hidden()
 
 
 def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> None:

@@ -42,6 +42,13 @@ def test_an_empty_prompt_is_said(pipeline, condition, image):
     assert not pipeline.generate(condition, ask(image, **spoken)).warnings
 
 
+def test_a_long_negative_prompt_is_said_where_it_has_a_say(pipeline, condition, image):
+    long = ask(image, negative_prompt="blurry " * 80, guidance_scale=2)
+    (told,) = pipeline.generate(condition, long).warnings
+    assert told.startswith("The negative prompt is longer than 75 tokens; left out: blurry")
+    assert not pipeline.generate(condition, replace(long, guidance_scale=1)).warnings
+
+
 def test_a_given_map_that_is_empty_is_no_matter_of_thresholds(pipeline, condition, image):
     given = ask(np.zeros_like(image), preprocessor=ALREADY_A_MAP)
     assert pipeline.generate(condition, given).warnings == (EMPTY_MAP_GIVEN,)

@@ -134,7 +134,8 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(
     said = capsys.readouterr()
     assert words in said.err and said.err.count("\n") == 1
     if arguments == ["far"]:
-        assert "1 file (1.5 GB) to download, about 2 min at 100 Mbit/s." in said.out
+        assert "1 file (1.5 GB) to download, about 2 min at 100 Mbit/s:" in said.out
+        assert "\n  unet/diffusion_pytorch_model.safetensors (1.5 GB) of someone/" in said.out
         assert "or put them into" in said.err
 
 
@@ -156,7 +157,7 @@ def test_files_and_folders_are_told_apart(
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
     for path, words in (
         (folder, "tiny is a base checkpoint: use it with --model "),
-        (folder / "controlnet/canny", "canny is a ControlNet, for sd15, tiny: put it into "),
+        (folder / "controlnet/canny", "canny is a ControlNet, for sd15, tiny: it is in its place."),
         (tmp_path / "my base.safetensors", "base.safetensors is a base checkpoint: use it with"),
         (tmp_path / "control.safetensors", "a ControlNet, for sd15, tiny: put it into "),
         (tmp_path / "style.safetensors", "lora and name it in the prompt, <lora:style:0.8>."),
@@ -179,7 +180,7 @@ def test_the_wrong_family_is_named(
     for path, words in (
         (tmp_path / "xl.safetensors", "is a ControlNet (Stable Diffusion XL): "),
         (tmp_path / "style.safetensors", "is a LoRA (Stable Diffusion XL): "),
-        (tmp_path / "empty", "has no unet folder"),
+        (tmp_path / "empty", "empty is not the folder of a model: it has no config.json."),
         (tmp_path / "nothing", "There is nothing at "),
         (store.card("tiny").folder / "unet", "holds one network (UNet2DConditionModel)"),
     ):

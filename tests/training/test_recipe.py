@@ -151,6 +151,21 @@ def test_a_reward_tunes_a_trained_controlnet(trained, tmp_path):
         train_control.main([*short, *places, "--reward", "colour"])
 
 
+def test_a_reward_is_sought_in_own_pictures(trained, tmp_path, capsys):
+    model, out = trained / "models" / "diorama", tmp_path / "run"
+    few = ["--batch", "2", "--size", "64", "--device", "cpu", "--data", str(trained / "scenes")]
+    start = ["--base", str(model), "--start", str(model / "controlnet" / "canny")]
+    tuning = ["--reward", "edges", "--own", "5", "--out", str(out)]
+    train_control.main([*few, *start, *tuning, "--steps", "1"])
+    own = torch.load(out / "own.pt", weights_only=True)
+    assert own.shape == (5, 4, 8, 8) and bool(own.isfinite().all())
+    assert float(own.std()) > 0 and not torch.equal(own[0], own[1])
+    assert "batches of own pictures" in capsys.readouterr().out
+    train_control.main([*few, *start, *tuning, "--steps", "2"])  # taken up again, with the same
+    said = capsys.readouterr().out
+    assert "resumed at step 1" in said and "own pictures" not in said
+
+
 def test_a_folder_of_ones_own_trains(trained, tmp_path):
     rng = np.random.default_rng(0)
     lines = []
