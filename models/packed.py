@@ -87,7 +87,7 @@ def convolve(layer: Any, x: Tensor, bias: Tensor | None = None, *, relu: bool = 
     weight = layer.weight
     if layer.kernel_size == (1, 1) and not relu and (x.is_cuda or _ready(layer, x, _linear_parts)):
         # A product of matrices. cuDNN's convolution would leave the bias to a pass of its own;
-        # oneDNN's with a weight laid out is 2 to 50 times as slow, slowest where pictures are small.
+        # oneDNN's with a weight laid out takes 2 to 50 times as long, most at small pictures.
         return multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
     if not _ready(layer, x, _convolution_parts):
         found: Tensor = functional.conv2d(x, weight, bias, layer.stride, layer.padding)
