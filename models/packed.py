@@ -85,7 +85,8 @@ def convolve(layer: Any, x: Tensor, bias: Tensor | None = None, *, relu: bool = 
     """
     bias = layer.bias if bias is None else bias
     weight = layer.weight
-    if layer.kernel_size == (1, 1) and not relu and (x.is_cuda or _ready(layer, x, _linear_parts)):
+    is_product = layer.kernel_size == layer.stride == (1, 1) and not relu
+    if is_product and (x.is_cuda or _ready(layer, x, _linear_parts)):
         # A product of matrices. cuDNN's convolution would leave the bias to a pass of its own;
         # oneDNN's with a weight laid out takes 2 to 50 times as long, most at small pictures.
         return multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)

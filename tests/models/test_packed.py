@@ -38,6 +38,7 @@ def same(found: Tensor, wanted: Tensor) -> None:
         ((32, 48, 3), {"padding": 1}),
         ((32, 32, 3), {"padding": 1, "stride": 2}),
         ((32, 30, 1), {}),
+        ((32, 30, 1), {"stride": 2}),
         ((4, 32, 3), {"padding": 1}),
     ],
 )
