@@ -6,7 +6,6 @@ torch has for a GPU it takes the first that can do it, which is not always the f
 """
 
 import ctypes
-import functools
 import logging
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.memory import is_out_of_memory
-from models.compiled import fits, kernel
+from models.compiled import fits, has_tiles, kernel
 
 LOGGER = logging.getLogger(__name__)
 
@@ -37,22 +36,13 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     queries (B, N, heads, width); keys and values (B, M, heads, width).
     """
-    if _suits(queries, keys, values) and not _has_tiles():
+    if _suits(queries, keys, values) and not has_tiles():
         attend = kernel("attention", "attend")
         if attend is not None:
             return _attended(attend, queries, keys, values)
     by_heads = [one.transpose(1, 2) for one in (queries, keys, values)]
     attend = _cudnn if _should_be_cudnn(*by_heads) else _torchs
     return attend(*by_heads).transpose(1, 2).flatten(2)
-
-
-@functools.cache
-def _has_tiles() -> bool:
-    """Tell whether torch's own is the faster on this CPU.
-
-    With AMX it was 2 to 9 times as fast in self-attentions of SD 1.5, and about the same for text.
-    """
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _torchs(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -65,6 +65,16 @@ def fits(*tensors: Tensor) -> bool:
 
 
 @functools.cache
+def has_tiles() -> bool:
+    """Tell whether this CPU has AMX, whose tiles oneDNN takes for products of matrices.
+
+    With them torch's own attention was 2 to 9 times as fast in self-attentions of SD 1.5, and about
+    the same for text.
+    """
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+@functools.cache
 def kernel(name: str, function: str) -> Any | None:
     """Return a function of `<name>.cpp` beside this file, compiled now where it never was.
 

@@ -65,7 +65,7 @@ def _decode_tiny(decoder: Any, x: Tensor) -> Tensor:
         else:
             one, _, two, _, three = layer.conv
             found = convolve(two, convolve(one, x, relu=True), relu=True)
-            x = convolve(three, found).add_(x).relu_()
+            x = convolve(three, found, kept=x, relu=True)
     return x.mul(2).sub(1)  # from 0..1
 
 

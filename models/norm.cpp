@@ -20,15 +20,6 @@ constexpr int VECTORS = 4;      // of channels summed at once
 constexpr int64_t RUN = 256;    // pixels whose sums stay float32
 constexpr int64_t STRIP = 64;   // pixels that one thread writes at a time
 
-inline float widened(uint16_t value) {
-  return _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int32_t(value) << 16)));
-}
-
-inline __m512 read(const uint16_t* from) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
 // Adds the sums and the sums of squares of some channels over pixels [first, last).
 template <int COUNT>
 void add_sums(const uint16_t* x, int64_t first, int64_t last, int channels, double* sums, double* squares) {
@@ -37,7 +28,7 @@ void add_sums(const uint16_t* x, int64_t first, int64_t last, int channels, doub
     for (int v = 0; v < COUNT; ++v) sum[v] = square[v] = _mm512_setzero_ps();
     for (int64_t p = run; p < std::min(run + RUN, last); ++p)
       for (int v = 0; v < COUNT; ++v) {
-        const __m512 value = read(x + p * channels + v * LANES);
+        const __m512 value = widened(x + p * channels + v * LANES);
         sum[v] = _mm512_add_ps(sum[v], value);
         square[v] = _mm512_fmadd_ps(value, value, square[v]);
       }
@@ -105,7 +96,7 @@ extern "C" int normalize(const uint16_t* x, uint16_t* out, const uint16_t* weigh
       for (int64_t p = first; p < std::min(first + STRIP, pixels); ++p) {
         const int64_t at = (b * pixels + p) * channels;
         for (int c = 0; c < channels; c += LANES) {
-          __m512 y = _mm512_fmadd_ps(read(x + at + c), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
+          __m512 y = _mm512_fmadd_ps(widened(x + at + c), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
           if (silu) {
             const __m512 faded = exp2_of(_mm512_mul_ps(y, _mm512_set1_ps(-1.44269504f)));
             y = _mm512_div_ps(y, _mm512_add_ps(_mm512_set1_ps(1.0f), faded));

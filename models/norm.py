@@ -65,7 +65,7 @@ def convolve_onto(convolution: Any, x: Tensor, kept: Tensor) -> Tensor:
         if suits and on_gpu("add_with_bias", found, kept, convolution.bias) is not None:
             return found
         return found.add_(convolution.bias[:, None, None]).add_(kept)
-    return convolve(convolution, x).add_(kept)
+    return convolve(convolution, x, kept=kept)
 
 
 def add_and_norm(norm: Any, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,18 @@
-"""Convolutions and products with weights that lie in memory as oneDNN wants them, on the CPU.
+"""Convolutions and products with weights that lie in memory as what runs them wants it, on the CPU.
 
 torch hands oneDNN plain weights, which it lays out anew for every call: in SD 1.5's deepest blocks,
 where weights are large and pictures small, that takes longer than the convolution. Here a layer's
-weight is laid out at its first use and stays so; there is no second copy of it, and the memory of
-the plain one goes back to the system. It says the same as before: whoever else looks at it sees a
-plain tensor, made for that look.
+weight is laid out at its first use, for oneDNN or for the kernel of winograd.py, and stays so as
+long as that is what runs; there is no second copy of it, and the memory of the plain one goes back
+to the system. It says the same as before: whoever else looks at it sees a plain tensor, made for
+that look.
 
 That is for bfloat16, and where torch has oneDNN with it; elsewhere torch's own functions run, on a
 GPU in fewer pieces.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.memory import give_back
+from models import winograd
 from models.compiled import on_gpu
 
 ONEDNN: Any = torch.ops.mkldnn
@@ -40,24 +43,30 @@ _freed = 0
 
 
 class PackedWeight(Tensor):
-    """A weight in oneDNN's layout, in one part or several (along the first axis).
+    """A weight laid out for oneDNN, in one part or several (along the first axis), or in panels.
 
     Every other operation sees it plain; to change it in place is an error.
     """
 
     parts: tuple[Tensor, ...]
+    lay_out: Callable[[Tensor], tuple[Tensor, ...]]
+    """What made the parts."""
 
     @staticmethod
-    def __new__(cls, parts: tuple[Tensor, ...], shape: torch.Size) -> "PackedWeight":
+    def __new__(cls, parts: tuple[Tensor, ...], lay_out: Any, shape: torch.Size) -> "PackedWeight":
         """Take what is laid out already; `shape` is the plain weight's."""
         make: Any = torch.Tensor._make_wrapper_subclass
         made: PackedWeight = make(cls, shape, dtype=parts[0].dtype, device=parts[0].device)
-        made.parts = parts
+        made.parts, made.lay_out = parts, lay_out
         return made
 
     def plain(self) -> Tensor:
         """Return a plain copy, channels-last where it is a convolution's."""
-        whole = torch.cat([part.to_dense() for part in self.parts]).reshape(self.shape)
+        dense = [
+            part.to_dense() if part.is_mkldnn else winograd.from_panels(part, self.shape[0])
+            for part in self.parts
+        ]
+        whole = torch.cat(dense).reshape(self.shape)
         return whole.contiguous(memory_format=torch.channels_last) if whole.ndim == 4 else whole
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
@@ -71,32 +80,44 @@ class PackedWeight(Tensor):
     ) -> Any:
         """Run any operation on the plain weight."""
         if func is torch.ops.aten.detach.default:  # what makes it a parameter
-            return PackedWeight(args[0].parts, args[0].shape)
+            return PackedWeight(args[0].parts, args[0].lay_out, args[0].shape)
         if func._schema.is_mutable and isinstance(args[0], PackedWeight):
-            raise RuntimeError("This weight is laid out for oneDNN, so it cannot be written on.")
+            raise RuntimeError("This weight is laid out for a kernel: it cannot be written on.")
         args, kwargs = tree_map_only(PackedWeight, PackedWeight.plain, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def convolve(layer: Any, x: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+def convolve(
+    layer: Any,
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kept: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """Return a convolution layer's result, with another bias (C,) if one is given.
 
-    x (B, C, h, w) in channels-last memory, and so is the result. With `relu` what ReLU makes of it.
+    x (B, C, h, w) in channels-last memory, and so is the result. What is kept (like the result) is
+    added to it; with `relu` what ReLU makes of the sum.
     """
     bias = layer.bias if bias is None else bias
-    weight = layer.weight
     is_product = layer.kernel_size == layer.stride == (1, 1) and not relu
-    if is_product and (x.is_cuda or _ready(layer, x, _linear_parts)):
+    if is_product and (x.is_cuda or _laid_out(layer, x, _linear_parts)):
         # A product of matrices. cuDNN's convolution would leave the bias to a pass of its own;
         # oneDNN's with a weight laid out takes 2 to 50 times as long, most at small pictures.
-        return multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
-    if not _ready(layer, x, _convolution_parts):
-        found: Tensor = functional.conv2d(x, weight, bias, layer.stride, layer.padding)
-        return functional.relu(found) if relu else found
-    (part,) = layer.weight.parts
-    found = ONEDNN._convolution_pointwise.default(
-        x, part, bias, layer.padding, layer.stride, [1, 1], 1, *(RELU if relu else PLAIN)
-    )
+        found = multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
+        return found if kept is None else found.add_(kept)
+    if winograd.suits(layer, x, bias, kept) and (parts := _laid_out(layer, x, _panels)):
+        return winograd.convolve(x, parts[0], bias, layer.out_channels, kept=kept, relu=relu)
+    if parts := _laid_out(layer, x, _convolution_parts):
+        how = (layer.padding, layer.stride, [1, 1], 1, *(RELU if relu and kept is None else PLAIN))
+        found = ONEDNN._convolution_pointwise.default(x, *parts, bias, *how)
+    else:
+        found = functional.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
+        found = functional.relu(found) if relu and kept is None else found
+    if kept is not None:
+        found = found.add_(kept)
+        found = found.relu_() if relu else found
     return found
 
 
@@ -123,9 +144,10 @@ def multiply(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
     x (..., in); with another bias (out,) if one is given.
     """
     bias = layer.bias if bias is None else bias
-    if not _ready(layer, x, _linear_parts):
+    parts = _laid_out(layer, x, _linear_parts)
+    if not parts:
         return functional.linear(x, layer.weight.flatten(1), bias)
-    found: Tensor = ONEDNN._linear_pointwise.default(x, layer.weight.parts[0], bias, *PLAIN)
+    found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *PLAIN)
     return found
 
 
@@ -136,7 +158,8 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     applies the function and the factor to what it has in hand: no pass over the largest tensors,
     and one rounding in place of three.
     """
-    if not _ready(layer, x, _gated_parts):
+    parts = _laid_out(layer, x, _gated_parts)
+    if not parts:
         both = functional.linear(x, layer.weight, layer.bias)
         if both.is_cuda and not both.requires_grad:
             fused: Tensor | None = on_gpu("gated", both)
@@ -145,7 +168,7 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
         value, gate = both.chunk(2, dim=-1)
         return functional.gelu(gate).mul_(value)
     value_bias, gate_bias = layer.bias.chunk(2)
-    value_part, gate_part = layer.weight.parts
+    value_part, gate_part = parts
     gate = ONEDNN._linear_pointwise.default(x, gate_part, gate_bias, "gelu", [], "none")
     found: Tensor = ONEDNN._linear_pointwise.binary(x, gate, value_part, value_bias, "mul")
     return found
@@ -154,19 +177,27 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
 # The layout
 
 
-def _ready(layer: Any, x: Tensor, lay_out: Any) -> bool:
-    """Tell whether the layer's weight is laid out, after doing so where it can be."""
+def _laid_out(
+    layer: Any, x: Tensor, lay_out: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Return the parts of the layer's weight, laid out now where it was not yet; none if it cannot.
+
+    One that was laid out in another way, for pictures of another size, changes. The parts are the
+    caller's: another thread may change it again meanwhile.
+    """
     weight = layer.weight
-    if isinstance(weight, PackedWeight):
-        return True
+    if isinstance(weight, PackedWeight) and weight.lay_out is lay_out:
+        return weight.parts
     if not _suits(weight, x):
-        return False
+        return ()
     # Ordinary tensors, also where this is first used in inference mode: they outlive it.
     with torch.inference_mode(False), torch.no_grad():
-        packed = PackedWeight(lay_out(weight), weight.shape)
+        plain = weight.plain() if isinstance(weight, PackedWeight) else weight
+        parts = lay_out(plain)
+        packed = PackedWeight(parts, lay_out, weight.shape)
         layer.weight = nn.Parameter(packed, requires_grad=False)
     _count_freed(weight.nbytes)
-    return True
+    return parts
 
 
 def _count_freed(size: int) -> None:
@@ -205,6 +236,10 @@ def _available() -> bool:
 
 def _convolution_parts(weight: Tensor) -> tuple[Tensor, ...]:
     return (ONEDNN._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], 1, None),)
+
+
+def _panels(weight: Tensor) -> tuple[Tensor, ...]:
+    return (winograd.to_panels(weight),)
 
 
 def _linear_parts(weight: Tensor) -> tuple[Tensor, ...]:

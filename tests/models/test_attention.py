@@ -41,11 +41,11 @@ def drawn(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, Tensor, T
 @pytest.fixture(autouse=True)
 def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the kernel tested where torch's own would be the faster, too."""
-    monkeypatch.setattr(module, "_has_tiles", lambda: False)
+    monkeypatch.setattr(module, "has_tiles", lambda: False)
 
 
 def test_a_processor_with_tiles_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_tiles", lambda: True)
+    monkeypatch.setattr(module, "has_tiles", lambda: True)
     monkeypatch.setattr(module, "kernel", None)  # nobody asks for it
     given = drawn((1, 8, 16, 2, 8))
     torch.testing.assert_close(attention(*given).double(), exactly(*given), rtol=2e-2, atol=2e-2)

@@ -1,0 +1,20 @@
+"""Where kernels can be compiled, they are: a mistake in one would be passed by in silence."""
+
+import shutil
+
+import pytest
+import torch
+
+from models.compiled import FEATURES, kernel
+
+able = shutil.which("g++") and all(
+    torch.cpu.get_capabilities().get(feature) for feature in FEATURES
+)
+
+
+@pytest.mark.skipif(not able, reason="no GCC, or no AVX-512 BF16")
+@pytest.mark.parametrize(
+    ("name", "function"), [("attention", "attend"), ("norm", "normalize"), ("winograd", "convolve")]
+)
+def test_every_kernel_compiles(name: str, function: str) -> None:
+    assert kernel(name, function) is not None
