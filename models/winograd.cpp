@@ -13,6 +13,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 
@@ -30,7 +31,9 @@ constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in
 constexpr int TILES = 64;             // most tiles in a group
 // At distances of a power of two, points would fall into the same few places of a cache.
 constexpr int WEIGHTS = DEPTH * PANEL + LANES;
-constexpr double READING = 0.4;       // time to turn a block of a group's pixels, as a part of a panel's products
+constexpr int FEWEST = 8;              // tiles in a group that is made small to give every thread one
+// Time to turn a tile's pixels, and a panel's weights, in that of a tile's products with a panel.
+constexpr double PIXELS_TURNED = 0.4, WEIGHTS_TURNED = 6;
 
 inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
 inline __m512 plus(__m512 x, float factor, __m512 y) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), y, x); }
@@ -204,15 +207,26 @@ void write_tile(const float* sums, int64_t stride, const Picture& p, int64_t til
   }
 }
 
-// Into how many shares the panels are divided for each group of tiles, so that all threads are busy for the same
-// time. Every share turns its pixels anew.
-int best_shares(int64_t groups, int panels, int threads) {
-  const auto time = [=](int shares) {
-    return double((groups * shares + threads - 1) / threads) * (READING + (panels + shares - 1) / shares);
-  };
-  int best = 1;
-  for (int shares = 2; shares <= panels; ++shares)
-    if (time(shares) < time(best)) best = shares;
+// How the work is divided: into groups of tiles, each of which meets some panels.
+struct Division {
+  int64_t tiles;
+  int panels;
+  int64_t groups, shares;
+};
+
+// The one with which all threads are done soonest: each part turns its pixels and its weights anew.
+Division best_division(int64_t tiles, int panels, int threads) {
+  Division best{};
+  double least = INFINITY;
+  const int64_t fewest = (tiles + TILES - 1) / TILES;
+  for (int64_t groups = fewest; groups <= std::max(fewest, std::min<int64_t>(4 * threads, tiles / FEWEST)); ++groups)
+    for (int shares = 1; shares <= panels; ++shares) {
+      const int64_t some = (tiles + groups - 1) / groups;
+      const int few = (panels + shares - 1) / shares;
+      const double time = double((groups * shares + threads - 1) / threads) *
+                          (PIXELS_TURNED * some + few * (some + WEIGHTS_TURNED));
+      if (time < least) best = {some, few, groups, shares}, least = time;
+    }
   return best;
 }
 
@@ -225,26 +239,28 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const uint16
                         uint16_t* out, int batch, int height, int width, int in, int channels, int relu,
                         int threads) {
   const int64_t across = (width + KEPT - 1) / KEPT, each = across * ((height + KEPT - 1) / KEPT);
-  const int64_t all = batch * each, groups = (all + TILES - 1) / TILES, tiles = (all + groups - 1) / groups;
+  const int64_t all = batch * each;
   const Picture from{height, width, in, across, each}, to{height, width, channels, across, each};
   const int blocks = (in + DEPTH - 1) / DEPTH, panels = (channels + PANEL - 1) / PANEL;
-  const int shares = best_shares(groups, panels, threads), in_share = (panels + shares - 1) / shares;
-  const int64_t v_stride = tiles * DEPTH + LANES, sums_stride = tiles * PANEL + LANES;
+  const Division part = best_division(all, panels, threads);
+  const int64_t v_stride = part.tiles * DEPTH + LANES, sums_stride = part.tiles * PANEL + LANES;
   const int64_t v_size = blocks * POINTS * v_stride, sums_size = POINTS * sums_stride;
   const int64_t own = v_size + sums_size + 2 * SIDE * WEIGHTS;
-  threads = int(std::min<int64_t>(threads, groups * shares));
+  threads = int(std::min<int64_t>(threads, part.groups * part.shares));
   auto* room = static_cast<float*>(std::aligned_alloc(64, own * threads * sizeof(float)));
   if (room == nullptr) return 1;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t work = 0; work < groups * shares; ++work) {
-    const int64_t first = work / shares * tiles;
-    const int count = int(std::min(tiles, all - first)), from_panel = int(work % shares) * in_share;
+  for (int64_t work = 0; work < part.groups * part.shares; ++work) {
+    const int64_t first = work / part.shares * part.tiles;
+    const int count = int(std::min(part.tiles, all - first)), from_panel = int(work % part.shares) * part.panels;
+    const int to_panel = std::min(panels, from_panel + part.panels);
+    if (count <= 0 || from_panel >= to_panel) continue;  // rounded up, fewer parts may be enough
     float *v = room + own * omp_get_thread_num(), *sums = v + v_size, *u = sums + sums_size;
     for (int tile = 0; tile < count; ++tile)
       for (int block = 0; block < blocks; ++block)
         read_tile(x, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
                   v + block * POINTS * v_stride + tile * DEPTH, v_stride);
-    for (int panel = from_panel; panel < std::min(panels, from_panel + in_share); ++panel) {
+    for (int panel = from_panel; panel < to_panel; ++panel) {
       const int columns = std::min(PANEL, channels - panel * PANEL);
       for (int pair = 0; pair < 3; ++pair)
         for (int block = 0; block < blocks; ++block) {
