@@ -2,10 +2,10 @@
 
 torch hands oneDNN plain weights, which it lays out anew for every call: in SD 1.5's deepest blocks,
 where weights are large and pictures small, that takes longer than the convolution. Here a layer's
-weight is laid out at its first use, for oneDNN or for the kernel of winograd.py, and stays so as
-long as that is what runs; there is no second copy of it, and the memory of the plain one goes back
-to the system. It says the same as before: whoever else looks at it sees a plain tensor, made for
-that look.
+weight is laid out at its first use, for oneDNN or for a kernel of ours (winograd.py, product.py),
+and stays so as long as that is what runs; there is no second copy of it, and the memory of the
+plain one goes back to the system. It says the same as before: whoever else looks at it sees a plain
+tensor, made for that look.
 
 That is for bfloat16, and where torch has oneDNN with it; elsewhere torch's own functions run, on a
 GPU in fewer pieces.
@@ -13,6 +13,7 @@ GPU in fewer pieces.
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.memory import give_back
-from models import winograd
+from models import product, winograd
 from models.compiled import on_gpu
 
 ONEDNN: Any = torch.ops.mkldnn
@@ -42,31 +43,36 @@ _freed = 0
 """Bytes of plain weights that were freed since they were given back last; a guess will do."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay a weight out, in one part or several, and the way back."""
+
+    name: str
+    lay_out: Callable[[Tensor], tuple[Tensor, ...]]
+    plain: Callable[[tuple[Tensor, ...], int], Tensor]
+    """(the parts, its rows) -> the weight, of any shape."""
+
+
 class PackedWeight(Tensor):
-    """A weight laid out for oneDNN, in one part or several (along the first axis), or in panels.
+    """A weight laid out for what runs it.
 
     Every other operation sees it plain; to change it in place is an error.
     """
 
     parts: tuple[Tensor, ...]
-    lay_out: Callable[[Tensor], tuple[Tensor, ...]]
-    """What made the parts."""
+    way: Layout
 
     @staticmethod
-    def __new__(cls, parts: tuple[Tensor, ...], lay_out: Any, shape: torch.Size) -> "PackedWeight":
+    def __new__(cls, parts: tuple[Tensor, ...], way: Layout, shape: torch.Size) -> "PackedWeight":
         """Take what is laid out already; `shape` is the plain weight's."""
         make: Any = torch.Tensor._make_wrapper_subclass
         made: PackedWeight = make(cls, shape, dtype=parts[0].dtype, device=parts[0].device)
-        made.parts, made.lay_out = parts, lay_out
+        made.parts, made.way = parts, way
         return made
 
     def plain(self) -> Tensor:
         """Return a plain copy, channels-last where it is a convolution's."""
-        dense = [
-            part.to_dense() if part.is_mkldnn else winograd.from_panels(part, self.shape[0])
-            for part in self.parts
-        ]
-        whole = torch.cat(dense).reshape(self.shape)
+        whole = self.way.plain(self.parts, self.shape[0]).reshape(self.shape)
         return whole.contiguous(memory_format=torch.channels_last) if whole.ndim == 4 else whole
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
@@ -80,7 +86,7 @@ class PackedWeight(Tensor):
     ) -> Any:
         """Run any operation on the plain weight."""
         if func is torch.ops.aten.detach.default:  # what makes it a parameter
-            return PackedWeight(args[0].parts, args[0].lay_out, args[0].shape)
+            return PackedWeight(args[0].parts, args[0].way, args[0].shape)
         if func._schema.is_mutable and isinstance(args[0], PackedWeight):
             raise RuntimeError("This weight is laid out for a kernel: it cannot be written on.")
         args, kwargs = tree_map_only(PackedWeight, PackedWeight.plain, (args, kwargs or {}))
@@ -102,14 +108,14 @@ def convolve(
     """
     bias = layer.bias if bias is None else bias
     is_product = layer.kernel_size == layer.stride == (1, 1) and not relu
-    if is_product and (x.is_cuda or _laid_out(layer, x, _linear_parts)):
+    if is_product and (x.is_cuda or _suits(layer.weight, x)):
         # A product of matrices. cuDNN's convolution would leave the bias to a pass of its own;
         # oneDNN's with a weight laid out takes 2 to 50 times as long, most at small pictures.
         found = multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
         return found if kept is None else found.add_(kept)
-    if winograd.suits(layer, x, bias, kept) and (parts := _laid_out(layer, x, _panels)):
+    if winograd.suits(layer, x, bias, kept) and (parts := _laid_out(layer, x, PANELS)):
         return winograd.convolve(x, parts[0], bias, layer.out_channels, kept=kept, relu=relu)
-    if parts := _laid_out(layer, x, _convolution_parts):
+    if parts := _laid_out(layer, x, CONVOLUTION):
         how = (layer.padding, layer.stride, [1, 1], 1, *(RELU if relu and kept is None else PLAIN))
         found = ONEDNN._convolution_pointwise.default(x, *parts, bias, *how)
     else:
@@ -144,21 +150,25 @@ def multiply(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
     x (..., in); with another bias (out,) if one is given.
     """
     bias = layer.bias if bias is None else bias
-    parts = _laid_out(layer, x, _linear_parts)
-    if not parts:
-        return functional.linear(x, layer.weight.flatten(1), bias)
-    found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *PLAIN)
-    return found
+    if product.suits(layer.weight, x, bias) and (parts := _laid_out(layer, x, PAIRS)):
+        return product.multiply(x, parts[0], bias, layer.weight.shape[0])
+    if parts := _laid_out(layer, x, PRODUCT):
+        found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *PLAIN)
+        return found
+    return functional.linear(x, layer.weight.flatten(1), bias)
 
 
 def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     """Return the first half of a linear layer's result times the GELU of its second half.
 
-    x (..., in); the result is (..., out / 2). Both halves come from a product of their own, which
-    applies the function and the factor to what it has in hand: no pass over the largest tensors,
-    and one rounding in place of three.
+    x (..., in); the result is (..., out / 2). Function and factor are applied to what a product has
+    in hand: no pass over the largest tensors, and one rounding in place of three (with oneDNN, in
+    which both halves are products of their own, two).
     """
-    parts = _laid_out(layer, x, _gated_parts)
+    gate_suits = product.suits(layer.weight, x, layer.bias, gated=True)
+    if gate_suits and (parts := _laid_out(layer, x, GATED_PAIRS)):
+        return product.multiply(x, parts[0], layer.bias, layer.weight.shape[0] // 2, gated=True)
+    parts = _laid_out(layer, x, GATED)
     if not parts:
         both = functional.linear(x, layer.weight, layer.bias)
         if both.is_cuda and not both.requires_grad:
@@ -177,24 +187,21 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
 # The layout
 
 
-def _laid_out(
-    layer: Any, x: Tensor, lay_out: Callable[[Tensor], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
+def _laid_out(layer: Any, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """Return the parts of the layer's weight, laid out now where it was not yet; none if it cannot.
 
     One that was laid out in another way, for pictures of another size, changes. The parts are the
     caller's: another thread may change it again meanwhile.
     """
     weight = layer.weight
-    if isinstance(weight, PackedWeight) and weight.lay_out is lay_out:
+    if isinstance(weight, PackedWeight) and weight.way is layout:
         return weight.parts
     if not _suits(weight, x):
         return ()
     # Ordinary tensors, also where this is first used in inference mode: they outlive it.
     with torch.inference_mode(False), torch.no_grad():
-        plain = weight.plain() if isinstance(weight, PackedWeight) else weight
-        parts = lay_out(plain)
-        packed = PackedWeight(parts, lay_out, weight.shape)
+        parts = layout.lay_out(weight.plain() if isinstance(weight, PackedWeight) else weight)
+        packed = PackedWeight(parts, layout, weight.shape)
         layer.weight = nn.Parameter(packed, requires_grad=False)
     _count_freed(weight.nbytes)
     return parts
@@ -234,21 +241,41 @@ def _available() -> bool:
     )
 
 
-def _convolution_parts(weight: Tensor) -> tuple[Tensor, ...]:
+def _for_convolution(weight: Tensor) -> tuple[Tensor, ...]:
     return (ONEDNN._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], 1, None),)
 
 
-def _panels(weight: Tensor) -> tuple[Tensor, ...]:
-    return (winograd.to_panels(weight),)
-
-
-def _linear_parts(weight: Tensor) -> tuple[Tensor, ...]:
+def _for_product(weight: Tensor) -> tuple[Tensor, ...]:
     return (ONEDNN._reorder_linear_weight(weight.flatten(1).contiguous(), None),)
 
 
-def _gated_parts(weight: Tensor) -> tuple[Tensor, ...]:
+def _for_gate(weight: Tensor) -> tuple[Tensor, ...]:
     halves = weight.chunk(2)
     return tuple(ONEDNN._reorder_linear_weight(half.contiguous(), None) for half in halves)
+
+
+def _from_onednn(parts: tuple[Tensor, ...], _: int) -> Tensor:
+    return torch.cat([part.to_dense() for part in parts])
+
+
+CONVOLUTION = Layout("oneDNN's of a convolution", _for_convolution, _from_onednn)
+PRODUCT = Layout("oneDNN's of a product", _for_product, _from_onednn)
+GATED = Layout("oneDNN's of two products", _for_gate, _from_onednn)
+PANELS = Layout(
+    "winograd.cpp's",
+    lambda weight: (winograd.to_panels(weight),),
+    lambda parts, rows: winograd.from_panels(*parts, rows),
+)
+PAIRS = Layout(
+    "product.cpp's",
+    lambda weight: (product.to_pairs(weight.flatten(1)),),
+    lambda parts, rows: product.from_pairs(*parts, rows),
+)
+GATED_PAIRS = Layout(
+    "product.cpp's with gates",
+    lambda weight: (product.to_gated_pairs(weight),),
+    lambda parts, rows: product.from_gated_pairs(*parts, rows),
+)
 
 
 def _doubled(weight: Tensor) -> Tensor:

@@ -14,7 +14,13 @@ able = shutil.which("g++") and all(
 
 @pytest.mark.skipif(not able, reason="no GCC, or no AVX-512 BF16")
 @pytest.mark.parametrize(
-    ("name", "function"), [("attention", "attend"), ("norm", "normalize"), ("winograd", "convolve")]
+    ("name", "function"),
+    [
+        ("attention", "attend"),
+        ("norm", "normalize"),
+        ("product", "multiply"),
+        ("winograd", "convolve"),
+    ],
 )
 def test_every_kernel_compiles(name: str, function: str) -> None:
     assert kernel(name, function) is not None

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from models import winograd
 from models.compiled import kernel
-from models.packed import PackedWeight, convolve
+from models.packed import CONVOLUTION, PANELS, PackedWeight, convolve
 
 needs_kernel = pytest.mark.skipif(
     kernel("winograd", "convolve") is None, reason="no GCC, or no AVX-512 BF16"
@@ -46,7 +46,7 @@ def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> No
     plain, theirs = layer.weight.clone(), layer(x)
     exact = functional.conv2d(x.double(), plain.double(), layer.bias.double(), padding=1)
     found = convolve(layer, x)
-    assert layer.weight.lay_out.__name__ == "_panels"
+    assert layer.weight.way is PANELS
     assert found.dtype == torch.bfloat16 and found.stride() == theirs.stride()
     # A remainder of a bfloat16's last place: where both round alike, neither is nearer.
     assert (found - exact).norm() <= 1.01 * (theirs - exact).norm()
@@ -74,13 +74,13 @@ def test_it_takes_in_what_is_added_and_what_follows(relu: bool) -> None:
 def test_a_weight_is_laid_out_anew_for_pictures_of_another_size() -> None:
     layer, x = drawn(1, 32, 32, 12, 12)
     plain = layer.weight.clone()
-    for side, lay_out in ((12, "_panels"), (8, "_convolution_parts"), (12, "_panels")):
+    for side, layout in ((12, PANELS), (8, CONVOLUTION), (12, PANELS)):
         small = x[:, :, :side, :side].contiguous(memory_format=torch.channels_last)
         wanted = functional.conv2d(small.float(), plain.float(), layer.bias.float(), padding=1)
         found = convolve(layer, small)
         torch.testing.assert_close(found.float(), wanted, rtol=1e-2, atol=1e-2)
         assert isinstance(layer.weight, PackedWeight)
-        assert layer.weight.lay_out.__name__ == lay_out
+        assert layer.weight.way is layout
         assert torch.equal(layer.weight, plain)
 
 

@@ -1,0 +1,102 @@
+"""The compiled product is no further from the exact one than oneDNN's, its gate nearer."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models import product
+from models.compiled import kernel
+from models.packed import GATED_PAIRS, PAIRS, multiply, multiply_gated
+
+needs_kernel = pytest.mark.skipif(
+    kernel("product", "multiply") is None, reason="no GCC, or no AVX-512 BF16"
+)
+SHAPES = [
+    # (rows, in, out): Diorama's and SD 1.x's, and remainders of rows at once, of a group of them,
+    # and of a panel.
+    (128, 160, 160),
+    (4096, 320, 320),
+    (64, 5120, 1280),
+    (1, 2, 32),
+    (7, 30, 96),
+    (1003, 64, 48),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "has_tiles", lambda: False)
+
+
+def drawn(rows: int, inputs: int, outputs: int, *, bias: bool = True) -> tuple[Any, Tensor]:
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs, bias=bias).bfloat16().requires_grad_(False)
+    return layer, torch.randn(1, rows, inputs).bfloat16()
+
+
+def exactly(layer: Any, x: Tensor) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.double()
+    return functional.linear(x.double(), layer.weight.double(), bias)
+
+
+def no_further(found: Tensor, theirs: Tensor, exact: Tensor) -> None:
+    # A remainder of a bfloat16's last place: where both round alike, neither is nearer.
+    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+    assert (found - exact).norm() <= 1.01 * (theirs - exact).norm() + 1e-6 * exact.norm()
+
+
+@needs_kernel
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...], bias: bool) -> None:
+    layer, x = drawn(*shape, bias=bias)
+    plain, theirs, exact = layer.weight.clone(), layer(x), exactly(layer, x)
+    no_further(multiply(layer, x), theirs, exact)
+    assert layer.weight.way is PAIRS
+    assert torch.equal(layer.weight, plain)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_gate_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> None:
+    rows, inputs, outputs = shape
+    layer, x = drawn(rows, inputs, 2 * outputs)
+    x *= 4  # far into both tails of GELU
+    plain = layer.weight.clone()
+    value, gate = layer(x).chunk(2, -1)
+    exact_value, exact_gate = exactly(layer, x).chunk(2, -1)
+    exact = exact_value * functional.gelu(exact_gate)
+    no_further(multiply_gated(layer, x), value * functional.gelu(gate), exact)
+    assert layer.weight.way is GATED_PAIRS
+    assert torch.equal(layer.weight, plain)
+
+
+@needs_kernel
+def test_a_gate_far_below_zero_shuts() -> None:
+    for gate, wanted in ((-3e38, 0), (-9, 0), (0, 0), (1, 0.8413), (9, 9), (3e38, 3e38)):
+        layer = nn.Linear(2, 64).bfloat16().requires_grad_(False)
+        layer.weight.data.zero_()
+        layer.bias.data[:32], layer.bias.data[32:] = 1, gate
+        found = multiply_gated(layer, torch.zeros(1, 2).bfloat16()).float()
+        torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=4e-3, atol=1e-6)
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> None:
+    layer, x = drawn(500, 64, 192)
+    wanted, before = multiply(layer, x), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(multiply(layer, x), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(3, 31, 32), (3, 32, 30)])
+def test_others_are_left_to_others(shape: tuple[int, ...]) -> None:
+    layer, x = drawn(*shape)
+    assert not product.suits(layer.weight, x, layer.bias)
