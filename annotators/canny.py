@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from annotators._misfits import unless_few
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in, tolerant_f1
 from core.images import grey_map
@@ -127,4 +128,5 @@ ANNOTATOR = Annotator(
     score=score,
     interpolation="lines",
     empty_message="No edges found; lower the thresholds.",
+    misfit=unless_few("edges", ": raise the thresholds"),
 )

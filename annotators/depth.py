@@ -19,6 +19,7 @@ from annotators._detectors import (
     load_transformer,
     run_detector,
 )
+from annotators._misfits import unless_grey
 from annotators._network import HELP, LEARNED_AT, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.images import grey_map
@@ -97,4 +98,5 @@ ANNOTATOR = Annotator(
     interpolation="linear",
     detect_resolution=384,
     empty_message="No depth found: the picture looks flat.",
+    misfit=unless_grey("depth is grey, and bright is near"),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from annotators import hed
 from annotators._detectors import by_detector
+from annotators._misfits import unless_few
 from annotators._network import HELP
 from annotators.scribble import draw_fake, fake_scribble, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
@@ -38,4 +39,5 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     empty_message="No edges found in this picture.",
+    misfit=unless_few("strokes"),
 )

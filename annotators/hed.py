@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators._detectors import by_detector, load_detector, run_detector
+from annotators._misfits import unless_few
 from annotators._network import HELP, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import ms_ssim
@@ -85,4 +86,5 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No edges found in this picture.",
     is_empty=too_faint,
+    misfit=unless_few("edges"),
 )

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from annotators._detectors import by_detector, load_detector, run_detector
+from annotators._misfits import unless_few
 from annotators.hed import as_map, score, too_faint
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 from core.params import bounded, checked
@@ -87,4 +88,5 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No lines found; lower the threshold.",
     is_empty=too_faint,
+    misfit=unless_few("lines"),
 )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._detectors import IN_TURN, by_detector, load_detector
+from annotators._misfits import unless_few
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in, tolerant_f1
 from core.params import bounded, checked
@@ -137,4 +138,5 @@ ANNOTATOR = Annotator(
     interpolation="lines",
     detect_resolution=512,
     empty_message="No straight lines found; lower the thresholds.",
+    misfit=unless_few("lines"),
 )

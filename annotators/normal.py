@@ -27,6 +27,10 @@ TOWARDS_CAMERA = 2 * math.pi
 DIORAMA_DEPTH_SCALE = 1000.0
 """MiDaS's values reach a few thousand, and the v1.0 rule is made for their slopes."""
 
+UNLIKE, UNLIKELY = 0.3, 0.2
+"""From a direction's length 1, and the part of a map beyond which it is none: of 20 pictures the
+maps drawn here had 0.04 at most, the pictures themselves 0.39 at least."""
+
 Normals = NDArray[np.float32]
 """(H, W, 3): unit vectors, x to the LEFT, y up, z towards the camera."""
 
@@ -123,6 +127,15 @@ def _mean_angle(first: Normals, second: Normals) -> float:
     return float(np.degrees(2 * np.arcsin((chord / 2).clip(0, 1))).mean())
 
 
+def misfit(control_map: ControlMap) -> str:
+    """Tell of a map whose colours are not those of directions."""
+    directions = control_map / 127.5 - 1
+    far = abs(np.linalg.norm(directions, axis=2) - 1) > UNLIKE
+    if (far | (directions[:, :, 2] < -UNLIKE / 2)).mean() > UNLIKELY:
+        return "Most colours of this map are no directions, so it is hardly a map of normals."
+    return ""
+
+
 ANNOTATOR = Annotator(
     name="normal",
     preprocessors=(
@@ -136,4 +149,5 @@ ANNOTATOR = Annotator(
     interpolation="linear",
     detect_resolution=384,
     empty_message="No surfaces found: the picture looks flat.",
+    misfit=misfit,
 )

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators._detectors import IN_TURN, by_detector, load_detector, plain_import_errors
+from annotators._misfits import MANY
 from annotators._network import HELP, JOINTS, LEARNED_AT, NECK, OFFSET_SCALE, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.consistency import lines_in
 
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12),
@@ -377,6 +379,13 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     return Score(100 * oks, "OKS", {"OKS": oks})
 
 
+def misfit(control_map: ControlMap) -> str:
+    """Tell of a map that is no sticks on black."""
+    if lines_in(control_map).mean() > MANY:
+        return "Most of this map is bright, but a pose is sticks on black."
+    return ""
+
+
 ANNOTATOR = Annotator(
     name="pose",
     preprocessors=(
@@ -399,4 +408,5 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     empty_message="No person found in this picture.",
+    misfit=misfit,
 )

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import hed
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from annotators._misfits import unless_few
+from core.condition import (
+    Annotator,
+    ControlMap,
+    Preprocessor,
+    RGBImage,
+    Score,
+    nothing_odd,
+)
 from core.consistency import HALF_BRIGHT, lines_in, tolerant_f1
 from core.images import grey_map
 from core.params import checked, choice
@@ -25,6 +33,9 @@ THICK = 4
 """Of 255: what is brighter after the second blur belongs to a stroke."""
 TOLERANCE = 0.015
 """Of the short side: a scribble says roughly where a line runs."""
+
+FILLED = 0.25
+"""Part of a map that no drawing of strokes covers; a photograph by a threshold often does."""
 
 DETECT, DARK, LIGHT = "detect", "dark lines on light", "light lines on dark"
 
@@ -119,8 +130,12 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     reextract=Preprocessor("Diorama", draw_fake),
     empty_message="No lines found in this drawing; say which colour they have.",
+    misfit=unless_few("strokes", ": for a photograph there are Fake scribbles", FILLED),
 )
 CANVAS = replace(
-    ANNOTATOR, preprocessors=(Preprocessor("Drawing", draw_from_canvas),), params=CanvasParams
+    ANNOTATOR,
+    preprocessors=(Preprocessor("Drawing", draw_from_canvas),),
+    params=CanvasParams,
+    misfit=nothing_odd,
 )
 """For drawings that are made in the page."""

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._detectors import IN_TURN, by_transformer, load_transformer
+from annotators._misfits import MANY
 from annotators._network import HELP, LEARNED_AT, at_size, load_network, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
@@ -134,6 +135,19 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     return Score(100 * miou, "mIoU", {"mIoU": miou, "pixel accuracy": same})
 
 
+def misfit(control_map: ControlMap) -> str:
+    """Tell of a map in other colours than those of classes."""
+    known = np.concatenate([palette()[1], drawn_colours()])
+    of_classes = np.isin(_as_numbers(control_map), _as_numbers(known))
+    if of_classes.mean() < MANY:
+        return "Most colours of this map are not ADE20K's; each is taken for the nearest of them."
+    return ""
+
+
+def _as_numbers(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
+    return np.asarray(colours.astype(np.int32) @ [65536, 256, 1])
+
+
 ANNOTATOR = Annotator(
     name="seg",
     preprocessors=(
@@ -149,4 +163,5 @@ ANNOTATOR = Annotator(
     score=score,
     interpolation="nearest",
     detect_resolution=512,
+    misfit=misfit,
 )

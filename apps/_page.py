@@ -21,7 +21,7 @@ from apps._suite import Suite
 from apps._tool import Tool
 from apps._widgets import AT_ONCE, CACHE, FEW_AT_ONCE, PRIVATE, plain_errors, together
 from core.condition import Condition, RGBImage
-from core.pipeline import empty_notes
+from core.pipeline import map_notes
 
 
 def build_page(
@@ -219,7 +219,7 @@ class Page(Incoming):
                 for report in drawn_map(self.suite.pipeline, self.condition, request):
                     if isinstance(report, np.ndarray):
                         # Beside the map, since what pops up is gone in a moment.
-                        notes = empty_notes(self.annotator, request, report)
+                        notes = map_notes(self.annotator, request, report)
                         label = ": ".join([MAP_LABEL, *notes])
                         shown = self.annotator.preview(report)
                         yield gr.Image(value=shown, label=label, visible=True)

@@ -12,7 +12,7 @@ from apps._errors import sentence_of
 from apps._job import drawn_map
 from core.condition import Annotator, Condition, ControlMap, Preprocessor
 from core.errors import BadInput
-from core.pipeline import Pipeline
+from core.pipeline import Pipeline, map_notes
 from core.request import GenerationRequest, Progress
 
 
@@ -98,6 +98,6 @@ def look(
         except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
             note = sentence_of(error)
         else:
-            if control_map is not None and way.annotator.is_empty(control_map):
-                note = way.annotator.empty_message
+            if control_map is not None:
+                note = next(iter(map_notes(way.annotator, asked, control_map)), "")
         yield Sight(way, control_map, note, time.perf_counter() - began)

@@ -60,6 +60,11 @@ def of_one_colour(control_map: ControlMap) -> bool:
     return bool((control_map == control_map[:1, :1]).all())
 
 
+def nothing_odd(_: ControlMap) -> str:
+    """Take any map for one of its kind."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Annotator:
     """Draws control maps, and says how they are resized, shown and compared."""
@@ -82,6 +87,8 @@ class Annotator:
     """Said when the map is empty; "" where that is nothing unusual."""
     is_empty: Callable[[ControlMap], bool] = of_one_colour
     """Whether a map shows nothing."""
+    misfit: Callable[[ControlMap], str] = nothing_odd
+    """What is odd about a map for its kind, in a sentence; mostly ""."""
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Pipeline:
                     run.warnings.append(CUT.format(title=one.title))
                 control_map = _control_map(extractor, replace(asked, image=image), size)
                 steered_by.append(Steering(one.weights, control_map, asked))
-                run.warnings += empty_notes(one.annotator, asked, control_map)
+                run.warnings += map_notes(one.annotator, asked, control_map)
 
         finished: list[_Finished] = []
         networks, stay = None, Stay()
@@ -287,14 +287,12 @@ def _control_map(
     return extractor.extract(request.image, size)
 
 
-def empty_notes(
-    annotator: Annotator, request: ControlRequest, control_map: ControlMap
-) -> list[str]:
-    """Return what to say of a map that shows nothing, where that is unusual; at most one."""
-    if not annotator.empty_message or not annotator.is_empty(control_map):
-        return []
-    given = request.preprocessor == ALREADY_A_MAP
-    return [EMPTY_MAP_GIVEN if given else annotator.empty_message]
+def map_notes(annotator: Annotator, request: ControlRequest, control_map: ControlMap) -> list[str]:
+    """Return what to say of a map that shows nothing, or is odd for its kind; at most one."""
+    if annotator.empty_message and annotator.is_empty(control_map):
+        given = request.preprocessor == ALREADY_A_MAP
+        return [EMPTY_MAP_GIVEN if given else annotator.empty_message]
+    return [note] if (note := annotator.misfit(control_map)) else []
 
 
 # What came out, and what should be said

@@ -264,17 +264,17 @@ GATED = Layout("oneDNN's of two products", _for_gate, _from_onednn)
 PANELS = Layout(
     "winograd.cpp's",
     lambda weight: (winograd.to_panels(weight),),
-    lambda parts, rows: winograd.from_panels(*parts, rows),
+    lambda parts, rows: winograd.from_panels(parts[0], rows),
 )
 PAIRS = Layout(
     "product.cpp's",
     lambda weight: (product.to_pairs(weight.flatten(1)),),
-    lambda parts, rows: product.from_pairs(*parts, rows),
+    lambda parts, rows: product.from_pairs(parts[0], rows),
 )
 GATED_PAIRS = Layout(
     "product.cpp's with gates",
     lambda weight: (product.to_gated_pairs(weight),),
-    lambda parts, rows: product.from_gated_pairs(*parts, rows),
+    lambda parts, rows: product.from_gated_pairs(parts[0], rows),
 )
 
 

@@ -46,10 +46,9 @@ def from_pairs(pairs: Tensor, outputs: int) -> Tensor:
 
 def to_gated_pairs(weight: Tensor) -> Tensor:
     """Return a plain weight, values above gates, with panels of 32 values and their 32 gates."""
-    halves = [
-        functional.pad(half, (0, 0, 0, -len(half) % (PANEL // 2))) for half in weight.chunk(2)
-    ]
-    both = torch.stack([half.unflatten(0, (-1, PANEL // 2)) for half in halves], 1)
+    width, inputs = PANEL // 2, weight.shape[1]
+    halves = [functional.pad(half, (0, 0, 0, -len(half) % width)) for half in weight.chunk(2)]
+    both = torch.stack([half.reshape(-1, width, inputs) for half in halves], 1)
     return to_pairs(both.flatten(0, 2))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from annotators import annotator_names, find_annotator, normal
 from core.images import grey_map
-from core.pipeline import empty_notes
+from core.pipeline import map_notes
 
 NAMES = [name for name in annotator_names() if find_annotator(name).empty_message]
 
@@ -44,9 +44,9 @@ def test_normals_that_all_face_the_camera_are_empty():
     facing = normal.as_map(np.zeros((16, 16, 3), np.float32))
     assert facing.min() != facing.max() and normal.ANNOTATOR.is_empty(facing)
     asked = SimpleNamespace(preprocessor="Diorama")
-    assert empty_notes(normal.ANNOTATOR, asked, facing) == [normal.ANNOTATOR.empty_message]
+    assert map_notes(normal.ANNOTATOR, asked, facing) == [normal.ANNOTATOR.empty_message]
     facing[0, 0] = (127, 255, 127)
-    assert empty_notes(normal.ANNOTATOR, asked, facing) == []
+    assert map_notes(normal.ANNOTATOR, asked, facing) == []
     assert not normal.ANNOTATOR.is_empty(facing)
 
 

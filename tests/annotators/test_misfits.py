@@ -1,0 +1,73 @@
+"""A map of another kind is noticed; those that are drawn here pass."""
+
+import numpy as np
+import pytest
+
+from annotators import annotator_names, find_annotator
+from core.images import read_image, resize_map
+from training.dataset import HELD_OUT
+from training.renderer import render
+from training.world import make_scene
+
+ROOM = "test_imgs/coffee.jpg"
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    return render([make_scene(HELD_OUT)], 256).image[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def photograph() -> np.ndarray:
+    picture, _ = read_image(ROOM)
+    return resize_map(picture, (256, 384), "linear")
+
+
+@pytest.mark.parametrize("name", [name for name in annotator_names() if name != "scribble"])
+def test_its_own_maps_are_not_odd(name, scene, photograph):
+    annotator = find_annotator(name)
+    for preprocessor in annotator.preprocessors:
+        if not preprocessor.needs:
+            drawn = preprocessor.draw(scene, annotator.params())
+            assert annotator.misfit(drawn) == "", preprocessor.name
+            if name != "fake_scribble":  # whose strokes run together where all is texture
+                assert annotator.misfit(preprocessor.draw(photograph, annotator.params())) == ""
+
+
+@pytest.mark.parametrize("name", annotator_names())
+def test_a_photograph_is_no_map(name, photograph):
+    assert find_annotator(name).misfit(photograph)
+
+
+@pytest.mark.parametrize("name", ["canny", "mlsd", "hed", "lineart", "scribble", "fake_scribble"])
+def test_black_lines_on_white_are_the_wrong_way_round(name):
+    lines = np.full((64, 64, 3), 255, np.uint8)
+    lines[10:12] = 0
+    annotator = find_annotator(name)
+    assert "white on black" in annotator.misfit(lines)
+    assert annotator.misfit(255 - lines) == ""
+
+
+def test_a_drawing_passes_and_a_photograph_in_its_place_is_told_where_to_go():
+    scribble = find_annotator("scribble")
+    drawing, _ = read_image("test_imgs/drawing_1.png")
+    assert scribble.misfit(scribble.preprocessors[0].draw(drawing, scribble.params())) == ""
+    halves = np.full((64, 64, 3), 200, np.uint8)
+    halves[:, :36] = 30
+    assert "Fake" in scribble.misfit(scribble.preprocessors[0].draw(halves, scribble.params()))
+
+
+def test_maps_of_other_kinds_are_odd(scene):
+    maps = {}
+    for name in ("canny", "depth", "normal", "pose", "seg"):
+        annotator = find_annotator(name)
+        maps[name] = annotator.preprocessors[0].draw(scene, annotator.params())
+    for kind, others in {
+        "canny": ("normal", "seg"),
+        "depth": ("normal", "seg"),
+        "normal": ("canny", "depth", "seg"),
+        "pose": ("normal",),
+        "seg": ("depth", "normal"),
+    }.items():
+        for other in others:
+            assert find_annotator(kind).misfit(maps[other]), (kind, other)
