@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.memory import is_out_of_memory
-from models.compiled import fits, has_tiles, kernel
+from models.compiled import addresses, fits, has_tiles, kernel
 
 LOGGER = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _attended(attend: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Ten
     found = queries.new_empty(batch, rows, heads * width)
     strides = [one.stride(axis) for one in (queries, keys, values, found) for axis in (0, 1)]
     failed = attend(
-        *(ctypes.c_void_p(one.data_ptr()) for one in (queries, keys, values, found)),
+        *addresses(queries, keys, values, found),
         *(batch, heads, rows, keys.shape[1], width),
         (ctypes.c_int64 * len(strides))(*strides),
         ctypes.c_float(width**-0.5),

@@ -56,10 +56,16 @@ def on_gpu(function: str, *given: Any) -> Any | None:
         return None
 
 
-def fits(*tensors: Tensor) -> bool:
-    """Tell whether a kernel may be handed these: bfloat16, on the CPU, for no gradient."""
+def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p | None]:
+    """Return where each lies, as a kernel takes it."""
+    return [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in tensors]
+
+
+def fits(*tensors: Tensor | None) -> bool:
+    """Tell whether a kernel may be handed these: bfloat16, on the CPU, for no gradient; or none."""
     return all(
-        one.dtype == torch.bfloat16 and one.device.type == "cpu" and not one.requires_grad
+        one is None
+        or (one.dtype == torch.bfloat16 and one.device.type == "cpu" and not one.requires_grad)
         for one in tensors
     )
 

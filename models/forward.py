@@ -10,8 +10,9 @@ diffusers' own up to rounding (tests/models/test_forward.py). What differs, and 
 - A ControlNet without weight is not run; the others' residuals are added straight to the skips.
 - Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
   products of matrices on the same memory, and no layout is ever changed and changed back.
-- On a CPU with instructions for bfloat16 attention has a kernel of its own (attention.py), and
-  weights lie as oneDNN wants them (packed.py), which also takes GELU, gate and enlargement in.
+- On a CPU with instructions for bfloat16 attention, 3x3 convolutions, products and group norms have
+  kernels of their own (attention.py, winograd.py, product.py, norm.py), and weights lie as these or
+  oneDNN want them (packed.py); a product takes GELU and gate in, a convolution an enlargement.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 
 On a GPU a step is recorded and played again (captured.py).

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.compiled import fits, kernel, on_gpu
+from models.compiled import addresses, fits, kernel, on_gpu
 from models.packed import convolve
 
 LANES = 16
@@ -109,7 +109,7 @@ def _suits_gpu(x: Tensor, *parameters: Tensor) -> bool:
 def _normalized(normalize: Any, layer: Any, x: Tensor, silu: bool) -> Tensor:
     found = torch.empty_like(x)
     failed = normalize(
-        *(ctypes.c_void_p(one.data_ptr()) for one in (x, found, layer.weight, layer.bias)),
+        *addresses(x, found, layer.weight, layer.bias),
         x.shape[0],
         ctypes.c_int64(x.shape[2] * x.shape[3]),
         x.shape[1],

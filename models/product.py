@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.compiled import fits, has_tiles, kernel
+from models.compiled import addresses, fits, has_tiles, kernel
 
 LANES = 16
 """Of whose multiples the kernel takes columns."""
@@ -26,7 +26,7 @@ def suits(weight: Tensor, x: Tensor, bias: Tensor | None, *, gated: bool = False
         x.shape[-1] % 2 == 0
         and weight.shape[0] % (2 * LANES if gated else LANES) == 0
         and x.is_contiguous()
-        and fits(x, *([] if bias is None else [bias]))
+        and fits(x, bias)
         and not has_tiles()
         and kernel("product", "multiply") is not None
     )
@@ -67,9 +67,8 @@ def multiply(
     multiply_ = kernel("product", "multiply")
     assert multiply_ is not None
     depth = x.shape[-1]
-    pointers = (
-        None if one is None else ctypes.c_void_p(one.data_ptr()) for one in (x, pairs, bias, found)
-    )
     sizes = (ctypes.c_int64(x.numel() // depth), ctypes.c_int64(depth))
-    multiply_(*pointers, *sizes, outputs, int(gated), torch.get_num_threads())
+    multiply_(
+        *addresses(x, pairs, bias, found), *sizes, outputs, int(gated), torch.get_num_threads()
+    )
     return found

@@ -3,14 +3,13 @@
 The kernel is winograd.cpp, which says why it is faster. packed.py asks for it where it suits.
 """
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.compiled import fits, has_tiles, kernel
+from models.compiled import addresses, fits, has_tiles, kernel
 
 LANES = 16
 """Of whose multiples the kernel takes channels."""
@@ -25,15 +24,15 @@ def suits(layer: Any, x: Tensor, bias: Tensor | None, kept: Tensor | None) -> bo
 
     Not where torch's is the faster one: on a processor with tiles for products (AMX).
     """
-    pictures = [one for one in (x, kept) if one is not None]
     return (
         layer.kernel_size == (3, 3)
         and layer.stride == layer.padding == layer.dilation == (1, 1)
         and layer.groups == 1
         and layer.in_channels % LANES == layer.out_channels % LANES == 0
         and x.shape[2] * x.shape[3] >= FEW
-        and all(one.is_contiguous(memory_format=torch.channels_last) for one in pictures)
-        and fits(*pictures, *([] if bias is None else [bias]))
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (kept is None or kept.is_contiguous(memory_format=torch.channels_last))
+        and fits(x, bias, kept)
         and not has_tiles()
         and kernel("winograd", "convolve") is not None
     )
@@ -70,12 +69,8 @@ def convolve(
     )
     convolve_ = kernel("winograd", "convolve")
     assert convolve_ is not None
-    pointers = (
-        None if one is None else ctypes.c_void_p(one.data_ptr())
-        for one in (x, panels, bias, kept, found)
-    )
     failed = convolve_(
-        *pointers,
+        *addresses(x, panels, bias, kept, found),
         *(batch, height, width, channels, outputs, int(relu)),
         torch.get_num_threads(),
     )
