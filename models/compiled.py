@@ -70,6 +70,20 @@ def fits(*tensors: Tensor | None) -> bool:
     )
 
 
+KERNELS = {
+    "attention": "attend",
+    "norm": "normalize",
+    "product": "multiply",
+    "winograd": "convolve",
+}
+"""The sources beside this file, without their suffix, each with its function."""
+
+
+def has_kernels() -> bool:
+    """Tell whether all of them run here, none left to torch or oneDNN."""
+    return not has_tiles() and all(kernel(*one) is not None for one in KERNELS.items())
+
+
 @functools.cache
 def has_tiles() -> bool:
     """Tell whether this CPU has AMX, whose tiles oneDNN takes for products of matrices.

@@ -20,6 +20,7 @@ from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
 from models import together
 from models.captured import Captured, forget_all
+from models.compiled import has_kernels
 from models.decoder import decode_latents
 from models.forward import Forward, Using
 from models.lora import without_tags
@@ -35,12 +36,11 @@ of decoding one 256-pixel picture."""
 KEPT_PROMPTS = 8
 """Encoded prompts that are kept, so that another image of the same prompt starts at once."""
 
-GPU_TOGETHER = 8
-"""Images of several requests that a GPU samples together; see core.diffusion.MOST_OF_A_REQUEST.
-
-On a CPU images of several requests take turns: on two cores even a network as small as Diorama's
-yields 0.96 times as many images a second four at a time (benchmarks/throughput.py).
-"""
+GPU_TOGETHER, CPU_TOGETHER = 8, 4
+"""Images that are sampled together at most; see core.diffusion.MOST_OF_A_REQUEST."""
+CPU_ROOM = 64 * 2**20
+"""Bytes that images sampled together on a CPU may need. Diorama's yield 1.4 times as many images a
+second four at a time (benchmarks/throughput.py); Stable Diffusion's matrices are large enough."""
 
 STEP_NUMBERS = 45
 """What a prediction needs beside the weights for each image of two texts: so many numbers for each
@@ -111,12 +111,17 @@ class DiffusersNetworks:
     def worth_together(self, height: int, width: int) -> int:
         """Return how many images of this latent size should be sampled together, at least 1.
 
-        No more than memory holds beside the weights, and 1 on a CPU.
+        No more than memory holds beside the weights. On a CPU only where every kernel of ours runs:
+        with them a picture is the same to the bit, whatever is sampled with it.
         """
-        if self.residence is None or self.low_memory:
+        if self.low_memory:
             return 1
-        room = self.residence.room([self.unet, *self.controlnets.values()])
-        return int(max(1, min(GPU_TOGETHER, room // _work(self.unet, height * width))))
+        most, room = GPU_TOGETHER, 0.0
+        if self.residence is not None:
+            room = self.residence.room([self.unet, *self.controlnets.values()])
+        elif self.device.type == "cpu" and self.dtype == torch.bfloat16 and has_kernels():
+            most, room = CPU_TOGETHER, CPU_ROOM
+        return int(max(1, min(most, room // _work(self.unet, height * width))))
 
     def make_scheduler(self, sampler: str) -> Any:
         """Return a fresh scheduler with this model's betas and prediction type.

@@ -3,7 +3,8 @@
 // torch takes it in two passes that each lose time: its group normalisation of channels-last pictures uses
 // no vectors for groups as narrow as these (4 to 80 channels), and SiLU reads and writes all again. Here
 // sums are taken for each channel, whatever its group, and the second pass does all the rest. Everything
-// between reading and writing is float32, sums over many pixels are float64.
+// between reading and writing is float32, sums over many pixels are float64. They are always taken in the same
+// parts, so that a picture's do not depend on what else is in the batch, or on the number of threads.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@ namespace {
 constexpr int LANES = 16;
 constexpr int VECTORS = 4;      // of channels summed at once
 constexpr int64_t RUN = 256;    // pixels whose sums stay float32
+constexpr int64_t PART = 512;   // pixels that one thread sums at a time
 constexpr int64_t STRIP = 64;   // pixels that one thread writes at a time
 
 // Adds the sums and the sums of squares of some channels over pixels [first, last).
@@ -56,8 +58,9 @@ void all_sums(const uint16_t* x, int64_t first, int64_t last, int channels, doub
 extern "C" int normalize(const uint16_t* x, uint16_t* out, const uint16_t* weight, const uint16_t* bias,
                          int batch, int64_t pixels, int channels, int groups, int silu, float eps,
                          int threads) {
-  const int parts = (threads + batch - 1) / batch, width = channels / groups;
-  const int64_t sums_size = int64_t(batch) * parts * 2 * channels, factors_size = int64_t(batch) * channels;
+  const int width = channels / groups;
+  const int64_t parts = (pixels + PART - 1) / PART;
+  const int64_t sums_size = batch * parts * 2 * channels, factors_size = int64_t(batch) * channels;
   auto* sums = static_cast<double*>(std::calloc(sums_size + factors_size, sizeof(double)));
   if (sums == nullptr) return 1;
   auto* scales = reinterpret_cast<float*>(sums + sums_size);
@@ -66,27 +69,27 @@ extern "C" int normalize(const uint16_t* x, uint16_t* out, const uint16_t* weigh
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
-    for (int part = 0; part < batch * parts; ++part) {
-      const int64_t b = part / parts, k = part % parts;
-      double* here = sums + int64_t(part) * 2 * channels;
-      all_sums(x + b * pixels * channels, pixels * k / parts, pixels * (k + 1) / parts, channels, here,
-               here + channels);
+    for (int64_t part = 0; part < batch * parts; ++part) {
+      const int64_t b = part / parts, first = part % parts * PART;
+      double* here = sums + part * 2 * channels;
+      all_sums(x + b * pixels * channels, first, std::min(first + PART, pixels), channels, here, here + channels);
     }
 #pragma omp for
     for (int one = 0; one < batch * groups; ++one) {
-      const int b = one / groups, from = one % groups * width;
+      const int64_t b = one / groups;
+      const int from = one % groups * width;
       double sum = 0, square = 0;
-      for (int part = b * parts; part < (b + 1) * parts; ++part)
+      for (int64_t part = b * parts; part < (b + 1) * parts; ++part)
         for (int c = from; c < from + width; ++c) {
-          sum += sums[int64_t(part) * 2 * channels + c];
-          square += sums[(int64_t(part) * 2 + 1) * channels + c];
+          sum += sums[part * 2 * channels + c];
+          square += sums[(part * 2 + 1) * channels + c];
         }
       const double count = double(width) * pixels, mean = sum / count;
       const double inverse = 1 / std::sqrt(std::max(square / count - mean * mean, 0.0) + eps);
       for (int c = from; c < from + width; ++c) {
         const double scale = widened(weight[c]) * inverse;
-        scales[int64_t(b) * channels + c] = float(scale);
-        shifts[int64_t(b) * channels + c] = float(widened(bias[c]) - mean * scale);
+        scales[b * channels + c] = float(scale);
+        shifts[b * channels + c] = float(widened(bias[c]) - mean * scale);
       }
     }
 #pragma omp for

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from models.compiled import FEATURES, kernel
+from models.compiled import FEATURES, KERNELS, kernel
 
 able = shutil.which("g++") and all(
     torch.cpu.get_capabilities().get(feature) for feature in FEATURES
@@ -13,14 +13,6 @@ able = shutil.which("g++") and all(
 
 
 @pytest.mark.skipif(not able, reason="no GCC, or no AVX-512 BF16")
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [
-        ("attention", "attend"),
-        ("norm", "normalize"),
-        ("product", "multiply"),
-        ("winograd", "convolve"),
-    ],
-)
+@pytest.mark.parametrize(("name", "function"), KERNELS.items())
 def test_every_kernel_compiles(name: str, function: str) -> None:
     assert kernel(name, function) is not None

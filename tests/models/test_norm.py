@@ -87,3 +87,16 @@ def test_elsewhere_torchs_own_runs(reason: str, monkeypatch: pytest.MonkeyPatch)
         kernel.cache_clear()
     assert torch.equal(found, functional.silu(layer(x)))
     assert found.requires_grad == (reason == "gradient")
+
+
+@needs_kernel
+def test_a_picture_is_the_same_in_any_batch_and_with_any_number_of_threads() -> None:
+    layer, x = drawn((3, 128, 16, 40, 40))
+    wanted, before = group_norm(layer, x, silu=True), torch.get_num_threads()
+    one = x[1:2].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(group_norm(layer, one, silu=True), wanted[1:2])
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(group_norm(layer, x, silu=True), wanted)
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from core.networks import ControlInput, Question
 from models import together
-from models.networks import GPU_TOGETHER, DiffusersNetworks
+from models.compiled import has_kernels
+from models.networks import CPU_TOGETHER, GPU_TOGETHER, DiffusersNetworks
 from models.residence import Residence
+from models.store import Store
 from tests.tiny_networks import tiny_networks
 
 
@@ -115,8 +118,40 @@ def test_half_precision_is_kept_apart_from_float32(pair) -> None:
         torch.testing.assert_close(answer, one.alone(), rtol=0.05, atol=0.05)
 
 
-def test_images_take_turns_on_a_cpu_and_go_together_on_a_gpu(pair) -> None:
-    assert pair[0].worth_together(8, 8) == 1
+def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
+    pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = torch.device("cuda")
     roomy = replace(pair[0], device=gpu, residence=Residence(gpu, lambda: math.inf))
     assert roomy.worth_together(8, 8) == GPU_TOGETHER
+    assert pair[0].worth_together(8, 8) == 1  # float32
+    half = replace(pair[0], dtype=torch.bfloat16)
+    for there, most in ((True, CPU_TOGETHER), (False, 1)):
+        monkeypatch.setattr("models.networks.has_kernels", lambda there=there: there)
+        assert half.worth_together(8, 8) == most
+        assert half.worth_together(1000, 1000) == 1
+
+
+@pytest.mark.skipif(not has_kernels(), reason="not every kernel of ours runs here")
+def test_with_our_kernels_company_changes_no_bit() -> None:
+    """On Diorama's own weights, whose sizes those of the tiny networks are not."""
+    networks: Any = Store("cpu", "bfloat16").load("diorama", "canny", "depth")
+    generator = torch.Generator().manual_seed(0)
+    scales = (1.0,) * networks.residual_count("canny")
+    questions = [
+        Question(
+            networks,
+            torch.randn(images, 4, 32, 32, generator=generator),
+            torch.tensor(500),
+            networks.encode_text(["a red ball on grass", prompt]),
+            [ControlInput(control, torch.rand(1, 3, 256, 256, generator=generator), scales)],
+        )
+        for images, prompt, control in ((1, "a box", "canny"), (2, "", "depth"), (1, "", "canny"))
+    ]
+    found = networks.predict_together(questions)
+    for one, answer in zip(questions, found, strict=True):
+        assert torch.equal(answer, one.alone())
+    latents = torch.randn(3, 4, 32, 32, generator=generator)
+    pictures = networks.decode(latents)
+    for one, picture in zip(latents.split(1), pictures.split(1), strict=True):
+        assert torch.equal(networks.decode(one), picture)
