@@ -28,7 +28,7 @@ def unless_few(what: str, advice: str = "", most: float = MANY) -> Misfit:
         if is_coloured(control_map):
             return f"This map has colours, but {what} are white on black."
         if lines_in(control_map).mean() > most:
-            return f"Much of this map is white, but {what} are few, and white on black{advice}."
+            return f"Much of this map is white, but {what} are few, and white on black.{advice}"
         return ""
 
     return misfit

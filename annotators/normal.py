@@ -30,6 +30,8 @@ DIORAMA_DEPTH_SCALE = 1000.0
 UNLIKE, UNLIKELY = 0.3, 0.2
 """From a direction's length 1, and the part of a map beyond which it is none: of 20 pictures the
 maps drawn here had 0.04 at most, the pictures themselves 0.39 at least."""
+AWAY = -0.15
+"""Of the third component: a surface that is seen faces the camera, but for rounding."""
 
 Normals = NDArray[np.float32]
 """(H, W, 3): unit vectors, x to the LEFT, y up, z towards the camera."""
@@ -131,8 +133,8 @@ def misfit(control_map: ControlMap) -> str:
     """Tell of a map whose colours are not those of directions."""
     directions = control_map / 127.5 - 1
     far = abs(np.linalg.norm(directions, axis=2) - 1) > UNLIKE
-    if (far | (directions[:, :, 2] < -UNLIKE / 2)).mean() > UNLIKELY:
-        return "Most colours of this map are no directions, so it is hardly a map of normals."
+    if (far | (directions[:, :, 2] < AWAY)).mean() > UNLIKELY:
+        return "Many colours of this map are no directions, so it is hardly a map of normals."
     return ""
 
 

@@ -130,7 +130,7 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     reextract=Preprocessor("Diorama", draw_fake),
     empty_message="No lines found in this drawing; say which colour they have.",
-    misfit=unless_few("strokes", ": for a photograph there are Fake scribbles", FILLED),
+    misfit=unless_few("strokes", " If the picture is a photograph, use Fake scribbles.", FILLED),
 )
 CANVAS = replace(
     ANNOTATOR,

@@ -144,8 +144,8 @@ def misfit(control_map: ControlMap) -> str:
     return ""
 
 
-def _as_numbers(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    return np.asarray(colours.astype(np.int32) @ [65536, 256, 1])
+def _as_numbers(colours: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.asarray(colours.astype(np.int64) @ [65536, 256, 1])
 
 
 ANNOTATOR = Annotator(

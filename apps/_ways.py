@@ -95,9 +95,8 @@ def look(
                     continue
                 began = time.perf_counter() if report else began  # a download is no drawing
                 yield report
-        except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
-            note = sentence_of(error)
-        else:
             if control_map is not None:
                 note = next(iter(map_notes(way.annotator, asked, control_map)), "")
+        except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
+            note = sentence_of(error)
         yield Sight(way, control_map, note, time.perf_counter() - began)

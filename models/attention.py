@@ -37,7 +37,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     queries (B, N, heads, width); keys and values (B, M, heads, width).
     """
     if _suits(queries, keys, values) and not has_tiles():
-        attend = kernel("attention", "attend")
+        attend = kernel("attention")
         if attend is not None:
             return _attended(attend, queries, keys, values)
     by_heads = [one.transpose(1, 2) for one in (queries, keys, values)]

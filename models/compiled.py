@@ -80,8 +80,8 @@ KERNELS = {
 
 
 def has_kernels() -> bool:
-    """Tell whether all of them run here, none left to torch or oneDNN."""
-    return not has_tiles() and all(kernel(*one) is not None for one in KERNELS.items())
+    """Tell whether all of them run here, and none is left to torch or oneDNN for good."""
+    return not has_tiles() and all(kernel(name) is not None for name in KERNELS)
 
 
 @functools.cache
@@ -95,8 +95,8 @@ def has_tiles() -> bool:
 
 
 @functools.cache
-def kernel(name: str, function: str) -> Any | None:
-    """Return a function of `<name>.cpp` beside this file, compiled now where it never was.
+def kernel(name: str) -> Any | None:
+    """Return the function of one of KERNELS, compiled now where it never was.
 
     None where it cannot be: the log says so once if that is not for lack of a compiler.
     """
@@ -112,12 +112,12 @@ def kernel(name: str, function: str) -> Any | None:
     library = cache / f"{name}-{version}.so"
     try:
         if not library.exists():
-            LOGGER.info("Compiling the %s for this processor, once.", name)
+            LOGGER.info("Compiling the kernel '%s' for this processor, once.", name)
             cache.mkdir(parents=True, exist_ok=True)
             _compile(compiler, source, library)
-        found: Any = getattr(ctypes.CDLL(str(library)), function)
+        found: Any = getattr(ctypes.CDLL(str(library)), KERNELS[name])
     except (OSError, subprocess.CalledProcessError) as error:
-        LOGGER.warning("torch's own %s is used, which is slower: %s", name, error)
+        LOGGER.warning("The kernel '%s' cannot be compiled, so a slower one runs: %s", name, error)
         return None
     return found
 

@@ -39,8 +39,8 @@ KEPT_PROMPTS = 8
 GPU_TOGETHER, CPU_TOGETHER = 8, 4
 """Images that are sampled together at most; see core.diffusion.MOST_OF_A_REQUEST."""
 CPU_ROOM = 64 * 2**20
-"""Bytes that images sampled together on a CPU may need. Diorama's yield 1.4 times as many images a
-second four at a time (benchmarks/throughput.py); Stable Diffusion's matrices are large enough."""
+"""Bytes that images sampled together on a CPU may need. Four of Diorama's take 0.43 s each, alone
+0.60; Stable Diffusion's matrices are large enough from 256 pixels on."""
 
 STEP_NUMBERS = 45
 """What a prediction needs beside the weights for each image of two texts: so many numbers for each
@@ -112,7 +112,7 @@ class DiffusersNetworks:
         """Return how many images of this latent size should be sampled together, at least 1.
 
         No more than memory holds beside the weights. On a CPU only where every kernel of ours runs:
-        with them a picture is the same to the bit, whatever is sampled with it.
+        with them Diorama's pictures are the same to the bit, whatever is sampled with them.
         """
         if self.low_memory:
             return 1

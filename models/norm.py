@@ -31,7 +31,7 @@ def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None
         and fits(x, weight, shift)
         and bias is None
     ):
-        normalize = kernel("norm", "normalize")
+        normalize = kernel("norm")
         if normalize is not None:
             return _normalized(normalize, layer, x, silu)
     if x.is_cuda and _suits_gpu(x, weight, shift):

@@ -40,7 +40,7 @@ the next weight just misses: of Stable Diffusion's 2.4 GB it would keep 1.6."""
 _doubling = WeakTensorKeyDictionary()
 """The weights of convolutions behind an enlargement, summed and laid out, by the plain weight."""
 _freed = 0
-"""Bytes of plain weights that were freed since they were given back last; a guess will do."""
+"""Bytes of weights that were freed since they were given back last; a guess will do."""
 
 
 @dataclass(frozen=True)

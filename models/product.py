@@ -23,12 +23,14 @@ def suits(weight: Tensor, x: Tensor, bias: Tensor | None, *, gated: bool = False
     Not where oneDNN is the faster one: on a processor with tiles for products (AMX).
     """
     return (
-        x.shape[-1] % 2 == 0
+        x.shape[-1] == weight.shape[1]
+        and x.shape[-1] % 2 == 0
         and weight.shape[0] % (2 * LANES if gated else LANES) == 0
         and x.is_contiguous()
+        and (bias is None or (bias.is_contiguous() and len(bias) == len(weight)))
         and fits(x, bias)
         and not has_tiles()
-        and kernel("product", "multiply") is not None
+        and kernel("product") is not None
     )
 
 
@@ -64,7 +66,7 @@ def multiply(
 ) -> Tensor:
     """Return the product (..., outputs) of what `suits`; gated, of the values' columns alone."""
     found = x.new_empty(*x.shape[:-1], outputs)
-    multiply_ = kernel("product", "multiply")
+    multiply_ = kernel("product")
     assert multiply_ is not None
     depth = x.shape[-1]
     sizes = (ctypes.c_int64(x.numel() // depth), ctypes.c_int64(depth))

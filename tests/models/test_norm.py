@@ -19,9 +19,7 @@ SHAPES = [
     (1, 16, 2, 1, 1),
     (2, 176, 16, 65, 5),
 ]
-needs_kernel = pytest.mark.skipif(
-    kernel("norm", "normalize") is None, reason="no GCC, or no AVX-512 BF16"
-)
+needs_kernel = pytest.mark.skipif(kernel("norm") is None, reason="no GCC, or no AVX-512 BF16")
 
 
 def drawn(shape: tuple[int, ...], offset: float = 1.0) -> tuple[nn.GroupNorm, Tensor]:

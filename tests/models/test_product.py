@@ -11,9 +11,7 @@ from models import product
 from models.compiled import kernel
 from models.packed import GATED_PAIRS, PAIRS, multiply, multiply_gated
 
-needs_kernel = pytest.mark.skipif(
-    kernel("product", "multiply") is None, reason="no GCC, or no AVX-512 BF16"
-)
+needs_kernel = pytest.mark.skipif(kernel("product") is None, reason="no GCC, or no AVX-512 BF16")
 SHAPES = [
     # (rows, in, out): Diorama's and SD 1.x's, and remainders of rows at once, of a group of them,
     # and of a panel.
@@ -96,7 +94,17 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> No
         torch.set_num_threads(before)
 
 
+@needs_kernel
 @pytest.mark.parametrize("shape", [(3, 31, 32), (3, 32, 30)])
 def test_others_are_left_to_others(shape: tuple[int, ...]) -> None:
     layer, x = drawn(*shape)
     assert not product.suits(layer.weight, x, layer.bias)
+
+
+@needs_kernel
+def test_what_does_not_fit_is_never_read() -> None:
+    layer, x = drawn(3, 32, 32)
+    assert product.suits(layer.weight, x, layer.bias)
+    assert not product.suits(layer.weight, x[..., :16].contiguous(), layer.bias)
+    assert not product.suits(layer.weight, x, layer.bias[:16])
+    assert multiply(layer, x[:, :0]).shape == (1, 0, 32)

@@ -133,25 +133,27 @@ def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
 
 
 @pytest.mark.skipif(not has_kernels(), reason="not every kernel of ours runs here")
-def test_with_our_kernels_company_changes_no_bit() -> None:
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (64, 40)])
+def test_with_our_kernels_company_changes_no_bit(size: tuple[int, int]) -> None:
     """On Diorama's own weights, whose sizes those of the tiny networks are not."""
     networks: Any = Store("cpu", "bfloat16").load("diorama", "canny", "depth")
     generator = torch.Generator().manual_seed(0)
+    sides = [8 * side for side in size]
     scales = (1.0,) * networks.residual_count("canny")
     questions = [
         Question(
             networks,
-            torch.randn(images, 4, 32, 32, generator=generator),
+            torch.randn(images, 4, *size, generator=generator),
             torch.tensor(500),
             networks.encode_text(["a red ball on grass", prompt]),
-            [ControlInput(control, torch.rand(1, 3, 256, 256, generator=generator), scales)],
+            [ControlInput(control, torch.rand(1, 3, *sides, generator=generator), scales)],
         )
         for images, prompt, control in ((1, "a box", "canny"), (2, "", "depth"), (1, "", "canny"))
     ]
     found = networks.predict_together(questions)
     for one, answer in zip(questions, found, strict=True):
         assert torch.equal(answer, one.alone())
-    latents = torch.randn(3, 4, 32, 32, generator=generator)
+    latents = torch.randn(3, 4, *size, generator=generator)
     pictures = networks.decode(latents)
     for one, picture in zip(latents.split(1), pictures.split(1), strict=True):
         assert torch.equal(networks.decode(one), picture)

@@ -11,9 +11,7 @@ from models import winograd
 from models.compiled import kernel
 from models.packed import CONVOLUTION, PANELS, PackedWeight, convolve
 
-needs_kernel = pytest.mark.skipif(
-    kernel("winograd", "convolve") is None, reason="no GCC, or no AVX-512 BF16"
-)
+needs_kernel = pytest.mark.skipif(kernel("winograd") is None, reason="no GCC, or no AVX-512 BF16")
 SHAPES = [
     # (B, in, out, height, width): Diorama's and SD 1.x's, and remainders of a tile, of tiles at
     # once, of a group of them, of a block of channels and of a panel.
@@ -96,6 +94,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> No
         torch.set_num_threads(before)
 
 
+@needs_kernel
 @pytest.mark.parametrize(
     ("settings", "channels"),
     [
@@ -110,3 +109,26 @@ def test_others_are_left_to_others(settings: dict[str, Any], channels: int) -> N
     layer = nn.Conv2d(channels, 32, 3, **settings).bfloat16().requires_grad_(False)
     x = torch.randn(1, channels, 16, 16).bfloat16().contiguous(memory_format=torch.channels_last)
     assert not winograd.suits(layer, x, layer.bias, None)
+
+
+@needs_kernel
+def test_what_does_not_fit_is_never_read() -> None:
+    layer, x = drawn(1, 32, 32, 12, 12)
+    assert winograd.suits(layer, x, layer.bias, x)
+    for y, bias, kept in (
+        (x[:, :16].contiguous(memory_format=torch.channels_last), layer.bias, None),
+        (x, layer.bias[:16], None),
+        (x, layer.bias, x[:, :, :1, :1]),
+        (x, layer.bias, x.float()),
+    ):
+        assert not winograd.suits(layer, y, bias, kept)
+    same = convolve(layer, x, kept=x[:, :, :1, :1].contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(same, layer(x) + x[:, :, :1, :1], rtol=2e-2, atol=2e-2)
+    assert convolve(layer, x[:0]).shape == (0, 32, 12, 12)
+
+
+@needs_kernel
+def test_what_is_no_number_stays_none() -> None:
+    layer, x = drawn(1, 32, 32, 12, 12)
+    x[0, 0, 5, 5] = torch.nan
+    assert convolve(layer, x, relu=True).isnan().any()
