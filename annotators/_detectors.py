@@ -21,7 +21,7 @@ from core.condition import ControlMap, Preprocessor, RGBImage
 from core.errors import SuiteError
 from core.images import resize_map
 from models.cards import Source
-from models.devices import choose_device
+from models.devices import LOADING, choose_device
 from models.hub import Watch, amount, fetch
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "annotators"
@@ -30,8 +30,6 @@ HUB, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d
 IN_TURN = threading.Lock()
 """Held while a detector looks at a picture: many at once would each take its memory on the device,
 and what is not ours may not bear it."""
-_LOADING = threading.Lock()
-"""So that who asks for the same at the same time waits for it instead of loading it again."""
 
 NAMES = {
     "LineartAnime": "Lineart anime",
@@ -116,7 +114,7 @@ def load_detector(name: str, files: Files) -> Any:
         WeightsMissing, SuiteError: as fetch_detector.
     """
     folder = fetch_detector(name, files)
-    with _LOADING:
+    with LOADING:  # and who asks for the same meanwhile waits, instead of loading it again
         return _detector(name, folder)
 
 
@@ -177,7 +175,7 @@ def load_transformer(kind: str, hub: str, revision: str, weights_size: int) -> t
         WeightsMissing: as fetch_transformer.
     """
     folder = fetch_transformer(kind, hub, revision, weights_size)
-    with _LOADING:
+    with LOADING:  # and who asks for the same meanwhile waits, instead of loading it again
         return _transformer(kind, folder)
 
 

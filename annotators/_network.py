@@ -4,7 +4,6 @@ It is trained by `training.train_annotator` on scenes whose truth is known, and 
 world: on photographs it is a beginner, and the pages say so.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,7 +24,7 @@ from torch.nn import functional
 
 from core.condition import RGBImage
 from core.errors import WeightsMissing
-from models.devices import choose_device
+from models.devices import LOADING, choose_device
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "diorama" / "annotator"
 JOINTS = 18
@@ -45,8 +44,6 @@ FLAT_LEVELS = 8
 """Of 255: JPEG may leave such traces on a plain sheet."""
 OFFSET_SCALE = 32.0
 """Offsets to a person's neck are given in this many cells, so that they are around one."""
-_LOADING = threading.Lock()
-"""So that who asks at the same time waits for it instead of loading it again."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def load_network() -> SceneAnnotator:
     Raises:
         WeightsMissing: it is not in this copy of the suite.
     """
-    with _LOADING:
+    with LOADING:
         return _loaded(FOLDER)
 
 

@@ -23,6 +23,13 @@ from core.memory import is_out_of_memory
 
 LOGGER = logging.getLogger(__name__)
 
+KERNELS = {
+    "attention": "attend",
+    "norm": "normalize",
+    "product": "multiply",
+    "winograd": "convolve",
+}
+"""The sources beside this file, without their suffix, each with its function."""
 FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
 """What the kernels need of the processor, as torch.cpu names them."""
 FLAGS = (
@@ -68,15 +75,6 @@ def fits(*tensors: Tensor | None) -> bool:
         or (one.dtype == torch.bfloat16 and one.device.type == "cpu" and not one.requires_grad)
         for one in tensors
     )
-
-
-KERNELS = {
-    "attention": "attend",
-    "norm": "normalize",
-    "product": "multiply",
-    "winograd": "convolve",
-}
-"""The sources beside this file, without their suffix, each with its function."""
 
 
 def has_kernels() -> bool:

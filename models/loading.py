@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
+from models.devices import LOADING
 from models.families import read_shapes, read_state, shown
 from models.layout import network_files, read_json
 from models.networks import fit_preview
@@ -131,7 +132,7 @@ def _load_control_network(path: Path, unet: Any, form: Format) -> Any:
     if path.is_dir():
         return _from_folder(ControlNetModel, path, form)
     state = read_state(path)
-    with _untyped("accelerate").init_empty_weights():
+    with LOADING, _untyped("accelerate").init_empty_weights():
         empty = ControlNetModel.from_unet(
             unet,
             conditioning_embedding_out_channels=_hint_channels(path, state),
@@ -161,13 +162,14 @@ def _from_folder(network: Any, folder: Path, form: Format) -> nn.Module:
     for file in files:
         read_shapes(file)  # names a damaged file, or a pickle with code, better than the library
     try:
-        module, report = network.from_pretrained(
-            folder,
-            dtype=form.dtype,
-            variant=variant,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with LOADING:
+            module, report = network.from_pretrained(
+                folder,
+                dtype=form.dtype,
+                variant=variant,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsMismatch(
             f"The weights in {shown(folder)} do not fit their config.json: {_first_sentence(error)}"
@@ -188,7 +190,7 @@ def _load_single_file(
     state = read_state(path)
     unet_config = read_json(shape / "unet" / "config.json")
     vae_config = read_json(shape / "vae" / "config.json")
-    with _untyped("accelerate").init_empty_weights():
+    with LOADING, _untyped("accelerate").init_empty_weights():
         unet = UNet2DConditionModel.from_config(unet_config)
         vae = AutoencoderKL.from_config(vae_config)
         text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(shape / "text_encoder"))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from models.cards import CONTROL_SUFFIXES
+from models.devices import LOADING
 from models.families import LORA, identify, read_shapes, read_state, require, shown
 
 TAG = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>")
@@ -261,7 +262,9 @@ def _changed(network: nn.Module, changes: Mapping[str, Sequence[Change]]) -> nn.
         total = weight.to(torch.float32, copy=True)
         for change in added:
             total += change.added(weight)
-        layer.weight = nn.Parameter(torch.empty_like(weight).copy_(total), requires_grad=False)
+        merged = nn.Parameter(torch.empty_like(weight).copy_(total), requires_grad=False)
+        with LOADING:  # else another's loading might take it
+            layer.weight = merged
     return changed
 
 

@@ -47,7 +47,6 @@ _freed = 0
 class Layout:
     """One way to lay a weight out, in one part or several, and the way back."""
 
-    name: str
     lay_out: Callable[[Tensor], tuple[Tensor, ...]]
     plain: Callable[[tuple[Tensor, ...], int], Tensor]
     """(the parts, its rows) -> the weight, of any shape."""
@@ -202,7 +201,9 @@ def _laid_out(layer: Any, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     with torch.inference_mode(False), torch.no_grad():
         parts = layout.lay_out(weight.plain() if isinstance(weight, PackedWeight) else weight)
         packed = PackedWeight(parts, layout, weight.shape)
-        layer.weight = nn.Parameter(packed, requires_grad=False)
+        # Past register_parameter: while another thread loads a model, accelerate has replaced that
+        # for every module, by one that sends what it is given to no device at all.
+        layer._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
     _count_freed(weight.nbytes)
     return parts
 
@@ -258,21 +259,18 @@ def _from_onednn(parts: tuple[Tensor, ...], _: int) -> Tensor:
     return torch.cat([part.to_dense() for part in parts])
 
 
-CONVOLUTION = Layout("oneDNN's of a convolution", _for_convolution, _from_onednn)
-PRODUCT = Layout("oneDNN's of a product", _for_product, _from_onednn)
-GATED = Layout("oneDNN's of two products", _for_gate, _from_onednn)
+CONVOLUTION = Layout(_for_convolution, _from_onednn)
+PRODUCT = Layout(_for_product, _from_onednn)
+GATED = Layout(_for_gate, _from_onednn)
 PANELS = Layout(
-    "winograd.cpp's",
     lambda weight: (winograd.to_panels(weight),),
     lambda parts, rows: winograd.from_panels(parts[0], rows),
 )
 PAIRS = Layout(
-    "product.cpp's",
     lambda weight: (product.to_pairs(weight.flatten(1)),),
     lambda parts, rows: product.from_pairs(parts[0], rows),
 )
 GATED_PAIRS = Layout(
-    "product.cpp's with gates",
     lambda weight: (product.to_gated_pairs(weight),),
     lambda parts, rows: product.from_gated_pairs(parts[0], rows),
 )

@@ -152,8 +152,10 @@ def test_with_our_kernels_company_changes_no_bit(size: tuple[int, int]) -> None:
     ]
     found = networks.predict_together(questions)
     for one, answer in zip(questions, found, strict=True):
+        assert answer.std() > 0.1
         assert torch.equal(answer, one.alone())
     latents = torch.randn(3, 4, *size, generator=generator)
     pictures = networks.decode(latents)
+    assert pictures.std() > 0.1
     for one, picture in zip(latents.split(1), pictures.split(1), strict=True):
         assert torch.equal(networks.decode(one), picture)
