@@ -92,11 +92,11 @@ def _slopes(image: RGBImage) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """
     red, green, blue = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
     grey = (REC_601[0] * red + REC_601[1] * green + REC_601[2] * blue)[None, None]
-    gauss = torch.exp(-torch.arange(-2.0, 3.0).square() / 2)
+    gauss = torch.exp(-torch.arange(-2.0, 3.0, dtype=torch.float32).square() / 2)
     gauss = gauss / gauss.sum()
     grey = functional.conv2d(functional.pad(grey, (2, 2, 0, 0), "reflect"), gauss.view(1, 1, 1, 5))
     grey = functional.conv2d(functional.pad(grey, (0, 0, 2, 2), "reflect"), gauss.view(1, 1, 5, 1))
-    sobel = torch.tensor(SOBEL)
+    sobel = torch.tensor(SOBEL, dtype=torch.float32)
     kernels = torch.stack([sobel, sobel.T])[:, None]
     x, y = functional.conv2d(functional.pad(grey, (1, 1, 1, 1), "replicate"), kernels)[0]
     strength = torch.sqrt(x * x + y * y + NEVER_ZERO)

@@ -26,7 +26,11 @@ def seeded_noise(
     place in the batch, and CPU noise is the same whatever device denoises it.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    noise = [torch.randn((1, *shape), generator=generator) for generator in generators]
+    # Said, as everywhere: while a model loads in another thread, torch's default is that model's.
+    noise = [
+        torch.randn((1, *shape), generator=generator, dtype=torch.float32)
+        for generator in generators
+    ]
     return torch.cat(noise), generators
 
 

@@ -219,7 +219,7 @@ def _keys_values(layer: Any, texts: Tensor, images: int) -> KeysValues:
 
 def _times(network: Any, timestep: float, like: Tensor) -> Mapping[nn.Module, Tensor]:
     """Return the time's part in each residual block, its first convolution's own bias included."""
-    at = torch.full((1,), timestep, device=like.device)
+    at = torch.full((1,), timestep, dtype=torch.float32, device=like.device)
     embedding = network.time_embedding(network.time_proj(at).to(like.dtype))
     active = functional.silu(embedding)
     return {

@@ -349,10 +349,10 @@ def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torc
     resemble in scale.
     """
     generator = torch.Generator().manual_seed(0)
-    colours = torch.randn(PATCHES, channels, generator=generator)
+    colours = torch.randn(PATCHES, channels, generator=generator, dtype=torch.float32)
     latents = colours[:, :, None, None].expand(-1, -1, PATCH_CELLS, PATCH_CELLS)
     pictures = decode(vae, latents.to(device), dtype).cpu().clamp(-1, 1)
-    inputs = torch.cat([colours, torch.ones(PATCHES, 1)], dim=1)
+    inputs = torch.cat([colours, torch.ones_like(colours[:, :1])], dim=1)
     matrix: Tensor = torch.linalg.lstsq(inputs, pictures.mean(dim=(2, 3))).solution
     return matrix.to(device)
 

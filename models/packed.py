@@ -281,7 +281,7 @@ def _doubled(weight: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         # Output row 0 sees the input row above through the kernel's first row, and its own through
         # the sum of the others; output row 1 the other way round. So do columns.
-        sums = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+        sums = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float32)
         rows = torch.stack([sums[output, input_] for output, input_ in ROW_OF])
         kernel = torch.einsum("oiyx,ay,bx->ioab", weight.float(), rows, rows).to(weight.dtype)
         packed: Tensor = ONEDNN._reorder_convolution_transpose_weight(

@@ -467,7 +467,9 @@ class Store:
         self._drop_controls(but=max(len(keys), 1))
         preview_matrix = base.preview_matrix
         if card.preview_matrix:
-            preview_matrix = torch.tensor(card.preview_matrix, device=self.device)
+            preview_matrix = torch.tensor(
+                card.preview_matrix, dtype=torch.float32, device=self.device
+            )
         tags = tuple(one.tag for one in loras if one.tag)
         return DiffusersNetworks(
             name=" ".join([card.name, *tags]),

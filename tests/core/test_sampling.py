@@ -115,3 +115,14 @@ def test_stopping_leaves_at_once():
     with pytest.raises(KeyboardInterrupt):
         denoise(lambda x, *_: x, scheduler_of(20), noise, generators, 0.0, stop)
     assert calls == [1]
+
+
+def test_noise_is_the_same_while_a_model_loads_in_another_thread() -> None:
+    """Then torch's default format is that model's."""
+    wanted, _ = seeded_noise([7], (4, 8, 8))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, _ = seeded_noise([7], (4, 8, 8))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)
