@@ -37,9 +37,9 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     queries (B, N, heads, width); keys and values (B, M, heads, width).
     """
     if _suits(queries, keys, values) and not has_tiles():
-        attend = kernel("attention")
-        if attend is not None:
-            return _attended(attend, queries, keys, values)
+        library = kernel("attention")
+        if library is not None:
+            return _attended(library.attend, queries, keys, values)
     by_heads = [one.transpose(1, 2) for one in (queries, keys, values)]
     attend = _cudnn if _should_be_cudnn(*by_heads) else _torchs
     return attend(*by_heads).transpose(1, 2).flatten(2)

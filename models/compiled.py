@@ -23,18 +23,14 @@ from core.memory import is_out_of_memory
 
 LOGGER = logging.getLogger(__name__)
 
-KERNELS = {
-    "attention": "attend",
-    "norm": "normalize",
-    "product": "multiply",
-    "winograd": "convolve",
-}
-"""The sources beside this file, without their suffix, each with its function."""
-FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16")
+KERNELS = ("attention", "norm", "product", "winograd")
+"""The sources beside this file, without their suffix."""
+FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16")
 """What the kernels need of the processor, as torch.cpu names them."""
 FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
+    "-mfma",
 )
 
 
@@ -93,8 +89,8 @@ def has_tiles() -> bool:
 
 
 @functools.cache
-def kernel(name: str) -> Any | None:
-    """Return the function of one of KERNELS, compiled now where it never was.
+def kernel(name: str) -> ctypes.CDLL | None:
+    """Return one of KERNELS with its functions, compiled now where it never was.
 
     None where it cannot be: the log says so once if that is not for lack of a compiler.
     """
@@ -113,7 +109,7 @@ def kernel(name: str) -> Any | None:
             LOGGER.info("Compiling the kernel '%s' for this processor, once.", name)
             cache.mkdir(parents=True, exist_ok=True)
             _compile(compiler, source, library)
-        found: Any = getattr(ctypes.CDLL(str(library)), KERNELS[name])
+        found = ctypes.CDLL(str(library))
     except (OSError, subprocess.CalledProcessError) as error:
         LOGGER.warning("The kernel '%s' cannot be compiled, so a slower one runs: %s", name, error)
         return None

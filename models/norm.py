@@ -31,9 +31,9 @@ def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None
         and fits(x, weight, shift)
         and bias is None
     ):
-        normalize = kernel("norm")
-        if normalize is not None:
-            return _normalized(normalize, layer, x, silu)
+        library = kernel("norm")
+        if library is not None:
+            return _normalized(library.normalize, layer, x, silu)
     if x.is_cuda and _suits_gpu(x, weight, shift):
         how = (layer.num_groups, layer.eps, silu)
         fused: Tensor | None = on_gpu("group_norm", x, weight, shift, *how, bias)

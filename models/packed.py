@@ -113,7 +113,7 @@ def convolve(
         found = multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
         return found if kept is None else found.add_(kept)
     if winograd.suits(layer, x, bias, kept) and (parts := _laid_out(layer, x, PANELS)):
-        return winograd.convolve(x, parts[0], bias, layer.out_channels, kept=kept, relu=relu)
+        return winograd.convolve(x, parts, bias, layer.out_channels, kept=kept, relu=relu)
     if parts := _laid_out(layer, x, CONVOLUTION):
         how = (layer.padding, layer.stride, [1, 1], 1, *(RELU if relu and kept is None else PLAIN))
         found = ONEDNN._convolution_pointwise.default(x, *parts, bias, *how)
@@ -131,8 +131,11 @@ def convolve_doubled(layer: Any, x: Tensor) -> Tensor:
 
     An output row sees two rows of x, one of them twice. With the two weights summed beforehand it
     is a transposed convolution 4x4 of stride 2, with 16 products for each pixel of x in place of
-    36: measured twice as fast.
+    36: measured twice as fast. The kernel of winograd.py takes 9, and nothing is summed.
     """
+    suits = winograd.suits(layer, x, layer.bias, None, doubled=True)
+    if suits and (parts := _laid_out(layer, x, PANELS)):
+        return winograd.convolve(x, parts, layer.bias, layer.out_channels, doubled=True)
     if not _suits(layer.weight, x) or layer.kernel_size != (3, 3):
         return convolve(layer, functional.interpolate(x, scale_factor=2.0))
     if layer.weight not in _doubling:
@@ -262,10 +265,7 @@ def _from_onednn(parts: tuple[Tensor, ...], _: int) -> Tensor:
 CONVOLUTION = Layout(_for_convolution, _from_onednn)
 PRODUCT = Layout(_for_product, _from_onednn)
 GATED = Layout(_for_gate, _from_onednn)
-PANELS = Layout(
-    lambda weight: (winograd.to_panels(weight),),
-    lambda parts, rows: winograd.from_panels(parts[0], rows),
-)
+PANELS = Layout(winograd.to_panels, winograd.from_panels)
 PAIRS = Layout(
     lambda weight: (product.to_pairs(weight.flatten(1)),),
     lambda parts, rows: product.from_pairs(parts[0], rows),

@@ -66,11 +66,11 @@ def multiply(
 ) -> Tensor:
     """Return the product (..., outputs) of what `suits`; gated, of the values' columns alone."""
     found = x.new_empty(*x.shape[:-1], outputs)
-    multiply_ = kernel("product")
-    assert multiply_ is not None
+    library = kernel("product")
+    assert library is not None
     depth = x.shape[-1]
     sizes = (ctypes.c_int64(x.numel() // depth), ctypes.c_int64(depth))
-    multiply_(
+    library.multiply(
         *addresses(x, pairs, bias, found), *sizes, outputs, int(gated), torch.get_num_threads()
     )
     return found

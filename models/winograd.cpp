@@ -1,14 +1,16 @@
-// 3x3 convolutions with a quarter of the multiplications, in bfloat16 for processors with AVX-512 BF16.
+// 3x3 convolutions with a quarter of the multiplications, for processors with AVX-512 BF16 and VNNI.
 //
 // This is Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a tile of 6x6 pixels, which gives 4x4
 // results, and the 3x3 weights are turned into 36 numbers each. Their products, summed over the input's
-// channels and turned back, are the results: 36 products for 16 of them in place of 144. They are taken in
-// float32, at half the rate of the instruction for bfloat16, in which the differences would lose four bits; so
-// only the result is rounded, as in a convolution of oneDNN's. Weights are turned as they are used: kept so, they
-// would take eight times the memory, and for tiles enough it takes a twelfth of the time.
+// channels and turned back, are the results: 36 products for 16 of them in place of 144. In bfloat16 the
+// differences would lose four bits, and float32 has half its rate. So both sides are whole numbers of 16 bits
+// times a factor: for pixels one of each tile and point, for weights one of each output channel, in a block of
+// input channels. That is as fast as bfloat16, and what it adds to the rounding of the result is a twentieth.
 //
-// Each thread takes a group of tiles and goes through the output's channels panel by panel. What it has in hand
-// meanwhile (the turned weights of two rows of points and one block of channels, and their sums) fits the L2 cache.
+// Weights are turned as they are used: kept so, they would take four times the memory, and for tiles enough it
+// takes a tenth of the time. Each thread takes a group of tiles and goes through the output's channels panel by
+// panel. What it has in hand meanwhile (the turned weights of two rows of points and one block of channels, and
+// their sums) fits the L2 cache.
 #include <immintrin.h>
 #include <omp.h>
 
@@ -16,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 
 #include "avx512.h"
 
@@ -25,40 +28,49 @@ constexpr int LANES = 16;
 constexpr int SIDE = 6;               // of a tile's pixels, and of its points
 constexpr int KEPT = 4;               // side of a tile's results
 constexpr int POINTS = SIDE * SIDE;
-constexpr int DEPTH = 64;             // input channels in a block
+constexpr int DEPTH = 128;            // input channels in a block
 constexpr int PANEL = 64;             // output channels in a panel
 constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in the 32 registers
 constexpr int TILES = 64;             // most tiles in a group
+constexpr float LARGEST = 32000;      // of 16 bits: a product of two such norms fits 32
 // At distances of a power of two, points would fall into the same few places of a cache.
-constexpr int WEIGHTS = DEPTH * PANEL + LANES;
+constexpr int WEIGHTS = DEPTH / 2 * PANEL + LANES;  // pairs of them
 constexpr int FEWEST = 8;              // tiles in a group that is made small to give every thread one
 // Time to turn a tile's pixels, and a panel's weights, in that of a tile's products with a panel.
-constexpr double PIXELS_TURNED = 0.4, WEIGHTS_TURNED = 6;
+constexpr double PIXELS_TURNED = 0.6, WEIGHTS_TURNED = 8;
 
 inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
 inline __m512 plus(__m512 x, float factor, __m512 y) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), y, x); }
 
-// The paper's matrices B', G and A', each times a column.
+// The paper's matrices B', G and A', each times a column, for the points 0, +-NEAR, +-FAR and infinity, at which
+// rounding is enlarged 2.3 times less than at the paper's 0, +-1, +-2 (the least is at 0.66 and 1.54).
+constexpr float NEAR = 2.0f / 3, FAR = 3.0f / 2, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
+static_assert(NEAR * FAR == 1, "a factor that is left out");
 
 inline void turn_pixels(const __m512* x, __m512* to, int step) {
-  const __m512 a = plus(x[4], -4, x[2]), b = plus(x[3], -4, x[1]);
-  const __m512 c = _mm512_sub_ps(x[4], x[2]), d = _mm512_sub_ps(x[3], x[1]);
-  to[0] = plus(plus(x[4], -5, x[2]), 4, x[0]);
-  to[step] = _mm512_add_ps(a, b);
-  to[2 * step] = _mm512_sub_ps(a, b);
-  to[3 * step] = plus(c, 2, d);
-  to[4 * step] = plus(c, -2, d);
-  to[5 * step] = plus(plus(x[5], -5, x[3]), 4, x[1]);
+  const __m512 a = plus(x[4], -FAR2, x[2]), b = plus(x[3], -FAR2, x[1]);
+  const __m512 c = plus(x[4], -NEAR2, x[2]), d = plus(x[3], -NEAR2, x[1]);
+  to[0] = _mm512_add_ps(plus(x[4], -NEAR2 - FAR2, x[2]), x[0]);
+  to[step] = plus(a, NEAR, b);
+  to[2 * step] = plus(a, -NEAR, b);
+  to[3 * step] = plus(c, FAR, d);
+  to[4 * step] = plus(c, -FAR, d);
+  to[5 * step] = _mm512_add_ps(plus(x[5], -NEAR2 - FAR2, x[3]), x[1]);
 }
 
+// G's rows have length 1 here; what is left of them is in GAINS.
+const float NEAR_LENGTH = std::sqrt(1 + NEAR2 + NEAR2 * NEAR2), FAR_LENGTH = std::sqrt(1 + FAR2 + FAR2 * FAR2);
+const float NEAR_GAIN = NEAR_LENGTH / (2 * NEAR2 * (NEAR2 - FAR2)), FAR_GAIN = FAR_LENGTH / (2 * FAR2 * (FAR2 - NEAR2));
+const float GAINS[SIDE] = {1, NEAR_GAIN, NEAR_GAIN, FAR_GAIN, FAR_GAIN, 1};
+
 inline void turn_weights(const __m512* x, __m512* to) {
-  const __m512 ends = _mm512_add_ps(x[0], x[2]);
-  const __m512 fading = plus(times(1.0f / 24, x[0]), 1.0f / 6, x[2]);
-  to[0] = times(0.25f, x[0]);
-  to[1] = times(-1.0f / 6, _mm512_add_ps(ends, x[1]));
-  to[2] = times(-1.0f / 6, _mm512_sub_ps(ends, x[1]));
-  to[3] = plus(fading, 1.0f / 12, x[1]);
-  to[4] = plus(fading, -1.0f / 12, x[1]);
+  const __m512 near = plus(times(1 / NEAR_LENGTH, x[0]), NEAR2 / NEAR_LENGTH, x[2]);
+  const __m512 far = plus(times(1 / FAR_LENGTH, x[0]), FAR2 / FAR_LENGTH, x[2]);
+  to[0] = x[0];
+  to[1] = plus(near, NEAR / NEAR_LENGTH, x[1]);
+  to[2] = plus(near, -NEAR / NEAR_LENGTH, x[1]);
+  to[3] = plus(far, FAR / FAR_LENGTH, x[1]);
+  to[4] = plus(far, -FAR / FAR_LENGTH, x[1]);
   to[5] = x[2];
 }
 
@@ -66,27 +78,38 @@ inline void turn_back(const __m512* x, __m512* to, int step) {
   const __m512 a = _mm512_add_ps(x[1], x[2]), b = _mm512_sub_ps(x[1], x[2]);
   const __m512 c = _mm512_add_ps(x[3], x[4]), d = _mm512_sub_ps(x[3], x[4]);
   to[0] = _mm512_add_ps(_mm512_add_ps(x[0], a), c);
-  to[step] = plus(b, 2, d);
-  to[2 * step] = plus(a, 4, c);
-  to[3 * step] = plus(_mm512_add_ps(b, x[5]), 8, d);
+  to[step] = plus(times(NEAR, b), FAR, d);
+  to[2 * step] = plus(times(NEAR2, a), FAR2, c);
+  to[3 * step] = plus(plus(x[5], NEAR * NEAR2, b), FAR * FAR2, d);
 }
 
 struct Picture {
   int height, width, channels;
   int64_t across, tiles;  // tiles in a row, and in all
+  bool doubled;           // what is read is a picture of half the size, each pixel twice in both directions
 
   int64_t image(int64_t tile) const { return tile / tiles; }
   int top(int64_t tile) const { return int(tile % tiles / across) * KEPT; }
   int left(int64_t tile) const { return int(tile % across) * KEPT; }
   int64_t at(int64_t image, int row, int column) const {
-    return ((image * height + row) * width + column) * channels;
+    return ((image * (height >> doubled) + (row >> doubled)) * (width >> doubled) + (column >> doubled)) * channels;
   }
 };
 
+// Numbers are kept as whole ones times a factor that makes their norm LARGEST.
+struct Scale {
+  float up, down;
+  explicit Scale(float squares) : up(squares == 0 ? 0 : LARGEST / std::sqrt(squares)), down(std::sqrt(squares) / LARGEST) {}
+};
+
 // Some channels of the pixels around a tile -> to[point]; outside the picture pixels are zero.
-void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int depth, float* to, int64_t stride) {
+void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int depth, int16_t* to, int64_t stride,
+               float* scales) {
   const int64_t image = p.image(tile);
   const int top = p.top(tile) - 1, left = p.left(tile) - 1;
+  alignas(64) float turned[POINTS][DEPTH];
+  __m512 squares[POINTS];
+  for (auto& one : squares) one = _mm512_setzero_ps();
   for (int c = 0; c < depth; c += LANES) {
     __m512 half[POINTS];
     for (int j = 0; j < SIDE; ++j) {
@@ -103,7 +126,19 @@ void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int
       __m512 row[SIDE];
       turn_pixels(half + SIDE * i, row, 1);
 #pragma GCC unroll 6
-      for (int j = 0; j < SIDE; ++j) _mm512_storeu_ps(to + (SIDE * i + j) * stride + c, row[j]);
+      for (int j = 0; j < SIDE; ++j) {
+        _mm512_store_ps(turned[SIDE * i + j] + c, row[j]);
+        squares[SIDE * i + j] = _mm512_fmadd_ps(row[j], row[j], squares[SIDE * i + j]);
+      }
+    }
+  }
+  for (int point = 0; point < POINTS; ++point, to += stride) {
+    const Scale scale(_mm512_reduce_add_ps(squares[point]));
+    const __m512 up = _mm512_set1_ps(scale.up);
+    scales[point * TILES] = scale.down * GAINS[point / SIDE] * GAINS[point % SIDE];
+    for (int c = 0; c < depth; c += LANES) {
+      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(turned[point] + c), up));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), _mm512_cvtepi32_epi16(whole));
     }
   }
 }
@@ -111,71 +146,100 @@ void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int
 // Two rows of points, which share their sums.
 constexpr int PAIRS[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
-// Weights (depth, 9, PANEL) -> to[point of the pair] (depth, PANEL), for `width` output channels.
+// Weights (depth, 9, PANEL) -> to[point of the pair] (depth / 2, PANEL, 2), for `width` output channels.
 template <int PAIR>
-void read_weights(const uint16_t* weights, int depth, int width, float* to) {
-  for (int k = 0; k < depth; ++k)
-    for (int c = 0; c < width; c += LANES) {
-      __m512 parts[2][3];
-#pragma GCC unroll 3
-      for (int j = 0; j < 3; ++j) {
-        __m512 column[3], points[SIDE];  // of which two are used, so that no others are computed
-#pragma GCC unroll 3
-        for (int i = 0; i < 3; ++i) column[i] = widened(weights + (k * 9 + 3 * i + j) * PANEL + c);
-        turn_weights(column, points);
-        for (int i = 0; i < 2; ++i) parts[i][j] = points[PAIRS[PAIR][i]];
-      }
+void read_weights(const uint16_t* weights, const float* norms, int depth, int width, int32_t* to) {
+  for (int c = 0; c < width; c += LANES) {
+    const __m512 norm = _mm512_loadu_ps(norms + c);
+    const __mmask16 some = _mm512_cmp_ps_mask(norm, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    const __m512 up = _mm512_maskz_div_ps(some, _mm512_set1_ps(LARGEST), norm);
+    for (int k = 0; k < depth; k += 2) {
+      __m512i first[2 * SIDE];
 #pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        __m512 row[SIDE];
-        turn_weights(parts[i], row);
+      for (int one = 0; one < 2; ++one) {
+        __m512 parts[2][3];
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j) {
+          __m512 column[3], points[SIDE];  // of which two are used, so that no others are computed
+#pragma GCC unroll 3
+          for (int i = 0; i < 3; ++i) column[i] = widened(weights + ((k + one) * 9 + 3 * i + j) * PANEL + c);
+          turn_weights(column, points);
+          for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(up, points[PAIRS[PAIR][i]]);
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          __m512 row[SIDE];
+          turn_weights(parts[i], row);
 #pragma GCC unroll 6
-        for (int j = 0; j < SIDE; ++j) _mm512_storeu_ps(to + (SIDE * i + j) * WEIGHTS + k * PANEL + c, row[j]);
+          for (int j = 0; j < SIDE; ++j) {
+            const __m512i whole = _mm512_cvtps_epi32(row[j]);
+            if (one == 0)
+              first[SIDE * i + j] = whole;
+            else
+              _mm512_storeu_si512(to + (SIDE * i + j) * WEIGHTS + k / 2 * PANEL + c,
+                                  _mm512_mask_blend_epi16(0xAAAAAAAA, first[SIDE * i + j], _mm512_slli_epi32(whole, 16)));
+          }
+        }
       }
     }
+  }
 }
 
-using ReadWeights = void (*)(const uint16_t*, int, int, float*);
+using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
 constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
+
+// _mm512_dpwssd_epi32, for which GCC 12 keeps copies of the sums, and runs out of registers.
+inline void add_products(__m512i& sums, __m512i x, __m512i y) { asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y)); }
+
+struct Scales {
+  const float *pixels, *weights;  // of tiles, and the norms of a panel's columns
+};
 
 // sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), added to what they are unless they begin.
 template <int COUNT, int VECTORS>
-void product(const float* pixels, const float* weights, int depth, bool begins, float* sums) {
-  __m512 part[COUNT][VECTORS];
+void product(const int16_t* pixels, const int32_t* weights, int depth, bool begins, Scales scales, float* sums) {
+  __m512i part[COUNT][VECTORS];
 #pragma GCC unroll 6
   for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c)
-      part[r][c] = begins ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * PANEL + c * LANES);
-  for (int k = 0; k < depth; ++k) {
-    __m512 weight[VECTORS];
+    for (int c = 0; c < VECTORS; ++c) part[r][c] = _mm512_setzero_si512();
+  for (int k = 0; k < depth; k += 2) {
+    __m512i weight[VECTORS];
 #pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c) weight[c] = _mm512_loadu_ps(weights + k * PANEL + c * LANES);
+    for (int c = 0; c < VECTORS; ++c) weight[c] = _mm512_loadu_si512(weights + k / 2 * PANEL + c * LANES);
 #pragma GCC unroll 6
     for (int r = 0; r < COUNT; ++r) {
-      const __m512 pixel = _mm512_set1_ps(pixels[r * DEPTH + k]);
+      int32_t both;
+      std::memcpy(&both, pixels + r * DEPTH + k, sizeof both);
+      const __m512i pair = _mm512_set1_epi32(both);
 #pragma GCC unroll 4
-      for (int c = 0; c < VECTORS; ++c) part[r][c] = _mm512_fmadd_ps(pixel, weight[c], part[r][c]);
+      for (int c = 0; c < VECTORS; ++c) add_products(part[r][c], pair, weight[c]);
     }
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c) _mm512_storeu_ps(sums + r * PANEL + c * LANES, part[r][c]);
+  for (int c = 0; c < VECTORS; ++c) {
+    const __m512 weight = times(1 / LARGEST, _mm512_loadu_ps(scales.weights + c * LANES));
+#pragma GCC unroll 6
+    for (int r = 0; r < COUNT; ++r) {
+      float* to = sums + r * PANEL + c * LANES;
+      const __m512 found = _mm512_mul_ps(_mm512_cvtepi32_ps(part[r][c]), weight), pixel = _mm512_set1_ps(scales.pixels[r]);
+      _mm512_storeu_ps(to, begins ? _mm512_mul_ps(found, pixel) : _mm512_fmadd_ps(found, pixel, _mm512_loadu_ps(to)));
+    }
+  }
 }
 
-using Product = void (*)(const float*, const float*, int, bool, float*);
+using Product = void (*)(const int16_t*, const int32_t*, int, bool, Scales, float*);
 template <int COUNT>
 constexpr Product BY_WIDTH[] = {product<COUNT, 1>, product<COUNT, 2>, product<COUNT, 3>, product<COUNT, 4>};
 constexpr const Product* PRODUCTS[] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>, BY_WIDTH<4>, BY_WIDTH<5>, BY_WIDTH<6>};
 
 // All tiles of a group at one point.
-void all_products(const float* pixels, const float* weights, int tiles, int depth, int width, bool begins,
-                  float* sums) {
-  for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL) {
-    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += LANES)  // in six places at once: too many to foresee
+void all_products(const int16_t* pixels, const int32_t* weights, int tiles, int depth, int width, bool begins,
+                  Scales scales, float* sums) {
+  for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, scales.pixels += ROWS) {
+    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)  // in six places at once: too many to foresee
       _mm_prefetch(reinterpret_cast<const char*>(pixels + next), _MM_HINT_T0);
-    PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, sums);
+    PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, scales, sums);
   }
 }
 
@@ -232,21 +296,54 @@ Division best_division(int64_t tiles, int panels, int threads) {
 
 }  // namespace
 
-// x (batch, height, width, in); weights (panels, in, 9, PANEL) with anything behind the last output channel; bias
-// (channels) or null; kept, which is added, like the result or null; result (batch, height, width, channels). All
-// bfloat16 and dense; in and channels are multiples of 16. Returns 0, or 1 where there is no memory.
-extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const uint16_t* bias, const uint16_t* kept,
-                        uint16_t* out, int batch, int height, int width, int in, int channels, int relu,
-                        int threads) {
+// The largest norm at any point of each column of a block -> norms (panels, blocks, PANEL), of weights
+// (panels, in, 9, PANEL).
+extern "C" void measure(const uint16_t* weights, float* norms, int panels, int in) {
+  const int blocks = (in + DEPTH - 1) / DEPTH;
+  for (int work = 0; work < panels * blocks; ++work) {
+    const int first = work % blocks * DEPTH, last = std::min(in, first + DEPTH);
+    for (int c = 0; c < PANEL; c += LANES) {
+      __m512 squares[POINTS], most = _mm512_setzero_ps();
+      std::fill(squares, squares + POINTS, most);
+      for (int k = first; k < last; ++k) {
+        __m512 half[3][SIDE];
+        for (int j = 0; j < 3; ++j) {
+          __m512 column[3];
+          for (int i = 0; i < 3; ++i)
+            column[i] = widened(weights + ((int64_t(work / blocks) * in + k) * 9 + 3 * i + j) * PANEL + c);
+          turn_weights(column, half[j]);
+        }
+        for (int i = 0; i < SIDE; ++i) {
+          const __m512 column[3] = {half[0][i], half[1][i], half[2][i]};
+          __m512 row[SIDE];
+          turn_weights(column, row);
+          for (int j = 0; j < SIDE; ++j) squares[SIDE * i + j] = _mm512_fmadd_ps(row[j], row[j], squares[SIDE * i + j]);
+        }
+      }
+      for (const __m512 one : squares) most = _mm512_max_ps(most, one);
+      _mm512_storeu_ps(norms + work * PANEL + c, _mm512_sqrt_ps(most));
+    }
+  }
+}
+
+// x (batch, height, width, in), of half the height and width where it is to be doubled; weights (panels, in, 9,
+// PANEL) with zeros behind the last output channel, and their norms; bias (channels) or null; kept, which is added,
+// like the result or null; result (batch, height, width, channels). Norms are float32, all else is bfloat16, dense;
+// in and channels are multiples of 16. Returns 0, or 1 where there is no memory.
+extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* norms, const uint16_t* bias, const uint16_t* kept,
+                        uint16_t* out, int batch, int height, int width, int in, int channels, int doubled,
+                        int relu, int threads) {
   const int64_t across = (width + KEPT - 1) / KEPT, each = across * ((height + KEPT - 1) / KEPT);
   const int64_t all = batch * each;
   if (all == 0) return 0;
-  const Picture from{height, width, in, across, each}, to{height, width, channels, across, each};
+  const Picture from{height, width, in, across, each, doubled != 0}, to{height, width, channels, across, each, false};
   const int blocks = (in + DEPTH - 1) / DEPTH, panels = (channels + PANEL - 1) / PANEL;
   const Division part = best_division(all, panels, threads);
-  const int64_t v_stride = part.tiles * DEPTH + LANES, sums_stride = part.tiles * PANEL + LANES;
-  const int64_t v_size = blocks * POINTS * v_stride, sums_size = POINTS * sums_stride;
-  const int64_t own = v_size + sums_size + 2 * SIDE * WEIGHTS;
+  // In int16 and float32, each with what makes numbers of it.
+  const int64_t v_stride = part.tiles * DEPTH + 2 * LANES, sums_stride = part.tiles * PANEL + LANES;
+  const int64_t v_size = blocks * POINTS * v_stride / 2, v_scales = blocks * POINTS * TILES;
+  const int64_t sums_size = POINTS * sums_stride, u_size = 2 * SIDE * WEIGHTS;
+  const int64_t own = v_size + v_scales + sums_size + u_size;
   threads = int(std::min<int64_t>(threads, part.groups * part.shares));
   auto* room = static_cast<float*>(std::aligned_alloc(64, own * threads * sizeof(float)));
   if (room == nullptr) return 1;
@@ -256,21 +353,25 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const uint16
     const int count = int(std::min(part.tiles, all - first)), from_panel = int(work % part.shares) * part.panels;
     const int to_panel = std::min(panels, from_panel + part.panels);
     if (count <= 0 || from_panel >= to_panel) continue;  // rounded up, fewer parts may be enough
-    float *v = room + own * omp_get_thread_num(), *sums = v + v_size, *u = sums + sums_size;
+    float* sums = room + own * omp_get_thread_num();
+    float* pixel_scales = sums + sums_size;
+    auto* u = reinterpret_cast<int32_t*>(pixel_scales + v_scales);
+    auto* v = reinterpret_cast<int16_t*>(u + u_size);
     for (int tile = 0; tile < count; ++tile)
       for (int block = 0; block < blocks; ++block)
         read_tile(x, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
-                  v + block * POINTS * v_stride + tile * DEPTH, v_stride);
+                  v + block * POINTS * v_stride + tile * DEPTH, v_stride, pixel_scales + block * POINTS * TILES + tile);
     for (int panel = from_panel; panel < to_panel; ++panel) {
       const int columns = std::min(PANEL, channels - panel * PANEL);
       for (int pair = 0; pair < 3; ++pair)
         for (int block = 0; block < blocks; ++block) {
           const int depth = std::min(DEPTH, in - block * DEPTH);
-          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, depth, columns, u);
+          const float* scales = norms + (panel * blocks + block) * PANEL;
+          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, scales, depth, columns, u);
           for (int j = 0; j < 2 * SIDE; ++j) {
             const int point = SIDE * PAIRS[pair][j / SIDE] + j % SIDE;
             all_products(v + (block * POINTS + point) * v_stride, u + j * WEIGHTS, count, depth, columns, block == 0,
-                         sums + point * sums_stride);
+                         {pixel_scales + (block * POINTS + point) * TILES, scales}, sums + point * sums_stride);
           }
         }
       for (int tile = 0; tile < count; ++tile)
