@@ -90,41 +90,53 @@ float weigh(const float* logits, int keys, float scale, float* largest, float* t
 }
 
 // sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once,
-// for so many vectors of columns.
-template <int VECTORS>
+// for so many vectors of columns, and where HALF for half a vector more.
+template <int VECTORS, bool HALF>
 void add_values(const uint16_t* weights, const uint32_t* values, int keys, int columns, const float* kept,
                 float* sums) {
-  constexpr int AT_ONCE = VECTORS <= 3 ? 8 : VECTORS <= 6 ? 4 : 2;  // what 32 registers hold
+  constexpr int ALL = VECTORS + HALF, AT_ONCE = ALL <= 3 ? 8 : ALL <= 6 ? 4 : 2;  // what 32 registers hold
   for (int first = 0; first < ROWS; first += AT_ONCE) {
     __m512 part[AT_ONCE][VECTORS];
+    __m256 half[AT_ONCE];
 #pragma GCC unroll 8
-    for (int r = 0; r < AT_ONCE; ++r)
+    for (int r = 0; r < AT_ONCE; ++r) {
+      const float* from = sums + (first + r) * columns;
 #pragma GCC unroll 10
       for (int c = 0; c < VECTORS; ++c)
-        part[r][c] = _mm512_mul_ps(_mm512_set1_ps(kept[first + r]),
-                                   _mm512_loadu_ps(sums + (first + r) * columns + 16 * c));
+        part[r][c] = _mm512_mul_ps(_mm512_set1_ps(kept[first + r]), _mm512_loadu_ps(from + 16 * c));
+      if (HALF) half[r] = _mm256_mul_ps(_mm256_set1_ps(kept[first + r]), _mm256_loadu_ps(from + 16 * VECTORS));
+    }
     for (int key = 0; key < keys; key += 2) {
+      const uint32_t* from = values + key / 2 * columns;
       __m512bh value[VECTORS];
+      __m256bh last;
 #pragma GCC unroll 10
-      for (int c = 0; c < VECTORS; ++c)
-        value[c] = (__m512bh)_mm512_loadu_si512(values + key / 2 * columns + 16 * c);
+      for (int c = 0; c < VECTORS; ++c) value[c] = (__m512bh)_mm512_loadu_si512(from + 16 * c);
+      if (HALF) last = (__m256bh)_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 16 * VECTORS));
 #pragma GCC unroll 8
       for (int r = 0; r < AT_ONCE; ++r) {
         const __m512bh weight = pair(weights + (first + r) * BLOCK + key);
 #pragma GCC unroll 10
         for (int c = 0; c < VECTORS; ++c) part[r][c] = _mm512_dpbf16_ps(part[r][c], weight, value[c]);
+        if (HALF) half[r] = _mm256_dpbf16_ps(half[r], (__m256bh)_mm512_castsi512_si256((__m512i)weight), last);
       }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < AT_ONCE; ++r)
+    for (int r = 0; r < AT_ONCE; ++r) {
+      float* to = sums + (first + r) * columns;
 #pragma GCC unroll 10
-      for (int c = 0; c < VECTORS; ++c) _mm512_storeu_ps(sums + (first + r) * columns + 16 * c, part[r][c]);
+      for (int c = 0; c < VECTORS; ++c) _mm512_storeu_ps(to + 16 * c, part[r][c]);
+      if (HALF) _mm256_storeu_ps(to + 16 * VECTORS, half[r]);
+    }
   }
 }
 
 using AddValues = void (*)(const uint16_t*, const uint32_t*, int, int, const float*, float*);
-constexpr AddValues ADD_VALUES[] = {add_values<1>, add_values<2>, add_values<3>, add_values<4>, add_values<5>,
-                                    add_values<6>, add_values<7>, add_values<8>, add_values<9>, add_values<10>};
+template <bool HALF>
+constexpr AddValues BY_VECTORS[] = {add_values<1, HALF>, add_values<2, HALF>, add_values<3, HALF>, add_values<4, HALF>,
+                                    add_values<5, HALF>, add_values<6, HALF>, add_values<7, HALF>, add_values<8, HALF>,
+                                    add_values<9, HALF>, add_values<10, HALF>};
+constexpr const AddValues* ADD_VALUES[] = {BY_VECTORS<false>, BY_VECTORS<true>};
 constexpr int MOST_VECTORS = 10;
 
 // Weighted sums of the values, not divided by the total weight yet, for one tile of rows.
@@ -147,8 +159,8 @@ void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* val
     }
     const uint32_t* from = values + int64_t(block / 2) * columns;
     for (int first = 0; first < columns / 16; first += MOST_VECTORS)
-      ADD_VALUES[std::min(MOST_VECTORS, columns / 16 - first) - 1](weights, from + 16 * first, padded, columns,
-                                                                  kept, sums + 16 * first);
+      ADD_VALUES[columns % 16 != 0][std::min(MOST_VECTORS, columns / 16 - first) - 1](
+          weights, from + 16 * first, padded, columns, kept, sums + 16 * first);
   }
 }
 
@@ -160,7 +172,9 @@ void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* val
 extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, int batch,
                       int heads, int rows, int count, int width, const int64_t* strides,
                       float scale, int threads) {
-  const int vectors = (width + 15) / 16, columns = 16 * vectors;
+  // In the widest head, which takes several turns, and in the narrowest, half a vector is filled up to a whole one.
+  const bool half = (width + 7) / 8 % 2 == 1 && width > 16 && width < 16 * MOST_VECTORS;
+  const int vectors = (width + 15) / 16, columns = 16 * vectors - 8 * half;
   const int padded = (count + GROUP - 1) / GROUP * GROUP;
   const int64_t keys_size = int64_t(padded) * (width / 2), values_size = int64_t(padded / 2) * columns;
   const int64_t each = (keys_size + values_size + 15) / 16 * 16;
