@@ -39,7 +39,7 @@ void pack_keys(const uint16_t* from, int64_t stride, int keys, int width, uint32
       }
 }
 
-// (keys, width) -> (keys / 2) x (16 * vectors) pairs of neighbouring keys, zeros behind both ends.
+// (keys, width) -> (keys / 2) x columns pairs of neighbouring keys, zeros behind both ends.
 void pack_values(const uint16_t* from, int64_t stride, int keys, int padded_keys, int width, int columns,
                  uint16_t* to) {
   for (int key = 0; key < padded_keys; key += 2)
@@ -172,7 +172,7 @@ void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* val
 extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, int batch,
                       int heads, int rows, int count, int width, const int64_t* strides,
                       float scale, int threads) {
-  // In the widest head, which takes several turns, and in the narrowest, half a vector is filled up to a whole one.
+  // A head wide enough for several turns, or for less than one vector, has whole vectors alone.
   const bool half = (width + 7) / 8 % 2 == 1 && width > 16 && width < 16 * MOST_VECTORS;
   const int vectors = (width + 15) / 16, columns = 16 * vectors - 8 * half;
   const int padded = (count + GROUP - 1) / GROUP * GROUP;

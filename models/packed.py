@@ -38,7 +38,7 @@ GIVEN_BACK = 64 * 2**20
 the next weight just misses: of Stable Diffusion's 2.4 GB it would keep 1.6."""
 
 _doubling = WeakTensorKeyDictionary()
-"""The weights of convolutions behind an enlargement, summed and laid out, by the plain weight."""
+"""The weights of convolutions behind an enlargement, summed and laid out, by the layer's."""
 _freed = 0
 """Bytes of weights that were freed since they were given back last; a guess will do."""
 
@@ -136,12 +136,13 @@ def convolve_doubled(layer: Any, x: Tensor) -> Tensor:
     suits = winograd.suits(layer, x, layer.bias, None, doubled=True)
     if suits and (parts := _laid_out(layer, x, PANELS)):
         return winograd.convolve(x, parts, layer.bias, layer.out_channels, doubled=True)
-    if not _suits(layer.weight, x) or layer.kernel_size != (3, 3):
+    weight = layer.weight  # which another thread may lay out meanwhile
+    if not _suits(weight, x) or layer.kernel_size != (3, 3):
         return convolve(layer, functional.interpolate(x, scale_factor=2.0))
-    if layer.weight not in _doubling:
-        _doubling[layer.weight] = _doubled(layer.weight)
+    if weight not in _doubling:
+        _doubling[weight] = _doubled(weight)
     found: Tensor = ONEDNN._convolution_transpose_pointwise.default(
-        x, _doubling[layer.weight], layer.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, *PLAIN
+        x, _doubling[weight], layer.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, *PLAIN
     )
     return found
 

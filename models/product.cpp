@@ -84,8 +84,10 @@ void product(const uint16_t* x, const Columns& p, uint16_t* out) {
 #pragma GCC unroll 6
   for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < VALUES; ++c)
-      write(out + r * p.stride + c * LANES, GATED ? _mm512_mul_ps(sum[r][c], gelu(sum[r][c + VECTORS - VALUES])) : sum[r][c]);
+    for (int c = 0; c < VALUES; ++c) {
+      const __m512 value = sum[r][c];
+      write(out + r * p.stride + c * LANES, GATED ? _mm512_mul_ps(value, gelu(sum[r][c + VECTORS - VALUES])) : value);
+    }
 }
 
 using Product = void (*)(const uint16_t*, const Columns&, uint16_t*);
@@ -93,7 +95,8 @@ template <int COUNT>
 constexpr Product BY_WIDTH[2][4] = {
     {product<COUNT, 1, false>, product<COUNT, 2, false>, product<COUNT, 3, false>, product<COUNT, 4, false>},
     {product<COUNT, 2, true>, product<COUNT, 4, true>}};
-constexpr const Product (*PRODUCTS[])[4] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>, BY_WIDTH<4>, BY_WIDTH<5>, BY_WIDTH<6>};
+constexpr const Product (*PRODUCTS[])[4] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>,
+                                            BY_WIDTH<4>, BY_WIDTH<5>, BY_WIDTH<6>};
 
 }  // namespace
 
@@ -111,9 +114,11 @@ extern "C" void multiply(const uint16_t* x, const uint16_t* weights, const uint1
     const int64_t panel = work % panels, first = work / panels * each, last = std::min(rows, first + each);
     const int64_t column = panel * width;
     const int vectors = int(std::min<int64_t>(width, columns - column)) / LANES;
-    const uint16_t *own_bias = bias == nullptr ? bias : bias + column, *gate = bias == nullptr ? bias : own_bias + columns;
+    const uint16_t* own_bias = bias == nullptr ? bias : bias + column;
+    const uint16_t* gate = bias == nullptr ? bias : own_bias + columns;
     const Columns from{weights + panel * depth * PANEL, own_bias, gate, depth, columns};
     for (int64_t row = first; row < last; row += ROWS)
-      PRODUCTS[std::min<int64_t>(ROWS, last - row) - 1][gated][vectors - 1](x + row * depth, from, out + row * columns + column);
+      PRODUCTS[std::min<int64_t>(ROWS, last - row) - 1][gated][vectors - 1](x + row * depth, from,
+                                                                            out + row * columns + column);
   }
 }

@@ -96,15 +96,10 @@ struct Picture {
   }
 };
 
-// Numbers are kept as whole ones times a factor that makes their norm LARGEST.
-struct Scale {
-  float up, down;
-  explicit Scale(float squares) : up(squares == 0 ? 0 : LARGEST / std::sqrt(squares)), down(std::sqrt(squares) / LARGEST) {}
-};
-
-// Some channels of the pixels around a tile -> to[point]; outside the picture pixels are zero.
+// Some channels of the pixels around a tile -> to[point], whole numbers with the norm LARGEST, and what makes them
+// numbers again, G's gain included; outside the picture pixels are zero.
 void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int depth, int16_t* to, int64_t stride,
-               float* scales) {
+               float* factors) {
   const int64_t image = p.image(tile);
   const int top = p.top(tile) - 1, left = p.left(tile) - 1;
   alignas(64) float turned[POINTS][DEPTH];
@@ -133,9 +128,9 @@ void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int
     }
   }
   for (int point = 0; point < POINTS; ++point, to += stride) {
-    const Scale scale(_mm512_reduce_add_ps(squares[point]));
-    const __m512 up = _mm512_set1_ps(scale.up);
-    scales[point * TILES] = scale.down * GAINS[point / SIDE] * GAINS[point % SIDE];
+    const float norm = std::sqrt(_mm512_reduce_add_ps(squares[point]));
+    const __m512 up = _mm512_set1_ps(norm == 0 ? 0 : LARGEST / norm);
+    factors[point * TILES] = norm / LARGEST * GAINS[point / SIDE] * GAINS[point % SIDE];
     for (int c = 0; c < depth; c += LANES) {
       const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(turned[point] + c), up));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), _mm512_cvtepi32_epi16(whole));
@@ -173,11 +168,12 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
 #pragma GCC unroll 6
           for (int j = 0; j < SIDE; ++j) {
             const __m512i whole = _mm512_cvtps_epi32(row[j]);
+            const int point = SIDE * i + j;
             if (one == 0)
-              first[SIDE * i + j] = whole;
+              first[point] = whole;
             else
-              _mm512_storeu_si512(to + (SIDE * i + j) * WEIGHTS + k / 2 * PANEL + c,
-                                  _mm512_mask_blend_epi16(0xAAAAAAAA, first[SIDE * i + j], _mm512_slli_epi32(whole, 16)));
+              _mm512_storeu_si512(to + point * WEIGHTS + k / 2 * PANEL + c,
+                                  _mm512_mask_blend_epi16(0xAAAAAAAA, first[point], _mm512_slli_epi32(whole, 16)));
           }
         }
       }
@@ -189,15 +185,17 @@ using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
 constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
 
 // _mm512_dpwssd_epi32, for which GCC 12 keeps copies of the sums, and runs out of registers.
-inline void add_products(__m512i& sums, __m512i x, __m512i y) { asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y)); }
+inline void add_products(__m512i& sums, __m512i x, __m512i y) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
+}
 
-struct Scales {
-  const float *pixels, *weights;  // of tiles, and the norms of a panel's columns
+struct Factors {
+  const float *pixels, *norms;  // of tiles, and of the weights of a panel's columns
 };
 
 // sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), added to what they are unless they begin.
 template <int COUNT, int VECTORS>
-void product(const int16_t* pixels, const int32_t* weights, int depth, bool begins, Scales scales, float* sums) {
+void product(const int16_t* pixels, const int32_t* weights, int depth, bool begins, Factors factors, float* sums) {
   __m512i part[COUNT][VECTORS];
 #pragma GCC unroll 6
   for (int r = 0; r < COUNT; ++r)
@@ -218,28 +216,29 @@ void product(const int16_t* pixels, const int32_t* weights, int depth, bool begi
   }
 #pragma GCC unroll 4
   for (int c = 0; c < VECTORS; ++c) {
-    const __m512 weight = times(1 / LARGEST, _mm512_loadu_ps(scales.weights + c * LANES));
+    const __m512 weight = times(1 / LARGEST, _mm512_loadu_ps(factors.norms + c * LANES));
 #pragma GCC unroll 6
     for (int r = 0; r < COUNT; ++r) {
       float* to = sums + r * PANEL + c * LANES;
-      const __m512 found = _mm512_mul_ps(_mm512_cvtepi32_ps(part[r][c]), weight), pixel = _mm512_set1_ps(scales.pixels[r]);
+      const __m512 found = _mm512_mul_ps(_mm512_cvtepi32_ps(part[r][c]), weight);
+      const __m512 pixel = _mm512_set1_ps(factors.pixels[r]);
       _mm512_storeu_ps(to, begins ? _mm512_mul_ps(found, pixel) : _mm512_fmadd_ps(found, pixel, _mm512_loadu_ps(to)));
     }
   }
 }
 
-using Product = void (*)(const int16_t*, const int32_t*, int, bool, Scales, float*);
+using Product = void (*)(const int16_t*, const int32_t*, int, bool, Factors, float*);
 template <int COUNT>
 constexpr Product BY_WIDTH[] = {product<COUNT, 1>, product<COUNT, 2>, product<COUNT, 3>, product<COUNT, 4>};
 constexpr const Product* PRODUCTS[] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>, BY_WIDTH<4>, BY_WIDTH<5>, BY_WIDTH<6>};
 
 // All tiles of a group at one point.
 void all_products(const int16_t* pixels, const int32_t* weights, int tiles, int depth, int width, bool begins,
-                  Scales scales, float* sums) {
-  for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, scales.pixels += ROWS) {
-    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)  // in six places at once: too many to foresee
+                  Factors factors, float* sums) {
+  for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, factors.pixels += ROWS) {
+    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)  // six places at once: too many to foresee
       _mm_prefetch(reinterpret_cast<const char*>(pixels + next), _MM_HINT_T0);
-    PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, scales, sums);
+    PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, factors, sums);
   }
 }
 
@@ -320,19 +319,20 @@ extern "C" void measure(const uint16_t* weights, float* norms, int panels, int i
           for (int j = 0; j < SIDE; ++j) squares[SIDE * i + j] = _mm512_fmadd_ps(row[j], row[j], squares[SIDE * i + j]);
         }
       }
-      for (const __m512 one : squares) most = _mm512_max_ps(most, one);
+      // As whole numbers, which order what is not negative alike: what is no number is the largest, and stays.
+      for (const __m512 one : squares) most = (__m512)_mm512_max_epu32((__m512i)most, (__m512i)one);
       _mm512_storeu_ps(norms + work * PANEL + c, _mm512_sqrt_ps(most));
     }
   }
 }
 
 // x (batch, height, width, in), of half the height and width where it is to be doubled; weights (panels, in, 9,
-// PANEL) with zeros behind the last output channel, and their norms; bias (channels) or null; kept, which is added,
+// PANEL) with anything behind the last output channel, and their norms; bias (channels) or null; kept, which is added,
 // like the result or null; result (batch, height, width, channels). Norms are float32, all else is bfloat16, dense;
 // in and channels are multiples of 16. Returns 0, or 1 where there is no memory.
-extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* norms, const uint16_t* bias, const uint16_t* kept,
-                        uint16_t* out, int batch, int height, int width, int in, int channels, int doubled,
-                        int relu, int threads) {
+extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* norms, const uint16_t* bias,
+                        const uint16_t* kept, uint16_t* out, int batch, int height, int width, int in, int channels,
+                        int doubled, int relu, int threads) {
   const int64_t across = (width + KEPT - 1) / KEPT, each = across * ((height + KEPT - 1) / KEPT);
   const int64_t all = batch * each;
   if (all == 0) return 0;
@@ -341,9 +341,9 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
   const Division part = best_division(all, panels, threads);
   // In int16 and float32, each with what makes numbers of it.
   const int64_t v_stride = part.tiles * DEPTH + 2 * LANES, sums_stride = part.tiles * PANEL + LANES;
-  const int64_t v_size = blocks * POINTS * v_stride / 2, v_scales = blocks * POINTS * TILES;
+  const int64_t v_size = blocks * POINTS * v_stride / 2, factors_size = blocks * POINTS * TILES;
   const int64_t sums_size = POINTS * sums_stride, u_size = 2 * SIDE * WEIGHTS;
-  const int64_t own = v_size + v_scales + sums_size + u_size;
+  const int64_t own = v_size + factors_size + sums_size + u_size;
   threads = int(std::min<int64_t>(threads, part.groups * part.shares));
   auto* room = static_cast<float*>(std::aligned_alloc(64, own * threads * sizeof(float)));
   if (room == nullptr) return 1;
@@ -354,24 +354,24 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
     const int to_panel = std::min(panels, from_panel + part.panels);
     if (count <= 0 || from_panel >= to_panel) continue;  // rounded up, fewer parts may be enough
     float* sums = room + own * omp_get_thread_num();
-    float* pixel_scales = sums + sums_size;
-    auto* u = reinterpret_cast<int32_t*>(pixel_scales + v_scales);
+    float* factors = sums + sums_size;
+    auto* u = reinterpret_cast<int32_t*>(factors + factors_size);
     auto* v = reinterpret_cast<int16_t*>(u + u_size);
     for (int tile = 0; tile < count; ++tile)
       for (int block = 0; block < blocks; ++block)
         read_tile(x, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
-                  v + block * POINTS * v_stride + tile * DEPTH, v_stride, pixel_scales + block * POINTS * TILES + tile);
+                  v + block * POINTS * v_stride + tile * DEPTH, v_stride, factors + block * POINTS * TILES + tile);
     for (int panel = from_panel; panel < to_panel; ++panel) {
       const int columns = std::min(PANEL, channels - panel * PANEL);
       for (int pair = 0; pair < 3; ++pair)
         for (int block = 0; block < blocks; ++block) {
           const int depth = std::min(DEPTH, in - block * DEPTH);
-          const float* scales = norms + (panel * blocks + block) * PANEL;
-          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, scales, depth, columns, u);
+          const float* own_norms = norms + (panel * blocks + block) * PANEL;
+          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, own_norms, depth, columns, u);
           for (int j = 0; j < 2 * SIDE; ++j) {
             const int point = SIDE * PAIRS[pair][j / SIDE] + j % SIDE;
             all_products(v + (block * POINTS + point) * v_stride, u + j * WEIGHTS, count, depth, columns, block == 0,
-                         {pixel_scales + (block * POINTS + point) * TILES, scales}, sums + point * sums_stride);
+                         {factors + (block * POINTS + point) * TILES, own_norms}, sums + point * sums_stride);
           }
         }
       for (int tile = 0; tile < count; ++tile)

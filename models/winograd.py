@@ -40,7 +40,7 @@ def suits(
         and x.shape[1] == layer.in_channels
         and x.shape[2] * x.shape[3] * (4 if doubled else 1) >= FEW
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (kept is None or _like_the_result(kept, layer, x))
+        and (kept is None or (not doubled and _like_the_result(kept, layer, x)))
         and (bias is None or (bias.is_contiguous() and len(bias) == layer.out_channels))
         and fits(x, bias, kept)
         and not has_tiles()

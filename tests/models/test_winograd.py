@@ -1,5 +1,6 @@
 """The compiled convolution is hardly further from the exact one than oneDNN's."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from models import winograd
 from models.compiled import kernel
-from models.packed import CONVOLUTION, PANELS, PackedWeight, convolve
+from models.packed import CONVOLUTION, PANELS, PackedWeight, convolve, convolve_doubled
 
 needs_kernel = pytest.mark.skipif(kernel("winograd") is None, reason="no GCC, or no AVX-512 BF16")
 SHAPES = [
@@ -49,6 +50,54 @@ def test_it_is_hardly_further_from_exact_than_torch_is(shape: tuple[int, ...]) -
     # What whole numbers of 16 bits add to the rounding of the result.
     assert (found - exact).norm() <= 1.1 * (theirs - exact).norm()
     assert torch.equal(layer.weight, plain)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SHAPES)
+def test_so_is_one_of_an_enlarged_picture(shape: tuple[int, ...]) -> None:
+    layer, x = drawn(*shape)
+    plain, bias = layer.weight.double(), layer.bias.double()
+    large = functional.interpolate(x, scale_factor=2.0)
+    exact = functional.conv2d(large.double(), plain, bias, padding=1)
+    theirs = layer(large)
+    found = convolve_doubled(layer, x)
+    assert layer.weight.way is PANELS
+    assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - exact).norm() <= 1.1 * (theirs - exact).norm()
+
+
+@needs_kernel
+@pytest.mark.parametrize("channels", [64, 128, 320])
+def test_no_sum_of_whole_numbers_overflows(channels: int) -> None:
+    # Where all pixels and weights agree, the largest sum is as large as it can be.
+    layer, x = drawn(1, channels, 64, 16, 16)
+    for pixel, weight in ((1.0, 1.0), (-3e4, 1.0), (1e-10, -2e4)):
+        x.fill_(pixel)
+        layer.weight = nn.Parameter(torch.full_like(layer.weight, weight), requires_grad=False)
+        exact = functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), padding=1)
+        torch.testing.assert_close(convolve(layer, x).float(), exact, rtol=5e-3, atol=0.02)
+
+
+@needs_kernel
+def test_small_numbers_keep_their_digits_beside_large_ones() -> None:
+    # In another tile, another block of channels, and for another output channel.
+    layer, x = drawn(1, 256, 64, 16, 16)
+    x[:, :, 8:] *= 1e4
+    x[:, 128:] *= 1e-4
+    x[:, 128:, :, 8:] *= 1e-4
+    weight = layer.weight.clone()
+    weight[32:] *= 1e4
+    weight[:, :128, :, :] *= torch.tensor([0.0, 1.0]).repeat(32)[:, None, None, None].bfloat16()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None
+    exact = functional.conv2d(x.double(), weight.double(), padding=1)
+    theirs, found = layer(x), convolve(layer, x)
+    halves = (slice(0, 6), slice(10, 16))  # away from where both kinds meet
+    outputs = (slice(0, 32, 2), slice(1, 32, 2), slice(32, 64, 2), slice(33, 64, 2))
+    for place in itertools.product(outputs, halves, halves):
+        wanted = exact[0][place]
+        error = (found[0][place] - wanted).norm()
+        assert error <= 1.2 * (theirs[0][place] - wanted).norm()  # over few numbers
 
 
 @needs_kernel
@@ -130,5 +179,11 @@ def test_what_does_not_fit_is_never_read() -> None:
 @needs_kernel
 def test_what_is_no_number_stays_none() -> None:
     layer, x = drawn(1, 32, 32, 12, 12)
-    x[0, 0, 5, 5] = torch.nan
-    assert convolve(layer, x, relu=True).isnan().any()
+    for none in (torch.nan, torch.inf):
+        x[0, 0, 5, 5] = none
+        assert not convolve(layer, x, relu=True)[0, :, 4:7, 4:7].isfinite().any()
+        broken, y = drawn(1, 32, 32, 12, 12)
+        broken.weight[3, 1, 1, 0] = none
+        found = convolve(broken, y)[0]
+        assert not found[3].isfinite().any()
+        assert found[:3].isfinite().all() and found[4:].isfinite().all()
