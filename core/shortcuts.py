@@ -57,7 +57,7 @@ class Shortcuts:
 
 MODES = {
     "exact": Shortcuts(),
-    "fast": Shortcuts(guidance_until=0.75, control_every=2, answer_every=2),
+    "fast": Shortcuts(guidance_until=0.65, control_every=2, answer_every=2),
     "preview": Shortcuts(
         few_step=True,
         settings={"steps": PREVIEW_STEPS, "sampler": "lcm", "guidance_scale": 1.0},
