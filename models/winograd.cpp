@@ -157,7 +157,11 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
         for (int j = 0; j < 3; ++j) {
           __m512 column[3], points[SIDE];  // of which two are used, so that no others are computed
 #pragma GCC unroll 3
-          for (int i = 0; i < 3; ++i) column[i] = widened(weights + ((k + one) * 9 + 3 * i + j) * PANEL + c);
+          for (int i = 0; i < 3; ++i) {
+            const uint16_t* at = weights + ((k + one) * 9 + 3 * i + j) * PANEL + c;
+            column[i] = widened(at);
+            _mm_prefetch(reinterpret_cast<const char*>(at + depth * 9 * PANEL), _MM_HINT_T1);  // the next block
+          }
           turn_weights(column, points);
           for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(up, points[PAIRS[PAIR][i]]);
         }
