@@ -5,7 +5,8 @@
 // channels and turned back, are the results: 36 products for 16 of them in place of 144. In bfloat16 the
 // differences would lose four bits, and float32 has half its rate. So both sides are whole numbers of 16 bits
 // times a factor: for pixels one of each tile and point, for weights one of each output channel, in a block of
-// input channels. That is as fast as bfloat16, and what it adds to the rounding of the result is a twentieth.
+// input channels, in which pixels are balanced by what weights make of them. That is as fast as bfloat16, and what
+// it adds to the rounding of the result is a twentieth.
 //
 // Weights are turned as they are used: kept so, they would take four times the memory, and for tiles enough it
 // takes a tenth of the time. Each thread takes a group of tiles and goes through the output's channels panel by
@@ -32,7 +33,9 @@ constexpr int DEPTH = 128;            // input channels in a block
 constexpr int PANEL = 64;             // output channels in a panel
 constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in the 32 registers
 constexpr int TILES = 64;             // most tiles in a group
-constexpr float LARGEST = 32000;      // of 16 bits: a product of two such norms fits 32
+// Norms of whole numbers, whose product, the largest possible sum, fits 32 bits. A number of 16 bits may be as large as
+// the first, and half the second.
+constexpr float PIXELS_NORM = 32000, WEIGHTS_NORM = 2 * PIXELS_NORM;
 // At distances of a power of two, points would fall into the same few places of a cache.
 constexpr int WEIGHTS = DEPTH / 2 * PANEL + LANES;  // pairs of them
 constexpr int FEWEST = 8;              // tiles in a group that is made small to give every thread one
@@ -96,16 +99,17 @@ struct Picture {
   }
 };
 
-// Some channels of the pixels around a tile -> to[point], whole numbers with the norm LARGEST, and what makes them
-// numbers again, G's gain included; outside the picture pixels are zero.
-void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int depth, int16_t* to, int64_t stride,
-               float* factors) {
+// Some channels of the pixels around a tile -> to[point], whole numbers, and what makes them numbers again, G's gain
+// included; outside the picture pixels are zero.
+void read_tile(const uint16_t* x, const float* balance, const Picture& p, int64_t tile, int first, int depth,
+               int16_t* to, int64_t stride, float* factors) {
   const int64_t image = p.image(tile);
   const int top = p.top(tile) - 1, left = p.left(tile) - 1;
   alignas(64) float turned[POINTS][DEPTH];
   __m512 squares[POINTS];
   for (auto& one : squares) one = _mm512_setzero_ps();
   for (int c = 0; c < depth; c += LANES) {
+    const __m512 share = _mm512_loadu_ps(balance + first + c);
     __m512 half[POINTS];
     for (int j = 0; j < SIDE; ++j) {
       __m512 column[SIDE];
@@ -113,7 +117,8 @@ void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int
       for (int i = 0; i < SIDE; ++i) {
         const int row = top + i, at = left + j;
         const bool inside = row >= 0 && row < p.height && at >= 0 && at < p.width;
-        column[i] = inside ? widened(x + p.at(image, row, at) + first + c) : _mm512_setzero_ps();
+        column[i] = _mm512_setzero_ps();
+        if (inside) column[i] = _mm512_mul_ps(share, widened(x + p.at(image, row, at) + first + c));
       }
       turn_pixels(column, half + j, SIDE);
     }
@@ -129,8 +134,8 @@ void read_tile(const uint16_t* x, const Picture& p, int64_t tile, int first, int
   }
   for (int point = 0; point < POINTS; ++point, to += stride) {
     const float norm = std::sqrt(_mm512_reduce_add_ps(squares[point]));
-    const __m512 up = _mm512_set1_ps(norm == 0 ? 0 : LARGEST / norm);
-    factors[point * TILES] = norm / LARGEST * GAINS[point / SIDE] * GAINS[point % SIDE];
+    const __m512 up = _mm512_set1_ps(norm == 0 ? 0 : PIXELS_NORM / norm);
+    factors[point * TILES] = norm / PIXELS_NORM * GAINS[point / SIDE] * GAINS[point % SIDE];
     for (int c = 0; c < depth; c += LANES) {
       const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(turned[point] + c), up));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), _mm512_cvtepi32_epi16(whole));
@@ -143,15 +148,17 @@ constexpr int PAIRS[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 // Weights (depth, 9, PANEL) -> to[point of the pair] (depth / 2, PANEL, 2), for `width` output channels.
 template <int PAIR>
-void read_weights(const uint16_t* weights, const float* norms, int depth, int width, int32_t* to) {
+void read_weights(const uint16_t* weights, const float* balance, const float* norms, int depth, int width,
+                  int32_t* to) {
   for (int c = 0; c < width; c += LANES) {
     const __m512 norm = _mm512_loadu_ps(norms + c);
     const __mmask16 some = _mm512_cmp_ps_mask(norm, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-    const __m512 up = _mm512_maskz_div_ps(some, _mm512_set1_ps(LARGEST), norm);
+    const __m512 up = _mm512_maskz_div_ps(some, _mm512_set1_ps(WEIGHTS_NORM), norm);
     for (int k = 0; k < depth; k += 2) {
       __m512i first[2 * SIDE];
 #pragma GCC unroll 2
       for (int one = 0; one < 2; ++one) {
+        const __m512 factor = times(1 / balance[k + one], up);
         __m512 parts[2][3];
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) {
@@ -163,7 +170,7 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
             _mm_prefetch(reinterpret_cast<const char*>(at + depth * 9 * PANEL), _MM_HINT_T1);  // the next block
           }
           turn_weights(column, points);
-          for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(up, points[PAIRS[PAIR][i]]);
+          for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(factor, points[PAIRS[PAIR][i]]);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
@@ -185,7 +192,7 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
   }
 }
 
-using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
+using ReadWeights = void (*)(const uint16_t*, const float*, const float*, int, int, int32_t*);
 constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
 
 // _mm512_dpwssd_epi32, for which GCC 12 keeps copies of the sums, and runs out of registers.
@@ -220,7 +227,7 @@ void product(const int16_t* pixels, const int32_t* weights, int depth, bool begi
   }
 #pragma GCC unroll 4
   for (int c = 0; c < VECTORS; ++c) {
-    const __m512 weight = times(1 / LARGEST, _mm512_loadu_ps(factors.norms + c * LANES));
+    const __m512 weight = times(1 / WEIGHTS_NORM, _mm512_loadu_ps(factors.norms + c * LANES));
 #pragma GCC unroll 6
     for (int r = 0; r < COUNT; ++r) {
       float* to = sums + r * PANEL + c * LANES;
@@ -240,7 +247,8 @@ constexpr const Product* PRODUCTS[] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>, BY
 void all_products(const int16_t* pixels, const int32_t* weights, int tiles, int depth, int width, bool begins,
                   Factors factors, float* sums) {
   for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, factors.pixels += ROWS) {
-    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)  // six places at once: too many to foresee
+    // The next rows, which lie in six places: too many for the processor to foresee.
+    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)
       _mm_prefetch(reinterpret_cast<const char*>(pixels + next), _MM_HINT_T0);
     PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, factors, sums);
   }
@@ -299,44 +307,50 @@ Division best_division(int64_t tiles, int panels, int threads) {
 
 }  // namespace
 
-// The largest norm at any point of each column of a block -> norms (panels, blocks, PANEL), of weights
-// (panels, in, 9, PANEL).
-extern "C" void measure(const uint16_t* weights, float* norms, int panels, int in) {
+// The largest norm at any point of each column of a block, or twice its largest number -> norms (panels, blocks,
+// PANEL), of weights (panels, in, 9, PANEL) divided by the balance (in).
+extern "C" void measure(const uint16_t* weights, const float* balance, float* norms, int panels, int in) {
   const int blocks = (in + DEPTH - 1) / DEPTH;
   for (int work = 0; work < panels * blocks; ++work) {
     const int first = work % blocks * DEPTH, last = std::min(in, first + DEPTH);
     for (int c = 0; c < PANEL; c += LANES) {
+      // Squares are compared as whole numbers, whose order is the same; what is no number is the largest, and stays.
+      const auto larger = [](__m512 a, __m512 b) { return (__m512)_mm512_max_epu32((__m512i)a, (__m512i)b); };
       __m512 squares[POINTS], most = _mm512_setzero_ps();
       std::fill(squares, squares + POINTS, most);
       for (int k = first; k < last; ++k) {
         __m512 half[3][SIDE];
+        const uint16_t* from = weights + (int64_t(work / blocks) * in + k) * 9 * PANEL + c;
         for (int j = 0; j < 3; ++j) {
           __m512 column[3];
-          for (int i = 0; i < 3; ++i)
-            column[i] = widened(weights + ((int64_t(work / blocks) * in + k) * 9 + 3 * i + j) * PANEL + c);
+          for (int i = 0; i < 3; ++i) column[i] = times(1 / balance[k], widened(from + (3 * i + j) * PANEL));
           turn_weights(column, half[j]);
         }
         for (int i = 0; i < SIDE; ++i) {
           const __m512 column[3] = {half[0][i], half[1][i], half[2][i]};
           __m512 row[SIDE];
           turn_weights(column, row);
-          for (int j = 0; j < SIDE; ++j) squares[SIDE * i + j] = _mm512_fmadd_ps(row[j], row[j], squares[SIDE * i + j]);
+          for (int j = 0; j < SIDE; ++j) {
+            const __m512 square = _mm512_mul_ps(row[j], row[j]);
+            squares[SIDE * i + j] = _mm512_add_ps(squares[SIDE * i + j], square);
+            most = larger(most, times(4, square));
+          }
         }
       }
-      // As whole numbers, which order what is not negative alike: what is no number is the largest, and stays.
-      for (const __m512 one : squares) most = (__m512)_mm512_max_epu32((__m512i)most, (__m512i)one);
+      for (const __m512 one : squares) most = larger(most, one);
       _mm512_storeu_ps(norms + work * PANEL + c, _mm512_sqrt_ps(most));
     }
   }
 }
 
 // x (batch, height, width, in), of half the height and width where it is to be doubled; weights (panels, in, 9,
-// PANEL) with anything behind the last output channel, and their norms; bias (channels) or null; kept, which is added,
-// like the result or null; result (batch, height, width, channels). Norms are float32, all else is bfloat16, dense;
-// in and channels are multiples of 16. Returns 0, or 1 where there is no memory.
-extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* norms, const uint16_t* bias,
-                        const uint16_t* kept, uint16_t* out, int batch, int height, int width, int in, int channels,
-                        int doubled, int relu, int threads) {
+// PANEL) with anything behind the last output channel; their balance (in), powers of two that pixels are multiplied
+// with and weights divided by, and norms; bias (channels) or null; kept, which is added, like the result or null;
+// result (batch, height, width, channels). Balance and norms are float32, all else is bfloat16, dense; in and channels
+// are multiples of 16. Returns 0, or 1 where there is no memory.
+extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* balance, const float* norms,
+                        const uint16_t* bias, const uint16_t* kept, uint16_t* out, int batch, int height, int width,
+                        int in, int channels, int doubled, int relu, int threads) {
   const int64_t across = (width + KEPT - 1) / KEPT, each = across * ((height + KEPT - 1) / KEPT);
   const int64_t all = batch * each;
   if (all == 0) return 0;
@@ -363,7 +377,7 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
     auto* v = reinterpret_cast<int16_t*>(u + u_size);
     for (int tile = 0; tile < count; ++tile)
       for (int block = 0; block < blocks; ++block)
-        read_tile(x, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
+        read_tile(x, balance, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
                   v + block * POINTS * v_stride + tile * DEPTH, v_stride, factors + block * POINTS * TILES + tile);
     for (int panel = from_panel; panel < to_panel; ++panel) {
       const int columns = std::min(PANEL, channels - panel * PANEL);
@@ -371,7 +385,8 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
         for (int block = 0; block < blocks; ++block) {
           const int depth = std::min(DEPTH, in - block * DEPTH);
           const float* own_norms = norms + (panel * blocks + block) * PANEL;
-          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, own_norms, depth, columns, u);
+          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, balance + block * DEPTH,
+                             own_norms, depth, columns, u);
           for (int j = 0; j < 2 * SIDE; ++j) {
             const int point = SIDE * PAIRS[pair][j / SIDE] + j % SIDE;
             all_products(v + (block * POINTS + point) * v_stride, u + j * WEIGHTS, count, depth, columns, block == 0,

@@ -48,7 +48,7 @@ def test_it_is_hardly_further_from_exact_than_torch_is(shape: tuple[int, ...]) -
     assert layer.weight.way is PANELS
     assert found.dtype == torch.bfloat16 and found.stride() == theirs.stride()
     # What whole numbers of 16 bits add to the rounding of the result.
-    assert (found - exact).norm() <= 1.1 * (theirs - exact).norm()
+    assert (found - exact).norm() <= 1.08 * (theirs - exact).norm()
     assert torch.equal(layer.weight, plain)
 
 
@@ -63,7 +63,7 @@ def test_so_is_one_of_an_enlarged_picture(shape: tuple[int, ...]) -> None:
     found = convolve_doubled(layer, x)
     assert layer.weight.way is PANELS
     assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
-    assert (found - exact).norm() <= 1.1 * (theirs - exact).norm()
+    assert (found - exact).norm() <= 1.08 * (theirs - exact).norm()
 
 
 @needs_kernel
@@ -98,6 +98,17 @@ def test_small_numbers_keep_their_digits_beside_large_ones() -> None:
         wanted = exact[0][place]
         error = (found[0][place] - wanted).norm()
         assert error <= 1.2 * (theirs[0][place] - wanted).norm()  # over few numbers
+
+
+@needs_kernel
+def test_channels_of_small_pixels_and_large_weights_keep_their_digits() -> None:
+    layer, x = drawn(1, 128, 64, 16, 16)
+    sizes = torch.linspace(-12, 12, 128).exp2().bfloat16()[:, None, None]
+    x = (x * sizes).contiguous(memory_format=torch.channels_last)
+    layer.weight = nn.Parameter(layer.weight / sizes, requires_grad=False)
+    plain, theirs = layer.weight.double(), layer(x)
+    exact = functional.conv2d(x.double(), plain, layer.bias.double(), padding=1)
+    assert (convolve(layer, x) - exact).norm() <= 1.08 * (theirs - exact).norm()
 
 
 @needs_kernel
