@@ -33,6 +33,8 @@ constexpr int DEPTH = 128;            // input channels in a block
 constexpr int PANEL = 64;             // output channels in a panel
 constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in the 32 registers
 constexpr int TILES = 64;             // most tiles in a group
+// As a power of two: channels whose weights are zero must not drown the others either.
+constexpr float LEAST_BALANCE = -20;
 // Norms of whole numbers, whose product, the largest possible sum, fits 32 bits. A number of 16 bits may be as large as
 // the first, and half the second.
 constexpr float PIXELS_NORM = 32000, WEIGHTS_NORM = 2 * PIXELS_NORM;
@@ -148,8 +150,7 @@ constexpr int PAIRS[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 // Weights (depth, 9, PANEL) -> to[point of the pair] (depth / 2, PANEL, 2), for `width` output channels.
 template <int PAIR>
-void read_weights(const uint16_t* weights, const float* balance, const float* norms, int depth, int width,
-                  int32_t* to) {
+void read_weights(const uint16_t* weights, const float* norms, int depth, int width, int32_t* to) {
   for (int c = 0; c < width; c += LANES) {
     const __m512 norm = _mm512_loadu_ps(norms + c);
     const __mmask16 some = _mm512_cmp_ps_mask(norm, _mm512_setzero_ps(), _CMP_NEQ_UQ);
@@ -158,7 +159,6 @@ void read_weights(const uint16_t* weights, const float* balance, const float* no
       __m512i first[2 * SIDE];
 #pragma GCC unroll 2
       for (int one = 0; one < 2; ++one) {
-        const __m512 factor = times(1 / balance[k + one], up);
         __m512 parts[2][3];
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) {
@@ -170,7 +170,7 @@ void read_weights(const uint16_t* weights, const float* balance, const float* no
             _mm_prefetch(reinterpret_cast<const char*>(at + depth * 9 * PANEL), _MM_HINT_T1);  // the next block
           }
           turn_weights(column, points);
-          for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(factor, points[PAIRS[PAIR][i]]);
+          for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(up, points[PAIRS[PAIR][i]]);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
@@ -192,7 +192,7 @@ void read_weights(const uint16_t* weights, const float* balance, const float* no
   }
 }
 
-using ReadWeights = void (*)(const uint16_t*, const float*, const float*, int, int, int32_t*);
+using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
 constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
 
 // _mm512_dpwssd_epi32, for which GCC 12 keeps copies of the sums, and runs out of registers.
@@ -305,11 +305,44 @@ Division best_division(int64_t tiles, int panels, int threads) {
   return best;
 }
 
-}  // namespace
+// Norms of the input channels' weights, 1 in the mean, as powers of two -> balance (in), and weights (panels, in, 9,
+// PANEL) divided by them. Each output's weights count as if their norm was 1: so one with large weights does not decide
+// for the others, and one with a weight that is no number counts for nothing.
+void take_balance(uint16_t* weights, float* balance, int panels, int in) {
+  std::fill(balance, balance + in, 0.0f);
+  for (int panel = 0; panel < panels; ++panel)
+    for (int c = 0; c < PANEL; c += LANES) {
+      const auto square_of = [&](int first, int last) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int row = 9 * first; row < 9 * last; ++row) {
+          const __m512 x = widened(weights + (int64_t(panel) * in * 9 + row) * PANEL + c);
+          sum = _mm512_fmadd_ps(x, x, sum);
+        }
+        return sum;
+      };
+      const __m512 whole = square_of(0, in);
+      const __mmask16 sound = _mm512_cmp_ps_mask(whole, _mm512_setzero_ps(), _CMP_GT_OQ) &
+                              _mm512_cmp_ps_mask(whole, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+      for (int k = 0; k < in; ++k)
+        balance[k] += _mm512_reduce_add_ps(_mm512_maskz_div_ps(sound, square_of(k, k + 1), whole));
+    }
+  float mean = 0;
+  for (int k = 0; k < in; ++k) mean += std::sqrt(balance[k]) / in;
+  for (int k = 0; k < in; ++k) {
+    const float power = std::round(std::log2(std::sqrt(balance[k]) / mean));
+    balance[k] = mean > 0 ? std::exp2(std::max(LEAST_BALANCE, power)) : 1;
+  }
+  for (int64_t row = 0; row < int64_t(panels) * in * 9; ++row)
+    for (int c = 0; c < PANEL; c += LANES) {
+      uint16_t* at = weights + row * PANEL + c;
+      const __m512 divided = times(1 / balance[row / 9 % in], widened(at));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), (__m256i)_mm512_cvtneps_pbh(divided));
+    }
+}
 
 // The largest norm at any point of each column of a block, or twice its largest number -> norms (panels, blocks,
-// PANEL), of weights (panels, in, 9, PANEL) divided by the balance (in).
-extern "C" void measure(const uint16_t* weights, const float* balance, float* norms, int panels, int in) {
+// PANEL), of weights (panels, in, 9, PANEL).
+void measure(const uint16_t* weights, float* norms, int panels, int in) {
   const int blocks = (in + DEPTH - 1) / DEPTH;
   for (int work = 0; work < panels * blocks; ++work) {
     const int first = work % blocks * DEPTH, last = std::min(in, first + DEPTH);
@@ -323,7 +356,7 @@ extern "C" void measure(const uint16_t* weights, const float* balance, float* no
         const uint16_t* from = weights + (int64_t(work / blocks) * in + k) * 9 * PANEL + c;
         for (int j = 0; j < 3; ++j) {
           __m512 column[3];
-          for (int i = 0; i < 3; ++i) column[i] = times(1 / balance[k], widened(from + (3 * i + j) * PANEL));
+          for (int i = 0; i < 3; ++i) column[i] = widened(from + (3 * i + j) * PANEL);
           turn_weights(column, half[j]);
         }
         for (int i = 0; i < SIDE; ++i) {
@@ -333,19 +366,29 @@ extern "C" void measure(const uint16_t* weights, const float* balance, float* no
           for (int j = 0; j < SIDE; ++j) {
             const __m512 square = _mm512_mul_ps(row[j], row[j]);
             squares[SIDE * i + j] = _mm512_add_ps(squares[SIDE * i + j], square);
-            most = larger(most, times(4, square));
+            most = larger(most, square);
           }
         }
       }
+      most = times(4, most);
       for (const __m512 one : squares) most = larger(most, one);
       _mm512_storeu_ps(norms + work * PANEL + c, _mm512_sqrt_ps(most));
     }
   }
 }
 
+}  // namespace
+
+// Weights (panels, in, 9, PANEL), zeros behind the last output channel, as `convolve` wants them, with their balance
+// (in) and norms (panels, blocks, PANEL).
+extern "C" void prepare(uint16_t* weights, float* balance, float* norms, int panels, int in) {
+  take_balance(weights, balance, panels, in);
+  measure(weights, norms, panels, in);
+}
+
 // x (batch, height, width, in), of half the height and width where it is to be doubled; weights (panels, in, 9,
-// PANEL) with anything behind the last output channel; their balance (in), powers of two that pixels are multiplied
-// with and weights divided by, and norms; bias (channels) or null; kept, which is added, like the result or null;
+// PANEL) with anything behind the last output channel, divided by their balance (in), which pixels are multiplied with,
+// and their norms; bias (channels) or null; kept, which is added, like the result or null;
 // result (batch, height, width, channels). Balance and norms are float32, all else is bfloat16, dense; in and channels
 // are multiples of 16. Returns 0, or 1 where there is no memory.
 extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* balance, const float* norms,
@@ -385,8 +428,7 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
         for (int block = 0; block < blocks; ++block) {
           const int depth = std::min(DEPTH, in - block * DEPTH);
           const float* own_norms = norms + (panel * blocks + block) * PANEL;
-          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, balance + block * DEPTH,
-                             own_norms, depth, columns, u);
+          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, own_norms, depth, columns, u);
           for (int j = 0; j < 2 * SIDE; ++j) {
             const int point = SIDE * PAIRS[pair][j / SIDE] + j % SIDE;
             all_products(v + (block * POINTS + point) * v_stride, u + j * WEIGHTS, count, depth, columns, block == 0,

@@ -56,28 +56,28 @@ def _like_the_result(kept: Tensor, layer: Any, x: Tensor) -> bool:
 def to_panels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return a plain weight (out, in, 3, 3) as the kernel wants it: panels, balance and norms.
 
-    Panels (panels, in, 9, 64). The balance (in,) is each input channel's norm, as a power of two:
-    with pixels times it and weights divided by it, what a channel adds to the result does not
-    drown in the rounding of another, of larger pixels and smaller weights. The norms
-    (panels, blocks, 64) are the largest that each column of a block has as it is turned: the
-    kernel's whole numbers are weights in proportion to them.
+    Panels (panels, in, 9, 64), divided by the balance (in,): powers of two, with which pixels are
+    multiplied instead. So what a channel adds to the result does not drown in the rounding of
+    another with larger pixels and smaller weights. The norms (panels, blocks, 64) are the largest
+    that each column of a block has as it is turned, or twice its largest number: the kernel's
+    whole numbers are weights in proportion to them.
     """
     library = kernel("winograd")
     assert library is not None
     outputs, inputs = weight.shape[:2]
     padded = functional.pad(weight.reshape(outputs, inputs, 9), (0, 0, 0, 0, 0, -outputs % PANEL))
     panels = padded.reshape(-1, PANEL, inputs, 9).permute(0, 2, 3, 1).contiguous()
-    power = weight.float().square().sum((0, 2, 3)).sqrt().log2().round()
-    balance = torch.where(power.isfinite(), power, 0).exp2()
+    balance = torch.empty(inputs, dtype=torch.float32)
     norms = torch.empty(len(panels), -(-inputs // DEPTH), PANEL, dtype=torch.float32)
-    library.measure(*addresses(panels, balance, norms), len(panels), inputs)
+    library.prepare(*addresses(panels, balance, norms), len(panels), inputs)
     return panels, balance, norms
 
 
 def from_panels(parts: tuple[Tensor, ...], outputs: int) -> Tensor:
     """Return the plain weight (out, in, 3, 3)."""
-    panels = parts[0]
-    return panels.permute(0, 3, 1, 2).reshape(-1, panels.shape[1], 3, 3)[:outputs]
+    panels, balance, _ = parts
+    plain = (panels * balance[:, None, None]).to(panels.dtype)  # exact: these are powers of two
+    return plain.permute(0, 3, 1, 2).reshape(-1, panels.shape[1], 3, 3)[:outputs]
 
 
 def convolve(

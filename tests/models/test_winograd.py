@@ -71,9 +71,13 @@ def test_so_is_one_of_an_enlarged_picture(shape: tuple[int, ...]) -> None:
 def test_no_sum_of_whole_numbers_overflows(channels: int) -> None:
     # Where all pixels and weights agree, the largest sum is as large as it can be.
     layer, x = drawn(1, channels, 64, 16, 16)
-    for pixel, weight in ((1.0, 1.0), (-3e4, 1.0), (1e-10, -2e4)):
+    for pixel, weight, of_one in ((1.0, 1.0, 0), (-3e4, 1.0, 0), (1e-10, -2e4, 0), (3.0, 1.0, 1)):
         x.fill_(pixel)
-        layer.weight = nn.Parameter(torch.full_like(layer.weight, weight), requires_grad=False)
+        same = torch.full_like(layer.weight, weight)
+        same[:, 1:] *= (
+            1 - of_one
+        )  # where one channel is all there is, a number is as large as it can be
+        layer.weight = nn.Parameter(same, requires_grad=False)
         exact = functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), padding=1)
         torch.testing.assert_close(convolve(layer, x).float(), exact, rtol=5e-3, atol=0.02)
 
@@ -109,6 +113,19 @@ def test_channels_of_small_pixels_and_large_weights_keep_their_digits() -> None:
     plain, theirs = layer.weight.double(), layer(x)
     exact = functional.conv2d(x.double(), plain, layer.bias.double(), padding=1)
     assert (convolve(layer, x) - exact).norm() <= 1.08 * (theirs - exact).norm()
+
+
+@needs_kernel
+def test_one_large_weight_and_channels_without_any_do_not_drown_the_others() -> None:
+    for place, factor in (((0, 0), 1e4), ((slice(None), 5), 0.0)):
+        layer, x = drawn(1, 128, 64, 16, 16)
+        weight = layer.weight / 1e4
+        weight[place] *= factor
+        layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), None
+        theirs = layer(x)
+        exact = functional.conv2d(x.double(), weight.double(), padding=1)
+        error = (convolve(layer, x) - exact)[:, 1:].norm()
+        assert error <= 1.08 * (theirs - exact)[:, 1:].norm()
 
 
 @needs_kernel
