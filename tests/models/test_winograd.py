@@ -69,14 +69,13 @@ def test_so_is_one_of_an_enlarged_picture(shape: tuple[int, ...]) -> None:
 @needs_kernel
 @pytest.mark.parametrize("channels", [64, 128, 320])
 def test_no_sum_of_whole_numbers_overflows(channels: int) -> None:
-    # Where all pixels and weights agree, the largest sum is as large as it can be.
+    # Where all pixels and weights agree, the largest sum is as large as it can be; where one
+    # channel is all there is, so is a number.
     layer, x = drawn(1, channels, 64, 16, 16)
-    for pixel, weight, of_one in ((1.0, 1.0, 0), (-3e4, 1.0, 0), (1e-10, -2e4, 0), (3.0, 1.0, 1)):
+    for pixel, weight, others in ((1.0, 1.0, 1), (-3e4, 1.0, 1), (1e-10, -2e4, 1), (3.0, 1.0, 0)):
         x.fill_(pixel)
         same = torch.full_like(layer.weight, weight)
-        same[:, 1:] *= (
-            1 - of_one
-        )  # where one channel is all there is, a number is as large as it can be
+        same[:, 1:] *= others
         layer.weight = nn.Parameter(same, requires_grad=False)
         exact = functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), padding=1)
         torch.testing.assert_close(convolve(layer, x).float(), exact, rtol=5e-3, atol=0.02)
