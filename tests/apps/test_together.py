@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,16 +51,20 @@ def visitors(
 
 
 @pytest.fixture
-def occupied(busy: Suite) -> Callable[[int], AbstractContextManager[None]]:
-    """A way to hold the device until so many requests wait for it together."""
+def in_line(busy: Suite) -> Callable[..., AbstractContextManager[list[Any]]]:
+    """A way to hold the device while requests, each (client, settings), wait for it together."""
     batcher = busy.pipeline._batcher
 
     @contextmanager
-    def held(waiting: int) -> Iterator[None]:
+    def held(requests: Iterable[tuple[Client, dict[str, Any]]]) -> Iterator[list[Any]]:
         networks = busy.store.load("tiny", "canny")
         with batcher.turn(networks, "something else", 1, lambda: None):
-            yield
-            _until(lambda: len(batcher._turns) == waiting)
+            calls: list[Any] = []
+            for client, asked in requests:
+                # One after another: Gradio's queue has a single place, for a moment needed by each.
+                calls.append(_ask(client, **asked))
+                _until(lambda: len(batcher._turns) == len(calls))
+            yield calls
 
     return held
 
@@ -87,12 +91,12 @@ def _apart(first: list[np.ndarray], second: list[np.ndarray]) -> int:
 
 
 def test_each_visitor_gets_their_own_pictures(
-    visitors: list[Client], busy: Suite, occupied: Any
+    visitors: list[Client], busy: Suite, in_line: Any
 ) -> None:
     pairs = list(zip(visitors, (FIRST, SECOND), strict=True))
     alone = [_pictures(_ask(client, **asked)) for client, asked in pairs]
-    with occupied(2):
-        calls = [_ask(client, **asked) for client, asked in pairs]
+    with in_line(pairs) as calls:
+        pass
     together = [_pictures(call) for call in calls]
     for mine, wanted in zip(together, alone, strict=True):
         assert _apart(mine, wanted) <= 1, "equal up to rounding"
@@ -113,10 +117,8 @@ def test_one_who_leaves_does_not_end_the_other(visitors: list[Client], busy: Sui
     _until(lambda: busy.pipeline._batcher._admitted == 0)
 
 
-def test_a_full_queue_is_one_sentence(visitors: list[Client], busy: Suite, occupied: Any) -> None:
-    with occupied(2):
-        calls = [_ask(client, **FIRST) for client in visitors]
-        _until(lambda: len(busy.pipeline._batcher._turns) == 2)
+def test_a_full_queue_is_one_sentence(visitors: list[Client], busy: Suite, in_line: Any) -> None:
+    with in_line([(client, FIRST) for client in visitors]) as calls:
         calls.append(_ask(visitors[0], **SECOND))
         _until(lambda: calls[-1].status().rank == 0)
         with pytest.raises(QueueError, match=r"^Queue is full! Please try again\.$"):
