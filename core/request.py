@@ -105,12 +105,7 @@ class GenerationRequest(ControlRequest):
     )
     seed: int = bounded(-1, -1, LARGEST_SEED, 1, "Seed", "Same seed, same picture; -1 draws one.")
     eta: float = bounded(
-        0.0,
-        0.0,
-        1.0,
-        0.01,
-        "eta (DDIM)",
-        "Fresh noise per step, from the seed too; 0 is plain DDIM.",
+        0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Fresh noise per step, seeded too; 0 is plain DDIM."
     )
     model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
     sampler: str = choice(
