@@ -34,7 +34,6 @@ from training.weights import save_module
 
 TEXT_WIDTH = 192
 GROUNDING = 0.1  # weight of the attention's loss beside the prediction's
-ETA = 1.0  # of what is drawn on the way, as in the app
 DROPPED_CAPTIONS = 0.1  # share of empty captions, which classifier-free guidance needs
 
 
@@ -154,8 +153,7 @@ def sample_latents(  # noqa: PLR0913, PLR0917 - what a sampler needs
     """Latents (B, 4, h, w) drawn from noise; the application's own sampler is `core.pipeline`.
 
     `text` (B, 77, C) and `empty` (1, 77, C) are the encoded captions, `hint` (B, 3, H, W) in [0, 1]
-    the control's maps. The noise of the steps, which eta 1 gives as Diorama's card does, is torch's
-    own.
+    the control's maps.
     """
     scheduler = make_scheduler()
     scheduler.set_timesteps(steps)
@@ -171,7 +169,7 @@ def sample_latents(  # noqa: PLR0913, PLR0917 - what a sampler needs
                     "mid_block_additional_residual": middle,
                 }
             low, high = unet(doubled, t, both, **more).sample.float().chunk(2)
-        latents = scheduler.step(low + guidance * (high - low), t, latents, eta=ETA).prev_sample
+        latents = scheduler.step(low + guidance * (high - low), t, latents).prev_sample
     return latents
 
 

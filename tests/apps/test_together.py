@@ -61,7 +61,7 @@ def in_line(busy: Suite) -> Callable[..., AbstractContextManager[list[Any]]]:
         with batcher.turn(networks, "something else", 1, lambda: None):
             calls: list[Any] = []
             for client, asked in requests:
-                # One after another: Gradio's queue has a single place, for a moment needed by each.
+                # One after another: each needs for a moment the single place in Gradio's queue.
                 calls.append(_ask(client, **asked))
                 _until(lambda: len(batcher._turns) == len(calls))
             yield calls
