@@ -4,7 +4,7 @@
     python -m benchmarks.controllability --model sd15_plus --protocol controlnet++ --data DIR
 
 Without --conditions: all that the model has a ControlNet for. They go by their annotators' names.
-The second line follows ControlNet++'s paper, on your own pictures: see _paper.py. The first:
+The second line follows ControlNet++'s paper, on your own pictures: see _controlnetpp.py. The first:
 
 Every held-out scene gives a picture, its control map and its caption. The model draws the scene
 again from map and caption at several control strengths, the map is re-extracted from what it drew,
@@ -30,7 +30,7 @@ import numpy as np
 import apps
 from annotators import depth, hed, normal, pose, scribble, seg
 from annotators._network import STRIDE, at_size
-from benchmarks import _paper
+from benchmarks import _controlnetpp
 from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
@@ -452,10 +452,10 @@ def _by_scenes(options: argparse.Namespace) -> dict[str, Any]:
 def _by_paper(options: argparse.Namespace) -> dict[str, Any]:
     """Measures as the paper did, on a folder of pictures."""
     store, names, strengths = _given(options, (1.0,))
-    names = _paper.chosen(store, options.model, names)
-    examples = _paper.read_folder(options.data)[: options.scenes]
-    result = _paper.measure(store, options.model, names, examples, strengths, options.sheet)
-    _paper.print_whole(result)
+    names = _controlnetpp.chosen(store, options.model, names)
+    examples = _controlnetpp.read_folder(options.data)[: options.scenes]
+    result = _controlnetpp.measure(store, options.model, names, examples, strengths, options.sheet)
+    _controlnetpp.print_whole(result)
     _print_json(result, options)
     return result
 
@@ -518,7 +518,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--protocol",
-        choices=("interactive", _paper.PROTOCOL),
+        choices=("interactive", _controlnetpp.PROTOCOL),
         default="interactive",
         help="measure as the apps do, or as ControlNet++'s authors did, on --data",
     )
@@ -531,9 +531,11 @@ def main(arguments: list[str] | None = None) -> int:
         "in folders of these names, a PNG named as its picture",
     )
     options = parser.parse_args(arguments)
-    as_paper = options.protocol == _paper.PROTOCOL
+    as_paper = options.protocol == _controlnetpp.PROTOCOL
     if as_paper != bool(options.data) or (as_paper and options.annotate):
-        parser.error(f"--protocol {_paper.PROTOCOL} goes with --data DIR, and without --annotate")
+        parser.error(
+            f"--protocol {_controlnetpp.PROTOCOL} goes with --data DIR, and without --annotate"
+        )
     try:
         result = _by_paper(options) if as_paper else _by_scenes(options)
     except SuiteError as error:

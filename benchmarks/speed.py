@@ -47,7 +47,7 @@ from benchmarks._peers import (
     why_not_compiled,
     why_not_openvino,
 )
-from benchmarks._sd15 import random_networks
+from benchmarks._random_sd15 import random_networks
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.request import ControlRequest, GenerationRequest

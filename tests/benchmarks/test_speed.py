@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import _peers, speed
-from benchmarks._sd15 import random_networks
+from benchmarks._random_sd15 import random_networks
 from models.store import Store
 
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from annotators import _detectors, find_annotator
 from annotators.seg import as_map, drawn_colours, palette
-from benchmarks import _paper, _paper_ways, controllability
+from benchmarks import _controlnetpp, _controlnetpp_metrics, controllability
 from core.errors import BadInput, WeightsMissing
 from core.images import grey_map
 from models.store import Store
@@ -46,42 +46,42 @@ def classes(*rows):
 def test_f1_takes_the_images_of_a_caption_together():
     wanted = lines([1, 1, 0, 0])
     found = [lines([1, 1, 0, 0]), lines([0, 0, 1, 1])]  # alone: 100 and 0
-    assert _paper_ways.f1_of_all(wanted, found) == pytest.approx(50)
-    assert _paper_ways.f1_of_all(wanted, [lines([1, 0, 1, 0]), lines([0] * 4)]) == pytest.approx(
-        100 * 2 / (2 * 1 + 1 + 3)
-    )
-    assert _paper_ways.f1_of_all(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
+    assert _controlnetpp_metrics.f1_of_all(wanted, found) == pytest.approx(50)
+    assert _controlnetpp_metrics.f1_of_all(
+        wanted, [lines([1, 0, 1, 0]), lines([0] * 4)]
+    ) == pytest.approx(100 * 2 / (2 * 1 + 1 + 3))
+    assert _controlnetpp_metrics.f1_of_all(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
 
 
 def test_rmse_is_in_grey_levels_and_the_mean_over_the_images():
     wanted = grey_map(np.full((2, 2), 100, np.uint8))
     found = [grey_map(np.full((2, 2), level, np.uint8)) for level in (110, 70)]
-    assert _paper_ways.mean_rmse(wanted, found) == pytest.approx(20)
+    assert _controlnetpp_metrics.mean_rmse(wanted, found) == pytest.approx(20)
 
 
 def test_miou_is_of_all_pictures_as_one_and_each_image_in_turn():
     # Class 0 in both pictures, class 1 in the second alone; the first images are perfect.
     first, second = classes([0, 0, 0, 0]), classes([0, 0, 1, 1])
     figures = [
-        _paper_ways.overlaps(first, [first, classes([0, 0, 1, 1])]),
-        _paper_ways.overlaps(second, [second, classes([0, 0, 0, 0])]),
+        _controlnetpp_metrics.overlaps(first, [first, classes([0, 0, 1, 1])]),
+        _controlnetpp_metrics.overlaps(second, [second, classes([0, 0, 0, 0])]),
     ]
     # Second images: class 0 has 2 + 2 in both of 4 + 4 in either, class 1 none of 2 + 2.
-    assert _paper_ways.miou(figures) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
+    assert _controlnetpp_metrics.miou(figures) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
 
 
 def test_black_in_a_given_map_is_no_class():
     wanted = classes([0, 0, 1, 1])
     wanted[0, 2:] = 0
-    assert _paper_ways.miou(
-        [_paper_ways.overlaps(wanted, [classes([0, 0, 2, 0])])]
+    assert _controlnetpp_metrics.miou(
+        [_controlnetpp_metrics.overlaps(wanted, [classes([0, 0, 2, 0])])]
     ) == pytest.approx(100)
 
 
 def test_the_paper_s_similarity_of_equal_maps_is_one():
     soft = grey_map(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
-    assert _paper_ways.mean_ms_ssim(soft, [soft, soft]) == pytest.approx(1)
-    assert _paper_ways.mean_ms_ssim(soft, [255 - soft]) < 0.1
+    assert _controlnetpp_metrics.mean_ms_ssim(soft, [soft, soft]) == pytest.approx(1)
+    assert _controlnetpp_metrics.mean_ms_ssim(soft, [255 - soft]) < 0.1
 
 
 # The data
@@ -99,13 +99,13 @@ def test_pictures_have_their_captions_beside_them_or_in_prompt_json(tmp_path):
         save_picture(tmp_path / name)
     (tmp_path / "a.txt").write_text("a box\n")
     (tmp_path / "README.md").write_text("no picture")
-    assert [(e.path.name, e.caption) for e in _paper.read_folder(tmp_path)] == [
+    assert [(e.path.name, e.caption) for e in _controlnetpp.read_folder(tmp_path)] == [
         ("a.png", "a box"),
         ("b.jpg", ""),
     ]
     line = {"source": "source/b.png", "target": "b.jpg", "prompt": "another"}
     (tmp_path / "prompt.json").write_text(json.dumps(line) + "\n\n")
-    (only,) = _paper.read_folder(tmp_path)
+    (only,) = _controlnetpp.read_folder(tmp_path)
     assert (only.path, only.caption) == (tmp_path / "b.jpg", "another")
 
 
@@ -113,28 +113,28 @@ def test_pictures_have_their_captions_beside_them_or_in_prompt_json(tmp_path):
 def test_a_malformed_prompt_json_is_named(tmp_path, text):
     (tmp_path / "prompt.json").write_text(text)
     with pytest.raises(BadInput, match=r"prompt\.json must have one JSON object a line"):
-        _paper.read_folder(tmp_path)
+        _controlnetpp.read_folder(tmp_path)
 
 
 def test_a_caption_in_another_encoding_is_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
     (tmp_path / "cat.txt").write_bytes("Kätzchen".encode("latin-1"))
     with pytest.raises(BadInput, match=r"cat\.txt is not UTF-8"):
-        _paper.read_folder(tmp_path)
+        _controlnetpp.read_folder(tmp_path)
 
 
 def test_an_empty_folder_is_said(tmp_path):
     with pytest.raises(BadInput, match="There are no pictures in"):
-        _paper.read_folder(tmp_path)
+        _controlnetpp.read_folder(tmp_path)
 
 
 def test_a_picture_is_squeezed_whatever_its_shape(tmp_path):
     save_picture(tmp_path / "a.png")
-    whole = _paper.squeezed(tmp_path / "a.png")
+    whole = _controlnetpp.squeezed(tmp_path / "a.png")
     assert whole.shape == (512, 512, 3)
     assert (whole[256, 140:370] == 255).all()  # the middle half, not a middle square
     with pytest.raises(BadInput, match=r"b\.png is not there"):
-        _paper.squeezed(tmp_path / "b.png")
+        _controlnetpp.squeezed(tmp_path / "b.png")
 
 
 # The extractors
@@ -187,15 +187,21 @@ def test_wanted_depth_is_stretched_and_found_depth_divided_by_its_largest(
     extractors, picture, monkeypatch
 ):
     save_depth_network(extractors)
-    assert _paper_ways.depth_in(picture).shape == (96, 128)
-    monkeypatch.setattr(_paper_ways, "depth_in", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32))
-    assert _paper_ways.draw_depth(picture, None)[0, :, 0].tolist() == [0, 128, 255]
-    assert _paper_ways.draw_found_depth(picture, None)[0, :, 0].tolist() == [128, 191, 255]
+    assert _controlnetpp_metrics.depth_in(picture).shape == (96, 128)
+    monkeypatch.setattr(
+        _controlnetpp_metrics, "depth_in", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32)
+    )
+    assert _controlnetpp_metrics.draw_depth(picture, None)[0, :, 0].tolist() == [0, 128, 255]
+    assert _controlnetpp_metrics.draw_found_depth(picture, None)[0, :, 0].tolist() == [
+        128,
+        191,
+        255,
+    ]
 
 
 def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, picture):
     save_class_network(extractors)
-    found = _paper_ways.draw_classes(picture, None)
+    found = _controlnetpp_metrics.draw_classes(picture, None)
     assert found.shape == picture.shape
     known = {tuple(colour) for colour in drawn_colours().tolist()}
     assert {tuple(colour) for colour in found.reshape(-1, 3).tolist()} <= known
@@ -203,7 +209,10 @@ def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, pictur
 
 @pytest.mark.parametrize(
     ("draw", "name"),
-    [(_paper_ways.draw_depth, "dpt-large"), (_paper_ways.draw_classes, "mask2former")],
+    [
+        (_controlnetpp_metrics.draw_depth, "dpt-large"),
+        (_controlnetpp_metrics.draw_classes, "mask2former"),
+    ],
 )
 def test_what_an_extractor_lacks_is_one_sentence(extractors, picture, draw, name):
     with pytest.raises(WeightsMissing, match=f"{name}.* needs model.safetensors .* put them into"):
@@ -214,11 +223,13 @@ def test_what_an_extractor_lacks_is_one_sentence(extractors, picture, draw, name
 
 
 def test_the_settings_are_the_paper_s():
-    settings = {name: _paper.SETTINGS[name] for name in ("steps", "guidance_scale", "num_samples")}
+    settings = {
+        name: _controlnetpp.SETTINGS[name] for name in ("steps", "guidance_scale", "num_samples")
+    }
     assert settings == {"steps": 20, "guidance_scale": 7.5, "num_samples": 4}
-    assert (_paper.SIDE, _paper.SETTINGS["image_resolution"]) == (512, 512)
-    assert _paper.SETTINGS["negative_prompt"] == "worst quality, low quality"
-    assert _paper.SETTINGS["added_prompt"] == ""
+    assert (_controlnetpp.SIDE, _controlnetpp.SETTINGS["image_resolution"]) == (512, 512)
+    assert _controlnetpp.SETTINGS["negative_prompt"] == "worst quality, low quality"
+    assert _controlnetpp.SETTINGS["added_prompt"] == ""
 
 
 @pytest.fixture
@@ -229,9 +240,9 @@ def model(tmp_path, monkeypatch):
     (folder / "tiny.toml").write_text(CARD, encoding="utf-8")
     monkeypatch.setattr(controllability, "Store", lambda *_: Store("cpu", "float32", folder))
     for name, value in (("steps", 1), ("num_samples", 2), ("image_resolution", 256)):
-        monkeypatch.setitem(_paper.SETTINGS, name, value)
-    monkeypatch.setattr(_paper, "IMAGES", 2)
-    monkeypatch.setattr(_paper, "SIDE", 256)
+        monkeypatch.setitem(_controlnetpp.SETTINGS, name, value)
+    monkeypatch.setattr(_controlnetpp, "IMAGES", 2)
+    monkeypatch.setattr(_controlnetpp, "SIDE", 256)
     return "tiny"
 
 
@@ -256,7 +267,7 @@ def test_the_figures_of_the_contract_and_the_paper_s_beside_them(
     assert {"model", "steps", "autoencoder_psnr", "prompt_colour_accuracy"} < result.keys()
     assert list(result["conditions"]) == list(result["paper"]) == list(CONTROLS)
     for name, found in result["conditions"].items():
-        assert found["metric"] == _paper_ways.WAYS[name].metric
+        assert found["metric"] == _controlnetpp_metrics.WAYS[name].metric
         assert found["strength"].keys() == {"1"} and found["pictures"] == 2
         assert found["headline"].keys() == {"oracle", "1"}
     assert result["paper"]["canny"] == {"ControlNet": 34.65, "ControlNet++": 37.04}
@@ -306,8 +317,8 @@ def test_what_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
     assert "goes with --data DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", _paper_ways.WAYS)
+@pytest.mark.parametrize("name", _controlnetpp_metrics.WAYS)
 def test_every_named_preprocessor_exists(name):
-    way, annotator = _paper_ways.WAYS[name], find_annotator(name)
+    way, annotator = _controlnetpp_metrics.WAYS[name], find_annotator(name)
     if isinstance(way.draw, str):
         assert way.draw in [one.name for one in annotator.preprocessors]

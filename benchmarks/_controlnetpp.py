@@ -24,7 +24,7 @@ import numpy as np
 
 from annotators import find_annotator
 from annotators.depth import stretched
-from benchmarks._paper_ways import WAYS, Figures
+from benchmarks._controlnetpp_metrics import WAYS, Figures
 from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import ALREADY_A_MAP, Annotator, Condition, ControlMap, Preprocessor, RGBImage
 from core.consistency import Extractor
