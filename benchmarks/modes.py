@@ -25,9 +25,9 @@ from benchmarks._shared import psnr
 from benchmarks.controllability import chosen
 from core.condition import Condition, RGBImage
 from core.errors import SuiteError, WeightsMissing
+from core.modes import MODES, Shortcuts
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult
-from core.shortcuts import MODES, Shortcuts
 from models.store import Store
 from training.dataset import HELD_OUT
 from training.progress import clock

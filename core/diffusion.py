@@ -19,11 +19,11 @@ from core.errors import DeviceUnavailable, SuiteError
 from core.guidance import Guidance, residual_scales
 from core.images import to_tensor
 from core.memory import OUT_OF_MEMORY, give_back, is_out_of_memory
+from core.modes import MODES, Foretelling
 from core.networks import ControlInput, Networks
 from core.progress import Run
 from core.request import ControlRequest, GenerationRequest
 from core.sampling import Predict, denoise, seeded_noise
-from core.shortcuts import MODES, Foretelling
 
 LOGGER = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from core.modes import KeptResiduals, Shortcuts
 from core.networks import ControlInput, Networks
-from core.shortcuts import KeptResiduals, Shortcuts
 
 GUESS_DECAY = 0.825
 """Guess mode weakens each shallower residual by this: with SD 1.5's 13 residuals (12 skips and the

@@ -27,6 +27,7 @@ from core.diffusion import Diffusion, Steering, batches
 from core.errors import BadInput, SuiteError
 from core.images import cut_like, fit_size, resize_map, to_images
 from core.memory import said_if_it_runs_out
+from core.modes import MODES
 from core.networks import Networks
 from core.progress import Run, Stopped
 from core.request import (
@@ -38,7 +39,6 @@ from core.request import (
     KeptControl,
     Progress,
 )
-from core.shortcuts import MODES
 
 LOGGER = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
+from core.modes import MODES
 from core.params import controls, restored
 from core.request import ControlRequest, GenerationRequest, GenerationResult
-from core.shortcuts import MODES
 
 SCHEMA = 1
 """Version of the JSON's layout; a reader of a later version still knows the earlier fields."""

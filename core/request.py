@@ -10,8 +10,8 @@ import numpy as np
 
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.errors import BadInput
+from core.modes import MODES, PREVIEW_STEPS
 from core.params import bounded, checked, choice, text, toggle
-from core.shortcuts import MODES, PREVIEW_STEPS
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy and torch both take."""

@@ -12,8 +12,8 @@ from apps._job import Job
 from apps._suite import Suite
 from core.condition import Condition
 from core.errors import WeightsMissing
+from core.modes import PREVIEW_STEPS
 from core.request import GenerationRequest, GenerationResult
-from core.shortcuts import PREVIEW_STEPS
 from models.store import Store
 
 

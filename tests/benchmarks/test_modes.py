@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from benchmarks import modes
 from benchmarks.controllability import measurable
+from core.modes import MODES, PREVIEW_STEPS
 from core.pipeline import Pipeline
-from core.shortcuts import MODES, PREVIEW_STEPS
 from models.store import Store
 
 

@@ -11,12 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from core.errors import BadInput
-from core.networks import ControlInput
-from core.pipeline import Pipeline
-from core.png import read_settings, save_png
-from core.request import GenerationRequest
-from core.sampling import denoise, seeded_noise
-from core.shortcuts import (
+from core.modes import (
     FIRST_STEPS,
     MODES,
     PREVIEW_STEPS,
@@ -24,6 +19,11 @@ from core.shortcuts import (
     KeptResiduals,
     Shortcuts,
 )
+from core.networks import ControlInput
+from core.pipeline import Pipeline
+from core.png import read_settings, save_png
+from core.request import GenerationRequest
+from core.sampling import denoise, seeded_noise
 
 
 def ask(image, **settings):
