@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from annotators._misfits import unless_few
+from annotators._map_checks import unless_few
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in, tolerant_f1
 from core.images import grey_map

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import (
+from annotators._diorama import HELP, LEARNED_AT, at_size, is_flat, see
+from annotators._map_checks import unless_grey
+from annotators._pretrained import (
     IN_TURN,
     by_detector,
     by_transformer,
@@ -19,8 +21,6 @@ from annotators._detectors import (
     load_transformer,
     run_detector,
 )
-from annotators._misfits import unless_grey
-from annotators._network import HELP, LEARNED_AT, at_size, is_flat, see
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.images import grey_map
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from annotators import hed
-from annotators._detectors import by_detector
-from annotators._misfits import unless_few
-from annotators._network import HELP
+from annotators._diorama import HELP
+from annotators._map_checks import unless_few
+from annotators._pretrained import by_detector
 from annotators.scribble import draw_fake, fake_scribble, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._detectors import by_detector, load_detector, run_detector
-from annotators._misfits import unless_few
-from annotators._network import HELP, at_size, is_flat, see
+from annotators._diorama import HELP, at_size, is_flat, see
+from annotators._map_checks import unless_few
+from annotators._pretrained import by_detector, load_detector, run_detector
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import ms_ssim
 from core.images import grey_map

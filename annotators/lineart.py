@@ -12,8 +12,8 @@ from functools import partial
 import cv2
 import numpy as np
 
-from annotators._detectors import by_detector, load_detector, run_detector
-from annotators._misfits import unless_few
+from annotators._map_checks import unless_few
+from annotators._pretrained import by_detector, load_detector, run_detector
 from annotators.hed import as_map, score, too_faint
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 from core.params import bounded, checked

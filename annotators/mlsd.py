@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import IN_TURN, by_detector, load_detector
-from annotators._misfits import unless_few
+from annotators._map_checks import unless_few
+from annotators._pretrained import IN_TURN, by_detector, load_detector
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in, tolerant_f1
 from core.params import bounded, checked

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import IN_TURN, by_detector, load_detector, run_detector
-from annotators._network import HELP, LEARNED_AT, at_size, is_flat, see
+from annotators._diorama import HELP, LEARNED_AT, at_size, is_flat, see
+from annotators._pretrained import IN_TURN, by_detector, load_detector, run_detector
 from annotators.depth import MIDAS
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.params import bounded, checked

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._detectors import IN_TURN, by_detector, load_detector, plain_import_errors
-from annotators._misfits import MANY
-from annotators._network import HELP, JOINTS, LEARNED_AT, NECK, OFFSET_SCALE, see
+from annotators._diorama import HELP, JOINTS, LEARNED_AT, NECK, OFFSET_SCALE, see
+from annotators._map_checks import MANY
+from annotators._pretrained import IN_TURN, by_detector, load_detector, plain_import_errors
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in
 

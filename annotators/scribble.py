@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import hed
-from annotators._misfits import unless_few
+from annotators._map_checks import unless_few
 from core.condition import (
     Annotator,
     ControlMap,

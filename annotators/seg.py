@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import IN_TURN, by_transformer, load_transformer
-from annotators._misfits import MANY
-from annotators._network import HELP, LEARNED_AT, at_size, load_network, see
+from annotators._diorama import HELP, LEARNED_AT, at_size, load_network, see
+from annotators._map_checks import MANY
+from annotators._pretrained import IN_TURN, by_transformer, load_transformer
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 
 SEGFORMER = (

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._detectors import load_transformer
-from annotators._network import at_size
+from annotators._diorama import at_size
+from annotators._pretrained import load_transformer
 from annotators.depth import stretched
 from annotators.seg import as_classes, as_map, palette
 from core.condition import ControlMap, RGBImage

@@ -29,7 +29,7 @@ import numpy as np
 
 import apps
 from annotators import depth, hed, normal, pose, scribble, seg
-from annotators._network import STRIDE, at_size
+from annotators._diorama import STRIDE, at_size
 from benchmarks import _controlnetpp
 from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import Condition, ControlMap, RGBImage, Score

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from annotators import find_annotator
-from annotators._network import FOLDER as NETWORK
-from annotators._network import seen_together
+from annotators._diorama import FOLDER as NETWORK
+from annotators._diorama import seen_together
 from core.condition import Annotator
 from core.params import Bounds, controls
 from training.dataset import CHUNK, Pictures

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from annotators._network import JOINTS, NECK, OFFSET_SCALE, STRIDE, SceneAnnotator, Seen
+from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, STRIDE, SceneAnnotator, Seen
 from training.dataset import Pictures
 from training.loop import add_run_options, run_from, train
 from training.train_autoencoder import pixels

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
-from annotators._network import load_network
+from annotators._diorama import load_network
 from core.condition import Annotator, ControlMap
 from core.images import resize, resize_map
 from training.dataset import Pictures, PictureSource

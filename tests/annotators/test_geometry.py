@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from annotators import _network, depth, hed, normal, seg
-from annotators._network import SceneAnnotator
+from annotators import _diorama, depth, hed, normal, seg
+from annotators._diorama import SceneAnnotator
 from annotators.depth import DepthParams
 from annotators.hed import HEDParams
 from annotators.normal import NormalParams
@@ -17,7 +17,7 @@ def annotator(monkeypatch):
     """Diorama's annotator with random weights and three classes."""
     torch.manual_seed(0)
     network = SceneAnnotator((2, 12, 119), widths=(8, 16, 16, 24, 24)).eval()
-    monkeypatch.setattr(_network, "load_network", lambda: network)
+    monkeypatch.setattr(_diorama, "load_network", lambda: network)
     monkeypatch.setattr(seg, "load_network", lambda: network)
     return network
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 
-from annotators import _detectors
+from annotators import _pretrained
 from apps import _cards
 from apps._job import Job, drawn_map
 from apps._page import build_page
@@ -138,12 +138,12 @@ def far_eyes(
     fake: FakeHub, canny: Condition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Condition:
     """The condition, whose maps are drawn with a detector that the hub has."""
-    monkeypatch.setattr(_detectors, "REVISION", REVISION)
-    monkeypatch.setattr(_detectors, "FOLDER", tmp_path / "by hand")
-    monkeypatch.setattr(_detectors, "_class_of", lambda _: None)
-    fake.files[f"{_detectors.HUB}/eyes.pth"] = bytes(200 * hub.PIECE)
+    monkeypatch.setattr(_pretrained, "REVISION", REVISION)
+    monkeypatch.setattr(_pretrained, "FOLDER", tmp_path / "by hand")
+    monkeypatch.setattr(_pretrained, "_class_of", lambda _: None)
+    fake.files[f"{_pretrained.HUB}/eyes.pth"] = bytes(200 * hub.PIECE)
     eyes = ("Eyes", (("eyes.pth", 200_000),))
-    far = _detectors.by_detector("Far", canny.annotator.preprocessors[0].draw, eyes)
+    far = _pretrained.by_detector("Far", canny.annotator.preprocessors[0].draw, eyes)
     return replace(canny, annotator=replace(canny.annotator, preprocessors=(far,)))
 
 

@@ -20,7 +20,7 @@ from annotators import (
     scribble,
     seg,
 )
-from annotators._network import STRIDE
+from annotators._diorama import STRIDE
 from benchmarks import controllability
 from benchmarks.controllability import (
     TRUE_MAPS,

@@ -20,7 +20,7 @@ from transformers import (
     SwinConfig,
 )
 
-from annotators import _detectors, find_annotator
+from annotators import _pretrained, find_annotator
 from annotators.seg import as_map, drawn_colours, palette
 from benchmarks import _controlnetpp, _controlnetpp_metrics, controllability
 from core.errors import BadInput, WeightsMissing
@@ -143,10 +143,10 @@ def test_a_picture_is_squeezed_whatever_its_shape(tmp_path):
 @pytest.fixture
 def extractors(monkeypatch, tmp_path):
     """An empty folder for them, and no hub."""
-    monkeypatch.setattr(_detectors, "FOLDER", tmp_path / "extractors")
-    _detectors._transformer.cache_clear()
+    monkeypatch.setattr(_pretrained, "FOLDER", tmp_path / "extractors")
+    _pretrained._transformer.cache_clear()
     yield tmp_path / "extractors"
-    _detectors._transformer.cache_clear()
+    _pretrained._transformer.cache_clear()
 
 
 def save_depth_network(folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotators._network import SceneAnnotator
+from annotators._diorama import SceneAnnotator
 from training.diffusion import NoisyTarget, make_scheduler
 from training.reward import KINDS, Reward, overlap_loss, settled
 from training.train_autoencoder import make_autoencoder

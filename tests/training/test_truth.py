@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotators._network import JOINTS, NECK, OFFSET_SCALE, Seen
+from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, Seen
 from training.dataset import HELD_OUT, render_scenes
 from training.renderer import render
 from training.train_annotator import Targets, joint_targets

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from annotators import _detectors, _network, annotator_names, find_annotator
-from annotators._detectors import load_detector
+from annotators import _diorama, _pretrained, annotator_names, find_annotator
+from annotators._pretrained import load_detector
 from core.errors import SuiteError, WeightsMissing
 from core.params import controls
 from models.hub import amount
@@ -20,9 +20,9 @@ from models.hub import amount
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(_detectors, "FOLDER", tmp_path)
-    _detectors._detector.cache_clear()
-    _detectors._transformer.cache_clear()
+    monkeypatch.setattr(_pretrained, "FOLDER", tmp_path)
+    _pretrained._detector.cache_clear()
+    _pretrained._transformer.cache_clear()
 
 
 @pytest.mark.parametrize("name", annotator_names())
@@ -57,7 +57,7 @@ def test_missing_weights_are_one_sentence(name, preprocessor, monkeypatch):
 @pytest.mark.parametrize(("name", "preprocessor"), FULL)
 def test_what_is_needed_can_be_fetched_before_a_map_is_drawn(name, preprocessor, monkeypatch):
     asked = []
-    monkeypatch.setattr(_detectors, "fetch", lambda *given: asked.append(given))
+    monkeypatch.setattr(_pretrained, "fetch", lambda *given: asked.append(given))
     (one,) = (p for p in find_annotator(name).preprocessors if p.name == preprocessor)
     watch = object()
     one.fetch(watch=watch)
@@ -81,7 +81,7 @@ def test_two_at_once_load_a_detector_once(tmp_path, monkeypatch):
         def to(self, _):
             return self
 
-    monkeypatch.setattr(_detectors, "_class_of", lambda _: Slow)
+    monkeypatch.setattr(_pretrained, "_class_of", lambda _: Slow)
 
     def ask():
         both_ask.wait(10)
@@ -104,7 +104,7 @@ def test_one_picture_at_a_time_is_looked_at():
 
     picture = np.zeros((64, 64, 3), np.uint8)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: _detectors.run_detector(detector, picture), range(8)))
+        list(pool.map(lambda _: _pretrained.run_detector(detector, picture), range(8)))
     assert most == [1] * 8
 
 
@@ -133,7 +133,7 @@ def test_a_mediapipe_that_breaks_the_package_is_one_sentence(monkeypatch):
     def broken(_):
         raise AttributeError("module 'mediapipe' has no attribute 'solutions'")
 
-    monkeypatch.setattr(_detectors, "importlib", SimpleNamespace(import_module=broken))
+    monkeypatch.setattr(_pretrained, "importlib", SimpleNamespace(import_module=broken))
     with pytest.raises(SuiteError, match=r"needs controlnet-aux.*'mediapipe' has no"):
         load_detector("HEDdetector", (("ControlNetHED.pth", 1),))
 
@@ -211,6 +211,6 @@ def test_what_may_not_be_sold_says_so(name, part, words):
 
 
 def test_a_lost_network_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(_network, "FOLDER", tmp_path)
+    monkeypatch.setattr(_diorama, "FOLDER", tmp_path)
     with pytest.raises(WeightsMissing, match="choose another preprocessor"):
-        _network.load_network()
+        _diorama.load_network()

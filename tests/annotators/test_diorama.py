@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotators import _network
-from annotators._network import SceneAnnotator, load_network, see, seen_together
+from annotators import _diorama
+from annotators._diorama import SceneAnnotator, load_network, see, seen_together
 from training.renderer import render
 from training.world import make_scene
 
@@ -38,7 +38,7 @@ def test_two_at_once_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return loaded[-1]
 
     monkeypatch.setattr(SceneAnnotator, "from_pretrained", slow)
-    monkeypatch.setattr(_network, "FOLDER", tmp_path)
+    monkeypatch.setattr(_diorama, "FOLDER", tmp_path)
     (tmp_path / "config.json").touch()
 
     def ask() -> SceneAnnotator:
