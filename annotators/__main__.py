@@ -23,7 +23,7 @@ from core.errors import BadInput, SuiteError
 from core.images import SUFFIXES, fit_size, read_image, resize
 from core.params import controls
 from core.request import GenerationRequest
-from models.hub import shell_bar
+from models.catalog.download import shell_bar
 
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
 NAMED = 5

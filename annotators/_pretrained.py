@@ -20,9 +20,9 @@ import transformers
 from core.condition import ControlMap, Preprocessor, RGBImage
 from core.errors import SuiteError
 from core.images import resize_map
-from models.cards import Source
+from models.catalog.cards import Source
+from models.catalog.download import Watch, amount, fetch
 from models.devices import LOADING, choose_device
-from models.hub import Watch, amount, fetch
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "annotators"
 """Where weights may be put by hand."""

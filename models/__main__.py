@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from core.errors import SuiteError, WeightsMismatch, WeightsMissing
-from models import hub, layout, lora
-from models.cards import EXTRAS, Card, Source
+from models import layout, lora
+from models.catalog import download
+from models.catalog.cards import EXTRAS, Card, Source
 from models.families import (
     BASE,
     CONTROLNET,
@@ -77,16 +78,18 @@ def fetch(store: Store, model: str, parts: list[str]) -> None:
     sources = [card.base] if card.base and not _has_base(card) else []
     sources += [card.controls[c] for c in controls if store.local_control(card, c) is None]
     sources += [card.extras[name] for name in extras if store.local_extra(card, name) is None]
-    sizes = [size for source in sources for size in hub.to_download(source).values()]
+    sizes = [size for source in sources for size in download.to_download(source).values()]
     if sizes:
-        files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({hub.amount(sum(sizes))})"
+        files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({download.amount(sum(sizes))})"
         minutes = max(1, round(sum(sizes) / LINE_SPEED / 60))
         time = f", about {minutes} min at 100 Mbit/s" if sum(sizes) else ""
         print(f"{card.title}: {files} to download{time}:", flush=True)
         for source in sources:
-            for name, size in hub.to_download(source).items():
-                print(f"  {hub.inside(source, name)} ({hub.amount(size)}) of {source.hub}")
-    with hub.shell_bar(card.title) as watch:
+            for name, size in download.to_download(source).items():
+                print(
+                    f"  {download.inside(source, name)} ({download.amount(size)}) of {source.hub}"
+                )
+    with download.shell_bar(card.title) as watch:
         store.fetch(
             model,
             *controls,
@@ -238,10 +241,10 @@ def _extra(store: Store, card: Card, name: str) -> str:
 def _where(source: Source | None, folder: Path) -> str:
     if source is None:
         return f"missing in {shown(folder)}"
-    missing = hub.to_download(source)
+    missing = download.to_download(source)
     if not missing:
         return "here, downloaded"
-    return f"to download, {hub.amount(sum(missing.values()))}, from {source.hub}"
+    return f"to download, {download.amount(sum(missing.values()))}, from {source.hub}"
 
 
 def main(arguments: list[str] | None = None, store: Store | None = None) -> int:

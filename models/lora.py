@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
-from models.cards import CONTROL_SUFFIXES
+from models.catalog.cards import CONTROL_SUFFIXES
 from models.devices import LOADING
 from models.families import LORA, identify, read_shapes, read_state, require, shown
 

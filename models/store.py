@@ -21,8 +21,9 @@ from torch import nn
 
 from core.errors import BadInput, WeightsMissing
 from core.request import Download
-from models import hub, layout, lora
-from models.cards import (
+from models import layout, lora
+from models.catalog import download
+from models.catalog.cards import (
     CHANNEL_ORDERS,
     CONTROL_SUFFIXES,
     EXTRAS,
@@ -190,15 +191,15 @@ class Store:
         if few_step:
             self.require_few_step(card)
         sources = self._sources(card, controls, [*extras, LCM] if few_step else extras)
-        wanted = [one for one in sources if hub.to_download(one[0])]
-        sizes = [sum(hub.to_download(source).values()) for source, _, _ in wanted]
+        wanted = [one for one in sources if download.to_download(one[0])]
+        sizes = [sum(download.to_download(source).values()) for source, _, _ in wanted]
         for index, (source, title, place) in enumerate(wanted):
 
             def told(here: int, whole: int, index: int = index) -> None:
                 sizes[index] = whole
                 watch(Download(card.title, sum(sizes[:index]) + here, sum(sizes)))
 
-            hub.fetch(source, title, place, told)
+            download.fetch(source, title, place, told)
 
     def _sources(
         self, card: Card, controls: Iterable[str], extras: Iterable[str] = ()
@@ -264,7 +265,7 @@ class Store:
         if local:
             return local
         source, title, place = self._extra_source(card, name)
-        return hub.fetch(source, title, place) / source.single_file
+        return download.fetch(source, title, place) / source.single_file
 
     def _extra_source(self, card: Card, name: str) -> tuple[Source, str, Path]:
         return card.extras[name], f"{card.title}'s {EXTRAS[name]}", card.base_folder / name
@@ -342,7 +343,9 @@ class Store:
         from models import loading  # noqa: PLC0415 - as in _build
 
         source = card.extras.get(TAESD)
-        if self.local_extra(card, TAESD) is None and (source is None or hub.to_download(source)):
+        if self.local_extra(card, TAESD) is None and (
+            source is None or download.to_download(source)
+        ):
             return base
         return replace(base, taesd=loading.load_taesd(self.find_extra(card, TAESD), form))
 
@@ -388,7 +391,7 @@ class Store:
 
     def _find_base(self, card: Card) -> Path:
         for source, title, place in self._sources(card, ()):
-            return hub.fetch(source, title, place)
+            return download.fetch(source, title, place)
         return card.file or card.base_folder
 
     def _find_control(self, card: Card, control: str) -> Path:
@@ -396,7 +399,7 @@ class Store:
         if local:
             return local
         *_, (source, title, place) = self._sources(card, [control])
-        return hub.fetch(source, title, place) / source.single_file
+        return download.fetch(source, title, place) / source.single_file
 
     def _channel_order(self, card: Card, control: str, path: Path) -> str:
         """Return the order of the map's channels: the file's own word, else its family's.
@@ -421,7 +424,7 @@ class Store:
                 for control, source in card.controls.items():
                     kept = card.folder / "controlnet"
                     places = (kept / control, *(kept / f"{control}{s}" for s in CONTROL_SUFFIXES))
-                    if any(path.is_relative_to(p) for p in (*places, hub.snapshot(source))):
+                    if any(path.is_relative_to(p) for p in (*places, download.snapshot(source))):
                         return self._channel_order(card, control, path)
             v10 = self._cards.get(V10_CARD)
         named = [one for one in v10.controls if one in path.stem.lower()] if v10 else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models import hub
+from models.catalog import download
 
 REVISION = "0123456789" * 4
 
@@ -65,12 +65,12 @@ class _Answer(BaseHTTPRequestHandler):
         if part is None:
             return
         self.fake.ranges.append(part)
-        for sent in range(start, len(content), hub.PIECE):
+        for sent in range(start, len(content), download.PIECE):
             if not self.fake.before_piece(sent):
                 self.close_connection = True
                 return
             try:
-                self.wfile.write(content[sent : sent + hub.PIECE])
+                self.wfile.write(content[sent : sent + download.PIECE])
             except OSError:  # who asked has gone
                 self.close_connection = True
                 return
@@ -97,8 +97,8 @@ def serving(files: Mapping[str, bytes], cache: Path) -> Iterator[FakeHub]:
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
-        patch.setattr(hub, "_asked_in_vain", {"at": -float("inf")})
-        patch.setattr(hub, "PAUSE_S", 0.02)
+        patch.setattr(download, "_asked_in_vain", {"at": -float("inf")})
+        patch.setattr(download, "PAUSE_S", 0.02)
         try:
             yield fake
         finally:

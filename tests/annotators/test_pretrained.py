@@ -14,7 +14,7 @@ from annotators import _diorama, _pretrained, annotator_names, find_annotator
 from annotators._pretrained import load_detector
 from core.errors import SuiteError, WeightsMissing
 from core.params import controls
-from models.hub import amount
+from models.catalog.download import amount
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ FULL = [
 
 @pytest.mark.parametrize(("name", "preprocessor"), FULL)
 def test_missing_weights_are_one_sentence(name, preprocessor, monkeypatch):
-    monkeypatch.setattr("models.hub._reach_hub", _no_hub)
+    monkeypatch.setattr("models.catalog.download._reach_hub", _no_hub)
     annotator = find_annotator(name)
     draw = next(one.draw for one in annotator.preprocessors if one.name == preprocessor)
     with pytest.raises(WeightsMissing, match=r"needs .* \(\d+ MB\).* put them into") as caught:

@@ -23,7 +23,7 @@ from apps._suite import Suite
 from apps._ways import Sight, Way, look
 from core.condition import Condition
 from core.request import GenerationRequest, Progress
-from models import hub
+from models.catalog import download
 from models.store import Store
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, FakeHub, serving
@@ -45,12 +45,12 @@ revision = "{REVISION}"
 @pytest.fixture
 def fake(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub with the tiny ControlNet, which it sends in 90 seconds, or at once when told."""
-    monkeypatch.setattr(hub, "PIECE", 2**10)
+    monkeypatch.setattr(download, "PIECE", 2**10)
     folder = models_folder / "tiny/controlnet/canny"
     files = {
         f"someone/far/{name}": (folder / name).read_bytes() for name in (CONTROL, "config.json")
     }
-    pause = 90 / (len(files[f"someone/far/{CONTROL}"]) / hub.PIECE)
+    pause = 90 / (len(files[f"someone/far/{CONTROL}"]) / download.PIECE)
     with serving(files, tmp_path / "cache") as fake:
         fake.go_on = threading.Event()
         fake.before_piece = lambda sent: fake.go_on.wait(pause) or True
@@ -141,7 +141,7 @@ def far_eyes(
     monkeypatch.setattr(_pretrained, "REVISION", REVISION)
     monkeypatch.setattr(_pretrained, "FOLDER", tmp_path / "by hand")
     monkeypatch.setattr(_pretrained, "_class_of", lambda _: None)
-    fake.files[f"{_pretrained.HUB}/eyes.pth"] = bytes(200 * hub.PIECE)
+    fake.files[f"{_pretrained.HUB}/eyes.pth"] = bytes(200 * download.PIECE)
     eyes = ("Eyes", (("eyes.pth", 200_000),))
     far = _pretrained.by_detector("Far", canny.annotator.preprocessors[0].draw, eyes)
     return replace(canny, annotator=replace(canny.annotator, preprocessors=(far,)))

@@ -19,7 +19,7 @@ from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from models import loading, lora
 from models.__main__ import main
-from models.cards import EXTRAS, LCM, TAESD, read_card
+from models.catalog.cards import EXTRAS, LCM, TAESD, read_card
 from models.networks import DiffusersNetworks, decode
 from models.store import Store
 from tests.conftest import CARD

@@ -20,7 +20,7 @@ from core.params import controls
 from core.request import GenerationRequest
 from models import loading
 from models import store as store_module
-from models.cards import read_card
+from models.catalog.cards import read_card
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD

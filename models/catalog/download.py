@@ -30,7 +30,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm
 
 from core.errors import WeightsMissing
-from models.cards import Source
+from models.catalog.cards import Source
 from models.families import shown
 
 LOGGER = logging.getLogger(__name__)

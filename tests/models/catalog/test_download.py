@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import WeightsMissing
-from models import hub
-from models.cards import Source
+from models.catalog import download
+from models.catalog.cards import Source
 from tests.fake_hub import REVISION, FakeHub, serving
 
 SOURCE = Source("someone/depth", "0" * 40, {"depth.safetensors": 700_000_000})
@@ -26,27 +26,27 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         raise TimeoutError
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub.HfApi, "model_info", ask)
-    monkeypatch.setattr(hub, "_asked_in_vain", {"at": -float("inf")})
+    monkeypatch.setattr(download.HfApi, "model_info", ask)
+    monkeypatch.setattr(download, "_asked_in_vain", {"at": -float("inf")})
     return names
 
 
 def test_a_hub_that_did_not_answer_is_not_asked_again_at_once(
     asked: list[str], tmp_path: Path
 ) -> None:
-    for seconds_later, questions in ((0, 1), (1, 1), (hub.SILENT_SECONDS, 2), (1, 2)):
-        hub._asked_in_vain["at"] -= seconds_later
+    for seconds_later, questions in ((0, 1), (1, 1), (download.SILENT_SECONDS, 2), (1, 2)):
+        download._asked_in_vain["at"] -= seconds_later
         with pytest.raises(WeightsMissing, match="but the hub cannot be reached: connect and"):
-            hub.fetch(SOURCE, "Depth", tmp_path)
+            download.fetch(SOURCE, "Depth", tmp_path)
         assert len(asked) == questions
 
 
 def test_a_bug_is_not_taken_for_a_hub_that_does_not_answer(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: {}["our mistake"])
+    monkeypatch.setattr(download.HfApi, "model_info", lambda *_, **__: {}["our mistake"])
     with pytest.raises(KeyError, match="our mistake"):
-        hub.fetch(SOURCE, "Depth", tmp_path)
+        download.fetch(SOURCE, "Depth", tmp_path)
 
 
 BIG, SMALL = bytes(range(256)) * 4096 * 5 + b"end", b"{}"
@@ -68,8 +68,8 @@ class Enough(Exception):
     """What the watch raises to stop."""
 
 
-def _fetch(tmp_path: Path, watch: hub.Watch | None = None) -> Path:
-    return hub.fetch(FAR, "Far", tmp_path / "by hand", watch)
+def _fetch(tmp_path: Path, watch: download.Watch | None = None) -> Path:
+    return download.fetch(FAR, "Far", tmp_path / "by hand", watch)
 
 
 def test_what_comes_is_reported_to_the_last_byte(fake: FakeHub, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_comes_is_reported_to_the_last_byte(fake: FakeHub, tmp_path: Path) 
     assert (folder / "config.json").read_bytes() == SMALL
     assert [here for here, _ in told] == sorted(here for here, _ in told)
     assert len(told) > 6 and told[-1] == (WHOLE, WHOLE)
-    assert hub.to_download(FAR) == {}
+    assert download.to_download(FAR) == {}
     told.clear()
     assert _fetch(tmp_path, lambda *now: told.append(now)) == folder
     assert told == [] and len(fake.ranges) == 2  # what is here is not asked for
@@ -88,15 +88,15 @@ def test_what_comes_is_reported_to_the_last_byte(fake: FakeHub, tmp_path: Path) 
 
 def test_a_stop_within_a_file_keeps_what_has_come(fake: FakeHub, tmp_path: Path) -> None:
     def stop(here: int, whole: int) -> None:
-        if here > 2 * hub.PIECE:
+        if here > 2 * download.PIECE:
             raise Enough
 
     with pytest.raises(Enough):
         _fetch(tmp_path, stop)
-    assert set(hub.to_download(FAR)) == {"big.safetensors"}
+    assert set(download.to_download(FAR)) == {"big.safetensors"}
     (part,) = (tmp_path / "cache").rglob("*.part")
     here = part.stat().st_size
-    assert 2 * hub.PIECE <= here < len(BIG)
+    assert 2 * download.PIECE <= here < len(BIG)
     first: list[int] = []
     folder = _fetch(tmp_path, lambda here, whole: first.append(here))
     assert first[0] == here and fake.ranges[-1] == f"bytes={here}-"
@@ -104,16 +104,16 @@ def test_a_stop_within_a_file_keeps_what_has_come(fake: FakeHub, tmp_path: Path)
 
 
 def test_a_lost_connection_is_taken_up_again(fake: FakeHub, tmp_path: Path) -> None:
-    breaks = [3 * hub.PIECE]
+    breaks = [3 * download.PIECE]
     fake.before_piece = lambda sent: sent not in breaks or bool(breaks.clear())
     assert (_fetch(tmp_path) / "big.safetensors").read_bytes() == BIG
-    assert fake.ranges == ["", "", f"bytes={3 * hub.PIECE}-"]
+    assert fake.ranges == ["", "", f"bytes={3 * download.PIECE}-"]
 
 
 def test_a_connection_that_stays_lost_is_one_sentence(
     fake: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake.before_piece = lambda sent: sent < hub.PIECE
+    fake.before_piece = lambda sent: sent < download.PIECE
     with pytest.raises(WeightsMissing) as caught:
         _fetch(tmp_path)
     assert str(caught.value) == (
@@ -124,7 +124,7 @@ def test_a_connection_that_stays_lost_is_one_sentence(
     assert "broke off" in caplog.text and "someone/far was not fetched" in caplog.text
     fake.before_piece = lambda sent: True
     assert (_fetch(tmp_path) / "big.safetensors").read_bytes() == BIG
-    assert fake.ranges[-1] == f"bytes={hub.PIECE}-"
+    assert fake.ranges[-1] == f"bytes={download.PIECE}-"
 
 
 @pytest.mark.parametrize("when", ["before", "within"])
@@ -132,13 +132,13 @@ def test_a_full_disk_is_one_sentence(
     when: str, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if when == "before":
-        monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=-1))
+        monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=-1))
     else:
 
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(hub, "_stream", full)
+        monkeypatch.setattr(download, "_stream", full)
     with pytest.raises(WeightsMissing) as caught:
         _fetch(tmp_path)
     cache = tmp_path / "cache"
@@ -150,14 +150,14 @@ def test_a_file_that_the_hub_does_not_have_is_one_sentence(fake: FakeHub, tmp_pa
     del fake.files["someone/far/unet/big.safetensors"]
     with pytest.raises(WeightsMissing, match=r"^Far needs .* but 404[^\n]*: connect[^\n]*\.$"):
         _fetch(tmp_path)
-    assert set(hub.to_download(FAR)) == {"big.safetensors"}
+    assert set(download.to_download(FAR)) == {"big.safetensors"}
 
 
 def test_what_came_damaged_is_thrown_away(fake: FakeHub, tmp_path: Path) -> None:
     """The part on this disk is not how the file begins."""
 
     def stop(here: int, whole: int) -> None:
-        if here > 2 * hub.PIECE:
+        if here > 2 * download.PIECE:
             raise Enough
 
     with pytest.raises(Enough):
@@ -173,7 +173,7 @@ def test_two_who_want_the_same_get_it_once_and_both_see_it_come(
     fake: FakeHub, tmp_path: Path
 ) -> None:
     go_on, seen = threading.Event(), []
-    fake.before_piece = lambda sent: sent < 2 * hub.PIECE or go_on.wait(10)
+    fake.before_piece = lambda sent: sent < 2 * download.PIECE or go_on.wait(10)
     first = threading.Thread(target=_fetch, args=(tmp_path,))
     first.start()
     while not list((tmp_path / "cache").rglob("*.part")):
@@ -181,7 +181,7 @@ def test_two_who_want_the_same_get_it_once_and_both_see_it_come(
 
     def watch(here: int, whole: int) -> None:
         seen.append(here)
-        if here >= hub.PIECE:
+        if here >= download.PIECE:
             go_on.set()
 
     assert (_fetch(tmp_path, watch) / "big.safetensors").read_bytes() == BIG
