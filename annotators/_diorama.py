@@ -24,9 +24,10 @@ from torch.nn import functional
 
 from core.condition import RGBImage
 from core.errors import WeightsMissing
+from models.catalog.paths import MODELS
 from models.devices import LOADING, choose_device
 
-FOLDER = Path(__file__).resolve().parents[1] / "models" / "diorama" / "annotator"
+FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
 """OpenPose's body keypoints."""
 NECK = 1

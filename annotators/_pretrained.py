@@ -22,9 +22,10 @@ from core.errors import SuiteError
 from core.images import resize_map
 from models.catalog.cards import Source
 from models.catalog.download import Watch, amount, fetch
+from models.catalog.paths import MODELS
 from models.devices import LOADING, choose_device
 
-FOLDER = Path(__file__).resolve().parents[1] / "models" / "annotators"
+FOLDER = MODELS / "annotators"
 """Where weights may be put by hand."""
 HUB, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d96"
 IN_TURN = threading.Lock()

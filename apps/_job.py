@@ -9,7 +9,7 @@ from typing import TypeVar
 from core.condition import Condition, ControlMap
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
-from models.lora import tags_in
+from models.catalog.lora_tags import tags_in
 
 PREVIEW_EVERY = 2
 """Steps from one live preview to the next."""

@@ -16,7 +16,7 @@ from core.networks import Networks
 from core.params import controls
 from core.pipeline import Pipeline
 from core.request import Download, GenerationRequest, GenerationResult
-from models.lora import split
+from models.catalog.lora_tags import split
 from models.store import Card, Store
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from models.catalog.paths import MODELS
 from models.layout import read_json
 from models.loading import Format
 from models.networks import DiffusersNetworks
 
-SHAPE = Path(__file__).resolve().parent.parent / "models" / "sd15"
+SHAPE = MODELS / "sd15"
 """Configs and tokenizer, without weights."""
 ZERO_GAIN = 0.3
 """Standard deviation of what a ControlNet's zero convolutions add, relative to what they see. Left

@@ -18,6 +18,7 @@ from core.errors import SuiteError, WeightsMismatch, WeightsMissing
 from models import layout, lora
 from models.catalog import download
 from models.catalog.cards import EXTRAS, Card, Source
+from models.catalog.paths import shown
 from models.families import (
     BASE,
     CONTROLNET,
@@ -28,7 +29,6 @@ from models.families import (
     describe,
     identify,
     read_shapes,
-    shown,
 )
 from models.store import SD1_CARD, V10_CARD, Store
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import WeightsMismatch, WeightsMissing
+from models.catalog.paths import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-ROOT = Path(__file__).resolve().parents[1]
 LARGEST_HEADER = 100 * 2**20
 """Bytes; safetensors' own limit for its header."""
 
@@ -91,11 +91,6 @@ class Contents:
     """Width of the text embeddings it attends to; None where it has no such attention."""
     in_channels: int | None
     """Channels of its latents: 4, or 9 for inpainting, 8 for instruct-pix2pix."""
-
-
-def shown(path: Path) -> str:
-    """Return a path for a message: from the repository on where it is inside it."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import WeightsMismatch, WeightsMissing
+from models.catalog.paths import shown
 from models.families import (
     BASE,
     CONTROLNET,
@@ -19,7 +20,6 @@ from models.families import (
     identify,
     read_shapes,
     require,
-    shown,
 )
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

@@ -22,8 +22,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
+from models.catalog.paths import shown
 from models.devices import LOADING
-from models.families import read_shapes, read_state, shown
+from models.families import read_shapes, read_state
 from models.layout import network_files, read_json
 from models.networks import fit_preview
 

@@ -13,7 +13,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from models.catalog.cards import CONTROL_SUFFIXES
+from models.catalog.lora_tags import TAG
+from models.catalog.paths import shown
 from models.devices import LOADING
-from models.families import LORA, identify, read_shapes, read_state, require, shown
+from models.families import LORA, identify, read_shapes, read_state, require
 
-TAG = re.compile(r"<lora:([^<>:]+)(?::([^<>]*))?>")
 STRONGEST = 10.0
 """No LoRA means anything beyond; sliders of other tools end at 1 or 2."""
 
@@ -89,23 +90,6 @@ class Change:
 
 Changes = dict[str, dict[str, list[Change]]]
 """By network (unet, text_encoder), then by the layer's name in it."""
-
-
-def tags_in(text: str) -> list[str]:
-    """Return the LoRA tags of a prompt, in order."""
-    return [match[0] for match in TAG.finditer(text)]
-
-
-def without_tags(text: str, tags: Iterable[str]) -> str:
-    """Return a prompt without these tags; they are no words for the text encoder."""
-    for tag in tags:
-        text = text.replace(tag, "")
-    return text
-
-
-def split(model: str) -> tuple[str, list[str]]:
-    """Return the name of a model, and the tags that follow it."""
-    return TAG.sub("", model).rstrip() if "<lora:" in model else model, tags_in(model)
 
 
 def available(folder: Path) -> dict[str, Path]:

@@ -20,10 +20,10 @@ from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
 from models import together
 from models.captured import Captured, forget_all
+from models.catalog.lora_tags import without_tags
 from models.compiled import has_kernels
 from models.decoder import decode_latents
 from models.forward import Forward, Using
-from models.lora import without_tags
 from models.residence import Residence, residence_of
 
 TEXT_TOKENS = 77

@@ -34,15 +34,10 @@ from models.catalog.cards import (
     find_control,
     read_card,
 )
+from models.catalog.lora_tags import split
+from models.catalog.paths import MODELS, shown
 from models.devices import choose_device
-from models.families import (
-    CHANNEL_ORDER,
-    MERGED,
-    identify,
-    read_metadata,
-    read_shapes,
-    shown,
-)
+from models.families import CHANNEL_ORDER, MERGED, identify, read_metadata, read_shapes
 from models.networks import DiffusersNetworks
 
 if TYPE_CHECKING:
@@ -50,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Card", "Store", "choose_device"]
 
-HERE = Path(__file__).parent
 MODEL_VARIABLE = "CONTROLLOOP_MODEL"
 FIRST_MODEL = "diorama"
 SD1_CARD = "sd15"
@@ -84,7 +78,7 @@ class Store:
     """
 
     def __init__(
-        self, device: str | None = None, dtype: str | None = None, folder: Path = HERE
+        self, device: str | None = None, dtype: str | None = None, folder: Path = MODELS
     ) -> None:
         """Read the cards in `folder` and choose a device (see choose_device); load nothing."""
         self.device, self.dtype, self.device_note = choose_device(device, dtype)
@@ -185,7 +179,7 @@ class Store:
             WeightsMissing: it cannot be fetched.
             BadInput, WeightsMismatch: as load.
         """
-        card = self.card(lora.split(model)[0])
+        card = self.card(split(model)[0])
         for control in controls:
             self.require_control(card, control)
         if few_step:
@@ -303,7 +297,7 @@ class Store:
             WeightsMissing: a file is not here and cannot be fetched.
             WeightsMismatch: a file is of another family, or damaged.
         """
-        model, tags = lora.split(model)
+        model, tags = split(model)
         card, loras = self.card(model), lora.find(tags, self.lora_folder)
         if few_step:
             loras = (*loras, self._lcm(card))

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import BadInput, WeightsMismatch
-from models.families import CHANNEL_ORDER, read_state, shown
+from models.catalog.paths import shown
+from models.families import CHANNEL_ORDER, read_state
 from models.layout import inspect_control, network_files
 from models.loading import CONVERSIONS
 

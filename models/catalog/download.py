@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from core.errors import WeightsMissing
 from models.catalog.cards import Source
-from models.families import shown
+from models.catalog.paths import shown
 
 LOGGER = logging.getLogger(__name__)
 LOGGER.addHandler(logging.NullHandler())  # a shell without a log is told in a sentence, once

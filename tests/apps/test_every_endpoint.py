@@ -20,7 +20,8 @@ from apps._suite import Suite
 from core.condition import Condition
 from core.consistency import of_one_colour
 from core.images import read_image
-from models.store import HERE, Store
+from models.catalog.paths import MODELS
+from models.store import Store
 
 TEST_IMAGES = Path(__file__).resolve().parents[2] / "test_imgs"
 SMALL = {"steps": 2, "image_resolution": 256, "seed": 5}
@@ -38,10 +39,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
     folder = tmp_path_factory.mktemp("diorama-and-twin")
     for name in ("diorama", "diorama.toml"):
-        (folder / name).symlink_to(HERE / name)
+        (folder / name).symlink_to(MODELS / name)
     (folder / "twin.toml").write_text(TWIN, encoding="utf-8")
     (folder / "twin").mkdir()
-    (folder / "twin" / "controlnet").symlink_to(HERE / "diorama" / "controlnet")
+    (folder / "twin" / "controlnet").symlink_to(MODELS / "diorama" / "controlnet")
     suite = Suite(Store("cpu", "float32", folder))
     site = build_site([apps.find(name) for name in apps.names()], suite)
     options = argparse.Namespace(host=None, port=None, mcp=False)

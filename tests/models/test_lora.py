@@ -303,11 +303,3 @@ def test_a_tag_that_cannot_be_followed(
     assert [(one.name, one.weight) for one in found] == [("style", 0.8), ("style", 1.0)]
     with pytest.raises(error, match=words):
         lora.find([tag], tmp_path / "lora")
-
-
-def test_tags_are_taken_out_of_prompts_and_names() -> None:
-    prompt = "a ball <lora:a:0.8>, <lora:b b>red <lora:>"
-    assert lora.tags_in(prompt) == ["<lora:a:0.8>", "<lora:b b>"]
-    assert lora.without_tags(prompt, ["<lora:a:0.8>"]) == "a ball , <lora:b b>red <lora:>"
-    assert lora.split("sd15 <lora:a:0.8> <lora:b>") == ("sd15", ["<lora:a:0.8>", "<lora:b>"])
-    assert lora.split("/a path/with blanks.ckpt ") == ("/a path/with blanks.ckpt ", [])
