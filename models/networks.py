@@ -18,20 +18,16 @@ from torch.nn import functional
 
 from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
-from models import together
-from models.captured import Captured, forget_all
 from models.catalog.lora_tags import without_tags
-from models.compiled import has_kernels
-from models.decoder import decode_latents
-from models.forward import Forward, Using
-from models.residence import Residence, residence_of
+from models.engine import batched
+from models.engine.cuda_graph import Captured, forget_all
+from models.engine.kernels.build import has_kernels
+from models.engine.offload import Residence, residence_of
+from models.engine.unet import Forward, Using
+from models.engine.vae_decoder import decode_latents
 
 TEXT_TOKENS = 77
 """CLIP's text length, start and end token included."""
-
-PATCHES, PATCH_CELLS = 64, 4
-"""What a preview is fitted on: this many squares of this many latent cells a side, about the work
-of decoding one 256-pixel picture."""
 
 KEPT_PROMPTS = 8
 """Encoded prompts that are kept, so that another image of the same prompt starts at once."""
@@ -212,7 +208,7 @@ class DiffusersNetworks:
                 continue
             parts = [_part(questions[place]) for place in places]
             with self._using(self.unet, torch.cat([part.latents for part in parts])):
-                found = together.predict(parts, timestep)
+                found = batched.predict(parts, timestep)
             answers |= {place: one.float() for place, one in zip(places, found, strict=True)}
         return [answers[place] for place in range(len(questions))]
 
@@ -295,12 +291,12 @@ def _work(part: nn.Module, cells: int) -> int:
     return int(numbers * next(part.parameters()).itemsize)
 
 
-def _part(question: Question) -> together.Part:
+def _part(question: Question) -> batched.Part:
     networks: Any = question.networks
     latents, texts = (
         tensor.to(networks.device, networks.dtype) for tensor in (question.latents, question.texts)
     )
-    return together.Part(networks._forward, latents, texts, question.controls, question.residuals)
+    return batched.Part(networks._forward, latents, texts, question.controls, question.residuals)
 
 
 @torch.no_grad()
@@ -340,21 +336,6 @@ def decode(vae: nn.Module, latents: Tensor, dtype: torch.dtype) -> Tensor:
     config = _config(vae)
     raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
     return decode_latents(vae, raw.to(dtype)).float()
-
-
-def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the matrix (channels + 1, 3) that best predicts the decoder's colours, bias last.
-
-    Fitted by least squares on flat patches of random latents, which the scheduler's latents
-    resemble in scale.
-    """
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.randn(PATCHES, channels, generator=generator, dtype=torch.float32)
-    latents = colours[:, :, None, None].expand(-1, -1, PATCH_CELLS, PATCH_CELLS)
-    pictures = decode(vae, latents.to(device), dtype).cpu().clamp(-1, 1)
-    inputs = torch.cat([colours, torch.ones_like(colours[:, :1])], dim=1)
-    matrix: Tensor = torch.linalg.lstsq(inputs, pictures.mean(dim=(2, 3))).solution
-    return matrix.to(device)
 
 
 def _config(module: nn.Module) -> Any:

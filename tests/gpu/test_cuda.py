@@ -21,15 +21,21 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.networks import ControlInput
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
-from models import captured, compiled
-from models.attention import _cudnn_is_better, attention
-from models.captured import Captured, add_scaled
-from models.decoder import decode_latents
-from models.forward import Forward
+from models.engine import cuda_graph
+from models.engine.cuda_graph import Captured, add_scaled
+from models.engine.kernels import build
+from models.engine.kernels.attention import _cudnn_is_better, attention
+from models.engine.kernels.groupnorm import (
+    add_and_norm,
+    convolve_and_norm,
+    convolve_onto,
+    group_norm,
+)
+from models.engine.layers import multiply_gated
+from models.engine.unet import Forward
+from models.engine.vae_decoder import decode_latents
 from models.loading import Format
 from models.networks import DiffusersNetworks
-from models.norm import add_and_norm, convolve_and_norm, convolve_onto, group_norm
-from models.packed import multiply_gated
 from models.store import Store
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
 
@@ -59,7 +65,7 @@ def its_own_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test passes by falling back to torch; nor does any wait for the very best convolution."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", 2)
     yield
-    assert not compiled._no_triton
+    assert not build._no_triton
 
 
 class Example:
@@ -169,14 +175,14 @@ def test_where_memory_runs_out_within_a_recording_all_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     example = Example()
-    own = captured._decode
+    own = cuda_graph._decode
 
     def short(*given: Any) -> Tensor:
         if torch.cuda.is_current_stream_capturing():
             raise torch.OutOfMemoryError("simulated")
         return own(*given)
 
-    monkeypatch.setattr(captured, "_decode", short)
+    monkeypatch.setattr(cuda_graph, "_decode", short)
     with pytest.raises(torch.OutOfMemoryError):
         example.asked(example.captured, [example.control()])
     monkeypatch.undo()
@@ -189,14 +195,14 @@ def test_where_memory_runs_out_within_a_recording_all_goes_on(
 
 def test_what_cannot_be_recorded_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Example()
-    own = captured._decode
+    own = cuda_graph._decode
 
     def reading(*given: Any) -> Tensor:
         found = own(*given)
         found.sum().item()  # forbidden in a recording
         return found
 
-    monkeypatch.setattr(captured, "_decode", reading)
+    monkeypatch.setattr(cuda_graph, "_decode", reading)
     found = example.asked(example.captured, [example.control()])
     plain = example.asked(example.forward, [example.control()])
     assert example.captured._failed and far(found, plain) < STEP_NEAR[example.dtype]
@@ -214,7 +220,7 @@ def test_memory_goes_with_the_model() -> None:
     example.asked(example.captured, [example.control()])
     del example
     gc.collect()
-    captured._drop_workspaces()
+    cuda_graph._drop_workspaces()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before + 64 * 2**20
 

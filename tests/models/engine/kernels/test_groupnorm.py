@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import compiled
-from models.compiled import kernel
-from models.norm import group_norm
+from models.engine.kernels import build
+from models.engine.kernels.build import kernel
+from models.engine.kernels.groupnorm import group_norm
 
 SHAPES = [
     # (B, C, groups, height, width): Diorama's, SD 1.x's, what follows a skip, and remainders of a
@@ -19,7 +19,7 @@ SHAPES = [
     (1, 16, 2, 1, 1),
     (2, 176, 16, 65, 5),
 ]
-needs_kernel = pytest.mark.skipif(kernel("norm") is None, reason="no GCC, or no AVX-512 BF16")
+needs_kernel = pytest.mark.skipif(kernel("groupnorm") is None, reason="no GCC, or no AVX-512 BF16")
 
 
 def drawn(shape: tuple[int, ...], offset: float = 1.0) -> tuple[nn.GroupNorm, Tensor]:
@@ -77,7 +77,7 @@ def test_elsewhere_torchs_own_runs(reason: str, monkeypatch: pytest.MonkeyPatch)
     if reason == "layout":
         x = x.contiguous()
     if reason == "compiler":
-        monkeypatch.setattr(compiled.shutil, "which", lambda _name: None)
+        monkeypatch.setattr(build.shutil, "which", lambda _name: None)
     kernel.cache_clear()
     try:
         found = group_norm(layer, x, silu=True)

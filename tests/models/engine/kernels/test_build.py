@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from models.compiled import FEATURES, KERNELS, kernel
+from models.engine.kernels.build import FEATURES, KERNELS, kernel
 
 able = shutil.which("g++") and all(
     torch.cpu.get_capabilities().get(feature) for feature in FEATURES

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import attention as module
-from models import compiled
-from models.attention import attention
-from models.compiled import kernel
+from models.engine.kernels import attention as module
+from models.engine.kernels import build
+from models.engine.kernels.attention import attention
+from models.engine.kernels.build import kernel
 
 SHAPES = [
     # (B, rows, keys, heads, width): SD 1.x's widths, the text's 77 tokens, one key, and remainders
@@ -102,7 +102,7 @@ def test_elsewhere_torchs_own_runs(reason: str, monkeypatch: pytest.MonkeyPatch)
     if reason == "gradient":
         given[0].requires_grad_()
     if reason == "compiler":
-        monkeypatch.setattr(compiled.shutil, "which", lambda _name: None)
+        monkeypatch.setattr(build.shutil, "which", lambda _name: None)
     if reason == "processor":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     kernel.cache_clear()
@@ -118,10 +118,8 @@ def test_a_compiler_that_fails_is_said_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled.shutil, "which", lambda _name: "false")
-    monkeypatch.setattr(
-        torch.cpu, "get_capabilities", lambda: dict.fromkeys(compiled.FEATURES, True)
-    )
+    monkeypatch.setattr(build.shutil, "which", lambda _name: "false")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(build.FEATURES, True))
     kernel.cache_clear()
     try:
         assert kernel("attention") is kernel("attention") is None

@@ -2,7 +2,7 @@
 
 torch hands oneDNN plain weights, which it lays out anew for every call: in SD 1.5's deepest blocks,
 where weights are large and pictures small, that takes longer than the convolution. Here a layer's
-weight is laid out at its first use, for oneDNN or for a kernel of ours (winograd.py, product.py),
+weight is laid out at its first use, for oneDNN or for a kernel of ours (winograd.py, matmul.py),
 and stays so as long as that is what runs; there is no second copy of it, and the memory of the
 plain one goes back to the system. It says the same as before: whoever else looks at it sees a plain
 tensor, made for that look.
@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.memory import give_back
-from models import product, winograd
-from models.compiled import on_gpu
+from models.engine.kernels import matmul, winograd
+from models.engine.kernels.build import on_gpu
 
 ONEDNN: Any = torch.ops.mkldnn
 PLAIN: tuple[Any, ...] = ("none", [], "")
@@ -153,8 +153,8 @@ def multiply(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
     x (..., in); with another bias (out,) if one is given.
     """
     bias = layer.bias if bias is None else bias
-    if product.suits(layer.weight, x, bias) and (parts := _laid_out(layer, x, PAIRS)):
-        return product.multiply(x, parts[0], bias, layer.weight.shape[0])
+    if matmul.suits(layer.weight, x, bias) and (parts := _laid_out(layer, x, PAIRS)):
+        return matmul.multiply(x, parts[0], bias, layer.weight.shape[0])
     if parts := _laid_out(layer, x, PRODUCT):
         found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *PLAIN)
         return found
@@ -168,9 +168,9 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     in hand: no pass over the largest tensors, and one rounding in place of three (with oneDNN, in
     which both halves are products of their own, two).
     """
-    gate_suits = product.suits(layer.weight, x, layer.bias, gated=True)
+    gate_suits = matmul.suits(layer.weight, x, layer.bias, gated=True)
     if gate_suits and (parts := _laid_out(layer, x, GATED_PAIRS)):
-        return product.multiply(x, parts[0], layer.bias, layer.weight.shape[0] // 2, gated=True)
+        return matmul.multiply(x, parts[0], layer.bias, layer.weight.shape[0] // 2, gated=True)
     parts = _laid_out(layer, x, GATED)
     if not parts:
         both = functional.linear(x, layer.weight, layer.bias)
@@ -268,12 +268,12 @@ PRODUCT = Layout(_for_product, _from_onednn)
 GATED = Layout(_for_gate, _from_onednn)
 PANELS = Layout(winograd.to_panels, winograd.from_panels)
 PAIRS = Layout(
-    lambda weight: (product.to_pairs(weight.flatten(1)),),
-    lambda parts, rows: product.from_pairs(parts[0], rows),
+    lambda weight: (matmul.to_pairs(weight.flatten(1)),),
+    lambda parts, rows: matmul.from_pairs(parts[0], rows),
 )
 GATED_PAIRS = Layout(
-    lambda weight: (product.to_gated_pairs(weight),),
-    lambda parts, rows: product.from_gated_pairs(parts[0], rows),
+    lambda weight: (matmul.to_gated_pairs(weight),),
+    lambda parts, rows: matmul.from_gated_pairs(parts[0], rows),
 )
 
 

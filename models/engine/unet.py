@@ -1,7 +1,7 @@
 """The way through the UNet and the ControlNets of SD 1.x, with nothing computed twice.
 
 The weights stay in diffusers' own modules; what is ours is the path between them. The result is
-diffusers' own up to rounding (tests/models/test_forward.py). What differs, and why:
+diffusers' own up to rounding (tests/models/engine/test_unet.py). What differs, and why:
 
 - What does not change from step to step is kept: a map's encoding, the keys and values of the
   text, and the time's part in every residual block, which goes into a convolution's bias.
@@ -11,11 +11,11 @@ diffusers' own up to rounding (tests/models/test_forward.py). What differs, and 
 - Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
   products of matrices on the same memory, and no layout is ever changed and changed back.
 - On a CPU with instructions for bfloat16 attention, 3x3 convolutions, products and group norms have
-  kernels of their own (attention.py, winograd.py, product.py, norm.py), and weights lie as these or
-  oneDNN want them (packed.py); a product takes GELU and gate in, a convolution an enlargement.
+  kernels of their own (attention.py, winograd.py, matmul.py, groupnorm.py), and weights lie as these or
+  oneDNN want them (layers.py); a product takes GELU and gate in, a convolution an enlargement.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 
-On a GPU a step is recorded and played again (captured.py).
+On a GPU a step is recorded and played again (cuda_graph.py).
 """
 
 import hashlib
@@ -33,9 +33,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput, Residuals
-from models.attention import attention
-from models.norm import add_and_norm, convolve_and_norm, convolve_onto, group_norm
-from models.packed import convolve, convolve_doubled, multiply, multiply_gated
+from models.engine.kernels.attention import attention
+from models.engine.kernels.groupnorm import (
+    add_and_norm,
+    convolve_and_norm,
+    convolve_onto,
+    group_norm,
+)
+from models.engine.layers import convolve, convolve_doubled, multiply, multiply_gated
 
 KEPT_TIMES = 200
 """Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput
-from models.attention import attention
-from models.forward import KEPT_HINTS, Forward
+from models.engine.kernels.attention import attention
+from models.engine.unet import KEPT_HINTS, Forward
 from models.loading import Format
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
 
@@ -214,7 +214,7 @@ def test_the_prompts_share_what_comes_before_the_text(monkeypatch: pytest.Monkey
         rows.append(len(queries))
         return attention(queries, keys, values)
 
-    monkeypatch.setattr("models.forward.attention", count)
+    monkeypatch.setattr("models.engine.unet.attention", count)
     example.ours([])
     # The first looks at itself alone; every later one knows a text already.
     assert rows[0] == 1 and set(rows[1:]) == {2}

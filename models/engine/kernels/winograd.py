@@ -1,6 +1,6 @@
 """3x3 convolutions in bfloat16 on the CPU, up to 3 times as fast as oneDNN's.
 
-The kernel is winograd.cpp, which says why it is faster. packed.py asks for it where it suits.
+The kernel is winograd.cpp, which says why it is faster. layers.py asks for it where it suits.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.compiled import addresses, fits, has_tiles, kernel
+from models.engine.kernels.build import addresses, fits, has_tiles, kernel
 
 LANES = 16
 """Of whose multiples the kernel takes channels."""

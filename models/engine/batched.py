@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from core.networks import ControlInput, Residuals
-from models.forward import Forward, _decode, _encode, _Known
-from models.packed import convolve
+from models.engine.layers import convolve
+from models.engine.unet import Forward, _decode, _encode, _Known
 
 
 @dataclass(frozen=True, eq=False)

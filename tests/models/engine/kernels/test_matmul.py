@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import product
-from models.compiled import kernel
-from models.packed import GATED_PAIRS, PAIRS, multiply, multiply_gated
+from models.engine.kernels import matmul
+from models.engine.kernels.build import kernel
+from models.engine.layers import GATED_PAIRS, PAIRS, multiply, multiply_gated
 
-needs_kernel = pytest.mark.skipif(kernel("product") is None, reason="no GCC, or no AVX-512 BF16")
+needs_kernel = pytest.mark.skipif(kernel("matmul") is None, reason="no GCC, or no AVX-512 BF16")
 SHAPES = [
     # (rows, in, out): Diorama's and SD 1.x's, and remainders of rows at once, of a group of them,
     # and of a panel.
@@ -26,7 +26,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "has_tiles", lambda: False)
+    monkeypatch.setattr(matmul, "has_tiles", lambda: False)
 
 
 def drawn(rows: int, inputs: int, outputs: int, *, bias: bool = True) -> tuple[Any, Tensor]:
@@ -98,13 +98,13 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> No
 @pytest.mark.parametrize("shape", [(3, 31, 32), (3, 32, 30)])
 def test_others_are_left_to_others(shape: tuple[int, ...]) -> None:
     layer, x = drawn(*shape)
-    assert not product.suits(layer.weight, x, layer.bias)
+    assert not matmul.suits(layer.weight, x, layer.bias)
 
 
 @needs_kernel
 def test_what_does_not_fit_is_never_read() -> None:
     layer, x = drawn(3, 32, 32)
-    assert product.suits(layer.weight, x, layer.bias)
-    assert not product.suits(layer.weight, x[..., :16].contiguous(), layer.bias)
-    assert not product.suits(layer.weight, x, layer.bias[:16])
+    assert matmul.suits(layer.weight, x, layer.bias)
+    assert not matmul.suits(layer.weight, x[..., :16].contiguous(), layer.bias)
+    assert not matmul.suits(layer.weight, x, layer.bias[:16])
     assert multiply(layer, x[:, :0]).shape == (1, 0, 32)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from core.networks import ControlInput
-from models import captured
-from models.captured import KEPT_RECORDINGS, Captured, Run, add_scaled, forget_all
-from tests.models.test_forward import DIORAMA, SD15, Example
+from models.engine import cuda_graph
+from models.engine.cuda_graph import KEPT_RECORDINGS, Captured, Run, add_scaled, forget_all
+from tests.models.engine.test_unet import DIORAMA, SD15, Example
 
 
 class Player:
@@ -144,7 +144,7 @@ def test_weights_that_went_end_a_recording_and_those_that_come_and_go_get_none()
     example.assert_right([])
     assert example.player.recorded == 1 and not example.captured._steps
     gc.collect()  # what this player plays holds what it is held by
-    assert not captured._joined
+    assert not cuda_graph._joined
     example.assert_right([])
     example.assert_right([])
     assert example.player.recorded == 2
@@ -180,7 +180,7 @@ def test_recordings_go_with_their_model() -> None:
     example.captured._record = lambda _run: lambda: [torch.zeros(())]
     example.found([])
     (step,) = example.captured._steps.values()
-    gone = captured.ref(step)
+    gone = cuda_graph.ref(step)
     del step, example.captured
     assert gone() is None
     forget_all()  # nobody's

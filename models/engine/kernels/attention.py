@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.memory import is_out_of_memory
-from models.compiled import addresses, fits, has_tiles, kernel
+from models.engine.kernels.build import addresses, fits, has_tiles, kernel
 
 LOGGER = logging.getLogger(__name__)
 

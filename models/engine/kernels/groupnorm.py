@@ -1,6 +1,6 @@
 """Normalisation in one pass with what stands before or behind it, in channels-last memory.
 
-The kernel for bfloat16 on the CPU is norm.cpp, the one for GPUs in gpu_kernels.py; both say why
+The kernel for bfloat16 on the CPU is groupnorm.cpp, the one for GPUs in triton_kernels.py; both say why
 they are faster. Elsewhere torch's own functions run.
 """
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.compiled import addresses, fits, kernel, on_gpu
-from models.packed import convolve
+from models.engine.kernels.build import addresses, fits, kernel, on_gpu
+from models.engine.layers import convolve
 
 LANES = 16
 """Of whose multiples the kernel takes channels."""
@@ -31,7 +31,7 @@ def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None
         and fits(x, weight, shift)
         and bias is None
     ):
-        library = kernel("norm")
+        library = kernel("groupnorm")
         if library is not None:
             return _normalized(library.normalize, layer, x, silu)
     if x.is_cuda and _suits_gpu(x, weight, shift):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from core.networks import ControlInput, Question
-from models import together
-from models.compiled import has_kernels
+from models.engine import batched
+from models.engine.kernels.build import has_kernels
+from models.engine.offload import Residence
 from models.networks import CPU_TOGETHER, GPU_TOGETHER, DiffusersNetworks
-from models.residence import Residence
 from models.store import Store
 from tests.tiny_networks import tiny_networks
 
@@ -81,13 +81,13 @@ def test_one_text_as_well_as_two(pair) -> None:
 
 def test_what_does_not_agree_is_answered_apart(pair, monkeypatch) -> None:
     sizes = []
-    predict = together.predict
+    predict = batched.predict
 
     def watched(parts, timestep):
         sizes.append((timestep, len(parts)))
         return predict(parts, timestep)
 
-    monkeypatch.setattr(together, "predict", watched)
+    monkeypatch.setattr(batched, "predict", watched)
     whole, one = pair
     other = tiny_networks(seed=1)
     assert_as_alone(

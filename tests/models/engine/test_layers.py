@@ -9,10 +9,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import packed
-from models.packed import PackedWeight, convolve, convolve_doubled, multiply, multiply_gated
+from models.engine import layers
+from models.engine.layers import PackedWeight, convolve, convolve_doubled, multiply, multiply_gated
 
-needs_onednn = pytest.mark.skipif(not packed._available(), reason="no oneDNN with bfloat16")
+needs_onednn = pytest.mark.skipif(not layers._available(), reason="no oneDNN with bfloat16")
 
 
 def layer(kind: Any, *sizes: int, **settings: Any) -> Any:
@@ -138,7 +138,7 @@ def test_elsewhere_a_weight_stays_where_it_is(reason: str, monkeypatch: pytest.M
     if reason == "format":
         convolution, linear, x, row = convolution.float(), linear.float(), x.float(), row.float()
     if reason == "torch":
-        monkeypatch.setattr(packed, "_available", lambda: False)
+        monkeypatch.setattr(layers, "_available", lambda: False)
     enlarged = functional.interpolate(x, scale_factor=2.0)
     same(convolve(convolution, x), convolution(x))
     same(convolve_doubled(convolution, x), convolution(enlarged))

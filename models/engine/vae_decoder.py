@@ -1,10 +1,10 @@
-"""The way through an autoencoder's decoder, as forward.py is for the UNet.
+"""The way through an autoencoder's decoder, as unet.py is for the UNet.
 
 The weights stay in diffusers' modules and the result is diffusers' own up to rounding. Pictures
-stay channels-last and have the kernels of norm.py. On the CPU an enlargement and the convolution
+stay channels-last and have the kernels of groupnorm.py. On the CPU an enlargement and the convolution
 behind it are one pass, and the attention over all pixels has its own kernel. On a GPU the pictures
 are so large that starting the kernels takes less time than they do: nothing is recorded as in
-captured.py.
+cuda_graph.py.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from core.memory import give_back
-from models.attention import attention
-from models.norm import convolve_and_norm, convolve_onto, group_norm
-from models.packed import convolve, convolve_doubled, multiply
+from models.engine.kernels.attention import attention
+from models.engine.kernels.groupnorm import convolve_and_norm, convolve_onto, group_norm
+from models.engine.layers import convolve, convolve_doubled, multiply
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Products with a layer's weights in bfloat16 on the CPU, and GEGLU's gate within one.
 
-The kernel is product.cpp, which says why it is faster. packed.py asks for it where it suits.
+The kernel is matmul.cpp, which says why it is faster. layers.py asks for it where it suits.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.compiled import addresses, fits, has_tiles, kernel
+from models.engine.kernels.build import addresses, fits, has_tiles, kernel
 
 LANES = 16
 """Of whose multiples the kernel takes columns."""
@@ -30,7 +30,7 @@ def suits(weight: Tensor, x: Tensor, bias: Tensor | None, *, gated: bool = False
         and (bias is None or (bias.is_contiguous() and len(bias) == len(weight)))
         and fits(x, bias)
         and not has_tiles()
-        and kernel("product") is not None
+        and kernel("matmul") is not None
     )
 
 
@@ -66,7 +66,7 @@ def multiply(
 ) -> Tensor:
     """Return the product (..., outputs) of what `suits`; gated, of the values' columns alone."""
     found = x.new_empty(*x.shape[:-1], outputs)
-    library = kernel("product")
+    library = kernel("matmul")
     assert library is not None
     depth = x.shape[-1]
     sizes = (ctypes.c_int64(x.numel() // depth), ctypes.c_int64(depth))

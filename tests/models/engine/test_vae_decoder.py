@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from models import decoder
-from models.decoder import decode_latents
+from models.engine import vae_decoder
+from models.engine.vae_decoder import decode_latents
 from models.loading import Format
 from tests.tiny_networks import tiny_autoencoder
 
@@ -99,4 +99,4 @@ def test_tiles_are_left_to_diffusers(refused: list[Any]) -> None:
     vae = tiny_autoencoder()
     vae.enable_tiling()
     decode_latents(vae, torch.randn(1, 4, 8, 8))
-    assert refused == [vae] and not decoder._is_kl(vae)
+    assert refused == [vae] and not vae_decoder._is_kl(vae)

@@ -23,7 +23,7 @@ from core.memory import is_out_of_memory
 
 LOGGER = logging.getLogger(__name__)
 
-KERNELS = ("attention", "norm", "product", "winograd")
+KERNELS = ("attention", "groupnorm", "matmul", "winograd")
 """The sources beside this file, without their suffix."""
 FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16")
 """What the kernels need of the processor, as torch.cpu names them."""
@@ -39,7 +39,7 @@ _no_triton = False
 
 
 def on_gpu(function: str, *given: Any) -> Any | None:
-    """Return what a function of models/gpu_kernels.py gives, None where Triton does not work.
+    """Return what a function of triton_kernels.py gives, None where Triton does not work.
 
     The log says so once. Only there is Triton imported, which not every torch brings.
 
@@ -50,7 +50,9 @@ def on_gpu(function: str, *given: Any) -> Any | None:
     if _no_triton:
         return None
     try:
-        return getattr(importlib.import_module("models.gpu_kernels"), function)(*given)
+        return getattr(importlib.import_module("models.engine.kernels.triton_kernels"), function)(
+            *given
+        )
     except Exception as error:
         if is_out_of_memory(error):
             raise

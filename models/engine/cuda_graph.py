@@ -18,7 +18,7 @@ products are one.
 Of one image the layers are too small to fill a GPU. The ControlNets need nothing of the UNet, nor
 the UNet's first half of them, so they are recorded as two branches that run side by side.
 
-Whatever cannot be recorded runs as forward.py has it, which is slower and gives the same.
+Whatever cannot be recorded runs as unet.py has it, which is slower and gives the same.
 """
 
 import logging
@@ -36,8 +36,10 @@ from torch import Tensor, nn
 
 from core.memory import is_out_of_memory
 from core.networks import ControlInput, Residuals
-from models.compiled import on_gpu
-from models.forward import (
+from models.engine.kernels.build import on_gpu
+from models.engine.kernels.groupnorm import lie_alike
+from models.engine.layers import convolve
+from models.engine.unet import (
     Forward,
     _acting,
     _control,
@@ -46,8 +48,6 @@ from models.forward import (
     _Known,
     _transformer_layers,
 )
-from models.norm import lie_alike
-from models.packed import convolve
 
 LOGGER = logging.getLogger(__name__)
 

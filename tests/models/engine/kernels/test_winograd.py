@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import winograd
-from models.compiled import kernel
-from models.packed import CONVOLUTION, PANELS, PackedWeight, convolve, convolve_doubled
+from models.engine.kernels import winograd
+from models.engine.kernels.build import kernel
+from models.engine.layers import CONVOLUTION, PANELS, PackedWeight, convolve, convolve_doubled
 
 needs_kernel = pytest.mark.skipif(kernel("winograd") is None, reason="no GCC, or no AVX-512 BF16")
 SHAPES = [
