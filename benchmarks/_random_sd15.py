@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from models.catalog.paths import MODELS
-from models.layout import read_json
-from models.loading import Format
+from models.checkpoints.folders import read_json
+from models.checkpoints.loading import Format
 from models.networks import DiffusersNetworks
 
 SHAPE = MODELS / "sd15"

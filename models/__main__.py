@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 from core.errors import SuiteError, WeightsMismatch, WeightsMissing
-from models import layout, lora
 from models.catalog import download
 from models.catalog.cards import EXTRAS, Card, Source
 from models.catalog.paths import shown
-from models.families import (
+from models.checkpoints import folders, lora
+from models.checkpoints.detect import (
     BASE,
     CONTROLNET,
     LORA,
@@ -124,7 +124,7 @@ def check(store: Store, path: Path) -> None:
     if contents.kind == CONTROLNET:
         fits = _fitting(store, path)
         if path.is_dir():
-            layout.network_files(path)
+            folders.network_files(path)
         place = f"{shown(store.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
         advice = "it is in its place" if _in_place(store, path) else f"put it into {place}"
         print(f"{path.name} is {describe(contents)}, for {', '.join(fits)}: {advice}.")
@@ -139,8 +139,8 @@ def check(store: Store, path: Path) -> None:
         )
         return
     # Each raises with the reason: all that is no Stable Diffusion 1.x, and configs without weights.
-    layout.inspect_base(path, store.card(SD1_CARD).base_folder)
-    layout.weights_files(path)
+    folders.inspect_base(path, store.card(SD1_CARD).base_folder)
+    folders.weights_files(path)
     print(f"{path.name} is {describe(contents)}: use it with --model {shlex.quote(str(path))}")
     if contents.kind == MERGED:
         print("and its own ControlNet is used with it, for the condition that its name says.")
@@ -153,10 +153,10 @@ def transfer(store: Store, control: Path, base: str, sd15: str, out: Path) -> No
         BadInput: there is no such model, or `out` cannot be written.
         WeightsMissing, WeightsMismatch: a file is not there, damaged, or of another family.
     """
-    from models import transfer as moving  # noqa: PLC0415 - it imports diffusers, for seconds
+    from models.checkpoints import transfer as moving  # noqa: PLC0415 - it imports diffusers, for seconds
 
     target, origin = store.find(base)[0], store.find(sd15)[0]
-    unet = layout.inspect_base(target, store.card(base).base_folder)
+    unet = folders.inspect_base(target, store.card(base).base_folder)
     moving.transfer(control, target, origin, unet, out, store.channel_order_of(control.resolve()))
     card = store.card(base)
     own = card.file.with_suffix("") if card.file else card.folder
@@ -178,10 +178,10 @@ def _contents(path: Path) -> Contents:
     if path.is_file():
         return identify(read_shapes(path))
     if (path / "config.json").is_file():
-        facts = layout.read_json(path / "config.json")
+        facts = folders.read_json(path / "config.json")
         kind = CONTROLNET if facts.get("_class_name") == "ControlNetModel" else ""
     elif (path / "unet" / "config.json").is_file():
-        facts, kind = layout.read_json(path / "unet" / "config.json"), BASE
+        facts, kind = folders.read_json(path / "unet" / "config.json"), BASE
     else:
         facts, kind = {}, ""
     return Contents(kind, facts.get("cross_attention_dim"), facts.get("in_channels"))
@@ -196,7 +196,7 @@ def _fitting(store: Store, path: Path) -> list[str]:
         if not config.is_file():
             continue
         try:
-            layout.inspect_control(path, layout.read_json(config))
+            folders.inspect_control(path, folders.read_json(config))
             fitting.append(card.name)
         except SuiteError as error:
             if card.name == SD1_CARD or refused is None:
@@ -221,7 +221,7 @@ def _has_base(card: Card) -> bool:
     if card.file:
         return True
     try:
-        layout.weights_files(card.base_folder)
+        folders.weights_files(card.base_folder)
     except WeightsMissing:
         return False
     return True

@@ -21,7 +21,6 @@ from torch import nn
 
 from core.errors import BadInput, WeightsMissing
 from core.request import Download
-from models import layout, lora
 from models.catalog import download
 from models.catalog.cards import (
     CHANNEL_ORDERS,
@@ -36,12 +35,13 @@ from models.catalog.cards import (
 )
 from models.catalog.lora_tags import split
 from models.catalog.paths import MODELS, shown
+from models.checkpoints import folders, lora
+from models.checkpoints.detect import CHANNEL_ORDER, MERGED, identify, read_metadata, read_shapes
 from models.devices import choose_device
-from models.families import CHANNEL_ORDER, MERGED, identify, read_metadata, read_shapes
 from models.networks import DiffusersNetworks
 
 if TYPE_CHECKING:
-    from models.loading import Base, Format
+    from models.checkpoints.loading import Base, Format
 
 __all__ = ["Card", "Store", "choose_device"]
 
@@ -157,10 +157,10 @@ class Store:
         if control:
             self.require_control(card, control)  # before its base is downloaded for nothing
         base_path = self._find_base(card)
-        unet_config = layout.inspect_base(base_path, card.base_folder)
+        unet_config = folders.inspect_base(base_path, card.base_folder)
         control_path = self._find_control(card, control) if control else None
         if control_path:
-            layout.inspect_control(control_path, unet_config)
+            folders.inspect_control(control_path, unet_config)
         return base_path, control_path
 
     def fetch(
@@ -334,7 +334,7 @@ class Store:
 
     def _with_taesd(self, card: Card, base: "Base", form: "Format") -> "Base":
         """Return the base with a tiny autoencoder for live previews, where one is here."""
-        from models import loading  # noqa: PLC0415 - as in _build
+        from models.checkpoints import loading  # noqa: PLC0415 - as in _build
 
         source = card.extras.get(TAESD)
         if self.local_extra(card, TAESD) is None and (
@@ -423,7 +423,7 @@ class Store:
             v10 = self._cards.get(V10_CARD)
         named = [one for one in v10.controls if one in path.stem.lower()] if v10 else []
         if path.is_dir():
-            order = layout.read_json(path / "config.json").get(FOLDERS_ORDER)
+            order = folders.read_json(path / "config.json").get(FOLDERS_ORDER)
             return "bgr" if order == "bgr" else ""
         if v10 and named and identify(read_shapes(path)).kind == MERGED:
             return v10.channel_order(named[0])
@@ -433,7 +433,7 @@ class Store:
         self, card: Card, base_path: Path, keys: dict[str, ControlKey], loras: Loras
     ) -> DiffusersNetworks:
         # Only here: it imports diffusers, which takes seconds in which the server already answers.
-        from models import loading  # noqa: PLC0415
+        from models.checkpoints import loading  # noqa: PLC0415
 
         form = loading.Format(self.device, self.dtype)
         if self._base is None or self._base[0] != base_path:
@@ -444,7 +444,7 @@ class Store:
         base = self._base[1]
         text_encoder, unet = self._with_loras(base, loras)
         hashes = {
-            part: self._hash(files) for part, files in layout.weights_files(base_path).items()
+            part: self._hash(files) for part, files in folders.weights_files(base_path).items()
         }
         hashes |= {
             f"lora {one.name}" if one.tag else one.name: self._hash([one.path]) for one in loras
@@ -458,7 +458,7 @@ class Store:
             controlnets[control] = self._controls[key]
             files = [control_path]
             if control_path.is_dir():
-                files = layout.network_files(control_path)[0]
+                files = folders.network_files(control_path)[0]
             hashes[f"controlnet {control}"] = self._hash(files)
             self._controls.move_to_end(key)
         self._drop_controls(but=max(len(keys), 1))
@@ -547,7 +547,7 @@ def _said_order(path: Path) -> str:
 
 def _parameters(path: Path) -> int:
     """Count a ControlNet's parameters by the headers of its files."""
-    files = layout.network_files(path)[0] if path.is_dir() else [path]
+    files = folders.network_files(path)[0] if path.is_dir() else [path]
     shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
     if identify(shapes).kind == MERGED:
         shapes = {n: shape for n, shape in shapes.items() if n.startswith("control_model.")}
@@ -556,7 +556,7 @@ def _parameters(path: Path) -> int:
 
 def _has_weights(base: Path) -> bool:
     try:
-        layout.weights_files(base)
+        folders.weights_files(base)
     except WeightsMissing:
         return False
     return True

@@ -43,7 +43,7 @@ class Source:
     """Of these weights."""
     channel_order: str = ""
     """Order in which a ControlNet wants its map's channels, rgb or bgr; without one its own config
-    decides. Maps are RGB everywhere: the network itself turns them, see models.loading."""
+    decides. Maps are RGB everywhere: the network itself turns them (checkpoints/loading.py)."""
     preprocessor: str = ""
     """The way of drawing maps that a ControlNet's pages start with, by the annotator's name for it;
     empty, or not one of the annotator's, for the annotator's own first."""

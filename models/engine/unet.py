@@ -11,8 +11,8 @@ diffusers' own up to rounding (tests/models/engine/test_unet.py). What differs, 
 - Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
   products of matrices on the same memory, and no layout is ever changed and changed back.
 - On a CPU with instructions for bfloat16 attention, 3x3 convolutions, products and group norms have
-  kernels of their own (attention.py, winograd.py, matmul.py, groupnorm.py), and weights lie as these or
-  oneDNN want them (layers.py); a product takes GELU and gate in, a convolution an enlargement.
+  kernels of their own (kernels/), and weights lie as these or oneDNN want them (layers.py); a
+  product takes GELU and gate in, a convolution an enlargement.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 
 On a GPU a step is recorded and played again (cuda_graph.py).

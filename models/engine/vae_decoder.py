@@ -1,8 +1,8 @@
 """The way through an autoencoder's decoder, as unet.py is for the UNet.
 
 The weights stay in diffusers' modules and the result is diffusers' own up to rounding. Pictures
-stay channels-last and have the kernels of groupnorm.py. On the CPU an enlargement and the convolution
-behind it are one pass, and the attention over all pixels has its own kernel. On a GPU the pictures
+stay channels-last and have the kernels of groupnorm.py. On the CPU an enlargement and the
+convolution behind it are one pass, and the attention over all pixels has its own kernel. On a GPU the pictures
 are so large that starting the kernels takes less time than they do: nothing is recorded as in
 cuda_graph.py.
 """

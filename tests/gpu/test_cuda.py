@@ -21,6 +21,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.networks import ControlInput
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
+from models.checkpoints.loading import Format
 from models.engine import cuda_graph
 from models.engine.cuda_graph import Captured, add_scaled
 from models.engine.kernels import build
@@ -34,7 +35,6 @@ from models.engine.kernels.groupnorm import (
 from models.engine.layers import multiply_gated
 from models.engine.unet import Forward
 from models.engine.vae_decoder import decode_latents
-from models.loading import Format
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet

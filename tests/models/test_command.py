@@ -13,7 +13,7 @@ from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, serving
-from tests.models.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state
 
 ROOT = Path(__file__).parents[2]
 

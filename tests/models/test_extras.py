@@ -17,9 +17,9 @@ from core.condition import Condition, RGBImage
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
-from models import loading, lora
 from models.__main__ import main
 from models.catalog.cards import EXTRAS, LCM, TAESD, read_card
+from models.checkpoints import loading, lora
 from models.networks import DiffusersNetworks, decode
 from models.store import Store
 from tests.conftest import CARD

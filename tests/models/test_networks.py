@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.errors import BadInput
 from core.networks import ControlInput, Networks
-from models.loading import fit_preview
+from models.checkpoints.loading import fit_preview
 from models.networks import DiffusersNetworks
 from tests.tiny_networks import tiny_networks
 

@@ -18,13 +18,13 @@ from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from core.networks import ControlInput
 from core.params import controls
 from core.request import GenerationRequest
-from models import loading
 from models import store as store_module
 from models.catalog.cards import read_card
+from models.checkpoints import loading
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
-from tests.models.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state
 
 HUB_CARD = (
     CARD

@@ -9,7 +9,7 @@ import torch
 from diffusers import LCMScheduler
 from safetensors import safe_open
 
-from models import lora
+from models.checkpoints import lora
 from tests.tiny_networks import save_networks, tiny_networks, tiny_unet
 from training import train_lcm
 from training.dataset import render_scenes

@@ -1,7 +1,7 @@
 """Normalisation in one pass with what stands before or behind it, in channels-last memory.
 
-The kernel for bfloat16 on the CPU is groupnorm.cpp, the one for GPUs in triton_kernels.py; both say why
-they are faster. Elsewhere torch's own functions run.
+The kernel for bfloat16 on the CPU is groupnorm.cpp, the one for GPUs in triton_kernels.py; both say
+why they are faster. Elsewhere torch's own functions run.
 """
 
 import ctypes

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from core.condition import ALREADY_A_MAP
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
+from models.checkpoints.loading import Format
 from models.engine.offload import Residence
-from models.loading import Format
 from models.networks import GPU_TOGETHER, DiffusersNetworks, _work
 from tests.core.conftest import condition  # noqa: F401 - a fixture
 from tests.tiny_networks import tiny_networks

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput
+from models.checkpoints.loading import Format
 from models.engine.kernels.attention import attention
 from models.engine.unet import KEPT_HINTS, Forward
-from models.loading import Format
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
 
 SD15 = {

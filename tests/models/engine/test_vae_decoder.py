@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
+from models.checkpoints.loading import Format
 from models.engine import vae_decoder
 from models.engine.vae_decoder import decode_latents
-from models.loading import Format
 from tests.tiny_networks import tiny_autoencoder
 
 

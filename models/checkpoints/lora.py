@@ -26,8 +26,8 @@ from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.lora_tags import TAG
 from models.catalog.paths import shown
+from models.checkpoints.detect import LORA, identify, read_shapes, read_state, require
 from models.devices import LOADING
-from models.families import LORA, identify, read_shapes, read_state, require
 
 STRONGEST = 10.0
 """No LoRA means anything beyond; sliders of other tools end at 1 or 2."""

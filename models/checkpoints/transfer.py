@@ -19,9 +19,9 @@ from torch import Tensor
 
 from core.errors import BadInput, WeightsMismatch
 from models.catalog.paths import shown
-from models.families import CHANNEL_ORDER, read_state
-from models.layout import inspect_control, network_files
-from models.loading import CONVERSIONS
+from models.checkpoints.detect import CHANNEL_ORDER, read_state
+from models.checkpoints.folders import inspect_control, network_files
+from models.checkpoints.loading import CONVERSIONS
 
 State = dict[str, Tensor]
 """Weights in diffusers' names."""

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
-from models import lora
+from models.checkpoints import lora
 from models.networks import DiffusersNetworks
 
 State = dict[str, Tensor]

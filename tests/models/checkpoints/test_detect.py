@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.errors import WeightsMismatch, WeightsMissing
-from models.families import (
+from models.checkpoints.detect import (
     BASE,
     CONTROLNET,
     MERGED,

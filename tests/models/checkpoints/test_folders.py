@@ -17,7 +17,7 @@ from core.networks import ControlInput
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
-from tests.models.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state
 
 
 def outputs(networks: DiffusersNetworks, control: str = "") -> tuple[Tensor, Tensor, Tensor]:
@@ -240,7 +240,7 @@ def test_a_folder_with_a_weight_missing_is_refused(
 
 def test_the_shipped_shape_is_stable_diffusion_1_5() -> None:
     """models/sd15 builds networks of the published sizes; no weights are made for it."""
-    folder = Path(__file__).parents[2] / "models" / "sd15"
+    folder = Path(__file__).parents[3] / "models" / "sd15"
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(
             json.loads((folder / "unet/config.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import WeightsMismatch, WeightsMissing
 from models.catalog.paths import shown
-from models.families import (
+from models.checkpoints.detect import (
     BASE,
     CONTROLNET,
     MERGED,

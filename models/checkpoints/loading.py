@@ -23,9 +23,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
 from models.catalog.paths import shown
+from models.checkpoints.detect import read_shapes, read_state
+from models.checkpoints.folders import network_files, read_json
 from models.devices import LOADING
-from models.families import read_shapes, read_state
-from models.layout import network_files, read_json
 from models.networks import decode
 
 CONVERSIONS = "diffusers.loaders.single_file_utils"

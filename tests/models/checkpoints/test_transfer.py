@@ -12,10 +12,10 @@ from torch import Tensor
 
 from core.errors import WeightsMismatch
 from models.__main__ import FAILED, main
+from models.checkpoints.transfer import transferred
 from models.networks import DiffusersNetworks
 from models.store import Store
-from models.transfer import transferred
-from tests.models.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state
 from tests.tiny_networks import save_networks, tiny_networks
 
 
@@ -123,7 +123,7 @@ def test_a_full_disk_is_said_in_one_sentence(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("models.transfer.save_file", full)
+    monkeypatch.setattr("models.checkpoints.transfer.save_file", full)
     control = str(store.card("tiny").folder / "controlnet" / "canny")
     out = tmp_path / "new.safetensors"
     assert main(["transfer", control, "tiny", "tiny", str(out)], store) == FAILED
