@@ -38,12 +38,12 @@ from core.errors import BadInput, SuiteError, WeightsMissing
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult
 from models.store import Store
-from training.dataset import HELD_OUT
+from training.diorama.dataset import HELD_OUT
+from training.diorama.renderer import TONE, Truth, render
+from training.diorama.truth import truth_arrays
+from training.diorama.world import COLOURS, Scene, make_scene
 from training.progress import clock
-from training.renderer import TONE, Truth, render
-from training.truth import truth_arrays
 from training.weights import annotate, facts
-from training.world import COLOURS, Scene, make_scene
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SMALLEST_SURFACE = 60  # pixels: a speck has no colour to speak of

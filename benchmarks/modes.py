@@ -29,10 +29,10 @@ from core.modes import MODES, Shortcuts
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult
 from models.store import Store
-from training.dataset import HELD_OUT
+from training.diorama.dataset import HELD_OUT
+from training.diorama.renderer import render
+from training.diorama.world import make_scene
 from training.progress import clock
-from training.renderer import render
-from training.world import make_scene
 
 SCENES = 32
 FIRST_SCENE = 100  # the fast mode's settings were chosen on some of those before

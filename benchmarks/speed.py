@@ -53,9 +53,9 @@ from core.errors import BadInput, SuiteError
 from core.request import ControlRequest, GenerationRequest
 from models.devices import choose_device
 from models.store import Store
-from training.dataset import HELD_OUT
-from training.renderer import render
-from training.world import make_scene
+from training.diorama.dataset import HELD_OUT
+from training.diorama.renderer import render
+from training.diorama.world import make_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192

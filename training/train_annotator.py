@@ -2,7 +2,7 @@
 
     python -m training.train_annotator --minutes 30 --save models/diorama/annotator
 
-All five are learned at once from the exact truth that the renderer kept (`training.truth`), half of
+All five are learned at once from the exact truth that the renderer kept (`diorama.truth`), half of
 it from softened pictures.
 """
 
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, STRIDE, SceneAnnotator, Seen
-from training.dataset import Pictures
+from training.diorama.dataset import Pictures
+from training.diorama.truth import load_truth
+from training.diorama.world import ADE20K
 from training.loop import add_run_options, run_from, train
 from training.train_autoencoder import pixels
-from training.truth import load_truth
 from training.weights import save_module
-from training.world import ADE20K
 
 BLOB = 1.5  # standard deviation of a joint's place, in cells
 REACH = 2  # cells around a joint in which the way to its neck is taught

@@ -18,7 +18,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from torch import Tensor, nn
 
-from training.dataset import Pictures
+from training.diorama.dataset import Pictures
 from training.loop import add_run_options, run_from, train
 from training.weights import save_module
 

@@ -25,9 +25,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
-from training.grounding import Grounding, WatchedAttention
+from training.diorama.dataset import Pictures, PictureSource
+from training.diorama.grounding import Grounding, WatchedAttention
 from training.loop import add_run_options, run_from, train
 from training.train_autoencoder import pixels
 from training.weights import save_module

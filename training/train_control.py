@@ -30,11 +30,11 @@ from annotators import find_annotator
 from annotators._diorama import load_network
 from core.condition import Annotator, ControlMap
 from core.images import resize, resize_map
-from training.dataset import Pictures, PictureSource
 from training.diffusion import NoisyTarget, make_scheduler
-from training.grounding import Grounding, WatchedAttention
+from training.diorama.dataset import Pictures, PictureSource
+from training.diorama.grounding import Grounding, WatchedAttention
+from training.diorama.maps import DrawnExamples
 from training.loop import add_run_options, run_from, train
-from training.maps import DrawnExamples
 from training.progress import clock
 from training.reward import KINDS, Reward
 from training.train_base import (

@@ -30,10 +30,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
 from core.sampling import denoise, seeded_noise
-from training.dataset import Pictures
 from training.diffusion import make_scheduler
+from training.diorama.dataset import Pictures
+from training.diorama.maps import DrawnExamples
 from training.loop import add_run_options, run_from, train
-from training.maps import DrawnExamples
 from training.train_base import cached_latents, contact_sheet, tokens
 from training.train_control import hint
 from training.weights import commit

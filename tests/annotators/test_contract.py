@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from annotators import annotator_names, find_annotator
-from training.dataset import HELD_OUT
-from training.renderer import render
-from training.world import make_scene
+from training.diorama.dataset import HELD_OUT
+from training.diorama.renderer import render
+from training.diorama.world import make_scene
 
 LOOKED_AT = 60
 """Scenes: people stand in a fifth of them, and not all are seen."""

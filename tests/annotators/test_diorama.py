@@ -10,8 +10,8 @@ import pytest
 
 from annotators import _diorama
 from annotators._diorama import SceneAnnotator, load_network, see, seen_together
-from training.renderer import render
-from training.world import make_scene
+from training.diorama.renderer import render
+from training.diorama.world import make_scene
 
 
 def test_pictures_seen_together_are_seen_as_alone() -> None:

@@ -5,9 +5,9 @@ import pytest
 
 from annotators import annotator_names, find_annotator
 from core.images import read_image, resize_map
-from training.dataset import HELD_OUT
-from training.renderer import render
-from training.world import make_scene
+from training.diorama.dataset import HELD_OUT
+from training.diorama.renderer import render
+from training.diorama.world import make_scene
 
 ROOM = "test_imgs/coffee.jpg"
 

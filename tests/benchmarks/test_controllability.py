@@ -37,12 +37,12 @@ from core.condition import Annotator, Condition, Preprocessor
 from core.errors import BadInput, SuiteError
 from core.images import grey_map
 from tests.tiny_networks import save_networks
-from training.dataset import HELD_OUT
-from training.renderer import render
+from training.diorama.dataset import HELD_OUT
+from training.diorama.renderer import render
+from training.diorama.truth import truth_arrays
+from training.diorama.world import ADE20K, COLOURS, make_scene
 from training.train_annotator import joint_targets
-from training.truth import truth_arrays
 from training.weights import annotate, facts
-from training.world import ADE20K, COLOURS, make_scene
 
 
 def test_psnr_of_a_known_error():

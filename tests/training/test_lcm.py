@@ -12,8 +12,8 @@ from safetensors import safe_open
 from models.checkpoints import lora
 from tests.tiny_networks import save_networks, tiny_networks, tiny_unet
 from training import train_lcm
-from training.dataset import render_scenes
 from training.diffusion import make_scheduler
+from training.diorama.dataset import render_scenes
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from annotators import find_annotator
 from benchmarks import controllability
 from models.store import Store
-from training import maps as scene_maps
 from training import train_annotator, train_autoencoder, train_base, train_control
-from training.dataset import Pictures, render_scenes
+from training.diorama import maps as scene_maps
+from training.diorama.dataset import Pictures, render_scenes
 
 CARD = """
 title = "Diorama"

@@ -1,7 +1,7 @@
 """Diorama's world: what can stand in a picture, what it is called, and where everything is.
 
 A scene is plain data made from one seed: primitives with colours and classes, a ground, a sky or a
-room, a light, a camera and a caption. `training.renderer` turns scenes into pictures with exact
+room, a light, a camera and a caption. `renderer` turns scenes into pictures with exact
 depth, normals, classes and keypoints.
 
 Axes: x right, y up, z away from the camera; lengths are metres. Colours are linear-ish RGB in 0..1.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
-from training.dataset import Pictures
-from training.world import MOST_THINGS, make_scene, phrases
+from training.diorama.dataset import Pictures
+from training.diorama.world import MOST_THINGS, make_scene, phrases
 
 
 class Grounding:

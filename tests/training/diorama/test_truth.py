@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, Seen
-from training.dataset import HELD_OUT, render_scenes
-from training.renderer import render
+from training.diorama.dataset import HELD_OUT, render_scenes
+from training.diorama.renderer import render
+from training.diorama.truth import load_truth, near_is_one, soft_edges, truth_arrays
+from training.diorama.world import ADE20K, KEYPOINTS, make_scene
 from training.train_annotator import Targets, joint_targets
-from training.truth import load_truth, near_is_one, soft_edges, truth_arrays
-from training.world import ADE20K, KEYPOINTS, make_scene
 
 
 @pytest.fixture(scope="module")

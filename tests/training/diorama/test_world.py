@@ -10,8 +10,8 @@ import torch
 
 import apps
 import models
-from training.renderer import render
-from training.world import (
+from training.diorama.renderer import render
+from training.diorama.world import (
     ADE20K,
     COLOURS,
     KEYPOINTS,

@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.renderer import Truth
-from training.world import KEYPOINTS, MOST_THINGS
+from training.diorama.renderer import Truth
+from training.diorama.world import KEYPOINTS, MOST_THINGS
 
 CREASE = 0.9  # cosine between neighbouring normals below which a surface has an edge
 EDGE_STRENGTH = {"outline": 1.0, "crease": 0.75, "drawing": 0.5}  # of 1, before the blur

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.dataset import Pictures, render_scenes
-from training.grounding import Grounding, WatchedAttention
+from training.diorama.dataset import Pictures, render_scenes
+from training.diorama.grounding import Grounding, WatchedAttention
+from training.diorama.world import make_scene, phrases
 from training.train_base import make_tokenizer, tokens
-from training.world import make_scene, phrases
 
 
 def test_equal_things_share_a_phrase():

@@ -1,4 +1,4 @@
-"""Ray-traces scenes of `training.world` on tensors, with the exact truth beside each picture.
+"""Ray-traces scenes of `world` on tensors, with the exact truth beside each picture.
 
 Any device, many scenes at once. Every ray is first tested against the bounding sphere of every
 solid of its scene; only the pairs that survive are intersected. The same tracer serves camera rays,
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.world import (
+from training.diorama.world import (
     ADE20K,
     BOX,
     CHECKER,

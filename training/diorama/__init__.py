@@ -1,0 +1,1 @@
+"""Diorama's procedural world: scenes, their pictures and the exact truth about them."""
