@@ -4,7 +4,7 @@
 """
 
 import apps
-from apps._serve import Environment, arguments, launch, make_suite
+from apps.web.serve import Environment, arguments, launch, make_suite
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         parser.error(f"no app is called {unknown[0]!r}; there are: {', '.join(apps.names())}")
     environment = Environment.read()
     suite = make_suite(options.model, environment)
-    from apps._site import build_site  # noqa: PLC0415 - --list and --help must not wait for gradio
+    from apps.web.site import build_site  # noqa: PLC0415 - --list and --help must not wait for gradio
 
     site = build_site([apps.find(name) for name in apps.names() if name in wanted], suite)
     for condition in [one for one in apps.conditions() if one.name in wanted][:1]:

@@ -3,13 +3,13 @@
 import importlib
 import pkgutil
 
-from apps._tool import Tool
+from apps.web.tool import Tool
 from core.condition import Condition
 
 
 def names() -> list[str]:
     """Return the apps' names, in alphabetical order, without importing them."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def find(name: str) -> Condition | Tool:

@@ -6,17 +6,17 @@ if __name__ == "__main__":  # a file run by its path sees only its own folder
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from apps._tool import Tool
+from apps.web.tool import Tool
 
 TOOL = Tool(
     name="annotator",
     title="Every control map",
     blurb="One picture as every annotator sees it, side by side; each map is a PNG to keep.",
-    page="_maps_page",
+    page="maps_page",
     examples=("diorama_3.png", "diorama_2.png", "astronaut.jpg", "coffee.jpg", "chelsea.jpg"),
 )
 
 if __name__ == "__main__":
-    from apps._serve import serve_one
+    from apps.web.serve import serve_one
 
     serve_one(TOOL)

@@ -6,18 +6,18 @@ if __name__ == "__main__":  # a file run by its path sees only its own folder
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from apps._tool import Tool
+from apps.web.tool import Tool
 
 TOOL = Tool(
     name="multi2image",
     title="Several controls",
     blurb="Two or three control maps at once, of one picture or of several, each measured.",
-    page="_multi_page",
+    page="several_page",
     examples=("diorama_1.png", "diorama_2.png", "diorama_3.png", "coffee.jpg", "astronaut.jpg"),
     takes_results=True,
 )
 
 if __name__ == "__main__":
-    from apps._serve import serve_one
+    from apps.web.serve import serve_one
 
     serve_one(TOOL)

@@ -24,6 +24,6 @@ CONDITION = Condition(
 )
 
 if __name__ == "__main__":
-    from apps._serve import serve_one
+    from apps.web.serve import serve_one
 
     serve_one(CONDITION)

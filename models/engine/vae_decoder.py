@@ -2,9 +2,9 @@
 
 The weights stay in diffusers' modules and the result is diffusers' own up to rounding. Pictures
 stay channels-last and have the kernels of groupnorm.py. On the CPU an enlargement and the
-convolution after it are one pass, and the attention over all pixels has its own kernel. On a GPU the
-pictures are so large that starting the kernels takes less time than they do: nothing is recorded as
-in cuda_graph.py.
+convolution after it are one pass, and the attention over all pixels has its own kernel. On a GPU
+the pictures are so large that starting the kernels takes less time than they do: nothing is
+recorded as in cuda_graph.py.
 """
 
 from typing import Any

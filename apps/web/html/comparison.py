@@ -1,0 +1,112 @@
+"""Two models' pictures of the same seeds, side by side, as HTML.
+
+All text that came from outside is escaped here; the markup's classes belong to page.css.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from apps.web.files import SavedResult
+from apps.web.html import results
+from apps.web.suite import duration
+from core.request import GenerationResult
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What one of the two models made; nothing while it is waited for."""
+
+    title: str
+    result: GenerationResult | None = None
+    saved: SavedResult | None = None
+
+    @property
+    def images(self) -> int:
+        """How many are finished."""
+        return len(self.result.images) if self.result else 0
+
+
+def versus(sides: Sequence[Side]) -> str:
+    """Show each seed's images, and the maps found in them, beside the map both were given.
+
+    The first side has its result.
+    """
+    there = [(side, side.result, side.saved) for side in sides if side.result and side.saved]
+    first = there[0][1]
+    facts = [
+        f"{first.width} × {first.height}",
+        duration(sum(sum(result.seconds.values()) for _, result, _ in there)),
+        *(f"{side.title} {_mean(result):.0f} / 100" for side, result, _ in there if side.images),
+    ]
+    notes = {text for _, result, saved in there for text in (*result.warnings, saved.note) if text}
+    items = "".join(f"<li>{results.escape(text)}</li>" for text in sorted(notes))
+    cards = "".join(_card(sides, index) for index in range(len(first.images)))
+    return f"""
+<section class="cl-results">
+  <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+  {f'<ul class="cl-warnings">{items}</ul>' if items else ""}
+  <div class="cl-cards">{cards}</div>
+</section>"""
+
+
+def _mean(result: GenerationResult) -> float:
+    return float(np.mean(result.headlines))
+
+
+def _card(sides: Sequence[Side], index: int) -> str:
+    result, saved = sides[0].result, sides[0].saved
+    assert result and saved  # as versus says
+    seed, size = result.seeds[index], (result.width, result.height)
+    several = len(result.controls) > 1
+    wanted = [
+        results.picture(
+            control.condition.title if several else "Control map",
+            "cl-map", results.file_url(maps.shown_map), size, maps.control_map,
+        )
+        for control, maps in zip(result.controls, saved.maps, strict=True)
+    ]  # fmt: skip
+    kind = "cl-versus cl-each" if several else "cl-versus"
+    rows = f"--controls:{len(wanted)};--rows:{len(wanted) + 2}"  # a header and the image come first
+    return f"""
+<article class="cl-card">
+  <header><div class="cl-seed"><span>Seed</span> <code>{seed}</code>
+    <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
+  </header>
+  <div class="{kind}" style="{rows}">
+    <div class="cl-given">{"".join(wanted)}</div>
+    {"".join(_side(side, index) for side in sides)}</div>
+</article>"""
+
+
+def _side(side: Side, index: int) -> str:
+    title = f"<h3>{html.escape(side.title)}</h3>"
+    if side.result is None or side.saved is None or index >= side.images:
+        return (
+            f'<section><header>{title}</header><p class="cl-map-note">Not made yet.</p></section>'
+        )
+    result, image = side.result, side.saved.images[index]
+    size, several = (result.width, result.height), len(result.controls) > 1
+    figures = results.MEAN if several else results.figures_of(result.scores[index])
+    found = []
+    for control, maps in zip(result.controls, side.saved.maps, strict=True):
+        score, title_of = control.scores[index], control.condition.title
+        note = f'<p class="cl-map-note"><b>{score.headline:.0f}</b> / 100</p>' if several else ""
+        found.append(
+            results.picture(
+                f"{title_of}, re-extracted" if several else "Re-extracted",
+                "cl-map",
+                results.file_url(maps.shown_reextracted[index]),
+                size,
+                maps.reextracted[index],
+                note,
+            )
+        )
+    return f"""<section>
+    <header>{title}<div class="cl-score" title="How well the two maps agree, 0 to 100">
+      <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>{figures}</header>
+    {results.picture("Generated", "cl-made", results.file_url(image), size, image)}
+    {"".join(found)}</section>"""

@@ -1,0 +1,389 @@
+"""What the page shows, as HTML: the header, the running picture, the result cards.
+
+All text that came from outside is escaped here; the markup's classes belong to page.css.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from apps.web.files import SavedMaps, SavedResult
+from apps.web.jobs.map_choices import Sight, Way
+from apps.web.suite import duration, how_much, long_duration
+from apps.web.tool import Tool
+from core.condition import Condition, RGBImage, Score
+from core.request import Download, GenerationResult, Progress
+from models.store import Card
+
+STAGES = {
+    "wait": "Waiting for the machine",
+    "prepare": "Preparing the picture",
+    "map": "Drawing the control map",
+    "load": "Loading the model",
+    "text": "Reading the prompt",
+    "sample": "Generating",
+    "decode": "Decoding",
+    "reextract": "Re-extracting and scoring",
+}
+
+FIRST_STEP = {
+    "photo": "Add a picture or take an example",
+    "drawing": "Add a drawing or take an example",
+    "canvas": "Draw something or take an example to draw on",
+}
+"""What to do first, by where a condition's input comes from."""
+
+EMPTY = """
+<div class="cl-stage cl-empty">
+  <div class="cl-trio" aria-hidden="true">
+    <div><span>Control map</span></div>
+    <div><span>Generated</span></div>
+    <div><span>Re-extracted</span></div>
+  </div>
+  <h2>Your pictures will appear here</h2>
+  <p>{first_step}, say what it should become, and press <b>Run</b>.
+  Each result is shown between the control map it was given and the map found in it again,
+  with a score for how well the two agree.</p>
+</div>"""
+
+MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
+"""What the score of a picture of several controls is."""
+
+WAITING = """
+<div class="cl-stage cl-running" role="status">
+  <div class="cl-frame cl-pulse"></div>
+  <div class="cl-progress"><b>Waiting for the machine</b>
+  <div class="cl-track cl-indeterminate"><i></i></div>
+  <span>Another run may be ahead of this one. Esc stops.</span></div>
+</div>"""
+
+
+def empty(app: Condition | Tool) -> str:
+    """Show what will stand here and how to get it."""
+    kind = app.input if isinstance(app, Condition) else "photo"
+    return EMPTY.format(first_step=FIRST_STEP[kind])
+
+
+def escape(text: str) -> str:
+    """Make text safe to stand in HTML and still readable as plain text (quotes stay)."""
+    return html.escape(text, quote=False)
+
+
+def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
+    """Show how far a run is: the picture so far, the step and the time left."""
+    total = max(images * progress.steps, 1)
+    done = min(progress.image_index * progress.steps + progress.step, total)
+    words = STAGES.get(progress.stage, progress.stage.capitalize())
+    details = []
+    if progress.download:
+        return _downloading(progress, progress.download)
+    if images > 1:
+        details.append(f"image {min(progress.image_index + 1, images)} of {images}")
+    if progress.stage == "sample":
+        details.append(f"step {progress.step} of {progress.steps}")
+    if progress.seconds_left is not None:
+        details.append(f"about {duration(progress.seconds_left)} left")
+    picture = '<div class="cl-frame cl-pulse"></div>'
+    if preview is not None:
+        picture = (
+            f'<div class="cl-frame"><img alt="The picture so far" src="{_inline(preview)}"></div>'
+        )
+    return _under_way(words, done / total, " · ".join(details) or "Esc stops.", picture)
+
+
+def _downloading(progress: Progress, download: Download) -> str:
+    hint = "Esc stops; the next run goes on from here."
+    part = download.bytes_here / max(download.bytes_whole, 1)
+    return _under_way(download_words(progress), part, hint)
+
+
+def download_words(progress: Progress) -> str:
+    """Say how far a download is and how long it will still take; "" for anything else."""
+    if progress.download is None:
+        return ""
+    words = f"Downloading {progress.download.title}: {how_much(progress.download)}"
+    if progress.seconds_left is not None:
+        words += f", about {long_duration(progress.seconds_left)} left"
+    return words
+
+
+def _under_way(
+    words: str, part: float, hint: str, picture: str = '<div class="cl-frame cl-pulse"></div>'
+) -> str:
+    return f"""
+<div class="cl-stage cl-running" role="status">
+  {picture}
+  <div class="cl-progress"><b>{escape(words)}</b>
+  <div class="cl-track"><i style="width:{100 * part:.0f}%"></i></div>
+  <span>{hint}</span></div>
+</div>"""
+
+
+def note(text: str) -> str:
+    """Show one sentence where the results would stand."""
+    return f'<div class="cl-stage cl-note" role="status"><p>{escape(text)}</p></div>'
+
+
+def results(
+    result: GenerationResult, saved: SavedResult, send_to: Sequence[Condition | Tool] = ()
+) -> str:
+    """Show each image between its control map and the map found in it, with its score.
+
+    The cards stand as made and know their rank; which of the two orders is seen, the button above
+    them and the page's option "Best first" decide. `send_to` are the apps that an image can be
+    sent to from its card.
+    """
+    if not result.images:
+        return ""
+    count = len(result.images)
+    by_score = sorted(range(count), key=lambda i: -result.headlines[i])
+    took = sum(result.seconds.values())
+    facts = [
+        f"{count} image{'s' if count > 1 else ''}",
+        f"{result.width} × {result.height}",
+        duration(took),
+    ]
+    if result.cancelled:
+        facts.append(f"stopped; {count} of {result.request.num_samples} finished")
+    cards = "".join(_card(result, saved, i, by_score.index(i), send_to) for i in range(count))
+    order = (
+        '<button type="button" class="cl-button" data-cl="order" aria-pressed="false">'
+        "Order by score</button>"
+        if count > 1
+        else ""
+    )
+    warnings = "".join(
+        f"<li>{escape(text)}</li>" for text in (*result.warnings, saved.note) if text
+    )
+    return f"""
+<section class="cl-results">
+  <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
+    <span class="cl-actions">{order}
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
+  {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
+  <div class="cl-cards">{cards}</div>
+</section>"""
+
+
+def _card(
+    result: GenerationResult,
+    saved: SavedResult,
+    index: int,
+    rank: int,
+    send_to: Sequence[Condition | Tool],
+) -> str:
+    seed, size = result.seeds[index], (result.width, result.height)
+    image = picture(
+        "Generated", "cl-made", file_url(saved.images[index]), size, saved.images[index]
+    )
+    if len(result.controls) == 1:
+        figures = figures_of(result.scores[index])
+        wanted, found = _maps(saved.maps[0], index, size)
+        body = f"""<div class="cl-three">{wanted}{image}{found}</div>
+  {_compare(saved.maps[0], index, size)}"""
+    else:
+        figures = MEAN
+        parts = []
+        for control, maps in zip(result.controls, saved.maps, strict=True):
+            score = control.scores[index]
+            wanted, found = _maps(maps, index, size)
+            parts.append(f"""<section class="cl-control">
+    <header><h3>{escape(control.condition.title)}</h3>
+      <div class="cl-score"><b>{score.headline:.0f}</b><span>/ 100</span></div>
+      {figures_of(score)}</header>
+    <div class="cl-two">{wanted}{found}</div>
+    {_compare(maps, index, size)}</section>""")
+        body = f'<div class="cl-several">{image}<div>{"".join(parts)}</div></div>'
+    return f"""
+<article class="cl-card" style="--rank:{rank}">
+  <header>
+    <div class="cl-score" title="How well the two maps agree, 0 to 100">
+      <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>
+    {figures}
+    <div class="cl-seed"><span>Seed</span> <code>{seed}</code>
+      <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button>
+      {_send(saved.images[index], send_to)}</div>
+  </header>
+  {body}
+</article>"""
+
+
+def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
+    """Show the apps that take a result; each opens beside this page, so that nothing is lost."""
+    if not send_to:
+        return ""
+    sent = quote(f"{image.parent.name}/{image.name}")
+    links = "".join(
+        f'<li><a href="{html.escape(app.name)}?from={sent}" target="_blank" rel="noopener">'
+        f"{escape(app.title)}</a></li>"
+        for app in send_to
+    )
+    return f"""<details class="cl-send"><summary class="cl-button"
+      title="Opens another app with this picture and its prompt">Send to</summary>
+      <ul>{links}</ul></details>"""
+
+
+def figures_of(score: Score) -> str:
+    """Show a score's figures under their own names."""
+    others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
+    return f"""<div class="cl-metric">
+      <b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>
+      <span>{escape(" · ".join(others))}</span></div>"""
+
+
+def _maps(maps: SavedMaps, index: int, size: tuple[int, int]) -> tuple[str, str]:
+    """Show the map that was given and the one that was found in an image."""
+    return (
+        picture("Control map", "cl-map", file_url(maps.shown_map), size, maps.control_map),
+        picture(
+            "Re-extracted",
+            "cl-map",
+            file_url(maps.shown_reextracted[index]),
+            size,
+            maps.reextracted[index],
+        ),
+    )
+
+
+def _compare(maps: SavedMaps, index: int, size: tuple[int, int]) -> str:
+    wanted, found = file_url(maps.shown_map), file_url(maps.shown_reextracted[index])
+    pair = f"--wanted:url('{wanted}');--found:url('{found}');aspect-ratio:{size[0]}/{size[1]}"
+    return f"""<details class="cl-compare">
+    <summary>Compare the two maps</summary>
+    <div class="cl-pair" style="--split:50%;{pair}">
+      <div class="cl-layer cl-wanted"></div><div class="cl-layer cl-found"></div></div>
+    <div class="cl-tools">
+      <span>Control map</span>
+      <input type="range" min="0" max="100" value="50" data-cl="split"
+        aria-label="Slide from one map to the other">
+      <span>Re-extracted</span>
+      <button type="button" class="cl-button" data-cl="overlay" aria-pressed="false">
+        Overlay</button>
+    </div>
+    <p class="cl-legend"><span class="cl-key-wanted">only in the control map</span>
+      <span class="cl-key-found">only re-extracted</span>
+      <span class="cl-key-both">in both</span></p>
+  </details>"""
+
+
+def picture(
+    caption: str, kind: str, url: str, size: tuple[int, int], file: Path, note: str = ""
+) -> str:
+    """Show a picture to enlarge and to save; `note` is HTML."""
+    caption = html.escape(caption)
+    return f"""<figure class="{kind}">
+      <button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
+      <img src="{url}" width="{size[0]}" height="{size[1]}" alt="{caption}"></button>
+      <figcaption><span>{caption}</span>
+      <a href="{file_url(file)}" download="{html.escape(file.name)}">Save PNG</a>
+      </figcaption>{note}</figure>"""
+
+
+EMPTY_MAPS = """
+<section class="cl-results"><div class="cl-stage cl-empty">
+  <h2>The maps will appear here</h2>
+  <p>Add a picture or take an example, and press <b>Run</b>. Each way to see it draws its own map;
+  one that cannot says why in its place.</p>
+</div></section>"""
+
+
+def drawing(way: Way, done: int, total: int) -> str:
+    """Show which map is being drawn."""
+    return f"""
+<div class="cl-stage cl-running" role="status">
+  <div class="cl-progress"><b>Drawing {escape(way.title)}</b>
+  <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
+  <span>map {done + 1} of {total}</span></div></div>"""
+
+
+def maps(sights: Sequence[Sight], files: Sequence[tuple[Path, Path] | None], total: int) -> str:
+    """Show what each of `total` ways saw so far; `files` are its map's file and the one to show."""
+    tiles = "".join(_tile(sight, paths) for sight, paths in zip(sights, files, strict=True))
+    drawn = [sight.control_map for sight in sights if sight.control_map is not None]
+    facts = [f"{len(drawn)} of {total} maps", duration(sum(s.seconds for s in sights))]
+    if drawn:
+        facts.insert(1, f"{drawn[0].shape[1]} × {drawn[0].shape[0]}")
+    return f"""
+<section class="cl-results">
+  <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
+    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+  <div class="cl-maps">{tiles}</div>
+</section>"""
+
+
+def _tile(sight: Sight, paths: tuple[Path, Path] | None) -> str:
+    note = f'<p class="cl-map-note">{escape(sight.note)}</p>' if sight.note else ""
+    if paths is None or sight.control_map is None:
+        return f"""<figure class="cl-no-map"><div>{note}</div>
+      <figcaption><span>{escape(sight.way.title)}</span></figcaption></figure>"""
+    high, wide = sight.control_map.shape[:2]
+    return picture(sight.way.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def file_url(path: Path) -> str:
+    """Return where the browser gets a file of ours; relative, so that it holds behind a proxy."""
+    return "gradio_api/file=" + quote(str(path))
+
+
+def _inline(image: RGBImage) -> str:
+    memory = io.BytesIO()
+    Image.fromarray(image).save(memory, "PNG")
+    return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
+
+
+def header(app: Condition | Tool, facts: Sequence[str], card: Card) -> str:
+    """Show what the page is, what it runs on, and what the model can be asked for."""
+    prompts = "".join(
+        f'<li><button type="button" data-cl="prompt">{escape(text)}</button></li>'
+        for text in card.prompts
+    )
+    tries = (
+        f'<details class="cl-about"><summary>Prompts to try</summary><ul>{prompts}</ul></details>'
+    )
+    model = f'<p class="cl-model"><b>{escape(card.title)}.</b> {escape(card.blurb)}</p>'
+    return head(app, facts, model) + (tries if prompts else "")
+
+
+def head(app: Condition | Tool, facts: Sequence[str], below: str = "") -> str:
+    """Show what a page is and its facts; `below` is HTML."""
+    chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    return f"""
+<div class="cl-head"><div><h1>{escape(app.title)}</h1><p>{escape(app.blurb)}</p></div>
+  <div class="cl-chips" role="status">{chips}</div>{below}</div>"""
+
+
+def home(apps: Sequence[Condition | Tool], pictures: Path) -> str:
+    """Show the suite's front page: a link to each app, with its examples from a folder."""
+    links = "".join(_link(app, pictures) for app in apps)
+    return f"""
+<div class="cl-head"><div><h1>ControlLoop</h1><p>Pictures that follow a control map, and a measure
+of how well they do: the map is drawn again from every result, and the two are compared.</p></div>
+</div>
+<nav class="cl-home" aria-label="Apps">{links}</nav>"""
+
+
+def _link(app: Condition | Tool, pictures: Path) -> str:
+    files = [pictures / (e if isinstance(e, str) else e.image) for e in app.examples]
+    images = "".join(
+        f'<img src="{file_url(file)}" alt="" loading="lazy">'
+        for file in files[:3]
+        if file.is_file()
+    )
+    return f"""<a href="{html.escape(app.name)}"><div class="cl-strip">{images}</div>
+  <h2>{escape(app.title)}</h2><p>{escape(app.blurb)}</p></a>"""
+
+
+def restored(labels: Sequence[str], notes: Sequence[str], word: str = "Restored") -> str:
+    """Say which settings a file gave, and what could not be taken."""
+    first = f"{word}: {', '.join(labels)}." if labels else ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in notes)
+    return f'<div class="cl-restored" role="status"><p>{escape(first)}</p><ul>{items}</ul></div>'

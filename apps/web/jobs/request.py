@@ -1,0 +1,153 @@
+"""From what the widgets or an API caller gave to a checked request. Knows no widgets."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.web.files import upload_folder
+from apps.web.jobs.job import Job
+from apps.web.suite import Suite
+from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.errors import BadInput
+from core.images import MAX_PIXELS, read_image, read_strokes
+from core.params import controls
+from core.request import GenerationRequest
+from models.store import Card
+
+RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
+"""A run's folder, as files.new_folder names it, and a file in it."""
+MOST_LAYERS = 4
+"""Of a drawing; the page's canvas has one, and each may be as large as a picture may be."""
+
+
+def checked_request(
+    condition: Condition, suite: Suite, given: dict[str, Any]
+) -> tuple[GenerationRequest, list[str]]:
+    """Return the request of raw values by field name, and notes on the picture.
+
+    Raises:
+        SuiteError: something is missing, unreadable or out of its bounds.
+    """
+    given = dict(given)
+    card = suite.card(given["model"])
+    names = [*(one.name for one in condition.annotator.preprocessors), ALREADY_A_MAP]
+    if given["preprocessor"] not in names:
+        raise BadInput(f"The preprocessor must be one of: {', '.join(names)}.")
+    picture = given.pop("image")
+    of_map = controls(condition.annotator.params)
+    params = condition.annotator.params(**{name: given.pop(name) for name in of_map})
+    image, notes = given_picture(picture)
+    request = GenerationRequest(image=image, params=params, **given)
+    return request, [*notes, *resolution_notes(card, request)]
+
+
+def resolution_notes(card: Card, request: GenerationRequest) -> list[str]:
+    """Return what to say of a resolution that the model was not made for; at most one."""
+    if card.min_resolution <= request.image_resolution <= card.max_resolution:
+        return []
+    return [
+        f"{card.title} is made for pictures of {card.min_resolution} to {card.max_resolution} "
+        "pixels on the short side; at others, expect less."
+    ]
+
+
+def new_job(condition: Condition, suite: Suite, given: dict[str, Any]) -> Job:
+    """Return the job of raw values, checked.
+
+    Raises:
+        SuiteError: as checked_request.
+    """
+    return Job(suite.pipeline, condition, *checked_request(condition, suite, given))
+
+
+def given_picture(record: object) -> tuple[RGBImage, list[str]]:
+    """Return the picture of Gradio's file record {"path": ...}, and notes on it.
+
+    Raises:
+        BadInput: there is none, or it cannot be read.
+    """
+    path = _path_in(record)
+    if not path:
+        raise BadInput("There is no picture yet: please add one, or take an example.")
+    return _decoded(uploaded(path))
+
+
+def _path_in(record: object) -> object:
+    return record.get("path") if isinstance(record, dict) else None
+
+
+def given_drawing(record: object) -> RGBImage:
+    """Return what was drawn on Gradio's canvas, of its record {"layers": [{"path": ...}]}.
+
+    Without a listener for its strokes the canvas uploads its layers when an event asks for them.
+    They are read here, with the checks of every upload: Gradio's own reading knows no limit of
+    size, and has no words for what is no picture.
+
+    Raises:
+        BadInput: nothing was drawn, a layer is no upload or cannot be read, or they do not fit.
+    """
+    found = record.get("layers") if isinstance(record, dict) else None
+    records = found if isinstance(found, list) else []
+    if len(records) > MOST_LAYERS:
+        raise BadInput(f"A drawing may have {MOST_LAYERS} layers at most.")
+    layers: list[NDArray[np.uint8]] = []
+    for one in records:
+        layers.append(as_layer(read_image(uploaded(_path_in(one)))[0]))
+        if sum(layer.shape[0] * layer.shape[1] for layer in layers) > MAX_PIXELS:
+            raise BadInput(
+                f"The drawing has more than {MAX_PIXELS // 1_000_000} million pixels; "
+                "please shrink it."
+            )
+    if len({layer.shape for layer in layers}) > 1:
+        raise BadInput("The drawing's layers differ in size: please start a new canvas.")
+    return read_strokes(layers)
+
+
+def as_layer(drawing: RGBImage) -> NDArray[np.uint8]:
+    """Return a drawing on white as a canvas's layer (H, W, 4), black and as opaque as dark."""
+    ink = np.zeros((*drawing.shape[:2], 4), np.uint8)
+    ink[:, :, 3] = 255 - drawing.min(axis=2)
+    return ink
+
+
+def uploaded(path: object) -> str:
+    """Return the path of an upload, or of a file that was made here for the page.
+
+    Gradio checks only records that say they are its own, so a caller who leaves that out could name
+    any file of the server.
+
+    Raises:
+        BadInput: the file lies elsewhere, or is gone.
+    """
+    try:
+        file = Path(str(path)).resolve()
+        if file.is_file() and file.is_relative_to(upload_folder().resolve()):
+            return str(file)
+    except (OSError, ValueError):  # no file can have such a name
+        pass
+    raise BadInput("The file is no upload, or is no longer here: please choose it again.")
+
+
+def sent_result(name: str) -> str:
+    """Return the path of a result by the name that "Send to" gives it: "<its run's folder>/<file>".
+
+    Only results made here have such a name, and only who has seen the result knows it.
+
+    Raises:
+        BadInput: there is no such result, or it is no longer here.
+    """
+    if RESULT_NAME.fullmatch(name):
+        file = upload_folder() / name
+        if file.is_file():
+            return uploaded(file)
+    raise BadInput("The picture that was sent is no longer here: please make it again.")
+
+
+@functools.lru_cache(maxsize=2)  # of up to 120 MB each
+def _decoded(path: str) -> tuple[RGBImage, list[str]]:
+    """Read an upload once for the many looks a moving slider takes; its path is its content's."""
+    return read_image(path)

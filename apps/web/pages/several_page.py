@@ -1,0 +1,315 @@
+"""The page that combines several controls, and its endpoint: a condition's page with slots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+import apps
+from apps.web.html import results
+from apps.web.jobs.job import Job
+from apps.web.jobs.several import OF_A_SLOT, SLOTS, combinable, job_of_several, offered
+from apps.web.pages.condition_page import Page
+from apps.web.pages.endpoint import Endpoint, help_of
+from apps.web.pages.widgets import CACHE, PRIVATE, picture_input, widget
+from apps.web.suite import Suite
+from apps.web.tool import Tool
+from core.condition import ALREADY_A_MAP, Condition, Example
+from core.params import controls
+from core.png import read_controls, read_settings
+from core.request import ControlRequest, GenerationRequest
+
+OWN_PICTURE = "{title} had a picture of its own: please add it again."
+GONE = "{title} is not here with this model; its slot is empty now."
+ANY_RESOLUTION = 512
+"""What the unseen slider of a control without a detect resolution stands at."""
+TOO_MANY = "It was made with more controls than there are slots here."
+
+
+def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
+    """Build the page, to be launched alone or rendered into a site; see Tool.page."""
+    with gr.Blocks(
+        title=f"{tool.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
+    ) as page:
+        _MultiPage(tool, suite, send_to).build(page)
+    return page
+
+
+class _MultiPage(Page):
+    """Its fields are a condition's page's, and those of each slot with the slot's number."""
+
+    map_section = "Controls"
+    advanced = ("image_resolution", "guess_mode", "steps", "sampler", "mode", "guidance_scale")
+
+    def __init__(  # the other facts are a condition's
+        self, tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool]
+    ):
+        self.app = tool
+        self.suite = suite
+        self.send_to = send_to
+        self.weights = tuple({one.weights for one in combinable().values()})
+        self.input = "photo"
+        prompts = {e.image: e.prompt for one in apps.conditions() for e in one.examples}
+        self.given_examples = [Example(name, prompts.get(name, "")) for name in tool.examples]
+        self.defaults = self._defaults_of(suite.model)
+        self.fields = {}
+        self.canvas = None
+        self.details: dict[int, gr.Column] = {}
+        self.map_sections: dict[int, gr.Accordion] = {}
+        self.maps: dict[int, dict[str, gr.Column]] = {}
+        self.of_maps: dict[str, tuple[str, str, int]] = {}
+        """The fields of maps' settings: the control and the setting that they are, and the slot."""
+
+    def _defaults_of(self, model: str) -> dict[str, Any]:
+        return self.suite.defaults(model)
+
+    def _models(self) -> list[str]:
+        able = [self.suite.models(condition) for condition in combinable().values()]
+        return list(dict.fromkeys([self.suite.model, *(name for names in able for name in names)]))
+
+    def _header(self, model: str) -> str:
+        return results.header(self.app, self.suite.facts(model), self.suite.card(model))
+
+    # The slots
+
+    def _map_controls(self) -> None:
+        names = [*offered(self.suite, self.suite.model)][:2]
+        for slot, name in zip(SLOTS, [*names, *[""] * len(SLOTS)], strict=False):
+            with gr.Column(elem_classes="cl-slot"):
+                self._slot(slot, name)
+
+    def _slot(self, slot: int, name: str) -> None:
+        model = self.suite.model
+        self.fields[f"control_{slot}"] = gr.Dropdown(
+            **self._controls(name, model), label=f"Control {slot}", elem_id=f"control_{slot}"
+        )
+        with gr.Column(visible=bool(name)) as self.details[slot]:
+            self.fields[f"preprocessor_{slot}"] = gr.Dropdown(
+                **self._ways(name, "", model), label="Preprocessor", elem_id=f"preprocessor_{slot}"
+            )
+            self._add_to(slot, "strength")
+            with self._map_accordion(name) as self.map_sections[slot]:
+                self._map_settings(slot, name)
+            with gr.Accordion("Own picture, start and end", open=False):
+                self.fields[f"image_{slot}"] = picture_input(
+                    label="Instead of the shared picture", height=180, elem_id=f"image_{slot}"
+                )
+                self._add_to(slot, "control_start")
+                self._add_to(slot, "control_end")
+
+    def _add_to(self, slot: int, name: str, value: Any = None, **options: Any) -> None:
+        control, field = controls(ControlRequest)[name], f"{name}_{slot}"
+        value = control.default if value is None else value
+        self.fields[field] = widget(control, value, elem_id=field, **options)
+
+    def _map_accordion(self, name: str) -> gr.Accordion:
+        return gr.Accordion("Map settings", open=False, visible=_has_settings(name))
+
+    def _map_settings(self, slot: int, name: str) -> None:
+        """Make the settings of every control's map, of which the chosen control's are seen."""
+        self.maps[slot] = {}
+        for key, condition in combinable().items():
+            settings = controls(condition.annotator.params)
+            if not settings:
+                continue
+            with gr.Column(visible=key == name) as self.maps[slot][key]:
+                for setting, control in settings.items():
+                    field = f"{key}.{setting}_{slot}"
+                    self.of_maps[field] = (key, setting, slot)
+                    self.fields[field] = widget(
+                        control, control.default, elem_id=f"{key}-{setting}_{slot}"
+                    )
+        usual = _usual_resolution(self.suite, self.suite.model, name)
+        self._add_to(slot, "detect_resolution", usual or ANY_RESOLUTION, visible=bool(usual))
+
+    def _controls(self, name: str, model: str) -> dict[str, Any]:
+        """Return a slot's choice of controls with one chosen."""
+        known = offered(self.suite, model)
+        choices = [("No control", ""), *((one.title, key) for key, one in known.items())]
+        return {"choices": choices, "value": name if name in known else ""}
+
+    def _ways(self, name: str, preprocessor: str, model: str) -> dict[str, Any]:
+        """Return a slot's choice of preprocessors; one that the control lacks gives way."""
+        condition = offered(self.suite, model).get(name)
+        if condition is None:
+            return {"choices": [("The usual", "")], "value": ""}
+        usual = self.suite.usual_preprocessor(condition, model)
+        names = [one.name for one in condition.annotator.preprocessors]
+        choices = [(f"{usual} (the usual)", "")]
+        choices += [(one, one) for one in names if one != usual]
+        choices.append((f"{ALREADY_A_MAP}: the picture is a control map", ALREADY_A_MAP))
+        known = [value for _, value in choices]
+        return {"choices": choices, "value": preprocessor if preprocessor in known else ""}
+
+    # What happens when
+
+    def _wire_map(self) -> None:
+        for slot in SLOTS:
+            inputs = [self.fields[f"{n}_{slot}"] for n in ("control", "preprocessor")]
+            self.fields[f"control_{slot}"].change(
+                self._choose,
+                [*inputs, self.fields["model"]],
+                [
+                    self.fields[f"preprocessor_{slot}"],
+                    self.details[slot],
+                    self.map_sections[slot],
+                    *self.maps[slot].values(),
+                ],
+                preprocess=False,
+                queue=False,
+                **PRIVATE,
+            )
+            self.fields[f"control_{slot}"].input(
+                self._choose_resolution,
+                [self.fields[f"control_{slot}"], self.fields["model"]],
+                [self.fields[f"detect_resolution_{slot}"]],
+                preprocess=False,
+                queue=False,
+                **PRIVATE,
+            )
+
+    def _choose(self, name: str, preprocessor: str, model: str) -> tuple[Any, ...]:
+        return (
+            gr.Dropdown(**self._ways(name, preprocessor, model)),
+            gr.Column(visible=bool(name)),
+            gr.Accordion(visible=_has_settings(name)),
+            *(gr.Column(visible=name == key) for key in self.maps[SLOTS[0]]),
+        )
+
+    def _choose_resolution(self, name: str, model: str, asked: int | None = None) -> gr.Slider:
+        """Start at what is usual, or what is asked for; on an event not for a file's control."""
+        usual = _usual_resolution(self.suite, model, name)
+        return gr.Slider(value=asked or usual or ANY_RESOLUTION, visible=bool(usual))
+
+    def _given(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the values by field; a slot's map settings as one, of the chosen control."""
+        given = super()._given(values)
+        settings: dict[int, dict[str, Any]] = {slot: {} for slot in SLOTS}
+        for field, (key, setting, slot) in self.of_maps.items():
+            value = given.pop(field)
+            if given[f"control_{slot}"] == key:
+                settings[slot][setting] = value
+        for slot in SLOTS:
+            given[f"params_{slot}"] = settings[slot]
+            if not _usual_resolution(self.suite, self.suite.model, given[f"control_{slot}"]):
+                given[f"detect_resolution_{slot}"] = None
+        return given
+
+    def _new_job(self, given: dict[str, Any]) -> Job:
+        return job_of_several(self.suite, given)
+
+    def _change_model(self, before: str, *values: Any) -> list[Any]:
+        """Move settings as every page does, and offer the controls that the new model has."""
+        model, header, *moved = super()._change_model(before, *values)
+        given, moving = self._given(values), dict(zip(self.fields, moved, strict=True))
+        known = offered(self.suite, model)
+        for slot in SLOTS:
+            name = given[f"control_{slot}"]
+            if name and name not in known:
+                gr.Warning(results.escape(GONE.format(title=combinable()[name].title)))
+            resolution = given[f"detect_resolution_{slot}"]
+            if resolution == _usual_resolution(self.suite, before, name):
+                resolution = None
+            moving |= self._filled(slot, name, given[f"preprocessor_{slot}"], model, resolution)
+        return [model, header, *moving.values()]
+
+    def _filled(
+        self, slot: int, name: str, preprocessor: str, model: str, resolution: int | None = None
+    ) -> dict[str, Any]:
+        """Return what brings a control into a slot."""
+        return {
+            f"control_{slot}": gr.Dropdown(**self._controls(name, model)),
+            f"preprocessor_{slot}": gr.Dropdown(**self._ways(name, preprocessor, model)),
+            f"detect_resolution_{slot}": self._choose_resolution(name, model, resolution),
+        }
+
+    def _read(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+        settings, notes = read_settings(source)
+        found, more = read_controls(source, combinable())
+        for name in ("params", *controls(ControlRequest)):  # the first control's, as found has it
+            settings.pop(name, None)
+        model = settings.get("model")
+        model = model if model in self._models() else self.suite.model
+        notes += more + ([TOO_MANY] if len(found) > len(SLOTS) else [])
+        empty: list[tuple[str, dict[str, Any]]] = [("", {})] * len(SLOTS)
+        for slot, (name, asked) in zip(SLOTS, [*found, *empty] if found else [], strict=False):
+            preprocessor, resolution = asked.get("preprocessor", ""), asked.get("detect_resolution")
+            settings |= self._filled(slot, name, preprocessor, model, resolution)
+            for part in ("strength", "control_start", "control_end"):
+                if part in asked:
+                    settings[f"{part}_{slot}"] = asked[part]
+            for setting, value in asked.get("params", {}).items():
+                settings[f"{name}.{setting}_{slot}"] = value
+            if asked.get("own_picture"):
+                notes.append(OWN_PICTURE.format(title=combinable()[name].title))
+        return settings, notes
+
+    def _from_sent(self, path: str, model: str) -> dict[str, Any]:
+        """Start with the control that the picture was made with, and one that is another."""
+        found, _ = read_controls(path, combinable())
+        known = offered(self.suite, model)
+        names = [name for name, _ in found[:1] if name in known]
+        names += [name for name in known if name not in names][: 2 - len(names)]
+        filled: dict[str, Any] = {}
+        for slot, name in zip(SLOTS, [*names, *[""] * len(SLOTS)], strict=False):
+            filled |= self._filled(slot, name, "", model)
+        return filled
+
+    # For programs
+
+    def _endpoint(self) -> Endpoint:
+        of_slots = [f"{name}_{slot}" for slot in SLOTS for name in OF_A_SLOT]
+        own = ("image", *of_slots, *self.of_maps)
+        others = [name for name in self.fields if name not in own]
+        known = controls(GenerationRequest)
+        helps = {
+            "control": f"The control, one of: {', '.join(combinable())}; empty for none.",
+            "image": "The picture its map is drawn from; without one, the shared picture.",
+            "params": "Its map's settings, as the control's own app has them: {\"name\": value}; "
+            "those left out are as usual.",
+        }
+        told = {name: help_of(known.get(name)) for name in others}
+        for slot in SLOTS:
+            told |= {
+                f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(known[name])}"
+                for name in OF_A_SLOT
+            }
+        # A dropdown would tell programs that what it shows first is all there is, and a slider
+        # that what is usual for that is so for every control.
+        widgets = dict(self.fields)
+        for slot in SLOTS:
+            for name in ("control", "preprocessor"):
+                shown = self.fields[f"{name}_{slot}"]
+                widgets[f"{name}_{slot}"] = gr.Textbox(
+                    shown.value, label=shown.label, visible=False
+                )
+            widgets[f"params_{slot}"] = gr.JSON(label="Map settings", visible=False)
+            widgets[f"detect_resolution_{slot}"] = gr.Number(
+                None, label=known["detect_resolution"].label, visible=False
+            )
+        told["image"] = "The picture to start from, for every control without one of its own."
+        return Endpoint(
+            f"{self.app.blurb} Returns the control maps, the generated images, the maps "
+            "re-extracted from them (image by image, one for each control), and a report with a "
+            "seed and the controls' scores for each image.",
+            {name: (widgets[name], told[name]) for name in ["image", *others, *of_slots]},
+            gr.File(label="Control maps", file_count="multiple", visible=False),
+            lambda maps: maps,
+        )
+
+
+def _usual_resolution(suite: Suite, model: str, name: object) -> int | None:
+    """Return the resolution a control's map is drawn at, None where it is the picture's."""
+    condition = combinable().get(name) if isinstance(name, str) else None
+    if condition is None or condition.annotator.detect_resolution is None:
+        return None
+    asked: int | None = suite.defaults(model)["detect_resolution"]
+    return asked or condition.annotator.detect_resolution
+
+
+def _has_settings(name: str) -> bool:
+    condition = combinable().get(name)
+    if condition is None:
+        return False
+    annotator = condition.annotator
+    return bool(controls(annotator.params)) or annotator.detect_resolution is not None

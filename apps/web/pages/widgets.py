@@ -1,0 +1,127 @@
+"""What pages and endpoints share of Gradio: a setting's widget, the kinds of event, the errors."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+
+from apps.web.html.results import escape
+from apps.web.jobs.errors import sentence_of
+from core.errors import SuiteError
+from core.params import Bounds, Choice, Control, Text, Toggle
+
+TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
+
+CACHE = (600, 24 * 3600)
+"""Every ten minutes, uploads and results older than a day are deleted."""
+
+ONE_AT_A_TIME = {"concurrency_id": "every map", "concurrency_limit": 1}
+"""The same for all that draws every map of a picture: many networks, two of which are kept."""
+
+AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
+"""An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""
+
+FEW_AT_ONCE: dict[str, Any] = {"concurrency_id": "pictures", "concurrency_limit": 4}
+"""An event that decodes what was uploaded, up to a few hundred MB each: a flood of them waits."""
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+"""An event of the page alone, without Gradio's own progress curtain."""
+
+MOST_SLIDER_STOPS = 10_000
+"""A number with more values than this gets a box: nobody hits a seed with a slider."""
+
+
+def together(runs: int) -> dict[str, Any]:
+    """Let so many runs of all pages go on at once.
+
+    They take turns on the device, or share them, in the pipeline; or download their weights.
+    """
+    return {"concurrency_id": "runs", "concurrency_limit": runs}
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn any failure into one sentence; a bug gets an id that finds it in the log."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - told to the user; a bug is logged
+        title = "Not yet" if isinstance(error, SuiteError) else "Error"
+        raise gr.Error(escape(sentence_of(error)), title=title, print_exception=False) from None
+
+
+class SentPicture(ImageData):
+    """Gradio's record of a picture; the mere name of one gets a sentence instead of a traceback."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> "SentPicture":
+        """Check what a caller gave; not as pydantic's validator, which would wrap the sentence."""
+        if isinstance(obj, dict | ImageData):
+            return super().model_validate(obj, **options)
+        raise gr.Error(
+            'The picture must be sent, not named: with gradio_client, handle_file("picture.png").',
+            print_exception=False,
+        )
+
+
+def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -> gr.Image:
+    """Return the place for the picture to start from."""
+    options: dict[str, Any] = {
+        "visible": visible,
+        "label": "Input" if kind == "picture" else kind.capitalize(),
+        "type": "filepath",
+        "image_mode": None,
+        "format": "png",
+        "sources": ["upload", "clipboard", "webcam"],
+        "height": 280,
+        "elem_id": "image",
+        "buttons": ["fullscreen"],
+        "placeholder": f"Drop, paste or click to add a {kind}",
+    }
+    picture = gr.Image(**(options | changes))
+    picture.data_model = SentPicture
+    return picture
+
+
+def example_strip(files: Sequence[Path]) -> gr.Dataset:
+    """Return a row of pictures to click on; the event gets the number of the one clicked."""
+    with gr.Row(visible=bool(files)):
+        return gr.Dataset(
+            label="Examples",
+            components=[gr.Image(visible=False, format="png")],
+            samples=[[str(file)] for file in files],
+            type="index",
+            elem_classes="cl-examples",
+        )
+
+
+def run_and_stop() -> tuple[gr.Button, gr.Button]:
+    """Return the two buttons, of which one is seen at a time, and say which keys press them."""
+    with gr.Row(elem_classes="cl-run"):
+        run = gr.Button("Run", variant="primary", elem_id="run")
+        stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
+    gr.HTML(
+        '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>',
+        elem_classes="cl-hint",
+    )
+    return run, stop
+
+
+def widget(control: Control, value: Any, **options: Any) -> gr.components.Component:
+    """Return the widget that fits a setting."""
+    options |= {"label": control.label, "info": control.help or None, "value": value}
+    match control:
+        case Bounds() if (control.high - control.low) / control.step > MOST_SLIDER_STOPS:
+            return gr.Number(precision=0 if control.whole else None, step=control.step, **options)
+        case Bounds():
+            return gr.Slider(control.low, control.high, step=control.step, **options)
+        case Choice():
+            return gr.Radio(list(control.options), **options)
+        case Toggle():
+            return gr.Checkbox(**options)
+        case Text():
+            return gr.Textbox(max_length=control.max_length, **{"lines": 2, **options})

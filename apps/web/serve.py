@@ -1,0 +1,179 @@
+"""Starting the server: the command line, the environment, the theme and the safe defaults."""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apps.web.tool import Tool
+from core.condition import Condition
+from core.errors import SuiteError
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from apps.web.suite import Suite
+
+HTML = Path(__file__).resolve().parent / "html"
+LARGEST_UPLOAD = "30mb"
+DEFAULT_QUEUE = 20
+LAST_PORT = 65535
+GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
+"""Variables that Gradio reads while it is imported, with a traceback where one is no number."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT set; models.store reads the others.
+
+    Gradio reads its own variables; here only those are checked that it does not check itself.
+    """
+
+    max_queue: int
+    output: Path | None
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
+        """Read and check the variables.
+
+        Raises:
+            SystemExit: one is malformed; the message is one line that names it.
+        """
+        queue = variables.get("CONTROLLOOP_MAX_QUEUE") or str(DEFAULT_QUEUE)
+        _require_whole("CONTROLLOOP_MAX_QUEUE", queue, 1000)
+        for name in GRADIO_NUMBERS:
+            if name in variables:
+                _require_whole(name, variables[name], LAST_PORT)
+        output = variables.get("CONTROLLOOP_OUTPUT")
+        folder = Path(output).expanduser().resolve() if output else None
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=folder) as file:
+                    file.write(b"ControlLoop")  # a full disk takes the file but not its content
+            except OSError:
+                sys.exit(
+                    f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
+                )
+        return cls(int(queue), folder)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Return the options that an app alone and the whole suite have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--host", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=_port, help="port to listen on (default: the first free from 7860)"
+    )
+    parser.add_argument(
+        "--model", help="a model's name, or a path to a checkpoint (default: diorama)"
+    )
+    parser.add_argument("--mcp", action="store_true", help="also serve the apps as MCP tools")
+    return parser
+
+
+def _require_whole(name: str, text: str, most: int) -> None:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        sys.exit(f"{name} is {text!r}; it must be a whole number from 1 to {most}.")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to {LAST_PORT}")
+    return int(text)
+
+
+def make_suite(model: str | None, environment: Environment) -> "Suite":
+    """Make the suite; ends the program with one line if the model or the device cannot be had."""
+    from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds, --help and --list need none
+    from models.store import Store  # noqa: PLC0415
+
+    try:
+        return Suite(Store(), model or "", environment.output, environment.max_queue)
+    except SuiteError as error:
+        sys.exit(str(error))
+
+
+def serve_one(app: Condition | Tool) -> None:
+    """Run one app: the main block of every app file."""
+    options = arguments(f"{app.title}: {app.blurb}").parse_args()
+    environment = Environment.read()
+    suite = make_suite(options.model, environment)
+    from apps.web.site import build_app  # noqa: PLC0415 - as above, for gradio
+
+    page = build_app(app, suite)
+    if isinstance(app, Condition):  # a tool needs no model
+        suite.load_in_background(app)
+    launch(page, environment, options)
+
+
+def launch(
+    blocks: "gr.Blocks", environment: Environment, options: argparse.Namespace, block: bool = True
+) -> str:
+    """Serve pages with the suite's look and limits; returns the address when not blocking."""
+    from apps.web.pages.widgets import TEST_IMAGES  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    blocks.queue(max_size=environment.max_queue)
+    try:
+        _, address, _ = blocks.launch(
+            server_name=options.host,
+            server_port=options.port,
+            mcp_server=options.mcp,
+            theme=theme(),
+            css_paths=[HTML / "page.css"],
+            head=f"<script>{(HTML / 'page.js').read_text(encoding='utf-8')}</script>",
+            max_file_size=LARGEST_UPLOAD,
+            allowed_paths=[str(TEST_IMAGES)],
+            enable_monitoring=False,
+            strict_cors=True,
+            show_error=False,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=["api", "settings"],
+            prevent_thread_lock=not block,
+        )
+    except OSError as error:
+        if options.port is not None and "empty port" in str(error):
+            sys.exit(f"Port {options.port} is in use; choose another with --port.")
+        sys.exit(f"The server could not start: {error}")
+    return address
+
+
+def theme() -> "gr.themes.Base":
+    """Return the look: system fonts (nothing is fetched), a neutral ground, one accent."""
+    import gradio as gr  # noqa: PLC0415
+
+    return gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        radius_size="md",
+        font=["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Helvetica", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Consolas", "monospace"],
+    ).set(
+        body_background_fill="#f5f7f8",
+        body_background_fill_dark="#0f1418",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#171e24",
+        block_border_width="1px",
+        block_border_color="#dfe5ea",
+        block_border_color_dark="#2a343d",
+        block_shadow="none",
+        block_label_background_fill="#ffffff",
+        block_label_background_fill_dark="#171e24",
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_hover="#115e59",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover_dark="#14857c",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+    )

@@ -1,0 +1,241 @@
+"""What all pages of one process share: the models on offer, the pipeline, what was measured."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.batching import MOST_ADMITTED
+from core.condition import ALREADY_A_MAP, Condition
+from core.errors import BadInput, SuiteError
+from core.networks import Networks
+from core.params import controls
+from core.pipeline import Pipeline
+from core.request import Download, GenerationRequest, GenerationResult
+from models.catalog.lora_tags import split
+from models.store import Card, Store
+
+log = logging.getLogger(__name__)
+
+ESTIMATE_STEPS = 2
+"""Of the picture that is made to learn how long a picture takes."""
+
+
+MOST_RUNS = 16
+"""Runs that go on at once, each with a thread and a picture: up to eight share a turn, and as many
+get ready for the next meanwhile."""
+
+
+class Suite:
+    """The pages' common ground; safe to use from many threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        model: str = "",
+        keep: Path | None = None,
+        max_queue: int = MOST_ADMITTED,
+    ) -> None:
+        """Read the cards; nothing is loaded yet. At most max_queue requests are let in.
+
+        Raises:
+            BadInput: there is no such model.
+        """
+        self.store = store
+        self.model = store.card(model or store.default_model()).name
+        """The model a page starts with."""
+        self.keep = keep
+        """A folder that gets a copy of every finished picture; None keeps none."""
+        self.runs = min(MOST_RUNS, max_queue)
+        """How many runs of all pages go on at once."""
+        # One more than that, for the picture that is made to learn how long one takes.
+        self.pipeline = Pipeline(self._load, max_queue + 1, self._fetch)
+        self._cards = {card.name: card for card in store.cards()}
+        self._lock = threading.Lock()
+        self._state: dict[str, str] = {}
+        self._speed: dict[str, str] = {}
+        self._estimating = False
+
+    def models(self, condition: Condition) -> list[str]:
+        """Return the names of the models a condition can be used with, the first one first."""
+        able = [name for name, card in self._cards.items() if card.has_control(condition.weights)]
+        return [self.model, *(name for name in able if name != self.model)]
+
+    def cards(self) -> list[Card]:
+        """Return the cards of all models on offer."""
+        return list(self._cards.values())
+
+    def card(self, model: object) -> Card:
+        """Return an offered model's card.
+
+        Raises:
+            BadInput: the model is not on offer.
+        """
+        if not isinstance(model, str) or model not in self._cards:
+            raise BadInput(f"This model is not on offer here; choose {' or '.join(self._cards)}.")
+        return self._cards[model]
+
+    def defaults(self, model: str) -> dict[str, Any]:
+        """Return every setting's default: v1.0's, except where the model's card says otherwise."""
+        plain = {name: c.default for name, c in controls(GenerationRequest).items()}
+        return {**plain, **self.card(model).defaults, "model": model}
+
+    def usual_preprocessor(self, condition: Condition, model: str) -> str:
+        """Return the way of drawing maps to start with: the model's card's, or the first."""
+        names = [one.name for one in condition.annotator.preprocessors]
+        asked = self.card(model).preprocessor(condition.weights)
+        return asked if asked in names else names[0]
+
+    def load_in_background(self, condition: Condition) -> threading.Thread:
+        """Fetch the first model's weights, and time it, while the server already answers."""
+
+        def told(download: Download) -> None:
+            self._note(self.model, f"downloading {how_much(download)} …")
+
+        def work() -> None:
+            try:
+                self._fetch(self.model, condition.weights, watch=told)
+                self._estimate(condition)
+            except SuiteError as error:
+                log.warning("%s", error)
+                self._note(self.model, str(error))  # for the page's header
+            finally:
+                self._estimating = False
+
+        self._note(self.model, LOADING)
+        self._estimating = True
+        thread = threading.Thread(target=work, name="load", daemon=True)
+        thread.start()
+        return thread
+
+    def _estimate(self, condition: Condition) -> None:
+        """Learn from a picture of few steps how long one takes, before anybody has made one."""
+        usual = self.defaults(self.model)
+        grey = np.full((usual["image_resolution"],) * 2 + (3,), 127, np.uint8)
+        few = {"steps": ESTIMATE_STEPS, "num_samples": 1, "preprocessor": ALREADY_A_MAP}
+        request = GenerationRequest(image=grey, **{**usual, **few})
+        # Through the pipeline, so that the model is loaded in its turn: two need twice the memory.
+        self.measured(self.pipeline.generate(condition, request), usual["steps"])
+
+    def _fetch(
+        self,
+        model: str,
+        *controls: str,
+        watch: Callable[[Download], None],
+        few_step: bool = False,
+    ) -> None:
+        noted = self._noted(model, controls, few_step)
+        try:
+            self.store.fetch(model, *controls, watch=watch, few_step=few_step)
+        except SuiteError as error:
+            self._note(noted, str(error))
+            raise
+
+    def _load(self, model: str, *controls: str, few_step: bool = False) -> Networks:
+        noted = self._noted(model, controls, few_step)
+        self._note(noted, LOADING)
+        try:
+            networks = self.store.load(model, *controls, few_step=few_step)
+        except SuiteError as error:
+            self._note(noted, str(error))
+            raise
+        except Exception:
+            self._note(noted, "The model could not be loaded; the server's log says why.")
+            raise
+        self._note(split(model)[0], READY)  # with LoRAs it is the same model
+        return networks
+
+    def _noted(self, model: str, controls: Sequence[str], few_step: bool) -> str:
+        """Return what a model's state is noted under: with LoRAs, or for few steps, apart.
+
+        Raises:
+            WeightsMissing: it lacks what others may not need, so that nothing is to be noted.
+        """
+        card = self.store.card(split(model)[0])
+        for control in controls:
+            self.store.require_control(card, control)
+        if few_step:
+            self.store.require_few_step(card)
+        return f"{model} few-step" if few_step else model
+
+    def _note(self, model: str, state: str) -> None:
+        with self._lock:
+            if state != LOADING or self._state.get(model) != READY:
+                self._state[model] = state
+
+    def measured(self, result: GenerationResult, steps: int | None = None) -> None:
+        """Remember how long an image took, or would have taken in so many steps, for the header.
+
+        What was made beside others took longer; it counts until one was made alone.
+        """
+        if not result.images or result.cancelled:
+            return
+        spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
+        if steps:
+            spent += result.seconds["sample"] * (steps / result.request.steps - 1)
+        text = (
+            f"about {duration(spent / len(result.images))} an image "
+            f"({steps or result.request.steps} steps, {result.width} × {result.height}"
+            f"{'' if result.alone else ', beside others'})"
+        )
+        with self._lock:
+            model = result.request.model
+            gives_way = steps or not result.alone  # an estimate does too
+            if not gives_way or model not in self._speed:
+                self._speed[model] = text
+
+    def facts(self, model: str, *controls: str) -> list[str]:
+        """Return the header's short facts: model, machine, and how long an image takes.
+
+        Instead of the last, which of the controls is missing.
+        """
+        card = self.card(model)
+        try:
+            for control in controls:
+                self.store.require_control(card, control)
+        except SuiteError as error:
+            return [card.title, self.machine, str(error)]
+        with self._lock:
+            state = self._state.get(model, "loads at the first run")
+            speed = self._speed.get(model, "speed: measured at the first run")
+        return [card.title, self.machine, speed if state == READY else state]
+
+    @property
+    def machine(self) -> str:
+        """What the networks run on, in a few words."""
+        return self.store.device_note.partition(" (")[0]
+
+    def settled(self, model: str) -> bool:
+        """Tell whether there is nothing to wait for: loaded and timed, failed, or not begun."""
+        with self._lock:
+            return self._state.get(model) != LOADING and not self._estimating
+
+
+LOADING = "loading the weights …"
+READY = "ready"
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words: "0.8 s", "12 s", "3 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def how_much(download: Download) -> str:
+    """Say how far a download is: "1.2 of 5.0 GB"."""
+    here, whole = download.bytes_here, download.bytes_whole
+    if whole >= 1e9:
+        return f"{here / 1e9:.1f} of {whole / 1e9:.1f} GB"
+    return f"{here / 1e6:.0f} of {whole / 1e6:.0f} MB"
+
+
+def long_duration(seconds: float) -> str:
+    """Say a long time in words: "40 seconds", "3 minutes", "2 hours"."""
+    for unit, length in (("seconds", 1), ("minutes", 60)):
+        if seconds < 90 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.0f} hours"

@@ -1,0 +1,81 @@
+"""One real server for the tests of this folder: the whole site, on a tiny model."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apps
+from annotators import find_annotator
+from apps.web.jobs import map_choices
+from apps.web.jobs.map_choices import Way
+from apps.web.serve import Environment, launch
+from apps.web.suite import Suite
+from core.condition import Condition, ControlMap, Preprocessor
+from core.errors import WeightsMissing
+from models.store import Store
+
+# Gradio reads it when it is imported, so before any fixture runs.
+UPLOADS = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="controlloop-tests-")
+
+
+@pytest.fixture(scope="session")
+def suite(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    """What the pages share: the tiny model, and the same with another card."""
+    folder = tmp_path_factory.mktemp("two-models")
+    card = (models_folder / "tiny.toml").read_text(encoding="utf-8")
+    for name, text in (
+        ("tiny", card),
+        ("other", card.replace("Tiny", "Other").replace("steps = 2", "steps = 4")),
+    ):
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+        (folder / name).symlink_to(models_folder / "tiny")
+    return Suite(Store("cpu", "float32", folder), "tiny")
+
+
+@pytest.fixture(scope="session")
+def address(suite: Suite) -> Iterator[str]:
+    """The address of a running site, ending in a slash."""
+    from apps.web.site import build_site
+
+    site = build_site([apps.find(name) for name in apps.names()], suite)
+    options = argparse.Namespace(host=None, port=None, mcp=True)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
+    shutil.rmtree(UPLOADS, ignore_errors=True)
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of three ways to see that stand in for all: one works, two fail, each its way."""
+
+    def missing(*_: Any) -> ControlMap:
+        raise WeightsMissing("The eyes are not here: fetch <them>.")
+
+    def broken(*_: Any) -> ControlMap:
+        raise RuntimeError("/secret/path")
+
+    canny = find_annotator("canny")
+    annotator = replace(
+        canny,
+        preprocessors=(
+            Preprocessor("Blind", missing, needs="10 MB from the hub"),
+            Preprocessor("Broken", broken),
+            replace(canny.preprocessors[0], name="Seeing"),
+        ),
+    )
+    found = {way.name: way for way in (Way(annotator, one) for one in annotator.preprocessors)}
+    monkeypatch.setattr(map_choices, "every_way", lambda: found)
+    return list(found)
+
+
+@pytest.fixture(scope="session")
+def canny() -> Condition:
+    """The one condition whose figures these tests know."""
+    return next(one for one in apps.conditions() if one.name == "canny2image")

@@ -1,0 +1,158 @@
+"""The page's HTML: nothing from outside becomes markup, and the figures stand where they belong."""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.web.files import SavedMaps, SavedResult, save
+from apps.web.html import results
+from apps.web.html.comparison import Side, versus
+from core.condition import Condition, Score
+from core.request import Download, GenerationRequest, GenerationResult, KeptControl, Progress
+
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
+
+
+def _result(condition: Condition, *headlines: float) -> GenerationResult:
+    picture = np.zeros((64, 128, 3), np.uint8)
+    count = len(headlines)
+    return GenerationResult(
+        images=(picture,) * count,
+        controls=(
+            KeptControl(
+                condition,
+                picture,
+                reextracted=(picture,) * count,
+                scores=tuple(Score(h, "F1", {"F1": h / 100, "F1 exact": 0.25}) for h in headlines),
+            ),
+        ),
+        seeds=tuple(range(7, 7 + count)),
+        seconds={"sample": 1.5},
+        warnings=(),
+        request=GenerationRequest(image=picture, params=condition.annotator.params()),
+        model="tiny",
+        device="cpu",
+        dtype="float32",
+        width=128,
+        height=64,
+        hashes={},
+        cancelled=False,
+    )
+
+
+def _saved(count: int) -> SavedResult:
+    paths = tuple(Path(f"/cache/{i}.png") for i in range(count))
+    wanted = Path("/cache/map.png")
+    return SavedResult(paths, (SavedMaps(wanted, paths, wanted, paths),))
+
+
+def test_a_card_shows_score_metric_and_seed(canny: Condition) -> None:
+    page = results.results(_result(canny, 81.6), _saved(1))
+    assert re.search(r'class="cl-score".*?<b>82</b>', page, re.DOTALL)
+    assert "F1 0.816" in page and "F1 exact 0.25" in page
+    assert "<code>7</code>" in page
+    assert page.count("<img") == 3
+
+
+def test_cards_stand_as_made_and_know_their_rank(canny: Condition) -> None:
+    page = results.results(_result(canny, 20.0, 90.0, 50.0), _saved(3))
+    assert re.findall(r"--rank:(\d)", page) == ["2", "0", "1"]
+    assert re.findall(r"<code>(\d)</code>", page) == ["7", "8", "9"]
+
+
+def test_a_copy_that_failed_is_told_among_the_warnings(canny: Condition) -> None:
+    page = results.results(_result(canny, 50.0), replace(_saved(1), note="No copy was taken."))
+    assert "<li>No copy was taken.</li>" in page
+    assert "<li>" not in results.results(_result(canny, 50.0), _saved(1))
+
+
+def test_a_card_leads_to_the_apps_that_take_its_picture(canny: Condition) -> None:
+    page = results.results(_result(canny, 50.0), _saved(1), [replace(canny, name="other")])
+    assert 'href="other?from=cache/0.png"' in page and 'target="_blank"' in page
+    assert "Send to" not in results.results(_result(canny, 50.0), _saved(1))
+
+
+def test_several_controls_stand_each_with_its_maps_and_score(canny: Condition) -> None:
+    first, second = _result(canny, 40.0).controls[0], _result(canny, 80.0).controls[0]
+    hostile = replace(second, condition=replace(canny, title=HOSTILE))
+    result = replace(_result(canny, 40.0), controls=(first, hostile))
+    saved = replace(_saved(1), maps=_saved(1).maps * 2)
+    page = results.results(result, saved)
+    assert re.findall(r'cl-score".*?<b>(\d+)</b>', page, re.DOTALL) == ["60", "40", "80"]
+    assert page.count('class="cl-made"') == 1 and page.count("Re-extracted</span>") == 4
+    assert "<img src=x" not in page and "&lt;img" in page
+
+
+def test_no_level_of_headings_is_skipped(canny: Condition) -> None:
+    one, saved = _result(canny, 40.0), _saved(1)
+    several = replace(one, controls=one.controls * 2)
+    for page in (
+        results.empty(canny),
+        results.EMPTY_MAPS,
+        results.results(one, saved),
+        results.results(several, replace(saved, maps=saved.maps * 2)),
+        results.maps([], [], 1),
+        versus([Side("One", one, saved), Side("Two")]),
+    ):
+        levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+        assert levels[0] == 2, "below the page's own"
+        assert all(later <= before + 1 for before, later in pairwise(levels))
+
+
+def test_text_from_outside_stays_text(canny: Condition) -> None:
+    result = replace(_result(canny, 50.0), warnings=(HOSTILE,))
+    for page in (
+        results.results(result, _saved(1)),
+        results.note(HOSTILE),
+        results.restored([HOSTILE], [HOSTILE]),
+        results.running(Progress(HOSTILE, 1, 2, 0, None, None), 1, None),
+    ):
+        assert "<img src=x" not in page and "&lt;img" in page
+
+
+def test_progress_counts_all_images() -> None:
+    page = results.running(Progress("sample", 10, 20, 1, 75.0, None), 2, None)
+    assert "image 2 of 2 · step 10 of 20 · about 75 s left" in page
+    assert "width:75%" in page
+
+
+@pytest.mark.parametrize(
+    ("here", "whole", "seconds", "sentence"),
+    [
+        (1.2e9, 5e9, 185, "Downloading Far: 1.2 of 5.0 GB, about 3 minutes left"),
+        (1.2e9, 5e9, None, "Downloading Far: 1.2 of 5.0 GB"),
+        (120e6, 723e6, 40, "Downloading Far: 120 of 723 MB, about 40 seconds left"),
+        (0.1e9, 5e9, 7300, "Downloading Far: 0.1 of 5.0 GB, about 2 hours left"),
+    ],
+)
+def test_a_download_is_one_sentence_and_a_bar(
+    here: float, whole: float, seconds: float | None, sentence: str
+) -> None:
+    download = Download("Far", int(here), int(whole))
+    shown = results.running(Progress("download", 0, 20, 0, seconds, None, download), 1, None)
+    assert f"<b>{sentence}</b>" in shown and f"width:{100 * here / whole:.0f}%" in shown
+
+
+def test_files_are_exact_and_kept_apart(canny: Condition, tmp_path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    result = replace(_result(canny, 50.0), images=(noise,))
+    first = save(result, tmp_path / "cache", tmp_path / "keep")
+    second = save(result, tmp_path / "cache", None)
+    assert np.array_equal(np.asarray(Image.open(first.images[0])), noise)
+    assert not first.all() & second.all()
+    maps = first.maps[0]
+    assert maps.shown_map == maps.control_map, "a map shown as it is needs no second file"
+    kept = list((tmp_path / "keep").iterdir())
+    assert [path.read_bytes() for path in kept] == [first.images[0].read_bytes()]
+
+
+def test_an_empty_page_says_what_to_do_first(canny: Condition) -> None:
+    assert "Add a picture" in results.empty(canny)
+    assert "Draw something" in results.empty(replace(canny, input="canvas"))
+    assert "Add a drawing" in results.empty(replace(canny, input="drawing"))

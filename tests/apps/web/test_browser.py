@@ -1,0 +1,543 @@
+"""The page in a real Chromium, as a person uses it, at desktop and phone width.
+
+Skipped, with the reason, where there is none. Set CONTROLLOOP_SHOTS to a folder to keep pictures
+of the page from every stage.
+"""
+
+import argparse
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import apps
+from annotators import canny, scribble
+from apps.web.serve import Environment, launch
+from apps.web.suite import Suite
+from core.condition import Condition, Example
+from core.errors import BadInput
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+
+PHOTOS = Path(__file__).resolve().parents[3] / "test_imgs"
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+PATIENCE_MS = 60_000
+"""A busy two-core machine takes its time; nothing here waits without need."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def _opened(browser: Any, screen: str, url: str) -> Iterator[Any]:
+    """A page in a wide window by day, or on a phone by night."""
+    width, height = SCREENS[screen]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if screen == "phone" else "light",
+        has_touch=screen == "phone",
+        accept_downloads=True,
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    page.screen = screen
+    page.broken = []
+    page.on("pageerror", lambda error: page.broken.append(str(error)))
+    page.goto(url)
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    yield page
+    assert page.broken == []
+    context.close()
+
+
+@pytest.fixture(params=SCREENS)
+def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The canny page."""
+    with _opened(browser, request.param, f"{address}canny2image") as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def canvas_address(suite: Suite) -> Iterator[str]:
+    """The address of a page that is drawn in, of a condition of our own."""
+    from apps.web.pages.condition_page import build_page
+
+    annotator = replace(scribble.CANVAS, reextract=None)  # the tests' model sees no edges
+    example = Example("diorama_1.png", "a red ball")
+    site = build_page(
+        Condition("drawn", "Drawn", "", annotator, "canny", "canvas", (example,)), suite
+    )
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
+
+
+@pytest.fixture(params=SCREENS)
+def canvas_page(request: pytest.FixtureRequest, browser: Any, canvas_address: str) -> Iterator[Any]:
+    """A page that is drawn in."""
+    with _opened(browser, request.param, canvas_address) as page:
+        yield page
+
+
+@pytest.fixture
+def maps_address(suite: Suite, ways: list[str]) -> Iterator[str]:
+    """The address of the page that shows every map, with the tests' ways to see."""
+    from apps.web.site import build_app
+
+    site = build_app(apps.find("annotator"), suite)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
+
+
+def _shot(page: Any, stage: str) -> None:
+    folder = os.environ.get("CONTROLLOOP_SHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{page.screen}-{stage}.png", full_page=True)
+
+
+def _upload(page: Any, file: Path = PHOTOS / "coffee.jpg") -> None:
+    page.set_input_files("#image input[type=file]", file)
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def _open_advanced(page: Any) -> None:
+    page.get_by_role("button", name="Advanced options").click()
+    expect(page.locator("#seed input")).to_be_visible()
+
+
+def _set(page: Any, name: str, value: str) -> None:
+    box = page.locator(f"#{name} input[type=number]")
+    for _ in range(5):  # Gradio may mount a control a moment after its accordion opened, anew
+        box.fill(value)
+        box.press("Tab")
+        page.wait_for_timeout(200)
+        if box.input_value() == value:
+            return
+    expect(box).to_have_value(value)
+
+
+def _by_place(page: Any, part: str) -> list[str]:
+    """The text of a part of every card, from the top of the page to its end."""
+    cards = sorted(page.locator(".cl-card").all(), key=lambda card: card.bounding_box()["y"])
+    return [card.locator(part).inner_text() for card in cards]
+
+
+def _finished(page: Any) -> Any:
+    cards = page.locator(".cl-card")
+    expect(cards.first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    return cards
+
+
+def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
+    expect(page.locator(".cl-empty")).to_be_visible()
+    _shot(page, "1-empty")
+    _upload(page)
+    page.fill("#prompt textarea", "the red ball ${window.broken=1} <b>bold</b>")
+    _open_advanced(page)
+    _set(page, "num_samples", "3")
+    _set(page, "seed", "41")
+    _shot(page, "2-settings")
+    page.locator("#prompt textarea").press("Control+Enter")
+    cards = _finished(page)
+    assert cards.count() == 3
+    seeds = page.locator(".cl-card code").all_inner_texts()
+    assert seeds == ["41", "42", "43"], "as made"
+    for figure in cards.first.locator(".cl-three img").all():
+        assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
+    _shot(page, "3-results")
+
+    def best_first():
+        seen = _by_place(page, ".cl-score b")
+        return seen == sorted(seen, key=float, reverse=True)
+
+    by_score = page.get_by_role("button", name="Order by score")
+    option = page.get_by_label("Best first")
+    by_score.click()
+    assert best_first()
+    by_score.click()
+    assert _by_place(page, "code") == ["41", "42", "43"], "as made"
+    option.check()
+    assert best_first() and not by_score.is_visible()
+    option.uncheck()
+    assert _by_place(page, "code") == ["41", "42", "43"], "as made"
+
+    card = cards.first
+    card.locator(".cl-compare summary").click()
+    pair = card.locator(".cl-pair")
+    slider = card.locator("input[type=range]")
+    slider.fill("20")
+    assert pair.evaluate("e => getComputedStyle(e).getPropertyValue('--split')") == "20%"
+    for layer in ("wanted", "found"):
+        picture = pair.locator(f".cl-{layer}").evaluate("e => getComputedStyle(e).backgroundImage")
+        url = re.search(r'url\("(.+)"\)', picture).group(1)
+        assert page.request.get(url).status == 200
+    card.get_by_role("button", name="Overlay").click()
+    expect(pair).to_have_class(re.compile("cl-both"))
+    _shot(page, "4-compare")
+
+    with page.expect_download() as download:
+        card.locator(".cl-made a").click()
+    saved = tmp_path / download.value.suggested_filename
+    download.value.save_as(saved)
+    assert Image.open(saved).size == (384, 256)
+
+    page.fill("#prompt textarea", "something else")
+    _set(page, "num_samples", "1")
+    _set(page, "seed", "-1")
+    page.set_input_files("#restore input[type=file]", saved)
+    expect(page.locator(".cl-restored")).to_contain_text("Restored", timeout=PATIENCE_MS)
+    expect(page.locator("#seed input")).to_have_value("41")
+    expect(page.locator("#prompt textarea")).to_have_value(
+        "the red ball ${window.broken=1} <b>bold</b>"
+    )
+    assert page.evaluate("window.broken") is None
+    _shot(page, "5-restored")
+    page.locator("#run").click()
+    expect(page.locator(".cl-card")).to_have_count(1, timeout=PATIENCE_MS)
+    _finished(page)
+    again = page.request.get(page.locator(".cl-made img").evaluate("i => i.src")).body()
+    (tmp_path / "again.png").write_bytes(again)
+    first, second = (np.asarray(Image.open(p)) for p in (saved, tmp_path / "again.png"))
+    assert np.array_equal(first, second), "restored settings make the same picture"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+
+
+def test_stop_keeps_what_is_finished(page: Any) -> None:
+    _upload(page)
+    _open_advanced(page)
+    _set(page, "num_samples", "12")
+    _set(page, "steps", "6")
+    page.locator("#run").click()
+    expect(page.locator(".cl-progress span")).to_contain_text("image 2 of 12", timeout=PATIENCE_MS)
+    expect(page.locator(".cl-frame img")).to_be_visible()
+    expect(page.locator(".cl-progress span")).to_contain_text("left")
+    _shot(page, "6-running")
+    page.keyboard.press("Escape")
+    cards = _finished(page)
+    assert 1 <= cards.count() < 12
+    expect(page.locator(".cl-bar")).to_contain_text("stopped")
+    page.locator(".cl-card [data-cl=seed]").first.click()
+    seed = page.locator(".cl-card code").first.inner_text()
+    expect(page.locator("#seed input")).to_have_value(seed)
+
+
+def test_the_map_follows_the_sliders(page: Any) -> None:
+    _upload(page)
+    page.locator("#preview").click()
+    shown = page.locator("#map img")
+    expect(shown).to_be_visible(timeout=PATIENCE_MS)
+    before = shown.get_attribute("src")
+    _set(page, "high_threshold", "250")
+    expect(shown).not_to_have_attribute("src", before, timeout=PATIENCE_MS)
+    page.get_by_label("Show maps inverted").check()
+    assert shown.evaluate("i => getComputedStyle(i).filter") == "invert(1)"
+    _shot(page, "7-map")
+
+
+def test_an_empty_map_says_so_and_one_that_failed_is_gone(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (300, 300), "gray").save(tmp_path / "flat.png")
+    page.set_input_files("#image input[type=file]", tmp_path / "flat.png")
+    page.wait_for_function("document.querySelector('#image img')")
+    page.locator("#preview").click()
+    expect(page.locator("#map img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#map")).to_contain_text(canny.ANNOTATOR.empty_message)
+    _shot(page, "7-empty-map")
+
+    def fail(*_: Any) -> Iterator[Any]:
+        raise BadInput("Such a picture cannot be seen.")
+        yield
+
+    monkeypatch.setattr("apps.web.pages.condition_page.drawn_map", fail)
+    page.locator("#preview").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("cannot be seen", timeout=PATIENCE_MS)
+    expect(page.locator("#map img")).to_be_hidden()
+
+
+def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> None:
+    page.fill("#prompt textarea", "kept")
+    page.locator("#run").click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+    expect(page.locator("#run")).to_be_visible()
+    expect(page.locator("#prompt textarea")).to_have_value("kept")
+    _shot(page, "8-mistake")
+    toast.get_by_test_id("toast-close").click()
+
+    (tmp_path / "text.png").write_text("hello")
+    page.set_input_files("#image input[type=file]", tmp_path / "text.png")
+    page.wait_for_function("document.querySelector('#image img')")
+    page.locator("#run").click()
+    expect(toast).to_contain_text("not an image we can read", timeout=PATIENCE_MS)
+    expect(page.locator("#prompt textarea")).to_have_value("kept")
+
+
+def test_an_example_fills_picture_and_prompt(page: Any) -> None:
+    page.locator(".cl-examples button.gallery-item").first.click()
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+
+
+def test_a_closed_tab_ends_its_run(browser: Any, address: str, suite: Suite) -> None:
+    page, at_work = browser.new_page(), suite.pipeline._batcher._at_work
+    page.goto(f"{address}canny2image")
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    _upload(page)
+    _open_advanced(page)
+    _set(page, "num_samples", "12")
+    _set(page, "steps", "100")
+    page.locator("#run").click()
+    expect(page.locator(".cl-progress span")).to_contain_text("step 1 ", timeout=PATIENCE_MS)
+    assert at_work
+    page.close()
+    end = time.monotonic() + 30
+    while at_work:
+        assert time.monotonic() < end, "12 images of 100 steps take minutes"
+        time.sleep(0.05)
+
+
+def _stroke(page: Any, *points: tuple[float, float]) -> None:
+    """Draw a line through places given as shares of the canvas's box."""
+    box = page.locator("#canvas canvas").first.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(300)  # the canvas takes a stroke in when it has been drawn
+
+
+def _lines_in(page: Any, image: Any) -> float:
+    """The share of a shown map that is white."""
+    body = page.request.get(image.evaluate("image => image.src")).body()
+    with Image.open(io.BytesIO(body)) as shown:
+        return float((np.asarray(shown.convert("L")) > 127).mean())
+
+
+def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
+    page = canvas_page
+    expect(page.locator(".cl-empty")).to_contain_text("Draw something")
+    brush = page.locator('#canvas button[aria-label="Brush"]')
+    expect(brush).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#run").click()
+    toast = page.locator(".toast-body")
+    expect(toast).to_contain_text("draw something first", timeout=PATIENCE_MS)
+    page.locator(".toast-close").click()
+
+    page.locator("#canvas").scroll_into_view_if_needed()
+    _stroke(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6))
+    page.locator("#preview").click()
+    drawn_map = page.locator("#map img")
+    expect(drawn_map).to_be_visible(timeout=PATIENCE_MS)
+    _shot(page, "canvas-map")
+    first = _lines_in(page, drawn_map)
+    assert 0.002 < first < 0.1
+    page.locator("#canvas").scroll_into_view_if_needed()
+    _stroke(page, (0.4, 0.6), (0.5, 0.5))  # and further strokes count too
+    page.locator("#run").click()
+    cards = _finished(page)
+    expect(cards).to_have_count(1)
+    _shot(page, "canvas-result")
+    control_map = page.locator(".cl-card .cl-map img").first
+    assert _lines_in(page, control_map) > 1.1 * first
+
+
+def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) -> None:
+    page = canvas_page
+    expect(page.locator('#canvas button[aria-label="Brush"]')).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#canvas").scroll_into_view_if_needed()
+    _stroke(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6))
+    page.locator("#preview").click()
+    drawn_map = page.locator("#map img")
+    expect(drawn_map).to_be_visible(timeout=PATIENCE_MS)
+    drawn = _lines_in(page, drawn_map)
+    assert drawn > 0.002
+
+    _open_advanced(page)
+    _set(page, "control_start", "1")
+    page.locator("#run").click()
+    expect(page.locator(".toast-body")).to_contain_text("must be smaller", timeout=PATIENCE_MS)
+    page.locator(".toast-close").click()
+    _set(page, "control_start", "0")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="Other").click()
+    expect(page.locator(".cl-chips")).to_contain_text("Other", timeout=PATIENCE_MS)
+    for run in range(2):
+        _set(page, "seed", str(run))
+        page.locator("#run").click()
+        seed = page.locator(".cl-card code")
+        expect(seed).to_have_text(str(run), timeout=PATIENCE_MS)
+        _finished(page)
+        assert _lines_in(page, page.locator(".cl-card .cl-map img").first) == drawn
+
+
+def test_every_map_of_a_picture_stands_in_its_place(
+    browser: Any, maps_address: str, tmp_path: Path
+) -> None:
+    for screen in SCREENS:
+        with _opened(browser, screen, maps_address) as page:
+            page.locator("#run").click()
+            toast = page.get_by_test_id("toast-body")
+            expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+            toast.get_by_test_id("toast-close").click()
+            _upload(page)
+            page.get_by_label("canny: Blind (10 MB from the hub)").check()
+            page.locator("#run").click()
+            places = page.locator(".cl-maps figure")
+            expect(places).to_have_count(3, timeout=PATIENCE_MS)
+            expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+            expect(places.nth(0)).to_contain_text("The eyes are not here: fetch <them>.")
+            expect(places.nth(1)).to_contain_text("the server's log has it")
+            assert (
+                places.nth(2).locator("img").evaluate("i => i.complete && i.naturalWidth === 384")
+            )
+            _shot(page, "maps")
+            with page.expect_download() as download:
+                places.nth(2).get_by_text("Save PNG").click()
+            assert download.value.suggested_filename == "canny-seeing.png"
+            download.value.save_as(tmp_path / "map.png")
+            assert Image.open(tmp_path / "map.png").size == (384, 256)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_another_model_brings_its_defaults(page: Any) -> None:
+    _open_advanced(page)
+    _set(page, "guidance_scale", "5")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="Other").click()
+    expect(page.locator(".cl-chips")).to_contain_text("Other", timeout=PATIENCE_MS)
+    expect(page.locator("#steps input[type=number]")).to_have_value("4")
+    expect(page.locator("#guidance_scale input[type=number]")).to_have_value("5")
+
+
+def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    link = page.locator(".cl-home a", has_text="Canny edges")
+    expect(link).to_be_visible(timeout=PATIENCE_MS)
+    page.screen = "home"
+    _shot(page, "0")
+    assert page.locator(".cl-home a").count() == len(apps.names())
+    link.click()
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    page.close()
+
+
+def test_the_apps_links_stand_in_one_row_that_a_phone_swipes(browser: Any, address: str) -> None:
+    for screen, (width, height) in SCREENS.items():
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.goto(f"{address}multi2image")
+        links = page.locator(".nav-holder nav a")
+        expect(links).to_have_count(len(apps.names()) + 1, timeout=PATIENCE_MS)
+        assert len({link.bounding_box()["y"] for link in links.all()}) == 1, screen
+        expect(page.locator(".nav-holder nav a.active")).to_be_in_viewport(ratio=1)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), screen
+        page.close()
+
+
+def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
+    _upload(page)
+    page.fill("#prompt textarea", "the red ball & <b>more</b>")
+    page.locator("#run").click()
+    _finished(page)
+    made = page.locator(".cl-made img").evaluate("i => i.src")
+    menu = page.locator(".cl-send")
+    menu.locator("summary").click()
+    links = menu.get_by_role("link")
+    assert links.all_inner_texts().count("Canny edges") == 0, "it is here already"
+    _shot(page, "send-menu")
+    with page.context.expect_page() as opened:
+        links.get_by_text("Several controls").click()
+    target = opened.value
+    target.screen = page.screen
+    expect(target.locator("#prompt textarea")).to_have_value(
+        "the red ball & <b>more</b>", timeout=PATIENCE_MS
+    )
+    expect(target.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(target.locator("#control_1 input")).to_have_value("Canny edges")
+    sent = target.request.get(target.locator("#image img").evaluate("i => i.src")).body()
+    assert _pixels(sent) == _pixels(page.request.get(made).body())
+    expect(page.locator("#prompt textarea")).to_have_value("the red ball & <b>more</b>")
+    expect(page.locator(".cl-card")).to_have_count(1)
+    target.close()
+
+
+def _pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def test_a_picture_that_was_not_made_here_is_not_taken(browser: Any, address: str) -> None:
+    lost = f"{address}multi2image?from=controlloop-{'0' * 32}/x.png"
+    with _opened(browser, "desktop", lost) as page:
+        toast = page.get_by_test_id("toast-body")
+        expect(toast).to_contain_text("no longer here", timeout=PATIENCE_MS)
+        assert page.locator("#image img").count() == 0
+
+
+def test_several_controls_run_and_are_restored(browser: Any, address: str, tmp_path: Path) -> None:
+    for screen in SCREENS:
+        with _opened(browser, screen, f"{address}multi2image") as page:
+            page.locator("#run").click()
+            toast = page.get_by_test_id("toast-body")
+            expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+            toast.get_by_test_id("toast-close").click()
+            _upload(page)
+            page.fill("#prompt textarea", "the red ball")
+            page.locator("#control_2 input").click()
+            page.get_by_role("option", name="Canny edges").click()
+            _set(page, "strength_2", "0.5")
+            _shot(page, "several-settings")
+            page.locator("#run").click()
+            cards = _finished(page)
+            expect(cards).to_have_count(1)
+            expect(page.locator(".cl-control")).to_have_count(2)
+            for figure in page.locator(".cl-card img").all():
+                assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
+            _shot(page, "several-results")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            with page.expect_download() as download:
+                page.locator(".cl-made a").click()
+            download.value.save_as(tmp_path / "several.png")
+        with _opened(browser, screen, f"{address}multi2image") as page:
+            page.set_input_files("#restore input[type=file]", tmp_path / "several.png")
+            expect(page.locator(".cl-restored")).to_contain_text("Control 2", timeout=PATIENCE_MS)
+            expect(page.locator("#prompt textarea")).to_have_value("the red ball")
+            expect(page.locator("#control_2 input")).to_have_value("Canny edges")
+            expect(page.locator("#strength_2 input[type=number]")).to_have_value("0.5")
+            expect(page.locator("#control_3 input")).to_have_value("No control")

@@ -1,0 +1,179 @@
+"""Weights that are not here come before the device is taken: seen, stopped, gone on with."""
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+
+from annotators import _pretrained
+from apps.web.html import results
+from apps.web.jobs.job import Job, drawn_map
+from apps.web.jobs.map_choices import Sight, Way, look
+from apps.web.pages.condition_page import build_page
+from apps.web.pages.runs import STOPPED_EARLY, Runs, Turn
+from apps.web.serve import Environment, launch
+from apps.web.suite import Suite
+from core.condition import Condition
+from core.request import GenerationRequest, Progress
+from models.catalog import download
+from models.store import Store
+from tests.conftest import CARD
+from tests.fake_hub import REVISION, FakeHub, serving
+
+PHOTO = Path(__file__).resolve().parents[3] / "test_imgs" / "coffee.jpg"
+CONTROL = "diffusion_pytorch_model.safetensors"
+FAR_CARD = f"""
+base_of = "tiny"
+{CARD.replace("Tiny", "Far")}
+[controls.canny]
+hub = "someone/far"
+revision = "{REVISION}"
+[controls.canny.files]
+"{CONTROL}" = 300_000
+"config.json" = 0
+"""
+
+
+@pytest.fixture
+def fake(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with the tiny ControlNet, which it sends in 90 seconds, or at once when told."""
+    monkeypatch.setattr(download, "PIECE", 2**10)
+    folder = models_folder / "tiny/controlnet/canny"
+    files = {
+        f"someone/far/{name}": (folder / name).read_bytes() for name in (CONTROL, "config.json")
+    }
+    pause = 90 / (len(files[f"someone/far/{CONTROL}"]) / download.PIECE)
+    with serving(files, tmp_path / "cache") as fake:
+        fake.go_on = threading.Event()
+        fake.before_piece = lambda sent: fake.go_on.wait(pause) or True
+        yield fake
+        fake.go_on.set()
+
+
+@pytest.fixture
+def suite(fake: FakeHub, models_folder: Path, tmp_path: Path) -> Suite:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "tiny").symlink_to(models_folder / "tiny")
+    (folder / "tiny.toml").write_text(CARD, encoding="utf-8")
+    (folder / "far.toml").write_text(FAR_CARD, encoding="utf-8")
+    return Suite(Store("cpu", "float32", folder), "tiny")
+
+
+def test_the_page_shows_what_comes_stops_and_goes_on(
+    fake: FakeHub, suite: Suite, canny: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(canny, suite, (), SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "save", lambda _: None)
+    monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
+    grey = np.full((256, 256, 3), 127, np.uint8)
+    request = GenerationRequest(image=grey, **(suite.defaults("far") | {"steps": 1}))
+
+    def shown(stop: bool) -> list[Any]:
+        turn, seen = Turn(), []
+        turn.take(lambda: Job(suite.pipeline, canny, request))
+        for stage, made, _ in runs.generate(turn, -1):
+            seen += [stage] if made != "shown" else ["shown"]
+            if stop and len(fake.ranges) == 2:  # the config has come
+                runs.stop(turn)
+        return seen
+
+    stopped = shown(stop=True)
+    assert any("<b>Downloading Far: 0 of " in str(stage) for stage in stopped)
+    assert STOPPED_EARLY in stopped[-1] and "shown" not in stopped
+    fake.go_on.set()
+    assert shown(stop=False)[-1] == "shown"
+    assert fake.ranges[-1].startswith("bytes="), "the second goes on where the first was stopped"
+    asked = len(fake.ranges)
+    assert not any("Downloading" in str(stage) for stage in shown(stop=False))
+    assert len(fake.ranges) == asked
+
+
+def test_another_call_is_answered_while_one_downloads(
+    fake: FakeHub, suite: Suite, canny: Condition
+) -> None:
+    blocks = build_page(canny, suite)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    address = launch(blocks, Environment(max_queue=4, output=None), options, block=False)
+    client = Client(address, verbose=False, download_files=False)
+    try:
+        call = {"image": handle_file(PHOTO), "steps": 1, "api_name": f"/{canny.name}"}
+        far = client.submit(model="far", **call)
+        while not fake.ranges:
+            assert not far.done()
+            time.sleep(0.05)
+        *_, report = client.predict(model="tiny", **call)
+        assert report["model"] == "tiny" and not far.done() and not fake.go_on.is_set()
+        fake.go_on.set()
+        *_, report = far.result(60)
+        assert report["model"] == "far"
+    finally:
+        client.close()
+        blocks.close(verbose=False)
+
+
+def test_the_start_tells_the_header_what_comes(
+    fake: FakeHub, suite: Suite, canny: Condition
+) -> None:
+    suite.model = "far"
+    told = []
+    note = suite._note
+    suite._note = lambda model, state: (told.append(state), note(model, state))  # type: ignore[method-assign,assignment]
+    fake.go_on.set()
+    suite.load_in_background(canny).join(60)
+    assert any(state.startswith("downloading 0 of ") for state in told)
+    assert suite.settled("far") and "an image" in suite.facts("far", "canny")[-1]
+
+
+@pytest.fixture
+def far_eyes(
+    fake: FakeHub, canny: Condition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Condition:
+    """The condition, whose maps are drawn with a detector that the hub has."""
+    monkeypatch.setattr(_pretrained, "REVISION", REVISION)
+    monkeypatch.setattr(_pretrained, "FOLDER", tmp_path / "by hand")
+    monkeypatch.setattr(_pretrained, "_class_of", lambda _: None)
+    fake.files[f"{_pretrained.HUB}/eyes.pth"] = bytes(200 * download.PIECE)
+    eyes = ("Eyes", (("eyes.pth", 200_000),))
+    far = _pretrained.by_detector("Far", canny.annotator.preprocessors[0].draw, eyes)
+    return replace(canny, annotator=replace(canny.annotator, preprocessors=(far,)))
+
+
+def test_what_draws_the_map_comes_before_the_device_is_taken(
+    fake: FakeHub, suite: Suite, far_eyes: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"steps": 1, "model": "tiny"}
+    request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8), **asked)
+    monkeypatch.setattr(suite, "_load", lambda *_: pytest.fail("stopped before that"))
+    job = Job(suite.pipeline, far_eyes, request)
+    told = []
+    for report in job.run():
+        told.append(report)
+        if isinstance(report, Progress) and report.download:
+            job.stop()
+    assert told[-1] is None, "stopped while it came"
+    progress = [one for one in told if isinstance(one, Progress) and one.download]
+    assert "<b>Downloading Far: 0 of 0 MB" in results.running(progress[0], 1, None)
+    fake.go_on.set()
+    (before, *reports) = drawn_map(suite.pipeline, far_eyes, request)
+    assert isinstance(before, Progress) and fake.ranges[-1].startswith("bytes=")
+    assert isinstance(reports[-1], np.ndarray) and reports[-1].shape == (512, 512, 3)
+
+
+def test_the_maps_page_shows_what_comes_for_each(
+    fake: FakeHub, suite: Suite, far_eyes: Condition
+) -> None:
+    fake.go_on.set()
+    way = Way(far_eyes.annotator, far_eyes.annotator.preprocessors[0])
+    request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8))
+    *before, sight = look(suite.pipeline, request, [way])
+    assert any(isinstance(one, Progress) and one.download for one in before)
+    assert isinstance(sight, Sight) and sight.control_map is not None

@@ -1,0 +1,301 @@
+"""Every condition gets its page and its name, from its file alone; the command line around them."""
+
+import dataclasses
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import gradio as gr
+import pytest
+from gradio.utils import get_upload_folder
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import apps
+from annotators import annotator_names, find_annotator, mlsd
+from apps.web.files import new_folder
+from apps.web.jobs.map_choices import every_way
+from apps.web.serve import Environment, make_suite
+from apps.web.suite import Suite
+from apps.web.tool import Tool
+from core.condition import Condition
+from core.errors import BadInput, WeightsMissing
+from core.params import Bounds, Choice, controls
+from core.png import save_png
+from core.request import ControlRequest, GenerationRequest
+from models.store import Store
+from tests.apps.web.html.test_results import _result
+
+ROOT = Path(__file__).resolve().parents[3]
+HIDDEN = {"detect_resolution"}
+"""Shown only where there is something to choose."""
+
+
+@pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
+def test_every_page_has_every_control_within_its_bounds(condition: Condition, suite: Suite) -> None:
+    from apps.web.pages.condition_page import build_page
+
+    page = build_page(condition, suite)
+    found = {getattr(block, "label", None): block for block in page.blocks.values()}
+    ways = {label: name for label, name in found["Preprocessor"].choices}
+    for way in condition.annotator.preprocessors:
+        assert any(way.name == name and way.needs in label for label, name in ways.items())
+    wanted = {**controls(GenerationRequest), **controls(condition.annotator.params)}
+    for name, control in wanted.items():
+        if name in HIDDEN and control.label not in found:
+            continue
+        if isinstance(control, Choice) and len(control.options) == 1:
+            assert control.label not in found
+            continue
+        widget = found[control.label]
+        if isinstance(control, Bounds) and hasattr(widget, "maximum") and widget.maximum:
+            assert (widget.minimum, widget.maximum) == (control.low, control.high)
+
+
+@pytest.mark.parametrize("name", apps.names())
+def test_a_flood_of_pictures_is_decoded_a_few_at_a_time(name: str, suite: Suite) -> None:
+    from apps.web.site import build_app
+
+    page = build_app(apps.find(name), suite)
+    decoding = [
+        fn for fn in page.fns.values() if fn.name in ("_begin", "_begin_pair", "_take_drawing")
+    ]
+    assert decoding
+    for fn in decoding:
+        assert fn.concurrency_id == "pictures" and fn.concurrency_limit == 4
+
+
+def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite) -> None:
+    from apps.web.pages.condition_page import build_page
+
+    condition = Condition("mlsd2image", "Lines", "", mlsd.ANNOTATOR, "canny")
+
+    def shown() -> object:
+        page = build_page(condition, suite)
+        label = controls(GenerationRequest)["detect_resolution"].label
+        return next(b.value for b in page.blocks.values() if getattr(b, "label", "") == label)
+
+    assert shown() == mlsd.ANNOTATOR.detect_resolution == 512
+    card = dataclasses.replace(suite.card("tiny"), defaults={"detect_resolution": 256})
+    with patch.object(suite, "card", lambda _: card):
+        assert shown() == 256
+
+
+def test_maps_are_drawn_as_the_weights_were_trained(canny: Condition) -> None:
+    from apps.web.pages.condition_page import Page
+
+    page = Page(canny, Suite(Store("cpu"), "diorama"))
+    assert page.defaults["preprocessor"] == "Canny"
+    page.fields = dict.fromkeys(["model", "preprocessor"])
+    for chosen, moved in (("Canny", "Kornia"), ("None", None)):  # a choice of one's own stays
+        found = page._change_model("diorama", "sd15_plus", chosen)[-1]
+        assert found == moved if moved else isinstance(found, dict)
+
+
+def test_the_page_speaks_of_the_model_that_a_file_restores(suite: Suite, canny: Condition) -> None:
+    from apps.web.pages.condition_page import Page
+
+    info = PngInfo()
+    info.add_text("controlloop", '{"schema": 1, "request": {"model": "other", "steps": 7}}')
+    file = new_folder(Path(get_upload_folder())) / "x.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    page = Page(canny, suite)
+    page.fields = dict.fromkeys(["model", "steps"])
+    _, _, model, header, *values = page._restore(str(file))
+    assert model == "other" and "<span>Other</span>" in header and values == ["other", 7]
+
+
+def test_every_way_that_a_card_asks_for_is_there() -> None:
+    asked = 0
+    for card in Store("cpu").cards():
+        for control, source in card.controls.items():
+            if source.preprocessor:
+                users = [one.annotator for one in apps.conditions() if one.weights == control]
+                ways = {way.name for annotator in users for way in annotator.preprocessors}
+                assert source.preprocessor in ways, (card.name, control)
+                asked += 1
+    assert asked > 15
+
+
+@pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
+def test_a_condition_is_named_as_its_file_and_its_examples_exist(condition: Condition) -> None:
+    assert condition.name in apps.names()
+    assert (ROOT / "apps" / f"{condition.name}.py").is_file()
+    assert condition.examples
+    for example in condition.examples:
+        assert example.prompt
+        file = ROOT / "test_imgs" / example.image
+        if not file.is_file():
+            pytest.fail(f"{example.image} is not in test_imgs/")
+        with Image.open(file) as picture:
+            assert max(picture.size) <= 512
+
+
+TOOLS = [app for app in map(apps.find, apps.names()) if isinstance(app, Tool)]
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_a_tool_is_named_as_its_file_and_its_examples_exist(tool: Tool) -> None:
+    assert tool.name in apps.names() and (ROOT / "apps" / f"{tool.name}.py").is_file()
+    assert tool.examples and all((ROOT / "test_imgs" / name).is_file() for name in tool.examples)
+
+
+def test_the_ways_to_see_are_all_preprocessors_of_all_annotators() -> None:
+    found = every_way()
+    wanted = [(a, p) for a in map(find_annotator, annotator_names()) for p in a.preprocessors]
+    assert [(way.annotator, way.preprocessor) for way in found.values()] == wanted
+    assert len({way.file_name for way in found.values()}) == len(found)
+
+
+def test_examples_name_their_licence() -> None:
+    text = (ROOT / "test_imgs" / "README.md").read_text(encoding="utf-8")
+    for file in (ROOT / "test_imgs").iterdir():
+        if file.suffix != ".md":
+            assert file.name in text or f"{file.stem.split('_')[0]}_*" in text, file.name
+
+
+def test_a_model_without_the_control_is_not_offered(
+    canny: Condition, models_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("tiny", "bare"):
+        shutil.copy(models_folder / "tiny.toml", tmp_path / f"{name}.toml")
+    (tmp_path / "tiny").symlink_to(models_folder / "tiny")
+    suite = Suite(Store("cpu", "float32", tmp_path), "tiny")
+    assert suite.models(canny) == ["tiny"]
+    with pytest.raises(BadInput, match="not on offer"):
+        suite.card("/etc/passwd")
+
+
+def test_a_page_knows_how_long_an_image_takes_before_the_first(suite: Suite) -> None:
+    fresh = Suite(suite.store, "other")
+    assert "first run" in fresh.facts("other")[2]
+    fresh.load_in_background(apps.conditions()[0]).join()
+    assert fresh.settled("other")
+    told = fresh.facts("other")[2]
+    assert told.startswith("about ") and "(4 steps" in told, "as many as the card says"
+
+
+def test_a_control_that_is_not_here_is_told_on_its_own_pages_alone(suite: Suite) -> None:
+    condition = next(one for one in apps.conditions() if one.weights == "hed")
+    fresh = Suite(suite.store, "other")
+    fresh.load_in_background(condition).join()
+    assert fresh.settled("other")
+    assert "no ControlNet 'hed' (it has: canny)" in fresh.facts("other", "hed")[2]
+    fresh._load("other", "canny")
+    with pytest.raises(WeightsMissing, match="hed"):
+        fresh._load("other", "hed")
+    assert fresh.facts("other", "canny")[2].startswith("speed")
+    assert "hed" in fresh.facts("other", "hed")[2]
+
+
+def test_the_card_changes_defaults(suite: Suite) -> None:
+    assert suite.defaults("tiny")["steps"] == 2
+    assert suite.defaults("tiny")["guidance_scale"] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONTROLLOOP_MAX_QUEUE", "many"),
+        ("CONTROLLOOP_MAX_QUEUE", "0"),
+        ("CONTROLLOOP_OUTPUT", f"{ROOT / 'launch.py'}/below-a-file"),
+    ],
+)
+def test_a_malformed_variable_stops_the_start_with_its_name(name: str, value: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        Environment.read({name: value})
+    message = str(stopped.value)
+    assert name in message and "\n" not in message
+
+
+def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("name", ["owner/name", "no-such-model", "/no/such/file.safetensors"])
+def test_a_model_that_is_not_here_is_one_sentence_that_says_what_is(name: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        make_suite(name, Environment.read({}))
+    message = str(stopped.value)
+    assert message.startswith(f"There is no model '{name}': choose ") and "\n" not in message
+    assert "diorama" in message and message.endswith("or give the path of a checkpoint.")
+
+
+def test_list_prints_the_names_and_loads_no_page(tmp_path: Path) -> None:
+    done = _python("-X", "importtime", str(ROOT / "launch.py"), "--list", cwd=tmp_path)
+    assert done.stdout.split() == apps.names()
+    assert " gradio" not in done.stderr and " torch" not in done.stderr
+
+
+@pytest.mark.parametrize("name", apps.names())
+def test_an_app_runs_by_its_path_from_anywhere(name: str, tmp_path: Path) -> None:
+    done = _python(str(ROOT / "apps" / f"{name}.py"), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for option in ("--host", "--port", "--model", "--mcp"):
+        assert option in done.stdout
+
+
+def test_only_refuses_an_app_that_is_not_there(tmp_path: Path) -> None:
+    done = _python(str(ROOT / "launch.py"), "--only", "cany2image", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cany2image" in done.stderr and "canny2image" in done.stderr
+
+
+def _several(suite: Suite) -> Any:
+    from apps.web.pages.several_page import _MultiPage
+
+    page = _MultiPage(next(tool for tool in TOOLS if tool.page == "several_page"), suite, ())
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        page.build(blocks)
+    return page
+
+
+def test_a_slot_hands_on_the_map_settings_of_its_control_alone(
+    suite: Suite, canny: Condition
+) -> None:
+    page = _several(suite)
+    values = {name: field.value for name, field in page.fields.items()}
+    values |= {"control_2": canny.name, f"{canny.name}.low_threshold_2": 7}
+    given = page._given(list(values.values()))
+    assert given["params_2"] == {"low_threshold": 7, "high_threshold": 200}
+    assert given["params_3"] == {} and given["detect_resolution_2"] is None
+    assert set(given) & set(page.of_maps) == set()
+
+
+def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: Condition) -> None:
+    made = _result(canny, 40.0)
+    asked = ControlRequest(
+        made.images[0], params=canny.annotator.params(low_threshold=7), detect_resolution=300
+    )
+    made = dataclasses.replace(
+        made,
+        controls=made.controls * 2,
+        request=dataclasses.replace(made.request, further=((canny, asked),)),
+    )
+    saved = io.BytesIO()
+    save_png(saved, made.images[0], made, 0)
+    page = _several(suite)
+    settings, notes = page._read(saved.getvalue())
+    found = [settings[f"{canny.name}.low_threshold_{slot}"] for slot in (1, 2)]
+    assert found == [100, 7]
+    assert notes == []
+    assert settings["detect_resolution_2"].value == 300
+
+
+@pytest.mark.parametrize(("name", "runs"), [("annotator", 1), ("canny2image", 2)])
+def test_the_buttons_come_back_after_a_failure_too(suite: Suite, name: str, runs: int) -> None:
+    """Gradio 6 triggers `then` only where nothing failed."""
+    from apps.web.site import build_app
+
+    ends: dict[tuple[int, tuple[int, ...]], set[str]] = {}
+    for event in build_app(apps.find(name), suite).config["dependencies"]:
+        if event["trigger_after"] is not None and not event["trigger_only_on_success"]:
+            kind = "failure" if event["trigger_only_on_failure"] else "then"
+            ends.setdefault((event["trigger_after"], tuple(event["outputs"])), set()).add(kind)
+    assert list(ends.values()) == [{"then", "failure"}] * runs

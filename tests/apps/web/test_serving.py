@@ -1,0 +1,146 @@
+"""What a server started without options allows, and what a start refuses: the safe defaults."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+
+import apps
+from apps.web import files
+from apps.web.files import save
+from apps.web.serve import Environment, launch
+from apps.web.suite import Suite
+from core.condition import Condition
+from tests.apps.web.html.test_results import _result
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> gr.Blocks:
+    """A page with nothing to compute."""
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Textbox(label="Nothing")
+    return page
+
+
+@pytest.fixture(scope="module")
+def client(blocks: gr.Blocks) -> Iterator[httpx.Client]:
+    """A client of that page, served as the apps are, without any option."""
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    address = launch(blocks, Environment(max_queue=7, output=None), options, block=False)
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
+        yield client
+    blocks.close(verbose=False)
+
+
+def test_only_this_machine_is_served(client: httpx.Client, blocks: gr.Blocks) -> None:
+    assert str(client.base_url).startswith("http://127.0.0.1:")
+    assert blocks.share is False
+
+
+def test_the_queue_is_as_long_as_the_environment_says(
+    client: httpx.Client, blocks: gr.Blocks
+) -> None:
+    assert blocks._queue.max_size == 7
+
+
+@pytest.mark.parametrize("path", ["monitoring", "monitoring/summary"])
+def test_nobody_is_told_who_uses_the_server(path: str, client: httpx.Client) -> None:
+    assert client.get(path).status_code == 403
+
+
+def test_a_file_over_the_limit_is_refused(client: httpx.Client) -> None:
+    for megabytes, status in ((1, 200), (31, 413)):
+        files = {"files": ("picture.png", bytes(megabytes * 2**20))}
+        assert client.post("gradio_api/upload", files=files).status_code == status
+
+
+def test_only_the_examples_can_be_read(client: httpx.Client, blocks: gr.Blocks) -> None:
+    assert blocks.allowed_paths == [str(ROOT / "test_imgs")]
+    for file, status in (("test_imgs/README.md", 200), ("launch.py", 403)):
+        assert client.get(f"gradio_api/file={ROOT / file}").status_code == status
+
+
+def test_another_sites_page_may_not_ask(client: httpx.Client) -> None:
+    headers = {"origin": "null"}  # what a page in a sandboxed frame sends
+    assert "access-control-allow-origin" not in client.get("config", headers=headers).headers
+
+
+@pytest.mark.parametrize("name", [*apps.names(), ""])
+def test_what_a_page_was_given_is_deleted_after_a_day(name: str, suite: Suite) -> None:
+    from apps.web.site import build_app, build_site
+
+    page = build_app(apps.find(name), suite) if name else build_site([], suite)
+    assert page.delete_cache == (600, 24 * 3600)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GRADIO_SERVER_PORT", "abc"),
+        ("GRADIO_SERVER_PORT", ""),
+        ("GRADIO_SERVER_PORT", "70000"),
+        ("GRADIO_NUM_PORTS", "many"),
+    ],
+)
+def test_a_malformed_variable_of_gradio_stops_the_start_with_its_name(
+    name: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        Environment.read({name: value})
+    message = str(stopped.value)
+    assert message.startswith(f"{name} is {value!r}; ") and "\n" not in message
+    assert Environment.read({name: "7870"}).output is None
+
+
+def test_a_malformed_port_is_one_line_and_no_traceback() -> None:
+    environment = {**os.environ, "GRADIO_SERVER_PORT": "abc"}
+    command = [sys.executable, str(ROOT / "launch.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("GRADIO_SERVER_PORT") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_a_folder_that_takes_no_file_stops_the_start() -> None:
+    """Nobody can create a file in /proc, not even root, whom a folder's mode does not stop."""
+    with pytest.raises(SystemExit, match="CONTROLLOOP_OUTPUT is '/proc'; it must be a folder"):
+        Environment.read({"CONTROLLOOP_OUTPUT": "/proc"})
+
+
+def test_a_folder_is_left_empty_by_the_check(tmp_path: Path) -> None:
+    environment = Environment.read({"CONTROLLOOP_OUTPUT": str(tmp_path / "new")})
+    assert environment.output == tmp_path / "new" and not list(environment.output.iterdir())
+
+
+def test_a_full_disk_costs_the_copy_but_not_the_picture(
+    canny: Condition,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(source: Path, target: Path) -> Any:
+        target.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    result = replace(_result(canny, 50.0), images=(np.zeros((64, 128, 3), np.uint8),))
+    cache, keep = tmp_path / "cache", tmp_path / "keep"
+    assert save(result, cache, keep).note == ""
+    monkeypatch.setattr(files.shutil, "copyfile", full)
+    with caplog.at_level(logging.ERROR):
+        saved = save(result, cache, keep)
+    assert "did not take a copy" in saved.note and str(tmp_path) not in saved.note
+    assert "No space left" in caplog.text and str(keep) in caplog.text
+    assert all(path.is_file() for path in saved.all())
+    assert len(list(keep.iterdir())) == 1, "half a file would pass for a picture"
