@@ -21,7 +21,7 @@ from core.condition import Annotator, Preprocessor
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
 from core.images import SUFFIXES, fit_size, read_image, resize
-from core.params import controls
+from core.params import settings_of
 from core.request import GenerationRequest
 from models.catalog.download import shell_bar
 
@@ -156,7 +156,7 @@ def _preprocessor(annotator: Annotator, name: str | None) -> Preprocessor:
 
 
 def _params(annotator: Annotator, settings: list[str]) -> object:
-    known = controls(annotator.params)
+    known = settings_of(annotator.params)
     values: dict[str, object] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -190,13 +190,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        controls(GenerationRequest)["detect_resolution"].check(options.resolution)
+        settings_of(GenerationRequest)["detect_resolution"].check(options.resolution)
         annotator = find_annotator(options.condition)
         chosen = _preprocessor(annotator, options.preprocessor)
         detect = annotator.detect_resolution
         if detect is not None:
             detect = options.detect_resolution or chosen.detect_resolution or detect
-            controls(GenerationRequest)["detect_resolution"].check(detect)
+            settings_of(GenerationRequest)["detect_resolution"].check(detect)
         extractor = Extractor(annotator, chosen, _params(annotator, options.set), detect)
         if chosen.fetch:
             with shell_bar(chosen.name) as watch:

@@ -24,20 +24,20 @@ def is_coloured(control_map: ControlMap) -> bool:
 def unless_few(what: str, advice: str = "", most: float = MANY) -> Misfit:
     """Return what tells of a map that is no few white lines on black; `what` names them."""
 
-    def misfit(control_map: ControlMap) -> str:
+    def map_warning(control_map: ControlMap) -> str:
         if is_coloured(control_map):
             return f"This map has colours, but {what} are white on black."
         if lines_in(control_map).mean() > most:
             return f"Much of this map is white, but {what} are few, and white on black.{advice}"
         return ""
 
-    return misfit
+    return map_warning
 
 
 def unless_grey(what: str) -> Misfit:
     """Return what tells of a map with colours; `what` says how it should be."""
 
-    def misfit(control_map: ControlMap) -> str:
+    def map_warning(control_map: ControlMap) -> str:
         return f"This map has colours, but {what}." if is_coloured(control_map) else ""
 
-    return misfit
+    return map_warning

@@ -128,5 +128,5 @@ ANNOTATOR = Annotator(
     score=score,
     interpolation="lines",
     empty_message="No edges found; lower the thresholds.",
-    misfit=unless_few("edges", " If it was drawn here, raise the thresholds."),
+    map_warning=unless_few("edges", " If it was drawn here, raise the thresholds."),
 )

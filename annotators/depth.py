@@ -98,5 +98,5 @@ ANNOTATOR = Annotator(
     interpolation="linear",
     detect_resolution=384,
     empty_message="No depth found: the picture looks flat.",
-    misfit=unless_grey("depth is grey, and bright is near"),
+    map_warning=unless_grey("depth is grey, and bright is near"),
 )

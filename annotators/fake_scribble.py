@@ -39,5 +39,5 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     empty_message="No edges found in this picture.",
-    misfit=unless_few("strokes", " In a picture full of edges they run together."),
+    map_warning=unless_few("strokes", " In a picture full of edges they run together."),
 )

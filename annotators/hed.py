@@ -86,5 +86,5 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No edges found in this picture.",
     is_empty=too_faint,
-    misfit=unless_few("edges"),
+    map_warning=unless_few("edges"),
 )

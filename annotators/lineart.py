@@ -88,5 +88,5 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No lines found; lower the threshold.",
     is_empty=too_faint,
-    misfit=unless_few("lines"),
+    map_warning=unless_few("lines"),
 )

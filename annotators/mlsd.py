@@ -138,5 +138,5 @@ ANNOTATOR = Annotator(
     interpolation="lines",
     detect_resolution=512,
     empty_message="No straight lines found; lower the thresholds.",
-    misfit=unless_few("lines"),
+    map_warning=unless_few("lines"),
 )

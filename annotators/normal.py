@@ -129,7 +129,7 @@ def _mean_angle(first: Normals, second: Normals) -> float:
     return float(np.degrees(2 * np.arcsin((chord / 2).clip(0, 1))).mean())
 
 
-def misfit(control_map: ControlMap) -> str:
+def map_warning(control_map: ControlMap) -> str:
     """Tell of a map whose colours are not those of directions."""
     directions = control_map / 127.5 - 1
     far = abs(np.linalg.norm(directions, axis=2) - 1) > UNLIKE
@@ -151,5 +151,5 @@ ANNOTATOR = Annotator(
     interpolation="linear",
     detect_resolution=384,
     empty_message="No surfaces found: the picture looks flat.",
-    misfit=misfit,
+    map_warning=map_warning,
 )

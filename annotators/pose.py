@@ -379,7 +379,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     return Score(100 * oks, "OKS", {"OKS": oks})
 
 
-def misfit(control_map: ControlMap) -> str:
+def map_warning(control_map: ControlMap) -> str:
     """Tell of a map that is no sticks on black."""
     if lines_in(control_map).mean() > MANY:
         return "Most of this map is bright, but a pose is sticks on black."
@@ -408,5 +408,5 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     empty_message="No person found in this picture.",
-    misfit=misfit,
+    map_warning=map_warning,
 )

@@ -130,12 +130,14 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     reextract=Preprocessor("Diorama", draw_fake),
     empty_message="No lines found in this drawing; say which colour they have.",
-    misfit=unless_few("strokes", " If the picture is a photograph, use Fake scribbles.", FILLED),
+    map_warning=unless_few(
+        "strokes", " If the picture is a photograph, use Fake scribbles.", FILLED
+    ),
 )
 CANVAS = replace(
     ANNOTATOR,
     preprocessors=(Preprocessor("Drawing", draw_from_canvas),),
     params=CanvasParams,
-    misfit=nothing_odd,
+    map_warning=nothing_odd,
 )
 """For drawings that are made in the page."""

@@ -135,7 +135,7 @@ def score(wanted: ControlMap, found: ControlMap) -> Score:
     return Score(100 * miou, "mIoU", {"mIoU": miou, "pixel accuracy": same})
 
 
-def misfit(control_map: ControlMap) -> str:
+def map_warning(control_map: ControlMap) -> str:
     """Tell of a map in other colours than those of classes."""
     known = np.concatenate([palette()[1], drawn_colours()])
     of_classes = np.isin(_as_numbers(control_map), _as_numbers(known))
@@ -163,5 +163,5 @@ ANNOTATOR = Annotator(
     score=score,
     interpolation="nearest",
     detect_resolution=512,
-    misfit=misfit,
+    map_warning=map_warning,
 )

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from models.catalog.paths import MODELS
 from models.checkpoints.folders import read_json
-from models.checkpoints.loading import Format
+from models.checkpoints.loading import Placement
 from models.networks import DiffusersNetworks
 
 SHAPE = MODELS / "sd15"
@@ -44,7 +44,7 @@ def random_networks(
     The same seed gives the same weights. They are made in `dtype` at once: float32 beside it would
     need three times the memory; and on the device, as a GPU fills them in no time.
     """
-    form = Format(device, dtype)
+    placement = Placement(device, dtype)
     text_config = CLIPTextConfig.from_pretrained(shape / "text_encoder")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -62,10 +62,10 @@ def random_networks(
     return DiffusersNetworks(
         name="sd15-random",
         tokenizer=CLIPTokenizer.from_pretrained(shape / "tokenizer", local_files_only=True),
-        text_encoder=form.place(text_encoder),
-        unet=form.place(unet),
-        vae=form.place(vae),
-        controlnets={name: form.place(network) for name, network in controlnets.items()},
+        text_encoder=placement.place(text_encoder),
+        unet=placement.place(unet),
+        vae=placement.place(vae),
+        controlnets={name: placement.place(network) for name, network in controlnets.items()},
         scheduler_config=read_json(shape / "scheduler" / "scheduler_config.json"),
         preview_matrix=torch.eye(4, 3, device=device),
         hashes={},

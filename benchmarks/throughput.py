@@ -124,7 +124,7 @@ def compare(
         "mode": mode,
         "clients": clients,
         "requests": len(asked),
-        "worth_together": networks.worth_together(height, width),
+        "max_batch": networks.max_batch(height, width),
         "ways": {
             name: {
                 "images_per_second": round(rates[name], 4),

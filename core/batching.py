@@ -33,7 +33,7 @@ Waiting = Callable[[], None]
 
 
 @dataclass(eq=False)
-class _Place:
+class _Ticket:
     """A request in one of the two lines; it may go once `group` is there."""
 
     kind: Hashable
@@ -44,7 +44,7 @@ class _Place:
 
 
 @dataclass(eq=False)
-class Stay:
+class Admission:
     """A request that was let in."""
 
     alone: bool = True
@@ -59,19 +59,19 @@ class Batcher:
         self._most_admitted = most_admitted
         self._changed = threading.Condition()
         self._admitted = 0
-        self._models: list[_Place] = []
+        self._models: list[_Ticket] = []
         """Before a change of model, in the order they came."""
         self._model: Hashable = None
-        self._at_work: list[Stay] = []
+        self._at_work: list[Admission] = []
         """The requests with that model."""
-        self._turns: list[_Place] = []
+        self._turns: list[_Ticket] = []
         """Before a turn, in the order they came."""
         self._group: _Group | None = None
         self.decoding = threading.Lock()
         """Held while pictures are decoded: that is where memory peaks."""
 
     @contextmanager
-    def admitted(self, model: Hashable, waiting: Waiting) -> Iterator[Stay]:
+    def admitted(self, model: Hashable, waiting: Waiting) -> Iterator[Admission]:
         """Let a request in, for as long as the block lasts, once no other model is in use.
 
         So the networks of one model at a time are in memory. Who waits for a change of model is
@@ -80,34 +80,34 @@ class Batcher:
         Raises:
             Busy: as many are in already as there may be.
         """
-        place = _Place(model)
+        ticket = _Ticket(model)
         with self._changed:
             if self._admitted >= self._most_admitted:
                 raise Busy(
                     f"{self._admitted} requests are waiting already: please try again in a minute."
                 )
             self._admitted += 1
-            self._models.append(place)
+            self._models.append(ticket)
             try:
-                while self._models[0] is not place or (self._at_work and self._model != model):
+                while self._models[0] is not ticket or (self._at_work and self._model != model):
                     self._wait(waiting)
             except BaseException:
                 self._admitted -= 1
                 raise
             finally:
-                self._models.remove(place)
+                self._models.remove(ticket)
                 self._changed.notify_all()
             self._model = model
-            stay = Stay(alone=not self._at_work)
+            admission = Admission(alone=not self._at_work)
             for other in self._at_work:
                 other.alone = False
-            self._at_work.append(stay)
+            self._at_work.append(admission)
         try:
-            yield stay
+            yield admission
         finally:
             with self._changed:
                 self._admitted -= 1
-                self._at_work.remove(stay)
+                self._at_work.remove(admission)
                 self._changed.notify_all()
 
     @contextmanager
@@ -119,17 +119,17 @@ class Batcher:
         Who waits with the same `kind` joins the turn of who waited longest, while the images
         together are no more than anybody's `most`. Equal kinds must take equal steps.
         """
-        place = _Place(kind, images, most)
+        ticket = _Ticket(kind, images, most)
         with self._changed:
-            self._turns.append(place)
+            self._turns.append(ticket)
             try:
                 self._begin_next()
-                while place.group is None:
+                while ticket.group is None:
                     self._wait(waiting)
             except BaseException:
-                self._give_up(place)
+                self._give_up(ticket)
                 raise
-        group = place.group
+        group = ticket.group
         try:
             yield networks if group.size == 1 else cast(Networks, _Member(networks, group))
         finally:
@@ -151,24 +151,24 @@ class Batcher:
             return
         first, chosen, images = self._turns[0], [], 0
         most = first.most
-        for place in self._turns:
-            fits = images + place.images <= min(most, place.most) and place.kind == first.kind
-            if place is first or fits:
-                chosen.append(place)
-                images += place.images
-                most = min(most, place.most)
+        for ticket in self._turns:
+            fits = images + ticket.images <= min(most, ticket.most) and ticket.kind == first.kind
+            if ticket is first or fits:
+                chosen.append(ticket)
+                images += ticket.images
+                most = min(most, ticket.most)
         self._group = _Group(self._changed, len(chosen))
-        for place in chosen:
-            place.group = self._group
-            self._turns.remove(place)
+        for ticket in chosen:
+            ticket.group = self._group
+            self._turns.remove(ticket)
         self._changed.notify_all()
 
-    def _give_up(self, place: _Place) -> None:
+    def _give_up(self, ticket: _Ticket) -> None:
         """Leave the line, or the turn that began just then."""
-        if place.group is None:
-            self._turns.remove(place)
+        if ticket.group is None:
+            self._turns.remove(ticket)
         else:
-            self._leave(place.group)
+            self._leave(ticket.group)
 
     def _leave(self, group: "_Group") -> None:
         group.members -= 1
@@ -223,7 +223,7 @@ class _Group:
 def _answer(asked: Sequence[_Asked]) -> None:
     """Answer all together; where that fails, each alone, so that only whose fault it is fails."""
     try:
-        answers = asked[0].question.networks.predict_together([one.question for one in asked])
+        answers = asked[0].question.networks.predict_batched([one.question for one in asked])
     except Exception:  # it rises again from the question that is at fault
         LOGGER.warning("%d steps failed together; each is made alone.", len(asked), exc_info=True)
     else:

@@ -87,7 +87,7 @@ class Annotator:
     """Said when the map is empty; "" where that is nothing unusual."""
     is_empty: Callable[[ControlMap], bool] = of_one_colour
     """Whether a map shows nothing."""
-    misfit: Callable[[ControlMap], str] = nothing_odd
+    map_warning: Callable[[ControlMap], str] = nothing_odd
     """What is odd about a map for its kind, in a sentence; mostly ""."""
 
 

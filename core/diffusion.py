@@ -18,8 +18,8 @@ from core.condition import ControlMap
 from core.errors import DeviceUnavailable, SuiteError
 from core.guidance import Guidance, residual_scales
 from core.images import to_tensor
-from core.memory import OUT_OF_MEMORY, give_back, is_out_of_memory
-from core.modes import MODES, Foretelling
+from core.memory import OUT_OF_MEMORY, is_out_of_memory, release_cached_memory
+from core.modes import MODES, X0Extrapolation
 from core.networks import ControlInput, Networks
 from core.progress import Run
 from core.request import ControlRequest, GenerationRequest
@@ -45,12 +45,12 @@ def batches(seeds: Sequence[int], networks: Networks, size: tuple[int, int]) -> 
     decides no more than the rounding.
     """
     width, height = (side // networks.downscale for side in size)
-    most = min(MOST_OF_A_REQUEST, networks.worth_together(height, width))
+    most = min(MOST_OF_A_REQUEST, networks.max_batch(height, width))
     return [seeds[start : start + most] for start in range(0, len(seeds), most)]
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class ControlTrack:
     """One control, ready to steer."""
 
     control: str
@@ -68,7 +68,7 @@ class Diffusion:
     """Replaced by their float32 twin after a result that was not finite, and by one that needs
     little memory after it ran out."""
     request: GenerationRequest
-    steered_by: Sequence[Steering]
+    tracks: Sequence[ControlTrack]
     """At least one."""
     run: Run
     batcher: Batcher = field(default_factory=Batcher)
@@ -98,7 +98,7 @@ class Diffusion:
             LOGGER.warning("Memory ran out with %d images at once: %s", len(seeds), str(error))
         # Only here, where the error no longer holds the tensors that were too many.
         gc.collect()
-        give_back()
+        release_cached_memory()
         if len(seeds) > 1:
             self._one_by_one = True
             self._warn(FEWER.format(len(seeds)))
@@ -143,7 +143,7 @@ class Diffusion:
             with run.stage("text"):
                 prompts = [request.negative_prompt, request.full_prompt]
                 self._text = networks.encode_text(prompts)
-        size = self.steered_by[0].control_map.shape[:2]
+        size = self.tracks[0].control_map.shape[:2]
         height, width = (side // networks.downscale for side in size)
         with (
             self.batcher.turn(
@@ -151,7 +151,7 @@ class Diffusion:
                 self._kind(size),
                 len(seeds),
                 run.waiting,
-                networks.worth_together(height, width),
+                networks.max_batch(height, width),
             ) as shared,
             run.stage("sample"),
         ):
@@ -189,7 +189,7 @@ class Diffusion:
             networks=networks,
             steps=steps,
             texts=text,
-            controls=[self._control_input(one) for one in self.steered_by],
+            controls=[self._control_input(one) for one in self.tracks],
             guidance_scale=self.request.guidance_scale,
             guess_mode=self.request.guess_mode,
             shortcuts=shortcuts,
@@ -197,15 +197,15 @@ class Diffusion:
         if shortcuts.answer_every == 1:
             return guidance.predict
         asks = partial(shortcuts.asks, steps=steps)
-        return Foretelling(guidance.predict, scheduler, asks).predict
+        return X0Extrapolation(guidance.predict, scheduler, asks).predict
 
-    def _control_input(self, steering: Steering) -> ControlInput:
-        networks, asked = self.networks, steering.asked
+    def _control_input(self, track: ControlTrack) -> ControlInput:
+        networks, asked = self.networks, track.asked
         return ControlInput(
-            steering.control,
-            hint=to_tensor(steering.control_map).to(networks.device),
+            track.control,
+            hint=to_tensor(track.control_map).to(networks.device),
             scales=residual_scales(
-                networks.residual_count(steering.control), asked.strength, self.request.guess_mode
+                networks.residual_count(track.control), asked.strength, self.request.guess_mode
             ),
             window=(asked.control_start, asked.control_end),
         )

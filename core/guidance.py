@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from core.modes import KeptResiduals, Shortcuts
+from core.modes import ResidualCache, Shortcuts
 from core.networks import ControlInput, Networks
 
 GUESS_DECAY = 0.825
@@ -54,7 +54,7 @@ class Guidance:
         """Return the guided output, float32, for latents (B, C, h, w)."""
         controls = self._acting(step)
         # At scale 1 the negative half cancels out.
-        if self.guidance_scale == 1 or not self.shortcuts.guides(step, self.steps):
+        if self.guidance_scale == 1 or not self.shortcuts.uses_cfg(step, self.steps):
             return self._controlled(latents, timestep, self._positive, controls, step)
         if self.guess_mode and controls:
             unconditional = self.networks.predict(latents, timestep, self._negative, ())
@@ -78,8 +78,8 @@ class Guidance:
         return self.networks.predict(latents, timestep, texts, (), residuals)
 
     @cached_property
-    def _kept(self) -> KeptResiduals:
-        return KeptResiduals(self.networks, self.shortcuts.control_every)
+    def _kept(self) -> ResidualCache:
+        return ResidualCache(self.networks, self.shortcuts.control_every)
 
     # Kept, because networks know a text they have seen by its being the same tensor.
 

@@ -269,7 +269,7 @@ def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return wide, high
 
 
-def cut_like(image: RGBImage, other: RGBImage) -> RGBImage:
+def center_crop_to_aspect(image: RGBImage, other: RGBImage) -> RGBImage:
     """Return the largest middle part with the other picture's proportions, within a pixel."""
     (height, width), (high, wide) = image.shape[:2], other.shape[:2]
     cut_width = min(width, max(1, round(height * wide / high)))

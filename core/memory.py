@@ -38,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def give_back() -> None:
+def release_cached_memory() -> None:
     """Return to the system what this process has freed but kept for later, as far as it can.
 
     torch keeps a GPU's memory in a reserve; glibc keeps a CPU's between what is still in use.
@@ -50,7 +50,7 @@ def give_back() -> None:
 
 
 @contextmanager
-def said_if_it_runs_out() -> Iterator[None]:
+def oom_as_device_unavailable() -> Iterator[None]:
     """Turn an error that says so into the one for the user.
 
     Raises:

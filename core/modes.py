@@ -45,7 +45,7 @@ class Shortcuts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the request that the mode decides, whatever was asked for."""
 
-    def guides(self, step: int, steps: int) -> bool:
+    def uses_cfg(self, step: int, steps: int) -> bool:
         """Tell whether both prompts are asked at a step (from 0)."""
         return step < max(FIRST_STEPS, self.guidance_until * steps)
 
@@ -66,7 +66,7 @@ MODES = {
 """The named choices of a request."""
 
 
-class KeptResiduals:
+class ResidualCache:
     """What the ControlNets found last, for the steps at which they rest."""
 
     def __init__(self, networks: Networks, every: int) -> None:
@@ -98,7 +98,7 @@ class KeptResiduals:
         return tuple(residual[-rows:] for residual in self._residuals)
 
 
-class Foretelling:
+class X0Extrapolation:
     """A model as the sampler wants it that asks another at some steps and foretells the others."""
 
     def __init__(

@@ -53,7 +53,7 @@ class Networks(Protocol):
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
 
-    def worth_together(self, height: int, width: int) -> int:
+    def max_batch(self, height: int, width: int) -> int:
         """Return how many images of this latent size should be sampled together, at least 1.
 
         No more than memory holds, and 1 where together is no faster than one by one.
@@ -91,7 +91,7 @@ class Networks(Protocol):
         as the same tensor comes again, so neither is ever written on.
         """
 
-    def predict_together(self, questions: Sequence["Question"]) -> list[Tensor]:
+    def predict_batched(self, questions: Sequence["Question"]) -> list[Tensor]:
         """Return what predict gives for each, made as one batch where they agree enough.
 
         Equal up to rounding. The questions may be put to other networks with the same UNet.
@@ -127,7 +127,7 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One call of Networks.predict, for predict_together."""
+    """One call of Networks.predict, for predict_batched."""
 
     networks: Networks
     latents: Tensor

@@ -130,7 +130,7 @@ class Text:
         return cut, f"{self.label} was cut to {self.max_length} characters"
 
 
-Control = Bounds | Choice | Toggle | Text
+Setting = Bounds | Choice | Toggle | Text
 
 
 def _as_number(value: object) -> float | None:
@@ -159,40 +159,40 @@ def bounded(
     A default of None makes the number optional: None then means "as the annotator has it".
     """
     whole = isinstance(low if default is None else default, int)
-    control = Bounds(default, low, high, step, label, help, whole)
-    return field(default=default, metadata={"control": control})
+    setting = Bounds(default, low, high, step, label, help, whole)
+    return field(default=default, metadata={"setting": setting})
 
 
 def choice(default: str, options: tuple[str, ...], label: str, help: str = "") -> Any:  # noqa: A002
     """Make a field for one of a few options."""
     return field(
-        default=default, metadata={"control": Choice(default, tuple(options), label, help)}
+        default=default, metadata={"setting": Choice(default, tuple(options), label, help)}
     )
 
 
 def toggle(default: bool, label: str, help: str = "") -> Any:  # noqa: A002
     """Make a field for yes or no."""
-    return field(default=default, metadata={"control": Toggle(default, label, help)})
+    return field(default=default, metadata={"setting": Toggle(default, label, help)})
 
 
 def text(default: str, label: str, help: str = "", max_length: int = 4000) -> Any:  # noqa: A002
     """Make a field for text; the cap keeps hostile or accidental megabytes out of tokenizers."""
-    return field(default=default, metadata={"control": Text(default, label, help, max_length)})
+    return field(default=default, metadata={"setting": Text(default, label, help, max_length)})
 
 
-def controls(record_type: type) -> dict[str, Control]:
-    """Return the controls of a record type by field name, in the order they were written."""
-    return {f.name: f.metadata["control"] for f in fields(record_type) if "control" in f.metadata}
+def settings_of(record_type: type) -> dict[str, Setting]:
+    """Return the settings_of of a record type by field name, in the order they were written."""
+    return {f.name: f.metadata["setting"] for f in fields(record_type) if "setting" in f.metadata}
 
 
 def checked(record: Any) -> None:
-    """Check every control of a frozen record and store the coerced value; call from __post_init__.
+    """Check every setting of a frozen record and store the coerced value; call from __post_init__.
 
     Raises:
         BadInput: a value is of the wrong kind, not finite or out of bounds.
     """
-    for name, control in controls(type(record)).items():
-        object.__setattr__(record, name, control.check(getattr(record, name)))
+    for name, setting in settings_of(type(record)).items():
+        object.__setattr__(record, name, setting.check(getattr(record, name)))
 
 
 def restored(record_type: type, values: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
@@ -201,16 +201,16 @@ def restored(record_type: type, values: Mapping[str, object]) -> tuple[dict[str,
     Returns the usable settings by field name, each of which `checked` accepts, and one note for
     each change.
     """
-    known = controls(record_type)
+    known = settings_of(record_type)
     settings: dict[str, Any] = {}
     notes: list[str] = []
-    for name, control in known.items():
+    for name, setting in known.items():
         if name not in values:
             continue
         try:
-            settings[name], note = control.clamp(values[name])
+            settings[name], note = setting.clamp(values[name])
         except BadInput:
-            notes.append(f"{control.label} could not be read and was left as it is.")
+            notes.append(f"{setting.label} could not be read and was left as it is.")
             continue
         if note:
             notes.append(f"{note}.")

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from core.batching import MOST_ADMITTED, Batcher, Stay
+from core.batching import MOST_ADMITTED, Admission, Batcher
 from core.condition import (
     ALREADY_A_MAP,
     Annotator,
@@ -23,10 +23,10 @@ from core.condition import (
     Score,
 )
 from core.consistency import Extractor
-from core.diffusion import Diffusion, Steering, batches
+from core.diffusion import ControlTrack, Diffusion, batches
 from core.errors import BadInput, SuiteError
-from core.images import cut_like, fit_size, resize_map, to_images
-from core.memory import said_if_it_runs_out
+from core.images import center_crop_to_aspect, fit_size, resize_map, to_images
+from core.memory import oom_as_device_unavailable
 from core.modes import MODES
 from core.networks import Networks
 from core.progress import Run, Stopped
@@ -113,7 +113,7 @@ class Pipeline:
         Raises:
             BadInput: the picture, the preprocessor or the params will not do.
         """
-        request = settled(request, condition.annotator)
+        request = resolved(request, condition.annotator)
         return _control_map(_extractor(condition.annotator, request), request, _size(request))
 
     def generate(
@@ -137,7 +137,7 @@ class Pipeline:
         """
         run = Run(on_progress, cancelled, preview_every, request.steps, request.num_samples)
         with run.stage("prepare"):
-            request = settled(request, condition.annotator)
+            request = resolved(request, condition.annotator)
             seeds = image_seeds(request.seed, request.num_samples)
             size = _size(request)
             run.warnings += _size_notes(request, size) + _sampler_notes(request)
@@ -145,30 +145,33 @@ class Pipeline:
         controls = [(condition, request), *request.further]
         with run.stage("map"):
             extractors = [_extractor(one.annotator, asked) for one, asked in controls]
-            steered_by: list[Steering] = []
+            tracks: list[ControlTrack] = []
             for (one, asked), extractor in zip(controls, extractors, strict=True):
-                image = cut_like(asked.image, request.image)
+                image = center_crop_to_aspect(asked.image, request.image)
                 if image.shape != asked.image.shape:
                     run.warnings.append(CUT.format(title=one.title))
                 control_map = _control_map(extractor, replace(asked, image=image), size)
-                steered_by.append(Steering(one.weights, control_map, asked))
+                tracks.append(ControlTrack(one.weights, control_map, asked))
                 run.warnings += map_notes(one.annotator, asked, control_map)
 
         finished: list[_Finished] = []
-        networks, stay = None, Stay()
+        networks, admission = None, Admission()
         try:
             run.stop_if_cancelled()
-            with self._batcher.admitted(request.model, run.waiting) as stay, said_if_it_runs_out():
+            with (
+                self._batcher.admitted(request.model, run.waiting) as admission,
+                oom_as_device_unavailable(),
+            ):
                 with run.stage("load"):
                     names = [one.weights for one, _ in controls]
                     networks = self._load(request.model, *names, **_version(request))
                 run.warnings += _prompt_notes(networks, request)
-                diffusion = Diffusion(networks, request, steered_by, run, self._batcher)
+                diffusion = Diffusion(networks, request, tracks, run, self._batcher)
                 for batch in batches(seeds, networks, size):
                     pictures = diffusion.pictures(batch)
                     networks = diffusion.networks
                     with run.stage("reextract"):
-                        finished += _scored(extractors, steered_by, pictures, batch)
+                        finished += _scored(extractors, tracks, pictures, batch)
                     run.finished(len(batch))
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
@@ -182,7 +185,7 @@ class Pipeline:
             controls=tuple(
                 KeptControl(
                     one,
-                    steered_by[index].control_map,
+                    tracks[index].control_map,
                     reextracted=tuple(made.reextracted[index] for made in finished),
                     scores=tuple(made.scores[index] for made in finished),
                 )
@@ -199,30 +202,30 @@ class Pipeline:
             height=size[1],
             hashes=dict(networks.hashes) if networks else {},
             cancelled=run.was_cancelled,
-            alone=stay.alone,
+            alone=admission.alone,
         )
 
 
 # What the request left open
 
 
-def settled(request: GenerationRequest, annotator: Annotator) -> GenerationRequest:
+def resolved(request: GenerationRequest, annotator: Annotator) -> GenerationRequest:
     """Return the request with its seed, and what each control left open, filled in.
 
     Raises:
         BadInput: no such preprocessor, or the params are another annotator's.
     """
-    request = _settled_control(request, annotator)
+    request = _resolved_control(request, annotator)
     return replace(
         request,
         seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if request.seed == -1 else request.seed,
         further=tuple(
-            (one, _settled_control(asked, one.annotator)) for one, asked in request.further
+            (one, _resolved_control(asked, one.annotator)) for one, asked in request.further
         ),
     )
 
 
-def _settled_control(request: Asked, annotator: Annotator) -> Asked:
+def _resolved_control(request: Asked, annotator: Annotator) -> Asked:
     """Return it with preprocessor, params and detect resolution filled in."""
     names = [one.name for one in annotator.preprocessors]
     if request.preprocessor not in ("", ALREADY_A_MAP, *names):
@@ -292,7 +295,7 @@ def map_notes(annotator: Annotator, request: ControlRequest, control_map: Contro
     if annotator.empty_message and annotator.is_empty(control_map):
         given = request.preprocessor == ALREADY_A_MAP
         return [EMPTY_MAP_GIVEN if given else annotator.empty_message]
-    return [note] if (note := annotator.misfit(control_map)) else []
+    return [note] if (note := annotator.map_warning(control_map)) else []
 
 
 # What came out, and what should be said
@@ -309,7 +312,7 @@ class _Finished:
 
 def _scored(
     extractors: Sequence[Extractor],
-    steered_by: Sequence[Steering],
+    tracks: Sequence[ControlTrack],
     pictures: Tensor,
     seeds: Sequence[int],
 ) -> list[_Finished]:
@@ -317,8 +320,8 @@ def _scored(
     for image, seed in zip(to_images(pictures), seeds, strict=True):
         found, scores = zip(
             *(
-                extractor.reextract_and_score(image, steering.control_map)
-                for extractor, steering in zip(extractors, steered_by, strict=True)
+                extractor.reextract_and_score(image, track.control_map)
+                for extractor, track in zip(extractors, tracks, strict=True)
             ),
             strict=True,
         )

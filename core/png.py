@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
 from core.modes import MODES
-from core.params import controls, restored
+from core.params import restored, settings_of
 from core.request import ControlRequest, GenerationRequest, GenerationResult
 
 SCHEMA = 1
@@ -229,7 +229,7 @@ def read_controls(
         if condition is None or not isinstance(request, dict):
             notes.append(f"A control of it is not known here: {name!s:.40}.")
             continue
-        of_control = controls(ControlRequest)
+        of_control = settings_of(ControlRequest)
         given = {field: value for field, value in request.items() if field in of_control}
         settings, more = restored(ControlRequest, given)
         more += _with_plain(settings, request.get("params"))

@@ -20,9 +20,9 @@ from core.errors import BadInput
 from core.networks import ControlInput, Question, Residuals
 from models.catalog.lora_tags import without_tags
 from models.engine import batched
-from models.engine.cuda_graph import Captured, forget_all
+from models.engine.cuda_graph import CudaGraphForward, forget_all
 from models.engine.kernels.build import has_kernels
-from models.engine.offload import Residence, residence_of
+from models.engine.offload import Offloader, offloader_of
 from models.engine.unet import Forward, Using
 from models.engine.vae_decoder import decode_latents
 
@@ -73,22 +73,22 @@ class DiffusersNetworks:
     taesd: nn.Module | None = None
     """A tiny autoencoder of the same latents, for previews alone; without one the matrix serves."""
 
-    residence: Residence | None = None
+    offloader: Offloader | None = None
     """Who brings the parts to the device as they are used; on a GPU the GPU's own if none is given,
     on a CPU nobody."""
     low_memory: bool = False
     """Whether a part is sent home when another is used, room or not."""
 
     def __post_init__(self) -> None:
-        if self.residence is None and self.device.type != "cpu":
-            self.residence = residence_of(self.device)
+        if self.offloader is None and self.device.type != "cpu":
+            self.offloader = offloader_of(self.device)
         # No bound methods: who keeps them would hold what holds it, and dropped networks would stay
         # in memory until the garbage collector comes, beside the next ones.
-        self._using = partial(_on_device, self.residence, self.low_memory)
+        self._using = partial(_on_device, self.offloader, self.low_memory)
         self._forward = Forward(self.unet, self.controlnets, self._using)
-        self._step: Forward | Captured = self._forward
-        if self.device.type == "cuda" and self.residence and not self.low_memory:
-            self._step = Captured(self._forward, partial(getattr, self.residence, "gone"))
+        self._step: Forward | CudaGraphForward = self._forward
+        if self.device.type == "cuda" and self.offloader and not self.low_memory:
+            self._step = CudaGraphForward(self._forward, partial(getattr, self.offloader, "gone"))
         parts = (self.tokenizer, self.text_encoder)
         self._encode = lru_cache(KEPT_PROMPTS)(
             partial(_encoded, *parts, self._using, self.device, self.loras)
@@ -104,7 +104,7 @@ class DiffusersNetworks:
         """Pixels per latent cell along a side."""
         return int(2 ** (len(_config(self.vae).block_out_channels) - 1))
 
-    def worth_together(self, height: int, width: int) -> int:
+    def max_batch(self, height: int, width: int) -> int:
         """Return how many images of this latent size should be sampled together, at least 1.
 
         No more than memory holds beside the weights. On a CPU only where every kernel of ours runs:
@@ -113,8 +113,8 @@ class DiffusersNetworks:
         if self.low_memory:
             return 1
         most, room = GPU_TOGETHER, 0.0
-        if self.residence is not None:
-            room = self.residence.room([self.unet, *self.controlnets.values()])
+        if self.offloader is not None:
+            room = self.offloader.room([self.unet, *self.controlnets.values()])
         elif self.device.type == "cpu" and self.dtype == torch.bfloat16 and has_kernels():
             most, room = CPU_TOGETHER, CPU_ROOM
         return int(max(1, min(most, room // _work(self.unet, height * width))))
@@ -191,7 +191,7 @@ class DiffusersNetworks:
             return self._step(latents, float(timestep), texts, controls, residuals).float()
 
     @torch.no_grad()
-    def predict_together(self, questions: Sequence[Question]) -> list[Tensor]:
+    def predict_batched(self, questions: Sequence[Question]) -> list[Tensor]:
         """Return what predict gives for each, made as one batch where they agree enough.
 
         Equal up to rounding. The questions may be put to other networks with the same UNet.
@@ -271,13 +271,13 @@ class DiffusersNetworks:
 
 
 def _on_device(
-    residence: Residence | None, alone: bool, part: nn.Module, latents: Tensor | None = None
+    offloader: Offloader | None, alone: bool, part: nn.Module, latents: Tensor | None = None
 ) -> AbstractContextManager[None]:
     """Have a part on its device, with room for what it does with latents (B, C, h, w)."""
-    if residence is None:
+    if offloader is None:
         return nullcontext()
     cells = latents.numel() // latents.shape[1] if latents is not None else 0
-    return residence.using(part, _work(part, cells) if cells else 0, alone)
+    return offloader.using(part, _work(part, cells) if cells else 0, alone)
 
 
 def _work(part: nn.Module, cells: int) -> int:

@@ -41,7 +41,7 @@ from models.devices import choose_device
 from models.networks import DiffusersNetworks
 
 if TYPE_CHECKING:
-    from models.checkpoints.loading import Base, Format
+    from models.checkpoints.loading import Base, Placement
 
 __all__ = ["Card", "Store", "choose_device"]
 
@@ -332,7 +332,7 @@ class Store:
         path = self.find_extra(card, LCM)
         return lora.Lora("", LCM, 1.0, path, path.stat().st_mtime_ns)
 
-    def _with_taesd(self, card: Card, base: "Base", form: "Format") -> "Base":
+    def _with_taesd(self, card: Card, base: "Base", placement: "Placement") -> "Base":
         """Return the base with a tiny autoencoder for live previews, where one is here."""
         from models.checkpoints import loading  # noqa: PLC0415 - as in _build
 
@@ -341,7 +341,7 @@ class Store:
             source is None or download.to_download(source)
         ):
             return base
-        return replace(base, taesd=loading.load_taesd(self.find_extra(card, TAESD), form))
+        return replace(base, taesd=loading.load_taesd(self.find_extra(card, TAESD), placement))
 
     def _card_of_path(self, path: Path) -> Card:
         own = path.with_suffix(".toml")
@@ -435,12 +435,12 @@ class Store:
         # Only here: it imports diffusers, which takes seconds in which the server already answers.
         from models.checkpoints import loading  # noqa: PLC0415
 
-        form = loading.Format(self.device, self.dtype)
+        placement = loading.Placement(self.device, self.dtype)
         if self._base is None or self._base[0] != base_path:
             self._base = self._merged = None  # dropped before the next is loaded: two may not fit
             self._forget()
-            base = loading.load_base(base_path, card.base_folder, form)
-            self._base = (base_path, self._with_taesd(card, base, form))
+            base = loading.load_base(base_path, card.base_folder, placement)
+            self._base = (base_path, self._with_taesd(card, base, placement))
         base = self._base[1]
         text_encoder, unet = self._with_loras(base, loras)
         hashes = {
@@ -454,7 +454,9 @@ class Store:
             control_path, order = key
             if key not in self._controls:
                 self._make_room(_parameters(control_path) * self.dtype.itemsize, keys.values())
-                self._controls[key] = loading.load_control(control_path, base.unet, form, order)
+                self._controls[key] = loading.load_control(
+                    control_path, base.unet, placement, order
+                )
             controlnets[control] = self._controls[key]
             files = [control_path]
             if control_path.is_dir():

@@ -12,7 +12,7 @@ from core.batching import MOST_ADMITTED
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.networks import Networks
-from core.params import controls
+from core.params import settings_of
 from core.pipeline import Pipeline
 from core.request import Download, GenerationRequest, GenerationResult
 from models.catalog.lora_tags import split
@@ -80,7 +80,7 @@ class Suite:
 
     def defaults(self, model: str) -> dict[str, Any]:
         """Return every setting's default: v1.0's, except where the model's card says otherwise."""
-        plain = {name: c.default for name, c in controls(GenerationRequest).items()}
+        plain = {name: c.default for name, c in settings_of(GenerationRequest).items()}
         return {**plain, **self.card(model).defaults, "model": model}
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
@@ -208,7 +208,7 @@ class Suite:
         """What the networks run on, in a few words."""
         return self.store.device_note.partition(" (")[0]
 
-    def settled(self, model: str) -> bool:
+    def has_finished_loading(self, model: str) -> bool:
         """Tell whether there is nothing to wait for: loaded and timed, failed, or not begun."""
         with self._lock:
             return self._state.get(model) != LOADING and not self._estimating

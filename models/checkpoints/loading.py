@@ -52,7 +52,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Format:
+class Placement:
     """Where the networks go and in which number format."""
 
     device: torch.device
@@ -76,7 +76,7 @@ class Format:
         return module.eval().requires_grad_(False)
 
 
-def load_base(path: Path, shape: Path, form: Format) -> Base:
+def load_base(path: Path, shape: Path, placement: Placement) -> Base:
     """Load a model folder, or a single file together with the configs and tokenizer in `shape`.
 
     Raises:
@@ -95,13 +95,13 @@ def load_base(path: Path, shape: Path, form: Format) -> Base:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     if path.is_dir():
-        text_encoder, unet, vae = _load_folder(path, form)
+        text_encoder, unet, vae = _load_folder(path, placement)
     else:
-        text_encoder, unet, vae = _load_single_file(path, shape, form)
-    text_encoder, vae, unet = (form.place(module) for module in (text_encoder, vae, unet))
+        text_encoder, unet, vae = _load_single_file(path, shape, placement)
+    text_encoder, vae, unet = (placement.place(module) for module in (text_encoder, vae, unet))
     channels = int(read_json(folder / "unet" / "config.json")["in_channels"])
     where = next(vae.parameters()).device  # it may have found no room
-    preview_matrix = fit_preview(vae, channels, where, form.dtype).to(form.device)
+    preview_matrix = fit_preview(vae, channels, where, placement.dtype).to(placement.device)
     return Base(tokenizer, text_encoder, unet, vae, scheduler_config, preview_matrix)
 
 
@@ -120,7 +120,7 @@ def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torc
     return matrix.to(device)
 
 
-def load_control(path: Path, unet: Any, form: Format, channel_order: str = "") -> nn.Module:
+def load_control(path: Path, unet: Any, placement: Placement, channel_order: str = "") -> nn.Module:
     """Load a ControlNet from a diffusers folder or a single file, for use beside `unet`.
 
     With `channel_order` "bgr" the network turns the RGB maps it is given, as diffusers' config
@@ -129,27 +129,27 @@ def load_control(path: Path, unet: Any, form: Format, channel_order: str = "") -
     Raises:
         WeightsMismatch: the weights do not fill the network.
     """
-    network = _load_control_network(path, unet, form)
+    network = _load_control_network(path, unet, placement)
     if channel_order:
         # Set, not turned over: right whether the folder's config says the same, or nothing.
         network.register_to_config(controlnet_conditioning_channel_order=channel_order)
-    return form.place(network)
+    return placement.place(network)
 
 
-def load_taesd(path: Path, form: Format) -> nn.Module:
+def load_taesd(path: Path, placement: Placement) -> nn.Module:
     """Load a tiny autoencoder, from diffusers' folder or as one file in its names.
 
     Raises:
         WeightsMismatch: the weights do not fill the network, or their config.
     """
     if path.is_dir():
-        return form.place(_from_folder(AutoencoderTiny, path, form))
-    return form.place(_fill(AutoencoderTiny(), read_state(path), path))
+        return placement.place(_from_folder(AutoencoderTiny, path, placement))
+    return placement.place(_fill(AutoencoderTiny(), read_state(path), path))
 
 
-def _load_control_network(path: Path, unet: Any, form: Format) -> Any:
+def _load_control_network(path: Path, unet: Any, placement: Placement) -> Any:
     if path.is_dir():
-        return _from_folder(ControlNetModel, path, form)
+        return _from_folder(ControlNetModel, path, placement)
     state = read_state(path)
     with LOADING, _untyped("accelerate").init_empty_weights():
         empty = ControlNetModel.from_unet(
@@ -161,7 +161,7 @@ def _load_control_network(path: Path, unet: Any, form: Format) -> Any:
     return _fill(empty, converted, path)
 
 
-def _load_folder(path: Path, form: Format) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _load_folder(path: Path, placement: Placement) -> tuple[nn.Module, nn.Module, nn.Module]:
     autoencoders = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     kind = str(read_json(path / "vae" / "config.json").get("_class_name"))
     if kind not in autoencoders:
@@ -170,13 +170,13 @@ def _load_folder(path: Path, form: Format) -> tuple[nn.Module, nn.Module, nn.Mod
             f"it must be {' or '.join(autoencoders)}."
         )
     return (
-        _from_folder(CLIPTextModel, path / "text_encoder", form),
-        _from_folder(UNet2DConditionModel, path / "unet", form),
-        _from_folder(autoencoders[kind], path / "vae", form),
+        _from_folder(CLIPTextModel, path / "text_encoder", placement),
+        _from_folder(UNet2DConditionModel, path / "unet", placement),
+        _from_folder(autoencoders[kind], path / "vae", placement),
     )
 
 
-def _from_folder(network: Any, folder: Path, form: Format) -> nn.Module:
+def _from_folder(network: Any, folder: Path, placement: Placement) -> nn.Module:
     files, variant = network_files(folder)
     for file in files:
         read_shapes(file)  # names a damaged file, or a pickle with code, better than the library
@@ -184,7 +184,7 @@ def _from_folder(network: Any, folder: Path, form: Format) -> nn.Module:
         with LOADING:
             module, report = network.from_pretrained(
                 folder,
-                dtype=form.dtype,
+                dtype=placement.dtype,
                 variant=variant,
                 local_files_only=True,
                 output_loading_info=True,
@@ -204,7 +204,7 @@ def _from_folder(network: Any, folder: Path, form: Format) -> nn.Module:
 
 
 def _load_single_file(
-    path: Path, shape: Path, form: Format
+    path: Path, shape: Path, placement: Placement
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     state = read_state(path)
     unet_config = read_json(shape / "unet" / "config.json")

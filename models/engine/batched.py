@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.networks import ControlInput, Residuals
 from models.engine.layers import convolve
-from models.engine.unet import Forward, _decode, _encode, _Known
+from models.engine.unet import Forward, StepCache, _decode, _encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def _pixels(part: Part) -> Tensor:
     return part.latents.contiguous(memory_format=torch.channels_last)
 
 
-def _known(network: nn.Module, parts: Sequence[Part], timestep: float) -> _Known:
+def _known(network: nn.Module, parts: Sequence[Part], timestep: float) -> StepCache:
     """Return what the parts know of a network, their keys and values in the batch's order."""
     each = [p.forward._known(network, timestep, p.texts, len(p.latents)) for p in parts]
     text = {}
@@ -83,7 +83,7 @@ def _known(network: nn.Module, parts: Sequence[Part], timestep: float) -> _Known
         ]
         keys, values = (torch.cat(same, 1).flatten(0, 1) for same in zip(*by_image, strict=True))
         text[layer] = keys, values
-    return _Known(text, each[0].times)
+    return StepCache(text, each[0].times)
 
 
 def _by_network(rows: Sequence[_Rows]) -> dict[nn.Module, list[tuple[_Rows, ControlInput]]]:

@@ -41,11 +41,11 @@ from models.engine.kernels.groupnorm import lie_alike
 from models.engine.layers import convolve
 from models.engine.unet import (
     Forward,
+    StepCache,
     _acting,
     _control,
     _decode,
     _encode,
-    _Known,
     _transformer_layers,
 )
 
@@ -70,7 +70,7 @@ _LOCK = threading.RLock()
 """Held while recording and playing: recordings share memory, so one runs at a time."""
 _recordings: "WeakSet[_Recording]" = WeakSet()
 """All that live, whoever has them: a further one shares their memory."""
-_captured: "WeakSet[Captured]" = WeakSet()
+_captured: "WeakSet[CudaGraphForward]" = WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class _Asked:
         )
 
 
-class Captured:
+class CudaGraphForward:
     """Answers as a Forward does; may be called from several threads.
 
     Its recordings go when it does.
@@ -249,19 +249,19 @@ _joined: WeakValueDictionary[int, _Joined] = WeakValueDictionary()
 class _Buffers:
     """What is known of a network before the latents are, in memory that stays."""
 
-    def __init__(self, network: nn.Module, known: _Known) -> None:
+    def __init__(self, network: nn.Module, known: StepCache) -> None:
         self._weights = _joined.get(id(network)) or _Joined(network)
         _joined[id(network)] = self._weights
         self._times = _Behind(list(known.times.values()))
         self._text = _Behind(_flat(known.text))
         pairs = zip(self._text.parts[::2], self._text.parts[1::2], strict=True)
-        self.known = _Known(
+        self.known = StepCache(
             dict(zip(known.text, pairs, strict=True)),
             dict(zip(known.times, self._times.parts, strict=True)),
             self._weights.by_layer,
         )
 
-    def fill(self, known: _Known, *, other_text: bool) -> None:
+    def fill(self, known: StepCache, *, other_text: bool) -> None:
         """Take another timestep's and, if it is another, another text's."""
         self._times.fill(known.times.values())
         if other_text:

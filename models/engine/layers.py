@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from core.memory import give_back
+from core.memory import release_cached_memory
 from models.engine.kernels import matmul, winograd
 from models.engine.kernels.build import on_gpu
 
@@ -217,7 +217,7 @@ def _count_freed(size: int) -> None:
     _freed += size
     if _freed >= GIVEN_BACK:
         _freed = 0
-        give_back()
+        release_cached_memory()
 
 
 def _suits(weight: Tensor, x: Tensor) -> bool:
@@ -268,7 +268,7 @@ PRODUCT = Layout(_for_product, _from_onednn)
 GATED = Layout(_for_gate, _from_onednn)
 PANELS = Layout(winograd.to_panels, winograd.from_panels)
 PAIRS = Layout(
-    lambda weight: (matmul.to_pairs(weight.flatten(1)),),
+    lambda weight: (matmul.pack_vnni(weight.flatten(1)),),
     lambda parts, rows: matmul.from_pairs(parts[0], rows),
 )
 GATED_PAIRS = Layout(

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from core.memory import free_bytes
 
 
-class Residence:
+class Offloader:
     """The parts on one device. May be used from any number of threads."""
 
     def __init__(self, device: torch.device, free: Callable[[], float] | None = None) -> None:
@@ -126,9 +126,9 @@ class Residence:
 
 
 @functools.cache
-def residence_of(device: torch.device) -> Residence:
+def offloader_of(device: torch.device) -> Offloader:
     """Return the one of a device, whose memory all models share."""
-    return Residence(device)
+    return Offloader(device)
 
 
 def _tensors(part: nn.Module) -> list[Tensor]:

@@ -61,7 +61,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class _Known:
+class StepCache:
     """What is known of one network before the latents are: each by the module that needs it."""
 
     text: Mapping[nn.Module, KeysValues]
@@ -151,7 +151,7 @@ class Forward:
 
     # What is kept
 
-    def _known(self, network: Any, timestep: float, texts: Tensor, images: int) -> _Known:
+    def _known(self, network: Any, timestep: float, texts: Tensor, images: int) -> StepCache:
         with self._lock:
             by_network = _of(self._texts, texts)
             key = (network, timestep)
@@ -165,7 +165,7 @@ class Forward:
                 by_network[network, images] = {
                     layer: _keys_values(layer, texts, images) for layer in _text_attentions(network)
                 }
-            return _Known(by_network[network, images], times)
+            return StepCache(by_network[network, images], times)
 
     def _hint(self, control: ControlInput, like: Tensor) -> Tensor:
         """Return the map as the ControlNet's encoder sees it, (1, C, h, w)."""
@@ -257,7 +257,7 @@ def _transformer_layers(network: Any) -> Iterator[Any]:
 # The way through
 
 
-def _encode(network: Any, x: Tensor, known: _Known) -> tuple[list[Tensor], Tensor]:
+def _encode(network: Any, x: Tensor, known: StepCache) -> tuple[list[Tensor], Tensor]:
     """Return every skip, shallowest first, and the middle block's output."""
     skips = [x]
     for block in network.down_blocks:
@@ -277,7 +277,7 @@ def _encode(network: Any, x: Tensor, known: _Known) -> tuple[list[Tensor], Tenso
     return skips, x
 
 
-def _control(network: Any, latents: Tensor, hint: Tensor, known: _Known) -> Iterator[Tensor]:
+def _control(network: Any, latents: Tensor, hint: Tensor, known: StepCache) -> Iterator[Tensor]:
     """Yield what a ControlNet adds at each depth, before it is scaled."""
     found, middle = _encode(network, convolve(network.conv_in, latents) + hint, known)
     zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
@@ -285,7 +285,7 @@ def _control(network: Any, latents: Tensor, hint: Tensor, known: _Known) -> Iter
         yield convolve(zero, source)
 
 
-def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:
+def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: StepCache) -> Tensor:
     for block in unet.up_blocks:
         attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
         for residual, transformer in zip(block.resnets, attentions, strict=True):
@@ -298,7 +298,7 @@ def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: _Known) -> Tensor:
     return convolve(unet.conv_out, group_norm(unet.conv_norm_out, x, silu=True))
 
 
-def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
+def _residual(block: Any, x: Tensor, known: StepCache) -> Tensor:
     found = convolve_and_norm(
         block.conv1, block.norm2, group_norm(block.norm1, x, silu=True), known.times[block]
     )
@@ -306,7 +306,7 @@ def _residual(block: Any, x: Tensor, known: _Known) -> Tensor:
     return convolve_onto(block.conv2, found, kept)
 
 
-def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
+def _transformer(transformer: Any, x: Tensor, known: StepCache) -> Tensor:
     height, width = x.shape[2:]
     # In channels-last memory a picture is its list of pixels already: both views cost nothing.
     pixels = group_norm(transformer.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
@@ -326,7 +326,7 @@ def _transformer(transformer: Any, x: Tensor, known: _Known) -> Tensor:
     return picture.add_(_repeated(x, len(picture)))
 
 
-def _self_attention(layer: Any, pixels: Tensor, known: _Known) -> Tensor:
+def _self_attention(layer: Any, pixels: Tensor, known: StepCache) -> Tensor:
     if layer in known.joined:
         parts = functional.linear(pixels, known.joined[layer]).chunk(3, -1)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.memory import give_back
+from core.memory import release_cached_memory
 from models.engine.kernels.attention import attention
 from models.engine.kernels.groupnorm import convolve_and_norm, convolve_onto, group_norm
 from models.engine.layers import convolve, convolve_doubled, multiply
@@ -26,7 +26,8 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """
     if latents.device.type in ("cpu", "cuda") and _is_kl(vae):
         if latents.device.type == "cpu":
-            give_back()  # what the steps have freed is in pieces too small for these pictures
+            # What the steps have freed is in pieces too small for these pictures.
+            release_cached_memory()
         x = latents.contiguous(memory_format=torch.channels_last)
         return _decode(vae.decoder, convolve(vae.post_quant_conv, x))
     if latents.device.type == "cpu" and _is_tiny(vae):

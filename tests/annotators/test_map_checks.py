@@ -29,14 +29,16 @@ def test_its_own_maps_are_not_odd(name, scene, photograph):
     for preprocessor in annotator.preprocessors:
         if not preprocessor.needs:
             drawn = preprocessor.draw(scene, annotator.params())
-            assert annotator.misfit(drawn) == "", preprocessor.name
+            assert annotator.map_warning(drawn) == "", preprocessor.name
             if name != "fake_scribble":  # whose strokes run together where all is texture
-                assert annotator.misfit(preprocessor.draw(photograph, annotator.params())) == ""
+                assert (
+                    annotator.map_warning(preprocessor.draw(photograph, annotator.params())) == ""
+                )
 
 
 @pytest.mark.parametrize("name", annotator_names())
 def test_a_photograph_is_no_map(name, photograph):
-    assert find_annotator(name).misfit(photograph)
+    assert find_annotator(name).map_warning(photograph)
 
 
 @pytest.mark.parametrize("name", ["canny", "mlsd", "hed", "lineart", "scribble", "fake_scribble"])
@@ -44,17 +46,17 @@ def test_black_lines_on_white_are_the_wrong_way_round(name):
     lines = np.full((64, 64, 3), 255, np.uint8)
     lines[10:12] = 0
     annotator = find_annotator(name)
-    assert "white on black" in annotator.misfit(lines)
-    assert annotator.misfit(255 - lines) == ""
+    assert "white on black" in annotator.map_warning(lines)
+    assert annotator.map_warning(255 - lines) == ""
 
 
 def test_a_drawing_passes_and_a_photograph_in_its_place_is_told_where_to_go():
     scribble = find_annotator("scribble")
     drawing, _ = read_image("test_imgs/drawing_1.png")
-    assert scribble.misfit(scribble.preprocessors[0].draw(drawing, scribble.params())) == ""
+    assert scribble.map_warning(scribble.preprocessors[0].draw(drawing, scribble.params())) == ""
     halves = np.full((64, 64, 3), 200, np.uint8)
     halves[:, :36] = 30
-    assert "Fake" in scribble.misfit(scribble.preprocessors[0].draw(halves, scribble.params()))
+    assert "Fake" in scribble.map_warning(scribble.preprocessors[0].draw(halves, scribble.params()))
 
 
 def test_maps_of_other_kinds_are_odd(scene):
@@ -70,4 +72,4 @@ def test_maps_of_other_kinds_are_odd(scene):
         "seg": ("depth", "normal"),
     }.items():
         for other in others:
-            assert find_annotator(kind).misfit(maps[other]), (kind, other)
+            assert find_annotator(kind).map_warning(maps[other]), (kind, other)

@@ -13,7 +13,7 @@ import torch
 from annotators import _diorama, _pretrained, annotator_names, find_annotator
 from annotators._pretrained import load_detector
 from core.errors import SuiteError, WeightsMissing
-from core.params import controls
+from core.params import settings_of
 from models.catalog.download import amount
 
 
@@ -29,7 +29,7 @@ def offline(monkeypatch, tmp_path):
 def test_every_annotator_is_whole(name):
     annotator = find_annotator(name)
     assert annotator.name == name
-    controls(annotator.params)
+    settings_of(annotator.params)
     assert annotator.params() == annotator.params()
     names = [one.name for one in annotator.preprocessors]
     assert len(set(names)) == len(names) and not annotator.preprocessors[0].needs

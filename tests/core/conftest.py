@@ -28,7 +28,7 @@ class FakeNetworks:
     downscale: int = 8
     hashes: dict = field(default_factory=lambda: {"unet": "abc123"})
     together: int = 1
-    """What worth_together returns."""
+    """What max_batch returns."""
     low_memory: bool = False
     broken_at: int | None = None
     broken_decode: bool = False
@@ -48,7 +48,7 @@ class FakeNetworks:
             set_alpha_to_one=False,
         )
 
-    def worth_together(self, height, width):
+    def max_batch(self, height, width):
         return self.together
 
     def fit_prompt(self, prompt):

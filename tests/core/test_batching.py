@@ -33,7 +33,7 @@ def shared(networks):
         networks.batches.append(len(questions))
         return [one.alone() for one in questions]
 
-    networks.predict_together = together
+    networks.predict_batched = together
     return networks
 
 
@@ -169,7 +169,7 @@ def test_an_error_of_one_is_its_own(occupied, shared, condition, image):
     def together(questions):
         return [one.alone() for one in questions]
 
-    shared.predict, shared.predict_together = fragile, together
+    shared.predict, shared.predict_batched = fragile, together
     wanted = pipeline.generate(condition, ask(image, seed=1))
     with ThreadPoolExecutor(2) as threads:
         with held(waiting=2):
@@ -220,7 +220,7 @@ def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image)
         return answer * float("nan") if texts[0, 0, 0] == 3 else answer
 
     whole = replace(shared, dtype=torch.float32)
-    whole.predict_together = lambda questions: [one.alone() for one in questions]
+    whole.predict_batched = lambda questions: [one.alone() for one in questions]
     shared.predict, shared.in_float32 = broken, lambda: whole
     pipeline = Pipeline(lambda *_: shared)
     with ThreadPoolExecutor(2) as threads:

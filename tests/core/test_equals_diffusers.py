@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from core.diffusion import Diffusion, Steering
+from core.diffusion import ControlTrack, Diffusion
 from core.guidance import residual_scales
 from core.images import to_tensor
 from core.networks import ControlInput
@@ -119,7 +119,7 @@ def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
     latents = []
     monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
     run = Run(None, None, 0, request.steps, len(seeds))
-    Diffusion(networks, request, [Steering("canny", control_map, request)], run).pictures(seeds)
+    Diffusion(networks, request, [ControlTrack("canny", control_map, request)], run).pictures(seeds)
     return torch.cat(latents)
 
 
@@ -305,8 +305,8 @@ def ours_of_two(
     request = GenerationRequest(
         image=maps[0], prompt="a red ball", added_prompt="", negative_prompt="blur", **settings
     )
-    steered_by = [
-        Steering(
+    tracks = [
+        ControlTrack(
             name,
             one,
             ControlRequest(image=one, strength=strength, control_start=start, control_end=end),
@@ -314,7 +314,7 @@ def ours_of_two(
         for name, one, strength, (start, end) in zip(names, maps, strengths, WINDOWS, strict=True)
     ]
     run = Run(None, None, 0, request.steps, 1)
-    Diffusion(networks, request, steered_by, run).pictures([3])
+    Diffusion(networks, request, tracks, run).pictures([3])
     return torch.cat(latents)
 
 

@@ -15,9 +15,9 @@ from core.modes import (
     FIRST_STEPS,
     MODES,
     PREVIEW_STEPS,
-    Foretelling,
-    KeptResiduals,
+    ResidualCache,
     Shortcuts,
+    X0Extrapolation,
 )
 from core.networks import ControlInput
 from core.pipeline import Pipeline
@@ -34,7 +34,7 @@ def ask(image, **settings):
 def test_nothing_is_left_out_of_the_exact_mode():
     assert MODES["exact"] == Shortcuts()
     for step in range(20):
-        assert Shortcuts().asks(step, 20) and Shortcuts().guides(step, 20)
+        assert Shortcuts().asks(step, 20) and Shortcuts().uses_cfg(step, 20)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_the_first_steps_and_the_last_are_always_asked(every, steps, asked):
 
 def test_guidance_ends_but_not_before_the_first_steps():
     ended = Shortcuts(guidance_until=0.6)
-    assert [step for step in range(10) if ended.guides(step, 10)] == [0, 1, 2, 3, 4, 5]
+    assert [step for step in range(10) if ended.uses_cfg(step, 10)] == [0, 1, 2, 3, 4, 5]
     never = Shortcuts(guidance_until=0.0)
-    assert sum(never.guides(step, 10) for step in range(10)) == FIRST_STEPS
+    assert sum(never.uses_cfg(step, 10) for step in range(10)) == FIRST_STEPS
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -82,7 +82,7 @@ def test_what_moves_in_a_straight_line_is_foretold_exactly(prediction):
     wanted = made(predict)
     asked.clear()
     shortcuts = Shortcuts(answer_every=3)
-    found = made(Foretelling(predict, scheduler, lambda step: shortcuts.asks(step, 20)).predict)
+    found = made(X0Extrapolation(predict, scheduler, lambda step: shortcuts.asks(step, 20)).predict)
     assert asked == [0, 1, 2, 3, 6, 9, 12, 15, 18, 19]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
@@ -98,7 +98,7 @@ def test_residuals_are_used_again_by_the_half_that_is_left(networks):
     calls: list[float] = []
     networks.residuals = residuals
     control = ControlInput("weights-name", torch.zeros(1, 3, 8, 8), (1.0,) * 13)
-    kept = KeptResiduals(networks, every=2)
+    kept = ResidualCache(networks, every=2)
     latents, both = torch.zeros(2, 4, 1, 1), torch.zeros(2, 77, 4)
 
     def at(step, texts, controls):
@@ -124,7 +124,7 @@ def test_the_fast_mode_asks_less_and_makes_nearly_the_same(pipeline, condition, 
     asked = [step for step in range(20) if shortcuts.asks(step, 20)]
     assert len(networks.calls) == len(asked) < 14
     halves = [len(text) for _, text, _ in networks.calls]
-    assert halves == [2 if shortcuts.guides(step, 20) else 1 for step in asked]
+    assert halves == [2 if shortcuts.uses_cfg(step, 20) else 1 for step in asked]
     assert FIRST_STEPS < len(networks.control_calls) < len(asked)
     difference = np.abs(exact.images[0].astype(int) - fast.images[0]).mean()
     assert 0 < difference < 4 or np.array_equal(exact.images[0], fast.images[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import BadInput
-from core.params import Bounds, Text, bounded, checked, choice, controls, restored, text, toggle
+from core.params import Bounds, Text, bounded, checked, choice, restored, settings_of, text, toggle
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Settings:
 
 
 def test_controls_carry_what_a_page_needs():
-    found = controls(Settings)
+    found = settings_of(Settings)
     assert list(found) == ["count", "scale", "size", "kind", "loud", "words"]
     assert found["count"] == Bounds(3, 1, 12, 1, "Count", "How many.", True)
     assert not found["scale"].whole

@@ -11,7 +11,7 @@ from diffusers import LCMScheduler
 from core.condition import ALREADY_A_MAP
 from core.errors import BadInput, SuiteError
 from core.images import resize_map
-from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, settled
+from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, resolved
 from core.progress import Run
 from core.request import Download, GenerationRequest
 
@@ -185,7 +185,9 @@ def test_a_map_is_drawn_at_its_own_resolution(condition, image):
     Pipeline(None).draw_map(own, ask(image, detect_resolution=192))
     assert seen[1] == (192, 192, 3)
     Pipeline(None).draw_map(condition, ask(image, detect_resolution=192))
-    assert settled(ask(image, detect_resolution=192), condition.annotator).detect_resolution is None
+    assert (
+        resolved(ask(image, detect_resolution=192), condition.annotator).detect_resolution is None
+    )
 
 
 def test_unknown_preprocessor_and_foreign_params(pipeline, condition, image):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import BadInput
-from core.params import controls
+from core.params import settings_of
 from core.request import GenerationRequest
 
 
@@ -25,7 +25,7 @@ def test_defaults_are_v1(picture):
 def test_ranges_are_v1():
     limits = {
         n: (c.low, c.high, c.step)
-        for n, c in controls(GenerationRequest).items()
+        for n, c in settings_of(GenerationRequest).items()
         if hasattr(c, "low")
     }
     assert limits["num_samples"] == (1, 12, 1)

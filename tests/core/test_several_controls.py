@@ -9,7 +9,7 @@ from PIL import Image
 
 from core.condition import ALREADY_A_MAP
 from core.errors import BadInput
-from core.images import cut_like
+from core.images import center_crop_to_aspect
 from core.pipeline import Pipeline
 from core.png import read_controls, read_settings, save_png
 from core.request import ControlRequest, GenerationRequest
@@ -112,7 +112,7 @@ def test_another_shape_is_cut_to_the_first_and_said(pipeline, condition, upright
 )
 def test_the_middle_with_anothers_proportions(shape, other, expected):
     picture, like = np.zeros((*shape, 3), np.uint8), np.zeros((*other, 3), np.uint8)
-    assert cut_like(picture, like).shape[:2] == expected
+    assert center_crop_to_aspect(picture, like).shape[:2] == expected
 
 
 def test_an_empty_map_of_any_control_is_said(pipeline, condition, image):

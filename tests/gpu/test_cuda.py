@@ -21,9 +21,9 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.networks import ControlInput
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
-from models.checkpoints.loading import Format
+from models.checkpoints.loading import Placement
 from models.engine import cuda_graph
-from models.engine.cuda_graph import Captured, add_scaled
+from models.engine.cuda_graph import CudaGraphForward, add_scaled
 from models.engine.kernels import build
 from models.engine.kernels.attention import _cudnn_is_better, attention
 from models.engine.kernels.groupnorm import (
@@ -78,10 +78,10 @@ class Example:
         self.controlnets = {name: tiny_controlnet(unet) for name in ("canny", "depth")}
         self.reference = Forward(unet, self.controlnets)
         self.unet, *theirs = (
-            Format(GPU, dtype).place(copied(one)) for one in (unet, *self.controlnets.values())
+            Placement(GPU, dtype).place(copied(one)) for one in (unet, *self.controlnets.values())
         )
         self.forward = Forward(self.unet, dict(zip(self.controlnets, theirs, strict=True)))
-        self.captured = Captured(self.forward, lambda: 0)
+        self.captured = CudaGraphForward(self.forward, lambda: 0)
         self.latents = torch.randn(1, 4, 32, 24)
         self.texts = torch.randn(2, 77, TEXT_WIDTH)
         self.hint = torch.rand(1, 3, 256, 192)
@@ -338,7 +338,7 @@ def test_the_decoder_is_diffusers_own_in_no_more_memory() -> None:
     exact_vae = vae.eval()
     latents = torch.randn(1, 4, 64, 64, device=GPU)
     exact = exact_vae.decode(latents, return_dict=False)[0]
-    vae = Format(GPU, torch.bfloat16).place(exact_vae)
+    vae = Placement(GPU, torch.bfloat16).place(exact_vae)
     latents = latents.bfloat16()
     peaks, pictures = [], []
     for decode in (lambda: vae.decode(latents, return_dict=False)[0],

@@ -16,7 +16,7 @@ from torch import nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from core.networks import ControlInput
-from core.params import controls
+from core.params import settings_of
 from core.request import GenerationRequest
 from models import store as store_module
 from models.catalog.cards import read_card
@@ -64,7 +64,7 @@ def hub_cache(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_shipped_cards_are_right() -> None:
     cards = {card.name: card for card in Store("cpu").cards()}
     assert {"diorama", "sd15", "sd15_v10", "sd15_plus"} <= cards.keys()
-    settings = controls(GenerationRequest)
+    settings = settings_of(GenerationRequest)
     for card in cards.values():
         assert card.defaults.keys() <= settings.keys()
         assert card.min_resolution <= card.defaults.get("image_resolution", 512)

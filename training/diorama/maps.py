@@ -23,7 +23,7 @@ from annotators import find_annotator
 from annotators._diorama import FOLDER as NETWORK
 from annotators._diorama import seen_together
 from core.condition import Annotator
-from core.params import Bounds, controls
+from core.params import Bounds, settings_of
 from training.diorama.dataset import CHUNK, Pictures
 from training.progress import clock
 
@@ -60,7 +60,7 @@ def varied(params: type, seed: int) -> Any:
     """Settings around the default ones: each number times 1/4 to 2, within its bounds."""
     rng = np.random.default_rng(seed)
     settings = {}
-    for name, control in controls(params).items():
+    for name, control in settings_of(params).items():
         if isinstance(control, Bounds) and control.default is not None:
             settings[name], _ = control.clamp(control.default * 2 ** rng.uniform(-2, 1))
     return params(**settings)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from apps.web.files import SavedMaps, SavedResult
-from apps.web.jobs.map_choices import Sight, Way
+from apps.web.jobs.map_choices import DrawnMap, MapChoice
 from apps.web.suite import duration, how_much, long_duration
 from apps.web.tool import Tool
 from core.condition import Condition, RGBImage, Score
@@ -292,7 +292,7 @@ EMPTY_MAPS = """
 </div></section>"""
 
 
-def drawing(way: Way, done: int, total: int) -> str:
+def drawing(way: MapChoice, done: int, total: int) -> str:
     """Show which map is being drawn."""
     return f"""
 <div class="cl-stage cl-running" role="status">
@@ -301,13 +301,15 @@ def drawing(way: Way, done: int, total: int) -> str:
   <span>map {done + 1} of {total}</span></div></div>"""
 
 
-def maps(sights: Sequence[Sight], files: Sequence[tuple[Path, Path] | None], total: int) -> str:
+def maps(
+    drawn_maps: Sequence[DrawnMap], files: Sequence[tuple[Path, Path] | None], total: int
+) -> str:
     """Show what each of `total` ways saw so far; `files` are its map's file and the one to show."""
-    tiles = "".join(_tile(sight, paths) for sight, paths in zip(sights, files, strict=True))
-    drawn = [sight.control_map for sight in sights if sight.control_map is not None]
-    facts = [f"{len(drawn)} of {total} maps", duration(sum(s.seconds for s in sights))]
-    if drawn:
-        facts.insert(1, f"{drawn[0].shape[1]} × {drawn[0].shape[0]}")
+    tiles = "".join(_tile(drawn, paths) for drawn, paths in zip(drawn_maps, files, strict=True))
+    found = [one.control_map for one in drawn_maps if one.control_map is not None]
+    facts = [f"{len(found)} of {total} maps", duration(sum(s.seconds for s in drawn_maps))]
+    if found:
+        facts.insert(1, f"{found[0].shape[1]} × {found[0].shape[0]}")
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
@@ -316,13 +318,13 @@ def maps(sights: Sequence[Sight], files: Sequence[tuple[Path, Path] | None], tot
 </section>"""
 
 
-def _tile(sight: Sight, paths: tuple[Path, Path] | None) -> str:
-    note = f'<p class="cl-map-note">{escape(sight.note)}</p>' if sight.note else ""
-    if paths is None or sight.control_map is None:
+def _tile(drawn: DrawnMap, paths: tuple[Path, Path] | None) -> str:
+    note = f'<p class="cl-map-note">{escape(drawn.note)}</p>' if drawn.note else ""
+    if paths is None or drawn.control_map is None:
         return f"""<figure class="cl-no-map"><div>{note}</div>
-      <figcaption><span>{escape(sight.way.title)}</span></figcaption></figure>"""
-    high, wide = sight.control_map.shape[:2]
-    return picture(sight.way.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
+      <figcaption><span>{escape(drawn.way.title)}</span></figcaption></figure>"""
+    high, wide = drawn.control_map.shape[:2]
+    return picture(drawn.way.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
 
 
 def _figure(value: float | None) -> str:

@@ -17,7 +17,7 @@ from core.request import GenerationRequest, Progress
 
 
 @dataclass(frozen=True)
-class Way:
+class MapChoice:
     """An annotator and one of its preprocessors."""
 
     annotator: Annotator
@@ -40,33 +40,33 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class DrawnMap:
     """What one way saw, or why it saw nothing."""
 
-    way: Way
+    way: MapChoice
     control_map: ControlMap | None
     note: str
     """Why there is no map, or that there is nothing on it; "" for neither."""
     seconds: float
 
 
-def every_way() -> dict[str, Way]:
+def every_map_choice() -> dict[str, MapChoice]:
     """Return the ways by name, in the order of the annotators' names."""
     found = [
-        Way(annotator, preprocessor)
+        MapChoice(annotator, preprocessor)
         for annotator in map(find_annotator, annotator_names())
         for preprocessor in annotator.preprocessors
     ]
     return {way.name: way for way in found}
 
 
-def chosen_ways(names: object) -> list[Way]:
-    """Return the ways of a list of names, each once, in every_way's order.
+def chosen_map_choices(names: object) -> list[MapChoice]:
+    """Return the ways of a list of names, each once, in every_map_choice's order.
 
     Raises:
         BadInput: the list is empty or no list, or a name in it is unknown.
     """
-    ways = every_way()
+    ways = every_map_choice()
     if not isinstance(names, list) or not names:
         raise BadInput("No map was chosen: please choose at least one.")
     unknown = [name for name in names if name not in list(ways)]
@@ -75,13 +75,13 @@ def chosen_ways(names: object) -> list[Way]:
     return [way for name, way in ways.items() if name in names]
 
 
-def look(
-    pipeline: Pipeline, request: GenerationRequest, ways: Sequence[Way]
-) -> Iterator[Sight | Progress | None]:
+def draw_maps(
+    pipeline: Pipeline, request: GenerationRequest, ways: Sequence[MapChoice]
+) -> Iterator[DrawnMap | Progress | None]:
     """Draw each way's map of a request's picture, at its resolutions and with the usual settings.
 
     What is to be downloaded for one comes first, with its progress; None is yielded in silence. A
-    way that fails is a Sight without a map; the others are drawn all the same.
+    way that fails is a DrawnMap without a map; the others are drawn all the same.
     """
     for way in ways:
         condition = Condition(way.annotator.name, way.name, "", way.annotator, weights="")
@@ -99,4 +99,4 @@ def look(
                 note = next(iter(map_notes(way.annotator, asked, control_map)), "")
         except Exception as error:  # noqa: BLE001 - told in the map's place; a bug is logged
             note = sentence_of(error)
-        yield Sight(way, control_map, note, time.perf_counter() - began)
+        yield DrawnMap(way, control_map, note, time.perf_counter() - began)

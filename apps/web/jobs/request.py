@@ -14,7 +14,7 @@ from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
 from core.images import MAX_PIXELS, read_image, read_strokes
-from core.params import controls
+from core.params import settings_of
 from core.request import GenerationRequest
 from models.store import Card
 
@@ -38,7 +38,7 @@ def checked_request(
     if given["preprocessor"] not in names:
         raise BadInput(f"The preprocessor must be one of: {', '.join(names)}.")
     picture = given.pop("image")
-    of_map = controls(condition.annotator.params)
+    of_map = settings_of(condition.annotator.params)
     params = condition.annotator.params(**{name: given.pop(name) for name in of_map})
     image, notes = given_picture(picture)
     request = GenerationRequest(image=image, params=params, **given)

@@ -9,7 +9,7 @@ from apps.web.jobs.request import given_picture, resolution_notes
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput
-from core.params import controls
+from core.params import settings_of
 from core.request import ControlRequest, GenerationRequest
 
 SLOTS = (1, 2, 3)
@@ -101,7 +101,7 @@ def _control(
 
 def _params(condition: Condition, given: object) -> Any:
     """Return the annotator's settings of those given by name."""
-    of_map = controls(condition.annotator.params)
+    of_map = settings_of(condition.annotator.params)
     if not isinstance(given or {}, dict):
         raise BadInput(
             f'{condition.title}: map settings must be given by name, as {{"name": value}}.'

@@ -240,4 +240,4 @@ class Page(Incoming):
             yield gr.skip()
 
     def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
-        return self._header(model), gr.Timer(active=not self.suite.settled(model))
+        return self._header(model), gr.Timer(active=not self.suite.has_finished_loading(model))

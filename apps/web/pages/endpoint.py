@@ -14,7 +14,7 @@ from apps.web.jobs.job import Job
 from apps.web.pages.widgets import plain_errors, together
 from apps.web.suite import Suite
 from core.condition import Condition
-from core.params import Bounds, Control, controls
+from core.params import Bounds, Setting, settings_of
 from core.request import GenerationRequest, GenerationResult
 
 Save = Callable[[GenerationResult], SavedResult]
@@ -76,7 +76,7 @@ class Endpoint:
 def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]) -> Endpoint:
     """Return a condition's endpoint; call it inside the page's Blocks."""
     names = sorted(fields, key=lambda n: API_ORDER.index(n if n in API_ORDER else "params"))
-    known = {**controls(GenerationRequest), **controls(condition.annotator.params)}
+    known = {**settings_of(GenerationRequest), **settings_of(condition.annotator.params)}
     return Endpoint(
         f"{condition.blurb} Returns the control map, the generated images, the maps "
         "re-extracted from them, and a report with a seed and a score for each image.",
@@ -171,9 +171,9 @@ def _told(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
     return told | {"warnings": [*told["warnings"], *filter(None, [saved.note])]}
 
 
-def help_of(control: Control | None) -> str:
+def help_of(setting: Setting | None) -> str:
     """Say what an argument is, with its limits."""
-    if control is None:
+    if setting is None:
         return "The picture to start from."
-    limits = f" ({control.low:g} to {control.high:g})" if isinstance(control, Bounds) else ""
-    return f"{control.label}{limits}. {control.help}".strip()
+    limits = f" ({setting.low:g} to {setting.high:g})" if isinstance(setting, Bounds) else ""
+    return f"{setting.label}{limits}. {setting.help}".strip()

@@ -22,7 +22,7 @@ from apps.web.pages.widgets import (
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition
-from core.params import Choice, controls
+from core.params import Choice, settings_of
 from core.request import GenerationRequest
 
 MAP_LABEL = "Control map"
@@ -49,7 +49,7 @@ class Layout:
         self.send_to = send_to
         self.weights = (condition.weights,)
         self.annotator = condition.annotator
-        self.params = controls(condition.annotator.params)
+        self.params = settings_of(condition.annotator.params)
         self.defaults = self._defaults_of(suite.model)
         self.fields: dict[str, gr.components.Component] = {}
         self.canvas: gr.ImageEditor | None = None
@@ -194,7 +194,7 @@ class Layout:
             elem_id="best_first",
         )
         for name in self.advanced:
-            control = controls(GenerationRequest)[name]
+            control = settings_of(GenerationRequest)[name]
             if not isinstance(control, Choice) or len(control.options) > 1:
                 self._add(name, GenerationRequest)
         with gr.Row(elem_classes="cl-seed-row"):
@@ -209,7 +209,7 @@ class Layout:
         return self.suite.models(self.condition)
 
     def _add(self, name: str, record: type, **options: Any) -> None:
-        control = controls(record)[name]
+        control = settings_of(record)[name]
         options.setdefault("elem_id", name)
         self.fields[name] = widget(control, self.defaults[name], **options)
 

@@ -9,7 +9,7 @@ import gradio as gr
 from apps.web.files import new_folder, save_map, upload_folder
 from apps.web.html import results
 from apps.web.jobs import map_choices
-from apps.web.jobs.map_choices import Sight, Way, chosen_ways, look
+from apps.web.jobs.map_choices import DrawnMap, MapChoice, chosen_map_choices, draw_maps
 from apps.web.jobs.request import given_picture
 from apps.web.pages.widgets import (
     CACHE,
@@ -26,7 +26,7 @@ from apps.web.pages.widgets import (
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
-from core.params import controls
+from core.params import settings_of
 from core.request import GenerationRequest, Progress
 
 NO_DOWNLOADS = "Without downloads"
@@ -49,7 +49,7 @@ class _MapsPage:
         self.tool = tool
         self.suite = suite
         self.defaults = suite.defaults(suite.model)
-        self.ways = map_choices.every_way()
+        self.ways = map_choices.every_map_choice()
         self.ready = [name for name, way in self.ways.items() if not way.preprocessor.needs]
 
     # What stands where
@@ -77,7 +77,9 @@ class _MapsPage:
     def _choices(self) -> None:
         resolution = "image_resolution"
         self.resolution = widget(
-            controls(GenerationRequest)[resolution], self.defaults[resolution], elem_id=resolution
+            settings_of(GenerationRequest)[resolution],
+            self.defaults[resolution],
+            elem_id=resolution,
         )
         with gr.Row():
             shortcuts = [
@@ -137,40 +139,40 @@ class _MapsPage:
                 if not isinstance(report, tuple):  # a page whose visitor has left ends here
                     yield (results.running(report, 1, None) if report else drawing), gr.skip()
                     continue
-                sights, files = report
-                done = len(sights)
+                drawn_maps, files = report
+                done = len(drawn_maps)
                 drawing = results.drawing(ways[done], done, len(ways)) if done < len(ways) else ""
-                yield drawing, results.maps(sights, files, len(ways))
+                yield drawing, results.maps(drawn_maps, files, len(ways))
 
     def _looked(
-        self, request: GenerationRequest, ways: Sequence[Way]
-    ) -> Iterator[tuple[list[Sight], list[Paths]] | Progress | None]:
-        """Yield what was seen so far, and its files, after each way; between them as `look`."""
+        self, request: GenerationRequest, ways: Sequence[MapChoice]
+    ) -> Iterator[tuple[list[DrawnMap], list[Paths]] | Progress | None]:
+        """Yield the maps drawn so far and their files, after each; in between as `draw_maps`."""
         folder = new_folder(upload_folder())
-        sights: list[Sight] = []
+        drawn_maps: list[DrawnMap] = []
         files: list[Paths] = []
-        for sight in look(self.suite.pipeline, request, ways):
-            if not isinstance(sight, Sight):
-                yield sight
+        for drawn in draw_maps(self.suite.pipeline, request, ways):
+            if not isinstance(drawn, DrawnMap):
+                yield drawn
                 continue
             paths = None
-            if sight.control_map is not None:
-                path = folder / sight.way.file_name
-                paths = save_map(sight.control_map, sight.way.annotator, path)
+            if drawn.control_map is not None:
+                path = folder / drawn.way.file_name
+                paths = save_map(drawn.control_map, drawn.way.annotator, path)
                 self.results.temp_files |= {str(path) for path in paths}  # for delete_cache
-            sights.append(sight)
+            drawn_maps.append(drawn)
             files.append(paths)
-            yield sights, files
+            yield drawn_maps, files
 
     def _checked(
         self, image: Any, names: Any, image_resolution: Any
-    ) -> tuple[GenerationRequest, list[Way], list[str]]:
+    ) -> tuple[GenerationRequest, list[MapChoice], list[str]]:
         """Return the request and the ways that raw values ask for, and notes on the picture.
 
         Raises:
             SuiteError: something is missing, unreadable or out of its bounds.
         """
-        ways = chosen_ways(names)
+        ways = chosen_map_choices(names)
         picture, notes = given_picture(image)
         request = GenerationRequest(
             image=picture,
@@ -198,11 +200,14 @@ class _MapsPage:
             with plain_errors():
                 request, ways, notes = self._checked(image, names, image_resolution)
                 for report in self._looked(request, ways):
-                    sights, files = report if isinstance(report, tuple) else ([], [])
-                    if len(sights) < len(ways):
+                    drawn_maps, files = report if isinstance(report, tuple) else ([], [])
+                    if len(drawn_maps) < len(ways):
                         yield None, None  # a call whose caller has left ends here
                     else:
-                        yield [str(paths[0]) for paths in files if paths], _report(sights, notes)
+                        yield (
+                            [str(paths[0]) for paths in files if paths],
+                            _report(drawn_maps, notes),
+                        )
 
         see.__name__ = self.tool.name
         gr.Button(visible=False).click(
@@ -218,16 +223,16 @@ class _MapsPage:
         )
 
 
-def _label(way: Way) -> str:
+def _label(way: MapChoice) -> str:
     needs = way.preprocessor.needs
     return f"{way.title} ({needs})" if needs else way.title
 
 
-def _report(sights: Sequence[Sight], notes: Sequence[str]) -> dict[str, Any]:
-    drawn = [sight for sight in sights if sight.control_map is not None]
+def _report(drawn_maps: Sequence[DrawnMap], notes: Sequence[str]) -> dict[str, Any]:
+    drawn = [drawn for drawn in drawn_maps if drawn.control_map is not None]
     return {
-        "maps": [sight.way.name for sight in drawn],
-        "errors": {s.way.name: s.note for s in sights if s.control_map is None},
-        "seconds": {sight.way.name: sight.seconds for sight in sights},
+        "maps": [drawn.way.name for drawn in drawn],
+        "errors": {s.way.name: s.note for s in drawn_maps if s.control_map is None},
+        "seconds": {drawn.way.name: drawn.seconds for drawn in drawn_maps},
         "warnings": [*notes, *(f"{s.way.name}: {s.note}" for s in drawn if s.note)],
     }

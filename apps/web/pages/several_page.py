@@ -15,7 +15,7 @@ from apps.web.pages.widgets import CACHE, PRIVATE, picture_input, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
-from core.params import controls
+from core.params import settings_of
 from core.png import read_controls, read_settings
 from core.request import ControlRequest, GenerationRequest
 
@@ -98,7 +98,7 @@ class _MultiPage(Page):
                 self._add_to(slot, "control_end")
 
     def _add_to(self, slot: int, name: str, value: Any = None, **options: Any) -> None:
-        control, field = controls(ControlRequest)[name], f"{name}_{slot}"
+        control, field = settings_of(ControlRequest)[name], f"{name}_{slot}"
         value = control.default if value is None else value
         self.fields[field] = widget(control, value, elem_id=field, **options)
 
@@ -109,7 +109,7 @@ class _MultiPage(Page):
         """Make the settings of every control's map, of which the chosen control's are seen."""
         self.maps[slot] = {}
         for key, condition in combinable().items():
-            settings = controls(condition.annotator.params)
+            settings = settings_of(condition.annotator.params)
             if not settings:
                 continue
             with gr.Column(visible=key == name) as self.maps[slot][key]:
@@ -226,7 +226,10 @@ class _MultiPage(Page):
     def _read(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
         settings, notes = read_settings(source)
         found, more = read_controls(source, combinable())
-        for name in ("params", *controls(ControlRequest)):  # the first control's, as found has it
+        for name in (
+            "params",
+            *settings_of(ControlRequest),
+        ):  # the first control's, as found has it
             settings.pop(name, None)
         model = settings.get("model")
         model = model if model in self._models() else self.suite.model
@@ -261,7 +264,7 @@ class _MultiPage(Page):
         of_slots = [f"{name}_{slot}" for slot in SLOTS for name in OF_A_SLOT]
         own = ("image", *of_slots, *self.of_maps)
         others = [name for name in self.fields if name not in own]
-        known = controls(GenerationRequest)
+        known = settings_of(GenerationRequest)
         helps = {
             "control": f"The control, one of: {', '.join(combinable())}; empty for none.",
             "image": "The picture its map is drawn from; without one, the shared picture.",
@@ -312,4 +315,4 @@ def _has_settings(name: str) -> bool:
     if condition is None:
         return False
     annotator = condition.annotator
-    return bool(controls(annotator.params)) or annotator.detect_resolution is not None
+    return bool(settings_of(annotator.params)) or annotator.detect_resolution is not None

@@ -11,7 +11,7 @@ from gradio.data_classes import ImageData
 from apps.web.html.results import escape
 from apps.web.jobs.errors import sentence_of
 from core.errors import SuiteError
-from core.params import Bounds, Choice, Control, Text, Toggle
+from core.params import Bounds, Choice, Setting, Text, Toggle
 
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
 
@@ -111,17 +111,17 @@ def run_and_stop() -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def widget(control: Control, value: Any, **options: Any) -> gr.components.Component:
+def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Component:
     """Return the widget that fits a setting."""
-    options |= {"label": control.label, "info": control.help or None, "value": value}
-    match control:
-        case Bounds() if (control.high - control.low) / control.step > MOST_SLIDER_STOPS:
-            return gr.Number(precision=0 if control.whole else None, step=control.step, **options)
+    options |= {"label": setting.label, "info": setting.help or None, "value": value}
+    match setting:
+        case Bounds() if (setting.high - setting.low) / setting.step > MOST_SLIDER_STOPS:
+            return gr.Number(precision=0 if setting.whole else None, step=setting.step, **options)
         case Bounds():
-            return gr.Slider(control.low, control.high, step=control.step, **options)
+            return gr.Slider(setting.low, setting.high, step=setting.step, **options)
         case Choice():
-            return gr.Radio(list(control.options), **options)
+            return gr.Radio(list(setting.options), **options)
         case Toggle():
             return gr.Checkbox(**options)
         case Text():
-            return gr.Textbox(max_length=control.max_length, **{"lines": 2, **options})
+            return gr.Textbox(max_length=setting.max_length, **{"lines": 2, **options})

@@ -34,7 +34,7 @@ def suits(weight: Tensor, x: Tensor, bias: Tensor | None, *, gated: bool = False
     )
 
 
-def to_pairs(weight: Tensor) -> Tensor:
+def pack_vnni(weight: Tensor) -> Tensor:
     """Return a plain weight (out, in) as the kernel wants it, (panels, in / 2, 64, 2)."""
     outputs, inputs = weight.shape
     padded = functional.pad(weight, (0, 0, 0, -outputs % PANEL))
@@ -51,7 +51,7 @@ def to_gated_pairs(weight: Tensor) -> Tensor:
     width, inputs = PANEL // 2, weight.shape[1]
     halves = [functional.pad(half, (0, 0, 0, -len(half) % width)) for half in weight.chunk(2)]
     both = torch.stack([half.reshape(-1, width, inputs) for half in halves], 1)
-    return to_pairs(both.flatten(0, 2))
+    return pack_vnni(both.flatten(0, 2))
 
 
 def from_gated_pairs(pairs: Tensor, outputs: int) -> Tensor:

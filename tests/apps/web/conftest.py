@@ -14,7 +14,7 @@ import pytest
 import apps
 from annotators import find_annotator
 from apps.web.jobs import map_choices
-from apps.web.jobs.map_choices import Way
+from apps.web.jobs.map_choices import MapChoice
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition, ControlMap, Preprocessor
@@ -70,8 +70,10 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             replace(canny.preprocessors[0], name="Seeing"),
         ),
     )
-    found = {way.name: way for way in (Way(annotator, one) for one in annotator.preprocessors)}
-    monkeypatch.setattr(map_choices, "every_way", lambda: found)
+    found = {
+        way.name: way for way in (MapChoice(annotator, one) for one in annotator.preprocessors)
+    }
+    monkeypatch.setattr(map_choices, "every_map_choice", lambda: found)
     return list(found)
 
 

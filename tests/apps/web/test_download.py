@@ -16,7 +16,7 @@ from gradio_client import Client, handle_file
 from annotators import _pretrained
 from apps.web.html import results
 from apps.web.jobs.job import Job, drawn_map
-from apps.web.jobs.map_choices import Sight, Way, look
+from apps.web.jobs.map_choices import DrawnMap, MapChoice, draw_maps
 from apps.web.pages.condition_page import build_page
 from apps.web.pages.runs import STOPPED_EARLY, Runs, Turn
 from apps.web.serve import Environment, launch
@@ -130,7 +130,7 @@ def test_the_start_tells_the_header_what_comes(
     fake.go_on.set()
     suite.load_in_background(canny).join(60)
     assert any(state.startswith("downloading 0 of ") for state in told)
-    assert suite.settled("far") and "an image" in suite.facts("far", "canny")[-1]
+    assert suite.has_finished_loading("far") and "an image" in suite.facts("far", "canny")[-1]
 
 
 @pytest.fixture
@@ -172,8 +172,8 @@ def test_the_maps_page_shows_what_comes_for_each(
     fake: FakeHub, suite: Suite, far_eyes: Condition
 ) -> None:
     fake.go_on.set()
-    way = Way(far_eyes.annotator, far_eyes.annotator.preprocessors[0])
+    way = MapChoice(far_eyes.annotator, far_eyes.annotator.preprocessors[0])
     request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8))
-    *before, sight = look(suite.pipeline, request, [way])
+    *before, drawn = draw_maps(suite.pipeline, request, [way])
     assert any(isinstance(one, Progress) and one.download for one in before)
-    assert isinstance(sight, Sight) and sight.control_map is not None
+    assert isinstance(drawn, DrawnMap) and drawn.control_map is not None

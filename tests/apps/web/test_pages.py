@@ -18,13 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 import apps
 from annotators import annotator_names, find_annotator, mlsd
 from apps.web.files import new_folder
-from apps.web.jobs.map_choices import every_way
+from apps.web.jobs.map_choices import every_map_choice
 from apps.web.serve import Environment, make_suite
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
-from core.params import Bounds, Choice, controls
+from core.params import Bounds, Choice, settings_of
 from core.png import save_png
 from core.request import ControlRequest, GenerationRequest
 from models.store import Store
@@ -44,7 +44,7 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
     ways = {label: name for label, name in found["Preprocessor"].choices}
     for way in condition.annotator.preprocessors:
         assert any(way.name == name and way.needs in label for label, name in ways.items())
-    wanted = {**controls(GenerationRequest), **controls(condition.annotator.params)}
+    wanted = {**settings_of(GenerationRequest), **settings_of(condition.annotator.params)}
     for name, control in wanted.items():
         if name in HIDDEN and control.label not in found:
             continue
@@ -76,7 +76,7 @@ def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite)
 
     def shown() -> object:
         page = build_page(condition, suite)
-        label = controls(GenerationRequest)["detect_resolution"].label
+        label = settings_of(GenerationRequest)["detect_resolution"].label
         return next(b.value for b in page.blocks.values() if getattr(b, "label", "") == label)
 
     assert shown() == mlsd.ANNOTATOR.detect_resolution == 512
@@ -145,7 +145,7 @@ def test_a_tool_is_named_as_its_file_and_its_examples_exist(tool: Tool) -> None:
 
 
 def test_the_ways_to_see_are_all_preprocessors_of_all_annotators() -> None:
-    found = every_way()
+    found = every_map_choice()
     wanted = [(a, p) for a in map(find_annotator, annotator_names()) for p in a.preprocessors]
     assert [(way.annotator, way.preprocessor) for way in found.values()] == wanted
     assert len({way.file_name for way in found.values()}) == len(found)

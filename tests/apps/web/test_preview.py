@@ -66,4 +66,4 @@ def test_a_model_without_the_lora_says_so_and_is_none_the_worse(
     ready = suite.facts("tiny")
     with pytest.raises(WeightsMissing, match=r"^Tiny has no LCM-LoRA.*choose another mode.*\.$"):
         _made(suite, canny, "preview")
-    assert suite.facts("tiny") == ready and suite.settled("tiny")
+    assert suite.facts("tiny") == ready and suite.has_finished_loading("tiny")

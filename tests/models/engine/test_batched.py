@@ -11,7 +11,7 @@ from torch import Tensor
 from core.networks import ControlInput, Question
 from models.engine import batched
 from models.engine.kernels.build import has_kernels
-from models.engine.offload import Residence
+from models.engine.offload import Offloader
 from models.networks import CPU_TOGETHER, GPU_TOGETHER, DiffusersNetworks
 from models.store import Store
 from tests.tiny_networks import tiny_networks
@@ -48,7 +48,7 @@ def question(
 
 
 def assert_as_alone(questions: list[Question]) -> list[Tensor]:
-    found = questions[0].networks.predict_together(questions)
+    found = questions[0].networks.predict_batched(questions)
     for one, answer in zip(questions, found, strict=True):
         torch.testing.assert_close(answer, one.alone(), rtol=1e-4, atol=1e-5)
     return found
@@ -112,7 +112,7 @@ def test_half_precision_is_kept_apart_from_float32(pair) -> None:
         dtype=torch.bfloat16,
     )
     questions = [question(half, 1), question(half, 2), question(whole, 1)]
-    found = whole.predict_together(questions)
+    found = whole.predict_batched(questions)
     for one, answer in zip(questions, found, strict=True):
         assert answer.dtype == torch.float32
         torch.testing.assert_close(answer, one.alone(), rtol=0.05, atol=0.05)
@@ -122,14 +122,14 @@ def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
     pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = torch.device("cuda")
-    roomy = replace(pair[0], device=gpu, residence=Residence(gpu, lambda: math.inf))
-    assert roomy.worth_together(8, 8) == GPU_TOGETHER
-    assert pair[0].worth_together(8, 8) == 1  # float32
+    roomy = replace(pair[0], device=gpu, offloader=Offloader(gpu, lambda: math.inf))
+    assert roomy.max_batch(8, 8) == GPU_TOGETHER
+    assert pair[0].max_batch(8, 8) == 1  # float32
     half = replace(pair[0], dtype=torch.bfloat16)
     for there, most in ((True, CPU_TOGETHER), (False, 1)):
         monkeypatch.setattr("models.networks.has_kernels", lambda there=there: there)
-        assert half.worth_together(8, 8) == most
-        assert half.worth_together(1000, 1000) == 1
+        assert half.max_batch(8, 8) == most
+        assert half.max_batch(1000, 1000) == 1
 
 
 @pytest.mark.skipif(not has_kernels(), reason="not every kernel of ours runs here")
@@ -150,7 +150,7 @@ def test_with_our_kernels_company_changes_no_bit(size: tuple[int, int]) -> None:
         )
         for images, prompt, control in ((1, "a box", "canny"), (2, "", "depth"), (1, "", "canny"))
     ]
-    found = networks.predict_together(questions)
+    found = networks.predict_batched(questions)
     for one, answer in zip(questions, found, strict=True):
         assert answer.std() > 0.1
         assert torch.equal(answer, one.alone())

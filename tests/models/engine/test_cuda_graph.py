@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.networks import ControlInput
 from models.engine import cuda_graph
-from models.engine.cuda_graph import KEPT_RECORDINGS, Captured, Run, add_scaled, forget_all
+from models.engine.cuda_graph import KEPT_RECORDINGS, CudaGraphForward, Run, add_scaled, forget_all
 from tests.models.engine.test_unet import DIORAMA, SD15, Example
 
 
@@ -45,7 +45,7 @@ class Recorded(Example):
     def __init__(self, changes: dict[str, Any], images: int = 1, texts: int = 2) -> None:
         super().__init__(changes, images, texts)
         self.player, self.gone = Player(), 0
-        self.captured = Captured(self.forward, lambda: self.gone, self.player)
+        self.captured = CudaGraphForward(self.forward, lambda: self.gone, self.player)
 
     @torch.inference_mode()
     def found(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from core.condition import ALREADY_A_MAP
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
-from models.checkpoints.loading import Format
-from models.engine.offload import Residence
+from models.checkpoints.loading import Placement
+from models.engine.offload import Offloader
 from models.networks import GPU_TOGETHER, DiffusersNetworks, _work
 from tests.core.conftest import condition  # noqa: F401 - a fixture
 from tests.tiny_networks import tiny_networks
@@ -29,7 +29,7 @@ def part(value: float = 1.0) -> nn.Linear:
     return made
 
 
-class Elsewhere(Residence):
+class Elsewhere(Offloader):
     """A stand-in for a GPU, that holds so many parts: what is there is a copy in other memory."""
 
     def __init__(self, holds: float) -> None:
@@ -150,8 +150,8 @@ def test_a_dropped_part_is_forgotten() -> None:
 
 def test_what_does_not_fit_is_loaded_and_stays_home() -> None:
     for free, where in ((PART, "cpu"), (PART + 1, "meta")):
-        form = Format(torch.device("meta"), torch.float32, lambda _, free=free: free)
-        assert form.place(part()).weight.device.type == where
+        placement = Placement(torch.device("meta"), torch.float32, lambda _, free=free: free)
+        assert placement.place(part()).weight.device.type == where
 
 
 # A whole model
@@ -162,9 +162,9 @@ def tiny() -> DiffusersNetworks:
     return tiny_networks(controls=("weights-name", "other"))
 
 
-def watched(networks: DiffusersNetworks, free: float) -> tuple[DiffusersNetworks, Residence]:
+def watched(networks: DiffusersNetworks, free: float) -> tuple[DiffusersNetworks, Offloader]:
     """Return networks whose layers, when they run, must be those of a part in use."""
-    home = Residence(torch.device("cpu"), lambda: free)
+    home = Offloader(torch.device("cpu"), lambda: free)
     parts = (networks.text_encoder, networks.unet, networks.vae, *networks.controlnets.values())
     for one in parts:
 
@@ -174,7 +174,7 @@ def watched(networks: DiffusersNetworks, free: float) -> tuple[DiffusersNetworks
         for layer in one.modules():
             if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
                 layer.register_forward_pre_hook(looked)
-    return replace(networks, residence=home), home
+    return replace(networks, offloader=home), home
 
 
 def pictures(networks: DiffusersNetworks, condition: Any, count: int) -> list[Any]:  # noqa: F811
@@ -206,8 +206,8 @@ def test_chunks_are_as_large_as_memory_and_pictures_the_same(
     each = _work(tiny.unet, 32 * 32)
     for holds, most in ((0, 1), (2.5, 2), (100, GPU_TOGETHER)):
         networks, _ = watched(tiny_networks(controls=("weights-name", "other")), holds * each)
-        assert networks.worth_together(32, 32) == most
-        assert networks.in_low_memory().worth_together(32, 32) == 1
+        assert networks.max_batch(32, 32) == most
+        assert networks.in_low_memory().max_batch(32, 32) == 1
         found = pictures(networks, condition, 5)
         wanted = pictures(tiny, condition, 5)
         for a, b in zip(found, wanted, strict=True):
@@ -236,7 +236,7 @@ def test_on_a_gpu_pictures_are_the_same_however_little_is_there(condition: Any) 
     wanted = None
     for free in (None, lambda: 0):
         networks = replace(
-            tiny_networks(controls=("weights-name",)), device=gpu, residence=Residence(gpu, free)
+            tiny_networks(controls=("weights-name",)), device=gpu, offloader=Offloader(gpu, free)
         )
         found = pictures(networks, condition, 1)
         # Recorded or not, convolutions may have other algorithms, and so another rounding.
@@ -245,5 +245,5 @@ def test_on_a_gpu_pictures_are_the_same_however_little_is_there(condition: Any) 
 
 
 def test_on_a_cpu_nothing_is_moved(tiny: DiffusersNetworks) -> None:
-    assert tiny.residence is None and tiny.in_low_memory().worth_together(32, 32) == 1
+    assert tiny.offloader is None and tiny.in_low_memory().max_batch(32, 32) == 1
     assert isinstance(tiny._using(tiny.unet), nullcontext)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.errors import WeightsMismatch
 from core.networks import ControlInput
-from models.checkpoints.loading import Format
+from models.checkpoints.loading import Placement
 from models.engine.kernels.attention import attention
 from models.engine.unet import KEPT_HINTS, Forward
 from tests.tiny_networks import TEXT_WIDTH, tiny_controlnet, tiny_unet
@@ -50,8 +50,8 @@ class Example:
 
     def round(self) -> None:
         """Everything in bfloat16 from here on, as the store places it."""
-        form = Format(torch.device("cpu"), torch.bfloat16)
-        self.unet, *controls = (form.place(n) for n in (self.unet, *self.controlnets.values()))
+        placement = Placement(torch.device("cpu"), torch.bfloat16)
+        self.unet, *controls = (placement.place(n) for n in (self.unet, *self.controlnets.values()))
         self.controlnets = dict(zip(self.controlnets, controls, strict=True))
         self.forward = Forward(self.unet, self.controlnets)
         self.latents, self.texts = self.latents.bfloat16(), self.texts.bfloat16()

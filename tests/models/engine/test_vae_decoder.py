@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from models.checkpoints.loading import Format
+from models.checkpoints.loading import Placement
 from models.engine import vae_decoder
 from models.engine.vae_decoder import decode_latents
 from tests.tiny_networks import tiny_autoencoder
@@ -43,7 +43,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @torch.no_grad()
 def test_it_is_diffusers_own_result(refused: list[Any]) -> None:
     torch.manual_seed(0)
-    vae = Format(torch.device("cpu"), torch.float32).place(tiny_autoencoder())
+    vae = Placement(torch.device("cpu"), torch.float32).place(tiny_autoencoder())
     latents = torch.randn(2, 4, 8, 6)
     found = decode_latents(vae, latents)
     assert not refused
@@ -56,7 +56,7 @@ def test_in_bfloat16_it_is_no_further_from_float32() -> None:
     vae = tiny_autoencoder()
     latents = torch.randn(4, 4, 8, 6)
     reference = theirs(vae, latents.bfloat16().float())
-    vae = Format(torch.device("cpu"), torch.bfloat16).place(vae)
+    vae = Placement(torch.device("cpu"), torch.bfloat16).place(vae)
     before = theirs(vae, latents.bfloat16())
     found = decode_latents(vae, latents.bfloat16())
     assert (found - reference).norm() <= 1.1 * (before - reference).norm()
@@ -86,7 +86,7 @@ def test_another_tiny_one_is_left_to_diffusers(refused: list[Any]) -> None:
 @torch.no_grad()
 def test_a_tiny_one_gives_diffusers_own_result_to_the_bit(refused: list[Any]) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        vae = Format(torch.device("cpu"), dtype).place(tiny_autoencoder("tiny"))
+        vae = Placement(torch.device("cpu"), dtype).place(tiny_autoencoder("tiny"))
         latents = torch.randn(1, 4, 8, 6).to(dtype).contiguous(memory_format=torch.channels_last)
         found = decode_latents(vae, latents)
         assert not refused
