@@ -24,8 +24,8 @@ from benchmarks.controllability import chosen
 from benchmarks.modes import scenes
 from core.condition import Condition, RGBImage
 from core.errors import SuiteError
+from core.metadata import save_png
 from core.pipeline import Pipeline
-from core.png import save_png
 from core.request import GenerationRequest
 from models.store import Store
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from core.condition import ControlMap, Interpolation, RGBImage
 from core.errors import BadInput
-from core.png import read_bytes, without_text
+from core.png_chunks import read_bytes, without_text
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")

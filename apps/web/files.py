@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from core.condition import Annotator, ControlMap
-from core.png import save_png
+from core.metadata import save_png
 from core.request import GenerationResult, KeptControl
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from core.errors import BadInput
+from core.metadata import read_settings, save_png
 from core.modes import (
     FIRST_STEPS,
     MODES,
@@ -21,7 +22,6 @@ from core.modes import (
 )
 from core.networks import ControlInput
 from core.pipeline import Pipeline
-from core.png import read_settings, save_png
 from core.request import GenerationRequest
 from core.sampling import denoise, seeded_noise
 

@@ -10,8 +10,8 @@ from PIL import Image
 from core.condition import ALREADY_A_MAP
 from core.errors import BadInput
 from core.images import center_crop_to_aspect
+from core.metadata import read_controls, read_settings, save_png
 from core.pipeline import Pipeline
-from core.png import read_controls, read_settings, save_png
 from core.request import ControlRequest, GenerationRequest
 
 
@@ -183,7 +183,7 @@ def test_a_control_that_is_not_known_is_told_by_name(saved, condition):
     ],
 )
 def test_a_hostile_list_of_controls_does_no_harm(further, condition, image):
-    from tests.core.test_png import with_texts
+    from tests.core.test_metadata import with_texts
 
     stored = {"schema": 1, "condition": "bright2image", "request": {}, "further": further}
     found, notes = read_controls(

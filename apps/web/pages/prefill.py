@@ -9,7 +9,7 @@ from apps.web.jobs.request import as_layer, sent_result, uploaded
 from apps.web.pages.layout import Layout
 from apps.web.pages.widgets import plain_errors
 from core.images import read_image
-from core.png import read_settings
+from core.metadata import read_settings
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
 

@@ -15,8 +15,8 @@ from apps.web.pages.widgets import CACHE, PRIVATE, picture_input, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
+from core.metadata import read_controls, read_settings
 from core.params import settings_of
-from core.png import read_controls, read_settings
 from core.request import ControlRequest, GenerationRequest
 
 OWN_PICTURE = "{title} had a picture of its own: please add it again."

@@ -22,8 +22,8 @@ from apps.web.jobs.request import sent_result
 from core.condition import Condition
 from core.errors import BadInput
 from core.images import read_image, resize
+from core.metadata import read_controls, read_settings
 from core.params import settings_of
-from core.png import read_controls, read_settings
 from core.request import GenerationRequest
 
 PHOTO = Path(__file__).resolve().parents[3] / "test_imgs" / "coffee.jpg"

@@ -11,7 +11,7 @@ from apps.web.jobs.job import Job
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.errors import WeightsMissing
-from core.png import read_settings, save_png
+from core.metadata import read_settings, save_png
 from core.request import GenerationRequest, GenerationResult
 from models.store import Store
 

@@ -24,8 +24,8 @@ from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
+from core.metadata import save_png
 from core.params import Bounds, Choice, settings_of
-from core.png import save_png
 from core.request import ControlRequest, GenerationRequest
 from models.store import Store
 from tests.apps.web.html.test_results import _result

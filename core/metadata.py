@@ -1,42 +1,29 @@
-"""PNG files that remember how they were made, and the reading of such files from strangers.
+"""How a picture was made, stored in its PNG and read back from PNGs of strangers.
 
 Two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and `controlloop`,
-JSON of the whole request. Of other tools' pictures, AUTOMATIC1111's, Fooocus' and InvokeAI's are
-read. Everything read here is hostile until checked: lengths are capped before anything is unpacked
-or parsed, numbers are clamped, unknown names are listed and left out.
+JSON of the whole request. Settings of AUTOMATIC1111, Fooocus and InvokeAI are read too. Everything
+read is hostile until checked: numbers are clamped, unknown names are listed and left out.
 """
 
 import json
 import re
-import secrets
-import struct
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
-from core.errors import BadInput
 from core.modes import MODES
 from core.params import restored, settings_of
+from core.png_chunks import read_bytes, read_texts, write_png
 from core.request import ControlRequest, GenerationRequest, GenerationResult
 
 SCHEMA = 1
 """Version of the JSON's layout; a reader of a later version still knows the earlier fields."""
-MAX_TEXT_BYTES = 256 * 1024
-"""The longest text chunk that is looked at, unpacked; our own are below 20 kB."""
-MAX_FILE_BYTES = 100 * 1024 * 1024
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-KEYWORDS = (b"controlloop", b"parameters", b"invokeai_metadata", b"prompt", b"workflow")
-"""The texts that are looked at; the last two are ComfyUI's."""
+KEYWORDS = ("controlloop", "parameters", "invokeai_metadata", "prompt", "workflow")
+"""The text chunks that are read; the last two are ComfyUI's."""
 NAMES_LISTED = 8
 """Settings of other tools that a note names; a hostile file may hold thousands."""
-
 CONTROLS_READ = 8
 """More further controls than any picture of ours has; a hostile file may list thousands."""
 
@@ -74,20 +61,11 @@ def save_png(
 
     Nothing of the uploaded file goes in (its EXIF may hold a position), only what was asked for.
     """
-    info = PngInfo()
-    info.add_text("parameters", _a1111_text(result, index))
-    info.add_text("controlloop", json.dumps(_settings(result, index)))
-    picture = Image.fromarray(image)
-    if not isinstance(target, str | Path):
-        picture.save(target, format="PNG", pnginfo=info)
-        return
-    path = Path(target)
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        picture.save(unfinished, format="PNG", pnginfo=info)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    texts = {
+        "parameters": _a1111_text(result, index),
+        "controlloop": json.dumps(_settings(result, index)),
+    }
+    write_png(target, image, texts)
 
 
 def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
@@ -167,7 +145,7 @@ def read_settings(
     its own params and preprocessor are checked too; without one they pass as plain values. "model"
     is free text from the file: use it only if it is one of the models on offer.
     """
-    texts = _texts(read_bytes(source))
+    texts = read_texts(read_bytes(source), KEYWORDS)
     readers: dict[str, Callable[[str], tuple[dict[str, Any], list[str]]]] = {
         "controlloop": lambda text: _from_json(text, condition),
         "parameters": _from_parameters,
@@ -216,7 +194,7 @@ def read_controls(
     Returns for each the name of its condition and its fields of ControlRequest, within bounds
     ("params" as a dict), with "own_picture" where it had one; and notes as read_settings does.
     """
-    stored = _parsed(_texts(read_bytes(source)).get("controlloop", ""))
+    stored = _parsed(read_texts(read_bytes(source), KEYWORDS).get("controlloop", ""))
     if not isinstance(stored, dict):
         return [], []
     further = stored.get("further", [])
@@ -359,75 +337,3 @@ def _number(text: str) -> float | str:
     except ValueError:
         return text
     return min(numbers)
-
-
-def read_bytes(source: str | Path | bytes) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        BadInput: there is no such file, or it is too large.
-    """
-    if isinstance(source, bytes):
-        return source
-    try:
-        with Path(source).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise BadInput("The file could not be opened; please choose it again.") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise BadInput(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB; please shrink it.")
-    return data
-
-
-def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Yield (kind, body, whole chunk) of a PNG up to the first cut off; nothing of other files."""
-    position = len(SIGNATURE) if data.startswith(SIGNATURE) else len(data)
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            return
-        yield data[position + 4 : position + 8], data[position + 8 : end - 4], data[position:end]
-        position = end
-
-
-def without_text(data: bytes) -> bytes:
-    """Return a PNG without its text chunks, anything else as it is.
-
-    Pillow refuses a whole picture for one oversized text; pictures and settings are read apart.
-    """
-    kept, end = [data[: len(SIGNATURE)]], len(SIGNATURE)
-    for kind, _, whole in chunks(data):
-        end += len(whole)
-        if kind not in TEXT_CHUNKS:
-            kept.append(whole)
-    return b"".join(kept) + data[end:]
-
-
-def _texts(data: bytes) -> dict[str, str]:
-    """Return the texts of KEYWORDS that are present; "" for one that is broken or too long."""
-    found: dict[str, str] = {}
-    for kind, body, _ in chunks(data):
-        keyword, _, rest = body.partition(b"\0")
-        if kind in TEXT_CHUNKS and keyword in KEYWORDS:
-            name = keyword.decode("ascii")
-            found[name] = found.get(name) or _text_of(kind, rest)
-    return found
-
-
-def _text_of(kind: bytes, rest: bytes) -> str:
-    """Return the text behind a chunk's keyword (PNG specification 11.3.3), "" if unreadable."""
-    packed, encoding = kind == b"zTXt", "latin-1"
-    if packed:
-        rest = rest[1:]  # the method byte; there is only one
-    if kind == b"iTXt":
-        packed, encoding = rest[:1] == b"\1", "utf-8"
-        rest = rest[2:].split(b"\0", 2)[-1]  # behind language and translated keyword
-    if packed:
-        try:
-            rest = zlib.decompressobj().decompress(rest, MAX_TEXT_BYTES + 1)
-        except zlib.error:
-            return ""
-    if len(rest) > MAX_TEXT_BYTES:
-        return ""
-    return rest.decode(encoding, errors="replace")
