@@ -1,4 +1,4 @@
-"""Ways to see: each file draws one kind of control map, and scores how well two maps agree."""
+"""One file per kind of control map: it draws the map, and scores how well two maps agree."""
 
 import importlib
 from pathlib import Path
@@ -8,16 +8,16 @@ from core.errors import BadInput
 
 
 def annotator_names() -> list[str]:
-    """Name every annotator: the folder is the list, files with an underscore aside."""
+    """Return every annotator's name: each file here is one, unless it starts with an underscore."""
     files = Path(__file__).parent.glob("[!_]*.py")
     return sorted(file.stem for file in files)
 
 
 def find_annotator(name: str) -> Annotator:
-    """Return the annotator of a name.
+    """Return the annotator of this name.
 
     Raises:
-        BadInput: there is none; the message lists those there are.
+        BadInput: there is none; the message lists all names.
     """
     if name not in annotator_names():
         raise BadInput(

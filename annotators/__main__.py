@@ -1,10 +1,10 @@
 """Annotates a folder of pictures: `python -m annotators canny my_pictures my_training_data`.
 
 OUTPUT_DIR gets `source/` (the control maps), `target/` (the pictures at the maps' size) and
-`prompt.json`, one line a picture: what `python -m training.train_control --folder` reads. A prompt
-is taken from a text file beside its picture (`cat.jpg`, `cat.txt`). What is there already is kept,
-so the command resumes; `annotator.json` holds the settings, which must be the same then. A picture
-whose map shows nothing is left out, a file that cannot be used is named and passed over.
+`prompt.json` with one line per picture, as `python -m training.train_control --folder` reads them.
+A picture's prompt comes from the text file beside it (`cat.jpg`, `cat.txt`). Existing maps are
+kept, so the command resumes; `annotator.json` holds the settings, which must then be the same.
+Pictures with an empty map and unreadable files are skipped and reported.
 """
 
 import argparse
@@ -26,28 +26,28 @@ from core.request import GenerationRequest
 from models.catalog.download import shell_bar
 
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
-NAMED = 5
-"""So many of the pictures without anything in their map are named."""
+MAX_NAMED = 5
+"""Number of pictures with empty maps that are reported by name."""
 
 
 @dataclass
-class Left:
-    """The pictures that are not among the training data."""
+class Skipped:
+    """The pictures that did not become training data."""
 
     failed: dict[str, str] = field(default_factory=dict)
     """Files that could not be used, with the reason."""
     empty: list[str] = field(default_factory=list)
-    """Files whose maps show nothing."""
+    """Files whose control map is empty."""
 
 
-def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution: int) -> Left:
-    """Draw the control map of every picture that has none yet; return what was left out.
+def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution: int) -> Skipped:
+    """Draw the missing control maps of a folder's pictures; return the skipped ones.
 
     Maps are `resolution` pixels on the short side.
 
     Raises:
-        BadInput: there is no such folder, or nothing in it, or maps of other settings are in `out`,
-            or it cannot be written.
+        BadInput: `pictures` holds none, or `out` holds maps with other settings or cannot be
+            written.
     """
     files = sorted(f for f in pictures.glob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
@@ -74,47 +74,49 @@ def _keep_settings(extractor: Extractor, resolution: int, out: Path) -> None:
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError:
         before = {}
-    if not before and not _whole_lines(out / MANIFEST):
+    if not before and not _read_manifest(out / MANIFEST):
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     elif not before:
-        raise BadInput(f"{out} has maps but no {SETTINGS} that says how: choose another folder.")
+        raise BadInput(
+            f"{out} has maps but no {SETTINGS} with their settings: choose another folder."
+        )
     elif before != settings:
         other = next(name for name in before | settings if before.get(name) != settings.get(name))
         raise BadInput(
-            f"The maps in {out} were drawn with {other} {before.get(other)} and not "
-            f"{settings.get(other)}: choose another folder for these."
+            f"The maps in {out} were drawn with {other} {before.get(other)}, not "
+            f"{settings.get(other)}: choose another folder."
         )
 
 
-def _whole_lines(manifest: Path) -> list[str]:
-    """Return a manifest's lines; the last may have been cut off when a run was stopped."""
+def _read_manifest(manifest: Path) -> list[str]:
+    """Return a manifest's complete lines; the last may have been cut off by a stopped run."""
     if not manifest.exists():
         return []
-    # Not splitlines, which also splits at other characters than those that end a line of JSON.
+    # Not splitlines: it also splits at characters that JSON strings may contain.
     lines = manifest.read_bytes().decode("utf-8", "replace").split("\n")
-    whole = []
+    complete = []
     for k, line in enumerate(lines):
         try:
             if line.strip():
-                whole.append(json.dumps(json.loads(line), ensure_ascii=False))
+                complete.append(json.dumps(json.loads(line), ensure_ascii=False))
         except json.JSONDecodeError as error:
             if any(rest.strip() for rest in lines[k + 1 :]):
                 raise BadInput(
-                    f"Line {k + 1} of {manifest} is no JSON: mend or remove it."
+                    f"Line {k + 1} of {manifest} is not valid JSON; fix or delete it."
                 ) from error
-    return whole
+    return complete
 
 
-def _annotate(extractor: Extractor, files: list[Path], out: Path, resolution: int) -> Left:
-    lines = _whole_lines(out / MANIFEST)
+def _annotate(extractor: Extractor, files: list[Path], out: Path, resolution: int) -> Skipped:
+    lines = _read_manifest(out / MANIFEST)
     done = {json.loads(line)["source"] for line in lines}
-    left = Left()
-    whole = out / f"{MANIFEST}.new"
-    whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    whole.replace(out / MANIFEST)
+    skipped = Skipped()
+    repaired = out / f"{MANIFEST}.new"  # without a line that was cut off
+    repaired.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    repaired.replace(out / MANIFEST)
     with (out / MANIFEST).open("a", encoding="utf-8") as manifest_file:
         for file in tqdm(files, unit="picture"):
-            # The whole name, or cat.jpg and cat.png would share a map.
+            # With the picture's suffix, or cat.jpg and cat.png would share a map.
             source, target = f"source/{file.name}.png", f"target/{file.name}.png"
             if source in done:
                 continue
@@ -124,18 +126,18 @@ def _annotate(extractor: Extractor, files: list[Path], out: Path, resolution: in
                 size = fit_size(picture.shape[1], picture.shape[0], resolution)
                 control_map = extractor.extract(picture, size)
             except BadInput as error:
-                left.failed[file.name] = str(error)
+                skipped.failed[file.name] = str(error)
                 continue
             annotator = extractor.annotator
             if annotator.empty_message and annotator.is_empty(control_map):
-                left.empty.append(file.name)
+                skipped.empty.append(file.name)
                 continue
             Image.fromarray(control_map).save(out / source)
             Image.fromarray(resize(picture, size)).save(out / target)
             line = {"source": source, "target": target, "prompt": prompt}
             manifest_file.write(json.dumps(line, ensure_ascii=False) + "\n")
             manifest_file.flush()
-    return left
+    return skipped
 
 
 def _prompt(picture: Path) -> str:
@@ -143,13 +145,13 @@ def _prompt(picture: Path) -> str:
     try:
         return text.read_text(encoding="utf-8").strip() if text.exists() else ""
     except UnicodeDecodeError as error:
-        raise BadInput(f"{text.name} is no UTF-8 text: please save it as such.") from error
+        raise BadInput(f"{text.name} is not UTF-8 text; save it as UTF-8.") from error
     except OSError as error:
         raise BadInput(f"{text.name} cannot be read: {error.strerror or error}.") from error
 
 
 def _preprocessor(annotator: Annotator, name: str | None) -> Preprocessor:
-    names = [one.name for one in annotator.preprocessors]
+    names = [preprocessor.name for preprocessor in annotator.preprocessors]
     if name is not None and name not in names:
         raise BadInput(f"--preprocessor must be one of: {', '.join(names)}.")
     return annotator.preprocessors[names.index(name) if name else 0]
@@ -163,14 +165,14 @@ def _params(annotator: Annotator, settings: list[str]) -> object:
         if name not in known:
             raise BadInput(f"--set takes NAME=VALUE with a name of: {', '.join(known) or 'none'}.")
         try:
-            values[name] = json.loads(value)  # numbers, true and false; anything else is text
+            values[name] = json.loads(value)  # a number, true or false; anything else is text
         except json.JSONDecodeError:
             values[name] = value
     return annotator.params(**values)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 1 if a picture could not be used."""
+    """Run the command line; return 1 if a picture could not be used."""
     parser = argparse.ArgumentParser(
         prog="python -m annotators", description=__doc__.split("\n")[0]
     )
@@ -182,35 +184,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--detect-resolution",
         type=int,
-        help="short side that maps are drawn at, before they are resized; default: the "
-        "preprocessor's",
+        help="short side at which maps are drawn before resizing; default: the preprocessor's",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="low_threshold=50 ..."
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the condition, such as low_threshold=50; may be repeated",
     )
     options = parser.parse_args(arguments)
     try:
         settings_of(GenerationRequest)["detect_resolution"].check(options.resolution)
         annotator = find_annotator(options.condition)
-        chosen = _preprocessor(annotator, options.preprocessor)
+        preprocessor = _preprocessor(annotator, options.preprocessor)
         detect = annotator.detect_resolution
         if detect is not None:
-            detect = options.detect_resolution or chosen.detect_resolution or detect
+            detect = options.detect_resolution or preprocessor.detect_resolution or detect
             settings_of(GenerationRequest)["detect_resolution"].check(detect)
-        extractor = Extractor(annotator, chosen, _params(annotator, options.set), detect)
-        if chosen.fetch:
-            with shell_bar(chosen.name) as watch:
-                chosen.fetch(watch=watch)
-        left = annotate_folder(extractor, options.input_dir, options.output_dir, options.resolution)
+        extractor = Extractor(annotator, preprocessor, _params(annotator, options.set), detect)
+        if preprocessor.fetch:
+            with shell_bar(preprocessor.name) as watch:
+                preprocessor.fetch(watch=watch)
+        skipped = annotate_folder(
+            extractor, options.input_dir, options.output_dir, options.resolution
+        )
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
-    for name, reason in left.failed.items():
+    for name, reason in skipped.failed.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    if left.empty:
-        some = ", ".join(left.empty[:NAMED]) + ", ..." * (len(left.empty) > NAMED)
-        count = len(left.empty)
-        print(f"Left out for want of anything in their map: {count} ({some})", file=sys.stderr)
-    return 1 if left.failed else 0
+    if skipped.empty:
+        names = ", ".join(skipped.empty[:MAX_NAMED]) + ", ..." * (len(skipped.empty) > MAX_NAMED)
+        count = len(skipped.empty)
+        print(f"Skipped, because their control map is empty: {count} ({names})", file=sys.stderr)
+    return 1 if skipped.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Diorama's annotator: one small network that sees soft edges, depth, normals, classes and people.
+"""Diorama's annotator: one small network for soft edges, depth, normals, classes and keypoints.
 
-It is trained by `training.train_annotator` on scenes whose truth is known, and knows no other
-world: on photographs it is a beginner, and the pages say so.
+`training.train_annotator` trains it on rendered scenes with exact ground truth, and on nothing
+else: its maps of photographs are poor, and the pages say so.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,27 +29,27 @@ from models.devices import LOADING, choose_device
 
 FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
-"""OpenPose's body keypoints."""
+"""Number of OpenPose's body keypoints."""
 NECK = 1
-"""Its place among them: where a person is."""
-HELP = "Nothing to download; made for its own world."
-"""Of every preprocessor that looks through this network."""
-LEARNED_AT = 256
-"""Short side in pixels of the pictures it learned from: in larger ones it mistakes parts."""
+"""The neck's index among them; a person is located by it."""
+HELP = "Nothing to download. Trained on Diorama's scenes, not on photographs."
+"""Help text of every preprocessor that uses this network."""
+TRAINING_RESOLUTION = 256
+"""Short side of the training pictures in pixels; larger pictures give worse maps."""
 STRIDE = 2
-"""Sides of the picture over sides of what is seen."""
+"""Side of the picture divided by side of the prediction."""
 GRID = 32
 """The picture's sides must be multiples of this: the network halves it five times."""
 HEAD_WIDTH = 64
 FLAT_LEVELS = 8
-"""Of 255: JPEG may leave such traces on a plain sheet."""
+"""Largest range of grey levels, of 255, in a flat picture: JPEG leaves such noise."""
 OFFSET_SCALE = 32.0
-"""Offsets to a person's neck are given in this many cells, so that they are around one."""
+"""Unit of the offsets to a person's neck, in cells; it brings them to around 1."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the network says about pictures, at 1/STRIDE of their size; all float (B, C, h, w)."""
+class Prediction:
+    """The network's output, at 1/STRIDE of the pictures' size; all float (B, C, h, w)."""
 
     edges: Tensor
     """1 channel, logits: soft edges."""
@@ -66,7 +66,7 @@ class Seen:
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions around which the input passes unchanged."""
+    """A residual block of two 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,10 +82,10 @@ class _Block(nn.Module):
 
 
 class SceneAnnotator(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A U-Net from pictures to `Seen`.
+    """A U-Net from pictures to a `Prediction`.
 
-    `classes` are the ADE20K indices it tells apart; `widths` the channels at each size, the first
-    at half the picture's.
+    `classes` are the ADE20K indices it knows; `widths` the channels at each scale, from half the
+    picture's size down.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -96,38 +96,38 @@ class SceneAnnotator(ModelMixin, ConfigMixin):  # type: ignore[misc]
         pairs = list(pairwise(widths))
         self.stem = nn.Conv2d(3, widths[0], 5, stride=STRIDE, padding=2)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
-        # Few at the large sizes, where they cost most.
+        # One block at the largest scale, where it costs most.
         self.into = nn.ModuleList(
             nn.Sequential(*(_Block(b) for _ in range(min(k + 1, 2))))
             for k, (_, b) in enumerate(pairs)
         )
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.out = nn.ModuleList(_Block(a) for a, _ in pairs)
-        # Wider than what it reads: so many answers are not linear in so few channels.
+        # Wider than its input: so many outputs are not linear in so few channels.
         self.head = nn.Sequential(
             nn.Conv2d(widths[0], HEAD_WIDTH, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(HEAD_WIDTH, 1 + 1 + 3 + len(classes) + JOINTS + 2, 1),
         )
 
-    def forward(self, pixels: Tensor) -> Seen:
-        """See pictures (B, 3, H, W) in [-1, 1], sides multiples of GRID."""
+    def forward(self, pixels: Tensor) -> Prediction:
+        """Predict from pictures (B, 3, H, W) in [-1, 1], sides multiples of GRID."""
         x = self.stem(pixels)
-        kept = []
+        skips = []
         for down, into in zip(self.down, self.into, strict=True):
-            kept.append(x)
+            skips.append(x)
             x = into(down(functional.silu(x)))
-        for up, out, beside in reversed(list(zip(self.up, self.out, kept, strict=True))):
-            x = out(functional.interpolate(up(x), scale_factor=2.0) + beside)
+        for up, out, skip in reversed(list(zip(self.up, self.out, skips, strict=True))):
+            x = out(functional.interpolate(up(x), scale_factor=2.0) + skip)
         parts = self.head(functional.silu(x)).float()
-        return Seen(*parts.split([1, 1, 3, len(self.config.classes), JOINTS, 2], 1))
+        return Prediction(*parts.split([1, 1, 3, len(self.config.classes), JOINTS, 2], 1))
 
 
 def load_network() -> SceneAnnotator:
     """Return the trained network on the best device.
 
     Raises:
-        WeightsMissing: it is not in this copy of the suite.
+        WeightsMissing: models/diorama/annotator holds no network.
     """
     with LOADING:
         return _loaded(FOLDER)
@@ -147,9 +147,10 @@ def _loaded(folder: Path) -> SceneAnnotator:
 
 
 def is_flat(image: RGBImage) -> bool:
-    """Return whether a picture (H, W, 3) is one colour, but for traces: there is nothing to see.
+    """Return whether a picture (H, W, 3) is one colour, up to JPEG noise.
 
-    It must be asked of the picture: the network, which never saw one without a scene, imagines one.
+    The picture must be tested, not the prediction: the network, trained on scenes alone, imagines
+    one in a flat picture.
     """
     return int(np.ptp(image.reshape(-1, 3), axis=0).max()) <= FLAT_LEVELS
 
@@ -158,53 +159,53 @@ Maps = NDArray[np.float32]
 """(h, w, C)."""
 
 
-def see(image: RGBImage) -> dict[str, Maps]:
-    """Return what the network says about a picture (H, W, 3): the fields of `Seen` by name.
+def predict(image: RGBImage) -> dict[str, Maps]:
+    """Return the network's prediction for a picture (H, W, 3): `Prediction`'s fields by name.
 
     Each is float32 (h, w, channels), about 1/STRIDE of the picture's size.
     """
-    together = _TOGETHER.get()
-    if id(image) not in together:
-        return _seen([image])[0]
-    waiting = [one for one in together.values() if isinstance(one, np.ndarray)]
-    if waiting:
+    batch = _BATCH.get()
+    if id(image) not in batch:
+        return _predict([image])[0]
+    pending = [entry for entry in batch.values() if isinstance(entry, np.ndarray)]
+    if pending:
         with torch.autocast(load_network().device.type, torch.bfloat16):
-            together.update(zip(map(id, waiting), _seen(waiting), strict=True))
-    found: dict[str, Maps] = together[id(image)]
-    return found
+            batch.update(zip(map(id, pending), _predict(pending), strict=True))
+    maps: dict[str, Maps] = batch[id(image)]
+    return maps
 
 
 @contextmanager
-def seen_together(images: Sequence[RGBImage]) -> Iterator[None]:
-    """While it lasts, the first of these pictures that is looked at has all of them looked at.
+def batched_prediction(images: Sequence[RGBImage]) -> Iterator[None]:
+    """While the block runs, the first `predict` of one of these pictures predicts all of them.
 
     One pass in bfloat16 over pictures of one size: several times faster, for training, where the
-    last bit of a map is no matter.
+    last bits do not matter.
     """
-    before = _TOGETHER.set({id(image): image for image in images})
+    token = _BATCH.set({id(image): image for image in images})
     try:
         yield
     finally:
-        _TOGETHER.reset(before)
+        _BATCH.reset(token)
 
 
-_TOGETHER: ContextVar[dict[int, Any]] = ContextVar("_TOGETHER", default={})  # noqa: B039 - empty
-"""Pictures of `seen_together` by their id, and what was seen of them from the first look on."""
+_BATCH: ContextVar[dict[int, Any]] = ContextVar("_BATCH", default={})  # noqa: B039 - never written
+"""The pictures of `batched_prediction` by id, replaced by their predictions once those are made."""
 
 
-def _seen(images: Sequence[RGBImage]) -> list[dict[str, Maps]]:
+def _predict(images: Sequence[RGBImage]) -> list[dict[str, Maps]]:
     network = load_network()
     height, width = (max(GRID, round(side / GRID) * GRID) for side in images[0].shape[:2])
-    fitted = [cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA) for one in images]
-    pixels = torch.from_numpy(np.stack(fitted)).to(network.device).permute(0, 3, 1, 2).float()
+    resized = [cv2.resize(i, (width, height), interpolation=cv2.INTER_AREA) for i in images]
+    pixels = torch.from_numpy(np.stack(resized)).to(network.device).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        seen = network(pixels / 127.5 - 1)
-    parts = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in vars(seen).items()}
+        output = network(pixels / 127.5 - 1)
+    parts = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in vars(output).items()}
     return [{name: part[k] for name, part in parts.items()} for k in range(len(images))]
 
 
-def at_size(values: Maps, image: RGBImage) -> Maps:
-    """Return maps (h, w, C) at a picture's height and width, smoothly enlarged: (H, W, C)."""
+def resize_like(values: Maps, image: RGBImage) -> Maps:
+    """Resize maps (h, w, C) bilinearly to a picture's size: (H, W, C)."""
     size = (image.shape[1], image.shape[0])
     enlarged = cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)
     return np.asarray(enlarged, np.float32).reshape(*image.shape[:2], values.shape[2])

@@ -1,4 +1,4 @@
-"""What is odd about a map for its kind, in one sentence: first of all of one a person brings."""
+"""Warnings about maps that look like another kind of picture, above all those users bring."""
 
 from collections.abc import Callable
 
@@ -7,37 +7,39 @@ import numpy as np
 from core.condition import ControlMap
 from core.consistency import lines_in
 
-SPREAD = 40
-"""Of 255, between the channels of a place: less is grey that was saved as JPEG."""
-FEW, MANY = 0.05, 0.5
-"""Parts of all places."""
+GREY_SPREAD = 40
+"""Largest difference between a grey pixel's channels, of 255, after JPEG."""
+MAX_COLOURED = 0.05
+"""Largest share of coloured pixels in a grey map."""
+MAX_LINES = 0.5
+"""Largest share of bright pixels in a map of lines."""
 
-Misfit = Callable[[ControlMap], str]
+MapWarning = Callable[[ControlMap], str]
 
 
 def is_coloured(control_map: ControlMap) -> bool:
-    """Tell whether more than a few places are not grey."""
+    """Return whether more than a few pixels are not grey."""
     channels = np.moveaxis(control_map, 2, 0)
-    return bool((np.ptp(channels, axis=0) > SPREAD).mean() > FEW)
+    return bool((np.ptp(channels, axis=0) > GREY_SPREAD).mean() > MAX_COLOURED)
 
 
-def unless_few(what: str, advice: str = "", most: float = MANY) -> Misfit:
-    """Return what tells of a map that is no few white lines on black; `what` names them."""
+def line_map_warning(lines: str, advice: str = "", most: float = MAX_LINES) -> MapWarning:
+    """Return a check that a map is sparse white lines on black; `lines` is what they are called."""
 
     def map_warning(control_map: ControlMap) -> str:
         if is_coloured(control_map):
-            return f"This map has colours, but {what} are white on black."
+            return f"This map has colours, but {lines} are white on black."
         if lines_in(control_map).mean() > most:
-            return f"Much of this map is white, but {what} are few, and white on black.{advice}"
+            return f"Much of this map is white, but {lines} are sparse, white on black.{advice}"
         return ""
 
     return map_warning
 
 
-def unless_grey(what: str) -> Misfit:
-    """Return what tells of a map with colours; `what` says how it should be."""
+def grey_map_warning(rule: str) -> MapWarning:
+    """Return a check that a map has no colours; `rule` says how it should look."""
 
     def map_warning(control_map: ControlMap) -> str:
-        return f"This map has colours, but {what}." if is_coloured(control_map) else ""
+        return f"This map has colours, but {rule}." if is_coloured(control_map) else ""
 
     return map_warning

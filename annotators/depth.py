@@ -1,4 +1,4 @@
-"""Depth: near is white, far is black, stretched over the picture.
+"""Depth: the nearest point is white, the farthest black.
 
 Sources: Ranftl et al. 2020, "Towards Robust Monocular Depth Estimation" (MiDaS DPT-hybrid, through
 controlnet-aux), and Yang et al. 2024, "Depth Anything V2" (through transformers). All give inverse
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, LEARNED_AT, at_size, is_flat, see
-from annotators._map_checks import unless_grey
+from annotators._diorama import HELP, TRAINING_RESOLUTION, is_flat, predict, resize_like
+from annotators._map_checks import grey_map_warning
 from annotators._pretrained import (
-    IN_TURN,
-    by_detector,
-    by_transformer,
+    INFERENCE_LOCK,
+    detector_preprocessor,
     load_detector,
     load_transformer,
     run_detector,
+    transformer_preprocessor,
 )
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.images import grey_map
@@ -30,8 +30,8 @@ DEPTH_ANYTHING = (
     "5426e4f0f36572d16453bbda7a8389317b1bef99",
     99_173_660,
 )
-LEAST_SPREAD = 0.01
-"""Of the largest value: what differs less is a network's noise, not a difference of depth."""
+MIN_SPREAD = 0.01
+"""Relative to the largest value: a smaller range of depth is the network's noise."""
 MIDAS = ("MidasDetector", (("dpt_hybrid-midas-501f0c75.pt", 493_000_000),))
 
 
@@ -41,10 +41,10 @@ class DepthParams:
 
 
 def draw_diorama(image: RGBImage, _: DepthParams) -> ControlMap:
-    """Draw what Diorama's annotator sees."""
+    """Draw the depth that Diorama's annotator predicts."""
     if is_flat(image):
         return np.zeros_like(image)
-    return stretched(at_size(see(image)["depth"], image)[:, :, 0])
+    return as_map(resize_like(predict(image)["depth"], image)[:, :, 0])
 
 
 def draw_midas(image: RGBImage, _: DepthParams) -> ControlMap:
@@ -55,48 +55,44 @@ def draw_midas(image: RGBImage, _: DepthParams) -> ControlMap:
 def draw_depth_anything(image: RGBImage, _: DepthParams) -> ControlMap:
     """Draw Depth Anything V2's inverse depth (the small network, Apache-2.0)."""
     processor, network = load_transformer(*DEPTH_ANYTHING)
-    with IN_TURN, torch.no_grad():
+    with INFERENCE_LOCK, torch.no_grad():
         pixels = processor(images=image, return_tensors="pt").to(network.device)
-        found = network(**pixels).predicted_depth[0].float().cpu().numpy()
-    return stretched(at_size(found[:, :, None], image)[:, :, 0])
+        inverse_depth = network(**pixels).predicted_depth[0].float().cpu().numpy()
+    return as_map(resize_like(inverse_depth[:, :, None], image)[:, :, 0])
 
 
-def stretched(inverse_depth: NDArray[np.float32]) -> ControlMap:
-    """Return inverse depth (H, W) as a map whose nearest place is white and farthest black.
-
-    A picture of one depth everywhere, or nearly, has no nearest place and gives a black map.
-    """
+def as_map(inverse_depth: NDArray[np.float32]) -> ControlMap:
+    """Return inverse depth (H, W) as a map, stretched to 0..255; black if it hardly varies."""
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
-    if high - low <= LEAST_SPREAD * max(abs(low), abs(high)):
+    if high - low <= MIN_SPREAD * max(abs(low), abs(high)):
         return grey_map(np.zeros(inverse_depth.shape, np.uint8))
     grey = (inverse_depth - low) / (high - low)
     return grey_map((grey * 255).round().astype(np.uint8))
 
 
-def score(wanted: ControlMap, found: ControlMap) -> Score:
-    """Compare two depth maps of one size: RMSE in grey levels, 0..255, ControlNet++'s figure.
+def score(target: ControlMap, extracted: ControlMap) -> Score:
+    """Compare two depth maps of one size: RMSE in grey levels, 0..255, ControlNet++'s metric.
 
-    The headline is the share of the wanted map's own spread that is explained: a map of one grey
-    everywhere, however well chosen, scores 0.
+    The headline is 1 - RMSE / standard deviation of the target: a map of one grey scores 0.
     """
-    first, second = (grey.astype(np.float64).mean(axis=2) for grey in (wanted, found))
+    first, second = (grey.astype(np.float64).mean(axis=2) for grey in (target, extracted))
     rmse = float(np.sqrt(np.square(first - second).mean()))
     spread = float(first.std())
-    kept = 1 - rmse / spread if spread > 0 else float(rmse == 0)
-    return Score(100 * max(0.0, kept), "RMSE", {"RMSE": rmse}, higher_is_better=False)
+    explained = 1 - rmse / spread if spread > 0 else float(rmse == 0)
+    return Score(100 * max(0.0, explained), "RMSE", {"RMSE": rmse}, higher_is_better=False)
 
 
 ANNOTATOR = Annotator(
     name="depth",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=LEARNED_AT),
-        by_detector("MiDaS", draw_midas, MIDAS),
-        by_transformer("Depth Anything V2", draw_depth_anything, DEPTH_ANYTHING),
+        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=TRAINING_RESOLUTION),
+        detector_preprocessor("MiDaS", draw_midas, MIDAS),
+        transformer_preprocessor("Depth Anything V2", draw_depth_anything, DEPTH_ANYTHING),
     ),
     params=DepthParams,
     score=score,
     interpolation="linear",
     detect_resolution=384,
     empty_message="No depth found: the picture looks flat.",
-    map_warning=unless_grey("depth is grey, and bright is near"),
+    map_warning=grey_map_warning("depth is grey, and bright is near"),
 )

@@ -1,6 +1,6 @@
 """Fake scribbles: a photograph's soft edges, redrawn as rough strokes, white on black.
 
-For people who do not draw; the same weights as `annotators.scribble`, whose rule and score it has.
+For people who do not draw. ControlNet, thinning and score are those of `annotators.scribble`.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from typing import Any
 
 from annotators import hed
 from annotators._diorama import HELP
-from annotators._map_checks import unless_few
-from annotators._pretrained import by_detector
+from annotators._map_checks import line_map_warning
+from annotators._pretrained import detector_preprocessor
 from annotators.scribble import draw_fake, fake_scribble, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
 
@@ -20,17 +20,17 @@ class FakeScribbleParams:
     """Fake scribbles have no settings."""
 
 
-def draw_from(soft: Any, image: RGBImage, _: FakeScribbleParams) -> ControlMap:
-    """Draw the strokes of what `soft` (a drawing function of annotators.hed) sees."""
-    return fake_scribble(soft(image, hed.HEDParams(), safe=False))
+def draw_from(draw_edges: Any, image: RGBImage, _: FakeScribbleParams) -> ControlMap:
+    """Draw strokes along the soft edges that `draw_edges` (of annotators.hed) draws."""
+    return fake_scribble(draw_edges(image, hed.HEDParams(), safe=False))
 
 
 ANNOTATOR = Annotator(
     name="fake_scribble",
     preprocessors=(
         Preprocessor("Diorama", draw_fake, help=HELP),
-        by_detector("HED", partial(draw_from, hed.draw_hed), hed.HED),
-        by_detector(
+        detector_preprocessor("HED", partial(draw_from, hed.draw_hed), hed.HED),
+        detector_preprocessor(
             "PiDiNet", partial(draw_from, hed.draw_pidinet), hed.PIDINET, hed.PIDINET_TERMS
         ),
     ),
@@ -39,5 +39,5 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     empty_message="No edges found in this picture.",
-    map_warning=unless_few("strokes", " In a picture full of edges they run together."),
+    map_warning=line_map_warning("strokes", " Where a picture is full of edges, they merge."),
 )

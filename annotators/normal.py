@@ -1,9 +1,9 @@
-"""Surface normals as colours: facing left is red, up is green, the camera blue.
+"""Surface normals as colours: red faces left, green up, blue the camera.
 
-The control map is RGB as it is shown (the convention of ScanNet, NormalBae and ControlNet v1.1);
-ControlNet v1.0's network wants the channels reversed, which its weights' config says.
+The control map is RGB as shown (the convention of ScanNet, NormalBae and ControlNet v1.1);
+ControlNet v1.0's network takes BGR, which its weights' config says.
 
-Sources: the v1.0 rule, from depth (annotator/midas/__init__.py of ControlNet); Bae et al. 2021,
+Sources: v1.0's normals from depth (annotator/midas/__init__.py of ControlNet); Bae et al. 2021,
 "Estimating and Exploiting the Aleatoric Uncertainty in Surface Normal Estimation" (NormalBae).
 """
 
@@ -15,23 +15,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, LEARNED_AT, at_size, is_flat, see
-from annotators._pretrained import IN_TURN, by_detector, load_detector, run_detector
+from annotators._diorama import HELP, TRAINING_RESOLUTION, is_flat, predict, resize_like
+from annotators._pretrained import (
+    INFERENCE_LOCK,
+    detector_preprocessor,
+    load_detector,
+    run_detector,
+)
 from annotators.depth import MIDAS
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.params import bounded, checked
 
 BAE = ("NormalBaeDetector", (("scannet.pt", 291_000_000),))
 TOWARDS_CAMERA = 2 * math.pi
-"""The third component before normalising, in units of the depth's slope (v1.0's constant)."""
+"""z before normalising, in units of the depth's gradient (v1.0's constant)."""
 DIORAMA_DEPTH_SCALE = 1000.0
-"""MiDaS's values reach a few thousand, and the v1.0 rule is made for their slopes."""
+"""MiDaS's values reach a few thousand; v1.0's constant is made for their gradients."""
 
-UNLIKE, UNLIKELY = 0.3, 0.2
-"""From a direction's length 1, and the part of a map beyond which it is none: of 20 pictures the
-maps drawn here had 0.04 at most, the pictures themselves 0.39 at least."""
-AWAY = -0.15
-"""Of the third component: a surface that is seen faces the camera, but for rounding."""
+LENGTH_TOLERANCE, MIN_Z = 0.3, -0.15
+"""A valid normal has length 1 and faces the camera, up to rounding."""
+MAX_INVALID = 0.2
+"""Largest share of invalid normals in a normal map. Over 20 pictures the maps drawn here had 0.04
+at most, the pictures themselves 0.39 at least."""
 
 Normals = NDArray[np.float32]
 """(H, W, 3): unit vectors, x to the LEFT, y up, z towards the camera."""
@@ -39,7 +44,7 @@ Normals = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class NormalParams:
-    """The one setting of v1.0's app."""
+    """The one setting of ControlNet v1.0's app."""
 
     background_threshold: float = bounded(
         0.4,
@@ -47,8 +52,7 @@ class NormalParams:
         1.0,
         0.01,
         "Normal background threshold",
-        "What is farther than this (1 is the nearest place) counts as background; "
-        "only where normals come from depth.",
+        "Points farther than this (1 is the nearest) are background; only for normals from depth.",
     )
 
     def __post_init__(self) -> None:
@@ -56,18 +60,18 @@ class NormalParams:
 
 
 def draw_diorama(image: RGBImage, _: NormalParams) -> ControlMap:
-    """Draw the normals that Diorama's annotator sees."""
+    """Draw the normals that Diorama's annotator predicts."""
     if is_flat(image):
         return as_map(np.zeros(image.shape, np.float32))
-    x, y, z = np.moveaxis(at_size(see(image)["normal"], image), 2, 0)
+    x, y, z = np.moveaxis(resize_like(predict(image)["normal"], image), 2, 0)
     return as_map(np.stack([-x, y, z], 2))
 
 
 def draw_from_diorama_depth(image: RGBImage, params: NormalParams) -> ControlMap:
-    """Draw normals from the depth that Diorama's annotator sees, by the v1.0 rule."""
+    """Draw normals from the depth that Diorama's annotator predicts, as ControlNet v1.0 does."""
     if is_flat(image):
         return as_map(np.zeros(image.shape, np.float32))
-    depth = at_size(see(image)["depth"], image)[:, :, 0]
+    depth = resize_like(predict(image)["depth"], image)[:, :, 0]
     return as_map(from_depth(depth * DIORAMA_DEPTH_SCALE, params.background_threshold))
 
 
@@ -75,7 +79,7 @@ def draw_from_midas(image: RGBImage, params: NormalParams) -> ControlMap:
     """Draw normals from MiDaS's depth, as ControlNet v1.0 does."""
     detector = load_detector(*MIDAS)
     pixels = torch.from_numpy(image.copy()).to(next(detector.model.parameters()).device)
-    with IN_TURN, torch.no_grad():
+    with INFERENCE_LOCK, torch.no_grad():
         depth = detector.model(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)[0]
     return as_map(from_depth(depth.cpu().numpy(), params.background_threshold))
 
@@ -86,10 +90,10 @@ def draw_bae(image: RGBImage, _: NormalParams) -> ControlMap:
 
 
 def from_depth(inverse_depth: NDArray[np.float32], background_threshold: float) -> Normals:
-    """Return the normals of inverse depth (H, W), background facing the camera."""
+    """Return the normals of inverse depth (H, W); the background faces the camera."""
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
     relative = (inverse_depth - low) / (high - low) if high > low else inverse_depth * 0
-    # Inverse depth that grows to the right means a surface that turns to the left.
+    # Where inverse depth grows to the right, the surface faces left.
     x = cv2.Sobel(inverse_depth, cv2.CV_32F, 1, 0, ksize=3)
     y = cv2.Sobel(inverse_depth, cv2.CV_32F, 0, 1, ksize=3)
     near = relative >= background_threshold
@@ -105,46 +109,49 @@ def _unit(vectors: NDArray[np.float32]) -> Normals:
 
 
 def as_map(vectors: NDArray[np.float32]) -> ControlMap:
-    """Return vectors (H, W, 3) of any length as a map; those without a direction face us."""
+    """Return vectors (H, W, 3) of any length as a map; those of length 0 face the camera."""
     return (_unit(vectors) * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
 
 
-def score(wanted: ControlMap, found: ControlMap) -> Score:
+def score(target: ControlMap, extracted: ControlMap) -> Score:
     """Compare two normal maps of one size: the mean angle between their normals, in degrees.
 
-    Ours as a score of control: none is published. The headline is the share of the wanted map's own
-    spread that is explained: a map of one direction everywhere scores 0 at best.
+    Our own metric of control: none is published. The headline is 1 - error / mean angle to the
+    target's mean normal: a map of one direction scores 0 at best.
     """
-    first, second = (_unit(m.astype(np.float32) / 127.5 - 1) for m in (wanted, found))
+    first, second = (_unit(m.astype(np.float32) / 127.5 - 1) for m in (target, extracted))
     error = _mean_angle(first, second)
-    middle = _unit(first.mean((0, 1), keepdims=True))
-    spread = _mean_angle(first, np.broadcast_to(middle, first.shape))
-    kept = 1 - error / spread if spread > 1e-3 else float(np.array_equal(wanted, found))
-    return Score(100 * max(0.0, kept), "mean angle", {"mean angle": error}, higher_is_better=False)
+    mean = _unit(first.mean((0, 1), keepdims=True))
+    spread = _mean_angle(first, np.broadcast_to(mean, first.shape))
+    explained = 1 - error / spread if spread > 1e-3 else float(np.array_equal(target, extracted))
+    headline = 100 * max(0.0, explained)
+    return Score(headline, "mean angle", {"mean angle": error}, higher_is_better=False)
 
 
 def _mean_angle(first: Normals, second: Normals) -> float:
-    # By the chord: the cosine of a small angle has too few digits left.
+    # From the chord: the cosine of a small angle is too close to 1 to be precise.
     chord = np.linalg.norm(first.astype(np.float64) - second, axis=2)
     return float(np.degrees(2 * np.arcsin((chord / 2).clip(0, 1))).mean())
 
 
 def map_warning(control_map: ControlMap) -> str:
-    """Tell of a map whose colours are not those of directions."""
-    directions = control_map / 127.5 - 1
-    far = abs(np.linalg.norm(directions, axis=2) - 1) > UNLIKE
-    if (far | (directions[:, :, 2] < AWAY)).mean() > UNLIKELY:
-        return "Many colours of this map are no directions, so it is hardly a map of normals."
+    """Warn of a map with many invalid normals."""
+    normals = control_map / 127.5 - 1
+    wrong_length = abs(np.linalg.norm(normals, axis=2) - 1) > LENGTH_TOLERANCE
+    if (wrong_length | (normals[:, :, 2] < MIN_Z)).mean() > MAX_INVALID:
+        return "Many pixels are not valid normals; this is probably not a normal map."
     return ""
 
 
 ANNOTATOR = Annotator(
     name="normal",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=LEARNED_AT),
-        Preprocessor("From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's rule."),
-        by_detector("From MiDaS depth", draw_from_midas, MIDAS),
-        by_detector("NormalBae", draw_bae, BAE),
+        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=TRAINING_RESOLUTION),
+        Preprocessor(
+            "From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's formula."
+        ),
+        detector_preprocessor("From MiDaS depth", draw_from_midas, MIDAS),
+        detector_preprocessor("NormalBae", draw_bae, BAE),
     ),
     params=NormalParams,
     score=score,

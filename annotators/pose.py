@@ -1,9 +1,9 @@
 """Poses: people as sticks in OpenPose's colours, on black.
 
 Sources: Cao et al. 2017, "Realtime Multi-Person 2D Pose Estimation" (OpenPose, whose weights are
-for non-commercial use), through controlnet-aux; keypoints in its order, drawn as ControlNet v1.1
-does (limbs at 60 % brightness, joints full). Diorama's annotator finds joints and, for each, the
-way to its person's neck, as Papandreou et al. 2018 ("PersonLab") do.
+for non-commercial use), through controlnet-aux; keypoints in its order, drawn as in ControlNet v1.1
+(limbs at 60 % brightness, joints at full). Diorama's annotator predicts joints and, for each, the
+offset to its person's neck, as in Papandreou et al. 2018 ("PersonLab").
 """
 
 import colorsys
@@ -17,9 +17,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, JOINTS, LEARNED_AT, NECK, OFFSET_SCALE, see
-from annotators._map_checks import MANY
-from annotators._pretrained import IN_TURN, by_detector, load_detector, plain_import_errors
+from annotators._diorama import HELP, JOINTS, NECK, OFFSET_SCALE, TRAINING_RESOLUTION, predict
+from annotators._map_checks import MAX_LINES
+from annotators._pretrained import (
+    INFERENCE_LOCK,
+    detector_preprocessor,
+    load_detector,
+    readable_import_errors,
+)
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in
 
@@ -32,20 +37,20 @@ COLOURS = tuple(
     tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(k / JOINTS, 1, 1))
     for k in range(JOINTS)
 )
-"""Of joint k, and of limb k: a wheel of hues that starts at red."""
+"""Of joint k, and at lower brightness of limb k: evenly spaced hues from red."""
 JOINT_RADIUS, LIMB_HALF_WIDTH, LIMB_BRIGHTNESS = 4, 4, 0.6
 LIMB_COLOURS = tuple(
     tuple(int(channel * LIMB_BRIGHTNESS) for channel in colour) for colour in COLOURS[: len(LIMBS)]
 )
 FINGERS = tuple((0 if k % 4 == 0 else k, k + 1) for k in range(20))
-"""Pairs of a hand's 21 points (wrist 0, then four for each finger), in the order of their hues."""
+"""Pairs of a hand's 21 points (wrist 0, then four per finger), in the order of their hues."""
 FINGER_COLOURS = tuple(
     tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(k / len(FINGERS), 1, 1))
     for k in range(len(FINGERS))
 )
 HAND_COLOUR, HAND_RADIUS, FINGER_WIDTH = (0, 0, 255), 4, 2
 FACE_COLOUR, FACE_RADIUS = (255, 255, 255), 3
-"""Of the points of hands and faces, and the lines of fingers, as ControlNet v1.1 draws them."""
+"""Of the dots of hands and faces, and the lines of fingers, as in ControlNet v1.1."""
 
 OPENPOSE = (
     "OpenposeDetector",
@@ -58,36 +63,36 @@ OPENPOSE = (
 TERMS = "for non-commercial use"
 
 CONFIDENT = 0.35
-"""Chance above which a joint is taken for one."""
+"""Probability above which a peak is a joint."""
 SAME_PERSON_CELLS = 14.0
-"""Joints whose ways end nearer to each other than this have one neck."""
-FEWEST_JOINTS = 4
+"""Joints that vote for necks closer than this belong to one person."""
+MIN_JOINTS = 4
 """Fewer do not make a person."""
-OKS_SPREAD = (
+OKS_SIGMAS = (
     0.026, 0.079, 0.079, 0.072, 0.062, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089, 0.107, 0.087,
     0.089, 0.025, 0.025, 0.035, 0.035,
 )  # fmt: skip
-"""COCO's sigmas, by which a person's marking of each joint varies; the neck has the shoulders'."""
+"""COCO's sigmas, the spread of human annotations of each joint; the neck has the shoulders'."""
 COLOUR_DISTANCE = 30
-"""Of a joint's own colour: neighbours on the wheel lie 85 apart, limbs 100 from their joints."""
+"""Tolerance of a joint's colour: neighbouring hues are 85 apart, limbs 100 from their joints."""
 
 Person = NDArray[np.floating]
-"""(18, 2), or as many as a hand or face has: x and y in pixels, NaN where not seen."""
+"""(18, 2), or a hand's or face's points: x and y in pixels, NaN where not visible."""
 
 Disc = tuple[float, float, float]
 """A joint in a map: x, y and its person's size, in pixels."""
-RIM = 2
-"""Pixels: how near to each other is touching, so that a seam of blended colours may lie between."""
+TOUCH_PX = 2
+"""Regions this close touch: blended colours may lie between them."""
 WRISTS = (4, 7)
 FINGER_DISTANCE = 5
-"""Of a finger's own colour: some joints' lie 8 from it."""
-WIDEST_DISC = 2 * JOINT_RADIUS + 3
-FINGERS_ALONE = tuple(
-    one
-    for one in FINGER_COLOURS
-    if all(max(abs(a - b) for a, b in zip(one, joint, strict=True)) > 12 for joint in COLOURS)
+"""Tolerance of a finger's colour: some joints' colours are 8 away."""
+MAX_DISC_PX = 2 * JOINT_RADIUS + 3
+FINGER_ONLY_COLOURS = tuple(
+    finger
+    for finger in FINGER_COLOURS
+    if all(max(abs(a - b) for a, b in zip(finger, joint, strict=True)) > 12 for joint in COLOURS)
 )
-"""The colours that only fingers have."""
+"""The fingers' colours that are no joint's."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class PoseParams:
 
 
 def draw_people(people: Sequence[Person], height: int, width: int) -> ControlMap:
-    """Draw people on black, as ControlNet v1.1 does."""
+    """Draw people on black, as in ControlNet v1.1."""
     canvas = np.zeros((height, width, 3), np.uint8)
     for person in people:
         _draw_body(canvas, person)
@@ -132,9 +137,9 @@ def _draw_dots(canvas: ControlMap, points: Person, radius: int, colour: tuple[in
 
 
 def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> list[Person]:
-    """Return the people that the network's joints (h, w, 18) and offsets (h, w, 2) show, in cells.
+    """Group the network's joints (h, w, 18) by its offsets (h, w, 2) into people, in cells.
 
-    Every confident peak votes for a neck; votes that end together are one person.
+    Every confident peak votes for the position of a neck; close votes make one person.
     """
     chance = 1 / (1 + np.exp(-joints))
     peaks = (cv2.dilate(chance, np.ones((3, 3), np.uint8)) == chance) & (chance > CONFIDENT)
@@ -142,127 +147,126 @@ def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> lis
     order = np.argsort(-chance[rows, columns, kinds], kind="stable")
     people: list[Person] = []
     necks: list[NDArray[np.float32]] = []
-    # Necks first: they know best where they are.
-    for at in sorted(order, key=lambda k: kinds[k] != NECK):
-        row, column, kind = rows[at], columns[at], kinds[at]
-        place = np.array([column, row], np.float32)
-        vote = place + (0 if kind == NECK else offset[row, column] * OFFSET_SCALE)
+    # Necks first: their own position is the best vote.
+    for peak in sorted(order, key=lambda k: kinds[k] != NECK):
+        row, column, kind = rows[peak], columns[peak], kinds[peak]
+        position = np.array([column, row], np.float32)
+        vote = position + (0 if kind == NECK else offset[row, column] * OFFSET_SCALE)
         distances = [float(np.linalg.norm(vote - neck)) for neck in necks]
         free = [
             d if np.isnan(p[kind, 0]) else math.inf for d, p in zip(distances, people, strict=True)
         ]
         if free and min(free) < SAME_PERSON_CELLS:
-            people[int(np.argmin(free))][kind] = place
+            people[int(np.argmin(free))][kind] = position
         elif not distances or min(distances) >= SAME_PERSON_CELLS:
             person = np.full((JOINTS, 2), np.nan, np.float32)
-            person[kind] = place
+            person[kind] = position
             people.append(person)
             necks.append(vote)
-    return [p for p in people if (~np.isnan(p[:, 0])).sum() >= FEWEST_JOINTS]
+    return [p for p in people if (~np.isnan(p[:, 0])).sum() >= MIN_JOINTS]
 
 
 def draw_diorama(image: RGBImage, _: PoseParams) -> ControlMap:
-    """Draw the people that Diorama's annotator sees."""
-    seen = see(image)
-    cells = seen["joints"].shape
+    """Draw the people that Diorama's annotator predicts."""
+    prediction = predict(image)
+    cells = prediction["joints"].shape
     scale = np.array([image.shape[1] / cells[1], image.shape[0] / cells[0]], np.float32)
-    half = np.float32(0.5)  # a cell's middle is where its index says, and so is a pixel's
-    found = find_people(seen["joints"], seen["offset"])
-    people = [(person + half) * scale - half for person in found]
-    return draw_people(people, *image.shape[:2])
+    half = np.float32(0.5)  # an index is the centre of its cell, or of its pixel
+    people = find_people(prediction["joints"], prediction["offset"])
+    return draw_people([(p + half) * scale - half for p in people], *image.shape[:2])
 
 
 def draw_openpose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> ControlMap:
     """Draw OpenPose's people."""
     detector = load_detector(*OPENPOSE)
-    with IN_TURN, plain_import_errors(OPENPOSE[0]):
-        found = detector.detect_poses(image, hands_and_face, hands_and_face)
+    with INFERENCE_LOCK, readable_import_errors(OPENPOSE[0]):
+        poses = detector.detect_poses(image, hands_and_face, hands_and_face)
     canvas = np.zeros_like(image)
     height, width = image.shape[:2]
-    for pose in found:
-        _draw_body(canvas, _placed(pose.body.keypoints, width, height))
+    for pose in poses:
+        _draw_body(canvas, _in_pixels(pose.body.keypoints, width, height))
         for hand in (pose.left_hand, pose.right_hand):
             if hand:
-                _draw_hand(canvas, _on_picture(_placed(hand, width, height)))
+                _draw_hand(canvas, _drop_outside(_in_pixels(hand, width, height)))
         if pose.face:
-            face = _on_picture(_placed(pose.face, width, height))
+            face = _drop_outside(_in_pixels(pose.face, width, height))
             _draw_dots(canvas, face, FACE_RADIUS, FACE_COLOUR)
     return canvas
 
 
-def _placed(points: Sequence[Any], width: int, height: int) -> Person:
-    """Return controlnet-aux's points, whose x and y are shares of the picture's sides."""
-    nowhere = (math.nan, math.nan)
-    return np.array([nowhere if p is None else (p.x * width, p.y * height) for p in points])
+def _in_pixels(points: Sequence[Any], width: int, height: int) -> Person:
+    """Convert controlnet-aux's points, whose x and y are fractions of the picture's sides."""
+    missing = (math.nan, math.nan)
+    return np.array([missing if p is None else (p.x * width, p.y * height) for p in points])
 
 
-def _on_picture(points: Person) -> Person:
-    """Return points with those that lie left of or above the picture unseen: its word for that."""
+def _drop_outside(points: Person) -> Person:
+    """Make points left of or above the picture NaN: so controlnet-aux marks invisible ones."""
     return np.where((points >= 1).all(1, keepdims=True), points, np.nan)
 
 
 def joints_in(control_map: ControlMap) -> list[list[Disc]]:
-    """Return, for each of the 18 joints, the discs of its colour, and the size of their people.
+    """Return the discs in a pose map for each of the 18 joints.
 
-    Hands have no part in it, though their points have the colour of a joint and their lines those
-    of several: what lies on a hand counts only at a limb of its own, one at either end of each, and
-    a wrist that a hand covers is where its forearm ends.
+    Hands are ignored, though their dots have a joint's colour and their lines several joints': a
+    region on a hand counts only if it ends a limb of that joint, one region per end, and a wrist
+    hidden by a hand is the end of its forearm.
     """
     hands = hands_in(control_map)
     body = control_map.max(axis=2) > 0
     _, figure = cv2.connectedComponents(body.astype(np.uint8))
     body &= ~hands
-    joints = [_parts(control_map, colour) for colour in COLOURS]
-    limbs = [_parts(control_map, colour) for colour in LIMB_COLOURS] if hands.any() else []
-    found: list[list[Disc]] = []
-    for kind, parts in enumerate(joints):
-        numbers = parts.numbers
+    joints = [_regions(control_map, colour) for colour in COLOURS]
+    limbs = [_regions(control_map, colour) for colour in LIMB_COLOURS] if hands.any() else []
+    discs: list[list[Disc]] = []
+    for kind, regions in enumerate(joints):
+        numbers = regions.numbers
         ended: set[_Limb] = set()
         if limbs:
-            numbers, ended = _off_hands(kind, parts, limbs, hands)
-        places = [(parts.centre(number), parts.pixel(number)) for number in numbers]
+            numbers, ended = _without_hands(kind, regions, limbs, hands)
+        centres = [(regions.centre(number), regions.pixel(number)) for number in numbers]
         if limbs and kind in WRISTS:
-            places += _under_hands(kind, ended, joints, limbs, hands)
-        found.append([])
-        for (x, y), pixel in places:
+            centres += _hidden_wrists(kind, ended, joints, limbs, hands)
+        discs.append([])
+        for (x, y), pixel in centres:
             ys, xs = np.nonzero((figure == figure[pixel]) & body)
             size = math.sqrt(float(np.ptp(xs) + 1) * (np.ptp(ys) + 1)) if len(xs) else 1.0
-            found[-1].append((x, y, size))
-    return found
+            discs[-1].append((x, y, size))
+    return discs
 
 
 def hands_in(control_map: ControlMap) -> NDArray[np.bool_]:
-    """Return where (H, W) a pose map has hands: points and lines that hang together.
+    """Return a mask (H, W) of the hands in a pose map: connected dots and lines.
 
-    They are known by lines whose colours no joint has, by points that make up more than a disc, and
-    by a point at a forearm and at no leg: a small hand's points cover its lines.
+    A hand is recognised by lines in a colour no joint has, by dots that cover more than a disc, or
+    by a dot that touches a forearm and no leg: a small hand's dots cover its lines.
     """
-    known, like_hands = (
-        np.any([_near(control_map, one, FINGER_DISTANCE) for one in colours], axis=0)
-        for colours in (FINGERS_ALONE, (HAND_COLOUR, *FINGER_COLOURS))
+    certain, possible = (
+        np.any([_near(control_map, colour, FINGER_DISTANCE) for colour in colours], axis=0)
+        for colours in (FINGER_ONLY_COLOURS, (HAND_COLOUR, *FINGER_COLOURS))
     )
-    points = _parts(control_map, HAND_COLOUR)
+    dots = _regions(control_map, HAND_COLOUR)
     forearms, legs = (
         [
-            _parts(control_map, LIMB_COLOURS[k])
+            _regions(control_map, LIMB_COLOURS[k])
             for k, limb in enumerate(LIMBS)
             if set(ends) & {*limb}
         ]
         for ends in (WRISTS, (COLOURS.index(HAND_COLOUR),))
     )
-    for number in points.numbers:
-        part = points.labels == number
-        wide = max(points.stats[number, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]) > WIDEST_DISC
-        at_arm = any(limb.touched(part) for limb in forearms)
-        if wide or (at_arm and not any(limb.touched(part) for limb in legs)):
-            known |= part
-    _, labels = cv2.connectedComponents(like_hands.astype(np.uint8))
-    return np.isin(labels, np.unique(labels[known]))
+    for number in dots.numbers:
+        dot = dots.labels == number
+        wide = max(dots.stats[number, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]) > MAX_DISC_PX
+        at_arm = any(limb.touching(dot) for limb in forearms)
+        if wide or (at_arm and not any(limb.touching(dot) for limb in legs)):
+            certain |= dot
+    _, labels = cv2.connectedComponents(possible.astype(np.uint8))
+    return np.isin(labels, np.unique(labels[certain]))
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """All of one colour in a map: what hangs together has one number, from 1."""
+class _Regions:
+    """The connected components of one colour in a map, numbered from 1."""
 
     labels: NDArray[np.int32]
     stats: NDArray[np.int32]
@@ -270,7 +274,7 @@ class _Parts:
 
     @property
     def numbers(self) -> list[int]:
-        """Those large enough to be no fleck at the seam of two colours."""
+        """The components large enough not to be specks between two blended colours."""
         large = self.stats[:, cv2.CC_STAT_AREA] >= JOINT_RADIUS
         return [k for k in np.flatnonzero(large).tolist() if k]
 
@@ -279,13 +283,14 @@ class _Parts:
         return x, y
 
     def pixel(self, number: int) -> tuple[int, int]:
-        """Return the row and column of one of a part's pixels; its centre may not be one."""
+        """Return the row and column of one of a component's pixels; its centre may not be one."""
         row, column = np.argwhere(self.labels == number)[0].tolist()
         return row, column
 
-    def touched(self, part: NDArray[np.bool_]) -> set[int]:
-        """Return which of these parts touch another."""
-        grown = cv2.dilate(part.astype(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8))
+    def touching(self, mask: NDArray[np.bool_]) -> set[int]:
+        """Return the components that touch a mask (H, W)."""
+        side = 2 * TOUCH_PX + 1
+        grown = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8))
         return set(np.unique(self.labels[grown > 0]).tolist()) & set(self.numbers)
 
 
@@ -294,94 +299,94 @@ def _near(control_map: ControlMap, colour: tuple[int, ...], distance: int) -> ND
     return cv2.inRange(control_map, low, high) > 0
 
 
-def _parts(control_map: ControlMap, colour: tuple[int, ...]) -> _Parts:
+def _regions(control_map: ControlMap, colour: tuple[int, ...]) -> _Regions:
     mask = _near(control_map, colour, COLOUR_DISTANCE).astype(np.uint8)
     _, labels, stats, centres = cv2.connectedComponentsWithStats(mask)
-    return _Parts(
+    return _Regions(
         np.asarray(labels, np.int32), np.asarray(stats, np.int32), np.asarray(centres, np.float64)
     )
 
 
 _Limb = tuple[int, int]
-"""A limb's kind, and its number among the parts of its colour."""
+"""A limb's index in LIMBS, and a component of its colour."""
 
 
-def _off_hands(
-    kind: int, parts: _Parts, limbs: Sequence[_Parts], hands: NDArray[np.bool_]
+def _without_hands(
+    kind: int, regions: _Regions, limbs: Sequence[_Regions], hands: NDArray[np.bool_]
 ) -> tuple[list[int], set[_Limb]]:
-    """Return which parts of a joint's colour are no part of a hand, and the limbs they end."""
+    """Return the regions of a joint's colour that are joints, not hands, and the limbs they end."""
     ends: dict[int, set[_Limb]] = {}
-    for number in parts.numbers:
-        part = parts.labels == number
-        own = [k for k, limb in enumerate(LIMBS) if kind in limb]
-        ends[number] = {(k, limb) for k in own for limb in limbs[k].touched(part)}
-    free = [number for number in ends if not hands[parts.labels == number].any()]
-    ended = set().union(*(ends[number] for number in free))
-    # On a hand the best comes first, so that a finger on a knee does not take its place.
-    for number in sorted(ends.keys() - set(free), key=lambda one: -len(ends[one])):
+    for number in regions.numbers:
+        region = regions.labels == number
+        joint_limbs = [k for k, limb in enumerate(LIMBS) if kind in limb]
+        ends[number] = {(k, limb) for k in joint_limbs for limb in limbs[k].touching(region)}
+    kept = [number for number in ends if not hands[regions.labels == number].any()]
+    ended = set().union(*(ends[number] for number in kept))
+    # Regions on a hand: those that end most limbs first, lest a finger on a knee replaces the knee.
+    for number in sorted(ends.keys() - set(kept), key=lambda n: -len(ends[n])):
         if ends[number] - ended:
-            free.append(number)
+            kept.append(number)
             ended |= ends[number]
-    return free, ended
+    return kept, ended
 
 
-def _under_hands(
+def _hidden_wrists(
     wrist: int,
     ended: set[_Limb],
-    joints: Sequence[_Parts],
-    limbs: Sequence[_Parts],
+    joints: Sequence[_Regions],
+    limbs: Sequence[_Regions],
     hands: NDArray[np.bool_],
 ) -> list[tuple[tuple[float, float], tuple[int, int]]]:
-    """Return the ends of forearms, with a pixel of each, that have a hand for a wrist."""
-    found = []
+    """Return (x, y), and a pixel (row, column), of wrists that a hand covers."""
+    wrists = []
     (forearm, elbow) = next((k, a) for k, (a, b) in enumerate(LIMBS) if b == wrist)
     for number in limbs[forearm].numbers:
         arm = limbs[forearm].labels == number
-        elbows = joints[elbow].touched(arm)
+        elbows = joints[elbow].touching(arm)
         if (forearm, number) in ended or not elbows:
             continue
         start = np.array(joints[elbow].centre(min(elbows)))
         points = np.argwhere(arm)[:, ::-1]
         end = points[np.square(points - start).sum(1).argmax()]
         x, y = end.tolist()
-        if hands[max(y - RIM, 0) : y + RIM + 1, max(x - RIM, 0) : x + RIM + 1].any():
+        near = TOUCH_PX
+        if hands[max(y - near, 0) : y + near + 1, max(x - near, 0) : x + near + 1].any():
             x_beyond, y_beyond = end + HAND_RADIUS * (end - start) / np.linalg.norm(end - start)
-            found.append(((float(x_beyond), float(y_beyond)), (y, x)))
-    return found
+            wrists.append(((float(x_beyond), float(y_beyond)), (y, x)))
+    return wrists
 
 
-def score(wanted: ControlMap, found: ControlMap) -> Score:
+def score(target: ControlMap, extracted: ControlMap) -> Score:
     """Compare two pose maps of one size by their joints: object keypoint similarity (OKS), 0..1.
 
-    Each wanted joint is paired with the nearest found one of its kind and earns
-    exp(-d² / (2 s² k²)), COCO's similarity; joints missed, and joints that nobody asked for, earn
-    nothing. Ours in that it is read from the maps, so that it serves every way to draw one, and
-    does not ask whether joints hang together. Two maps without people agree fully.
+    Each target joint is matched with the nearest extracted one of its kind and scores COCO's
+    exp(-d² / (2 s² k²)); missing and extra joints score 0. Unlike COCO's, it reads the joints from
+    the maps, whatever drew them, and ignores which person they belong to. Two empty maps score 1.
     """
     total, count = 0.0, 0
-    for wanted_discs, found_discs, spread in zip(
-        joints_in(wanted), joints_in(found), OKS_SPREAD, strict=True
+    for target_discs, extracted_discs, sigma in zip(
+        joints_in(target), joints_in(extracted), OKS_SIGMAS, strict=True
     ):
         pairs = sorted(
             (math.hypot(a[0] - b[0], a[1] - b[1]), i, j)
-            for i, a in enumerate(wanted_discs)
-            for j, b in enumerate(found_discs)
+            for i, a in enumerate(target_discs)
+            for j, b in enumerate(extracted_discs)
         )
-        used_wanted: set[int] = set()
-        used_found: set[int] = set()
+        matched_target: set[int] = set()
+        matched_extracted: set[int] = set()
         for distance, i, j in pairs:
-            if i not in used_wanted and j not in used_found:
-                used_wanted.add(i)
-                used_found.add(j)
-                total += math.exp(-(distance**2) / (2 * (2 * spread * wanted_discs[i][2]) ** 2))
-        count += len(wanted_discs) + len(found_discs) - len(used_wanted)
-    oks = total / count if count else float(np.array_equal(wanted, found))
+            if i not in matched_target and j not in matched_extracted:
+                matched_target.add(i)
+                matched_extracted.add(j)
+                total += math.exp(-(distance**2) / (2 * (2 * sigma * target_discs[i][2]) ** 2))
+        count += len(target_discs) + len(extracted_discs) - len(matched_target)
+    oks = total / count if count else float(np.array_equal(target, extracted))
     return Score(100 * oks, "OKS", {"OKS": oks})
 
 
 def map_warning(control_map: ControlMap) -> str:
-    """Tell of a map that is no sticks on black."""
-    if lines_in(control_map).mean() > MANY:
+    """Warn of a map that is not sticks on black."""
+    if lines_in(control_map).mean() > MAX_LINES:
         return "Most of this map is bright, but a pose is sticks on black."
     return ""
 
@@ -392,11 +397,13 @@ ANNOTATOR = Annotator(
         Preprocessor(
             "Diorama",
             draw_diorama,
-            help=f"{HELP} In photographs it misses most people and sees some where none are.",
-            detect_resolution=LEARNED_AT,
+            help=f"{HELP} In photographs it misses most people and invents some.",
+            detect_resolution=TRAINING_RESOLUTION,
         ),
-        by_detector("OpenPose", partial(draw_openpose, hands_and_face=False), OPENPOSE, TERMS),
-        by_detector(
+        detector_preprocessor(
+            "OpenPose", partial(draw_openpose, hands_and_face=False), OPENPOSE, TERMS
+        ),
+        detector_preprocessor(
             "OpenPose with hands and face",
             partial(draw_openpose, hands_and_face=True),
             OPENPOSE,

@@ -1,8 +1,8 @@
-"""Scribbles: rough white strokes on black, from a drawing of the user's own.
+"""Scribbles: rough white strokes on black, from the user's own drawing.
 
-A drawing becomes a map by a threshold (ControlNet v1.0, gradio_scribble2image.py). Pictures are no
-drawings, so theirs are drawn as fake scribbles: soft edges thinned to their ridges and thickened
-to strokes (annotator/hed/__init__.py and gradio_fake_scribble2image.py).
+A drawing becomes a map by a threshold (ControlNet v1.0, gradio_scribble2image.py). A picture
+becomes one as a fake scribble: soft edges, thinned to their ridges and thickened to strokes
+(annotator/hed/__init__.py and gradio_fake_scribble2image.py).
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import hed
-from annotators._map_checks import unless_few
+from annotators._map_checks import line_map_warning
 from core.condition import (
     Annotator,
     ControlMap,
@@ -27,15 +27,15 @@ from core.images import grey_map
 from core.params import checked, choice
 
 BLUR = 3.0 / 512
-"""Standard deviation over the short side, before the ridges are found and again to thicken them:
-the original's 3 pixels at its 512, and no thicker than the lines of a smaller picture."""
-THICK = 4
-"""Of 255: what is brighter after the second blur belongs to a stroke."""
+"""Standard deviation of both blurs, before and after thinning, as a fraction of the short side:
+ControlNet's 3 pixels at its 512."""
+STROKE_LEVEL = 4
+"""Of 255: brighter pixels after the second blur belong to a stroke."""
 TOLERANCE = 0.015
-"""Of the short side: a scribble says roughly where a line runs."""
+"""As a fraction of the short side: a scribble says only roughly where a line runs."""
 
-FILLED = 0.25
-"""Part of a map that no drawing of strokes covers; a photograph by a threshold often does."""
+MAX_STROKES = 0.25
+"""Largest share of a drawing that strokes cover; a thresholded photograph often exceeds it."""
 
 DETECT, DARK, LIGHT = "detect", "dark lines on light", "light lines on dark"
 
@@ -48,7 +48,7 @@ class ScribbleParams:
         DETECT,
         (DETECT, DARK, LIGHT),
         "Drawing",
-        "Which of the two colours the lines have; paper is what covers more.",
+        "Which of the two colours the lines have; detect takes the rarer one.",
     )
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class ScribbleParams:
 
 
 def draw(image: RGBImage, params: ScribbleParams) -> ControlMap:
-    """Return the lines of a drawing (any colour darker, or lighter, than half), white on black."""
+    """Return a drawing's lines, darker or lighter than half brightness, white on black."""
     darkest, brightest = image.min(axis=2), image.max(axis=2)
     dark_lines = params.drawing == DARK
     if params.drawing == DETECT:
@@ -67,11 +67,11 @@ def draw(image: RGBImage, params: ScribbleParams) -> ControlMap:
 
 @dataclass(frozen=True)
 class CanvasParams:
-    """Nothing: what a page's canvas gives is black on white."""
+    """No settings: the page's canvas gives black on white."""
 
 
 def draw_from_canvas(image: RGBImage, _: CanvasParams) -> ControlMap:
-    """Return the dark lines of a drawing, even where they cover more than the paper."""
+    """Return the dark lines of a drawing, even if they cover most of it."""
     return draw(image, ScribbleParams(DARK))
 
 
@@ -88,7 +88,7 @@ def fake_scribble(soft_edges: ControlMap) -> ControlMap:
     for direction in (row, row.T, diagonal, diagonal[::-1].copy()):
         ridge |= cv2.dilate(smooth, direction) == smooth
     thin = ((ridge & (smooth > HALF_BRIGHT)) * np.uint8(255)).astype(np.uint8)
-    return _as_map(np.asarray(cv2.GaussianBlur(thin, (0, 0), blur) > THICK, dtype=bool))
+    return _as_map(np.asarray(cv2.GaussianBlur(thin, (0, 0), blur) > STROKE_LEVEL, dtype=bool))
 
 
 def _as_map(lines: NDArray[np.bool_]) -> ControlMap:
@@ -96,29 +96,29 @@ def _as_map(lines: NDArray[np.bool_]) -> ControlMap:
 
 
 def draw_fake(image: RGBImage, _: Any) -> ControlMap:
-    """Draw the fake scribble of a picture from what Diorama's annotator sees."""
-    return scribble_along(hed.draw_diorama(image, hed.HEDParams()))
+    """Draw the fake scribble of a picture from Diorama's soft edges."""
+    return scribble_from_thin_edges(hed.draw_diorama(image, hed.HEDParams()))
 
 
-def scribble_along(thin_edges: ControlMap) -> ControlMap:
-    """Return the fake scribble of soft edges such as Diorama's annotator learns and sees.
+def scribble_from_thin_edges(thin_edges: ControlMap) -> ControlMap:
+    """Return the fake scribble of soft edges as Diorama's annotator draws them.
 
-    The rule was made for HED, whose edges are wide and bright. These are thin, and as bright as the
-    annotator is sure, so they are widened, and brightened, to the like.
+    `fake_scribble` expects HED's wide, bright edges. Diorama's are thin, and as bright as the
+    network is certain: they are widened and brightened first.
     """
     width = 2 * round(BLUR * min(thin_edges.shape[:2])) + 1
     wide = cv2.dilate(thin_edges, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)))
     return fake_scribble(np.minimum(wide, HALF_BRIGHT) * np.uint8(2))
 
 
-def score(wanted: ControlMap, found: ControlMap) -> Score:
-    """Compare two scribbles of one size: F1 of their strokes, 1.5 % of the short side tolerated.
+def score(target: ControlMap, extracted: ControlMap) -> Score:
+    """Compare two scribbles of one size: F1 of their strokes, tolerance 1.5 % of the short side.
 
-    Ours: no figure for scribbles is published. Two empty scribbles agree fully (F1 1); one with and
-    one without strokes, not at all (0).
+    Our own metric: none is published for scribbles. Two empty maps score F1 1; an empty and a
+    non-empty one 0.
     """
-    tolerance = round(TOLERANCE * min(wanted.shape[:2]))
-    f1 = tolerant_f1(lines_in(wanted), lines_in(found), tolerance)
+    tolerance = round(TOLERANCE * min(target.shape[:2]))
+    f1 = tolerant_f1(lines_in(target), lines_in(extracted), tolerance)
     return Score(100 * f1, "stroke F1", {"stroke F1": f1})
 
 
@@ -129,9 +129,9 @@ ANNOTATOR = Annotator(
     score=score,
     interpolation="nearest",
     reextract=Preprocessor("Diorama", draw_fake),
-    empty_message="No lines found in this drawing; say which colour they have.",
-    map_warning=unless_few(
-        "strokes", " If the picture is a photograph, use Fake scribbles.", FILLED
+    empty_message="No lines found in this drawing; choose which colour they have.",
+    map_warning=line_map_warning(
+        "strokes", " If the picture is a photograph, use Fake scribbles.", MAX_STROKES
     ),
 )
 CANVAS = replace(
@@ -140,4 +140,4 @@ CANVAS = replace(
     params=CanvasParams,
     map_warning=nothing_odd,
 )
-"""For drawings that are made in the page."""
+"""For drawings made on the page's canvas."""

@@ -22,8 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from annotators import find_annotator
-from annotators.depth import stretched
+from annotators import depth, find_annotator
 from benchmarks._controlnetpp_metrics import WAYS, Figures
 from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import ALREADY_A_MAP, Annotator, Condition, ControlMap, Preprocessor, RGBImage
@@ -186,7 +185,7 @@ class _Measured:
         path = folder / f"{example.path.stem}.png"
         if self._condition.annotator.interpolation == "nearest":
             return squeezed(path, cv2.INTER_NEAREST)
-        return stretched(squeezed(path)[:, :, 0].astype(np.float32))
+        return depth.as_map(squeezed(path)[:, :, 0].astype(np.float32))
 
     def summary(self) -> dict[str, Any]:
         """The figures of the contract, in the paper's units."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._diorama import at_size
+from annotators import depth
+from annotators._diorama import resize_like
 from annotators._pretrained import load_transformer
-from annotators.depth import stretched
 from annotators.seg import as_classes, as_map, palette
 from core.condition import ControlMap, RGBImage
 from core.consistency import lines_in, ms_ssim
@@ -47,12 +47,12 @@ def depth_in(image: RGBImage) -> NDArray[np.float32]:
     with torch.no_grad():
         pixels = processor(images=image, return_tensors="pt").to(network.device)
         found = network(**pixels).predicted_depth[0].float().cpu().numpy()
-    return at_size(found[:, :, None], image)[:, :, 0]
+    return resize_like(found[:, :, None], image)[:, :, 0]
 
 
 def draw_depth(image: RGBImage, _: Any) -> ControlMap:
     """Draw the depth of a picture from its farthest place, black, to its nearest, white."""
-    return stretched(depth_in(image))
+    return depth.as_map(depth_in(image))
 
 
 def draw_found_depth(image: RGBImage, _: Any) -> ControlMap:

@@ -29,7 +29,7 @@ import numpy as np
 
 import apps
 from annotators import depth, hed, normal, pose, scribble, seg
-from annotators._diorama import STRIDE, at_size
+from annotators._diorama import STRIDE, resize_like
 from benchmarks import _controlnetpp
 from benchmarks._shared import psnr, round_trip, save_sheet, spared
 from core.condition import Condition, ControlMap, RGBImage, Score
@@ -97,22 +97,22 @@ def colour_hits(scene: Scene, truth: Truth, index: int, image: RGBImage) -> list
 
 def true_edges(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The soft edges."""
-    return hed.as_map(at_size(_level(truth["edges"], 255), image)[:, :, 0])
+    return hed.as_map(resize_like(_level(truth["edges"], 255), image)[:, :, 0])
 
 
 def true_strokes(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The fake scribble of the true soft edges."""
-    return scribble.scribble_along(true_edges(truth, image))
+    return scribble.scribble_from_thin_edges(true_edges(truth, image))
 
 
 def true_depth(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The inverse depth."""
-    return depth.stretched(at_size(_level(truth["depth"], 65535), image)[:, :, 0])
+    return depth.as_map(resize_like(_level(truth["depth"], 65535), image)[:, :, 0])
 
 
 def true_normals(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The normals, their x to the left as maps have it; the sky, which has none, faces us."""
-    right, up, near = np.moveaxis(at_size(_level(truth["normal"], 127), image), 2, 0)
+    right, up, near = np.moveaxis(resize_like(_level(truth["normal"], 127), image), 2, 0)
     return normal.as_map(np.stack([-right, up, near], 2))
 
 
@@ -125,7 +125,7 @@ def true_people(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The people of whom enough is seen to be one."""
     seen = truth["keypoints"][:, :, 2] > 0
     places = np.where(seen[:, :, None], truth["keypoints"][:, :, :2] * STRIDE, np.nan)
-    people = list(places[seen.sum(1) >= pose.FEWEST_JOINTS].astype(np.float32))
+    people = list(places[seen.sum(1) >= pose.MIN_JOINTS].astype(np.float32))
     return pose.draw_people(people, *image.shape[:2])
 
 

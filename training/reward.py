@@ -1,10 +1,10 @@
-"""ControlNet++'s reward: in the picture must be seen what is seen in the one its map came from.
+"""ControlNet++'s reward: the generated picture's maps must be those of its source picture.
 
-From noisy latents the clean picture is foretold in one step, decoded, and looked at by Diorama's
-annotator; the disagreement is a loss beside the diffusion's own. Source: Li et al. 2024,
-"ControlNet++" (arXiv 2404.07987). They do so where noise is low, t <= 200 of 1000, and let frozen
-networks of several tasks judge one each. Here all noise counts: the layout is settled early, and
-Diorama's annotator tells classes apart in what is foretold from t = 950 already.
+The clean latents are extrapolated from the noisy ones in one step and decoded; Diorama's annotator
+predicts maps of both pictures, and their difference is added to the diffusion loss. Source: Li et
+al. 2024, "ControlNet++" (arXiv 2404.07987). The paper rewards only low noise, t <= 200 of 1000, and
+uses one frozen network per task. Here every timestep is rewarded: the layout is decided early, and
+Diorama's annotator recognises classes in pictures extrapolated from t = 950 already.
 """
 
 from collections.abc import Sequence
@@ -16,39 +16,40 @@ from torch import Tensor
 from torch.nn import functional
 
 from annotators._diorama import SceneAnnotator
-from annotators.seg import SMALLEST
+from annotators.seg import MIN_AREA
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels
 
-# What `Targets.losses` names, and the overlap of classes.
+# The losses of `Targets.losses`, and the overlap of classes.
 KINDS = ("edges", "depth", "normal", "classes", "joints", "offset", "overlap")
 
 
-def settled(logits: Tensor) -> Tensor:
-    """The likeliest classes (B, h, w) of logits (B, C, h, w), of those that cover enough."""
-    covered = functional.one_hot(logits.argmax(1), logits.shape[1]).float().mean((1, 2))
-    return logits.masked_fill((covered < SMALLEST)[:, :, None, None], -torch.inf).argmax(1)
+def large_classes(logits: Tensor) -> Tensor:
+    """The argmax (B, h, w) of logits (B, C, h, w) over classes that cover MIN_AREA at least."""
+    area = functional.one_hot(logits.argmax(1), logits.shape[1]).float().mean((1, 2))
+    return logits.masked_fill((area < MIN_AREA)[:, :, None, None], -torch.inf).argmax(1)
 
 
 def overlap_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """One less the mean intersection over union of logits (B, C, h, w) with classes (B, h, w).
+    """1 - soft mean intersection over union of logits (B, C, h, w) and classes (B, h, w).
 
-    As the score of segments has it, the mean is over the classes in either: a few pixels of a class
-    that should not be there cost as much as one that is missed, of which cross-entropy says little.
+    As in `annotators.seg.score`, the mean is over the classes in either: a few pixels of an extra
+    class cost as much as a missing class, which cross-entropy hardly notices.
     """
-    likely = logits.softmax(1)
-    asked = functional.one_hot(classes, logits.shape[1]).permute(0, 3, 1, 2).float()
-    both = (likely * asked).mean((2, 3))
-    either = (likely + asked - likely * asked).mean((2, 3))
-    found = functional.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
-    stray = (likely * found).mean((2, 3))
-    present = asked.amax((2, 3))
-    counted = present + (1 - present) * stray / (stray + SMALLEST)
-    return 1 - ((present * both / either).sum(1) / counted.sum(1)).mean()
+    probability = logits.softmax(1)
+    target = functional.one_hot(classes, logits.shape[1]).permute(0, 3, 1, 2).float()
+    intersection = (probability * target).mean((2, 3))
+    union = (probability + target - probability * target).mean((2, 3))
+    predicted = functional.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
+    area = (probability * predicted).mean((2, 3))
+    present = target.amax((2, 3))
+    # An extra class counts by a smooth step at MIN_AREA, so that its area has a gradient.
+    counted = present + (1 - present) * area / (area + MIN_AREA)
+    return 1 - ((present * intersection / union).sum(1) / counted.sum(1)).mean()
 
 
 class Reward:
-    """Compares pictures by what a frozen annotator sees in them, of the KINDS asked for."""
+    """Compares pictures by a frozen annotator's predictions, with the losses named in `kinds`."""
 
     def __init__(
         self, vae: AutoencoderTiny, annotator: SceneAnnotator, kinds: Sequence[str]
@@ -58,16 +59,16 @@ class Reward:
         self._kinds = kinds
 
     def loss(self, latents: Tensor, pictures: np.ndarray) -> Tensor:
-        """Disagreement of clean latents (B, 4, h, w) with pictures (B, 8h, 8w, 3) uint8.
+        """The sum of losses between clean latents (B, 4, h, w) and pictures (B, 8h, 8w, 3) uint8.
 
-        Each kind is around one for a picture that shows something else, and they are added.
+        Each is around 1 for a picture of something else.
         """
         device = latents.device.type
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
-                seen = self._annotator(pixels(pictures, device))
-                wanted = Targets.from_seen(seen)
-            found = self._annotator(self._decoder(latents).clamp(-1, 1))
-        losses = wanted.losses(found)
-        losses["overlap"] = overlap_loss(found.classes, settled(seen.classes))
+                target = self._annotator(pixels(pictures, device))
+                targets = Targets.from_prediction(target)
+            prediction = self._annotator(self._decoder(latents).clamp(-1, 1))
+        losses = targets.losses(prediction)
+        losses["overlap"] = overlap_loss(prediction.classes, large_classes(target.classes))
         return torch.stack([losses[kind] for kind in self._kinds]).sum()

@@ -119,7 +119,7 @@ def test_a_broken_line_between_is_not_thrown_away(pictures, tmp_path, capsys):
 def test_a_caption_that_is_no_utf8_costs_its_picture_only(pictures, tmp_path, capsys):
     (pictures / "one.txt").write_bytes("ein gr\u00fcner Ball".encode("latin-1"))
     assert run(pictures, tmp_path / "out") == 1
-    assert "one.jpg: one.txt is no UTF-8 text" in capsys.readouterr().err
+    assert "one.jpg: one.txt is not UTF-8 text" in capsys.readouterr().err
     lines = (tmp_path / "out" / "prompt.json").read_text().splitlines()
     assert [json.loads(line)["source"] for line in lines] == ["source/two.png.png"]
 
@@ -140,11 +140,11 @@ def test_other_settings_do_not_keep_old_maps(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     run(pictures, out)
     for options, words in (
-        (("--preprocessor", "Kornia"), "with preprocessor Canny and not Kornia"),
-        (("--set", "high_threshold=210"), "with high_threshold 200 and not 210"),
+        (("--preprocessor", "Kornia"), "with preprocessor Canny, not Kornia"),
+        (("--set", "high_threshold=210"), "with high_threshold 200, not 210"),
     ):
         assert words in refusal(capsys, pictures, out, *options)
-    assert "with condition canny and not mlsd" in refusal(capsys, pictures, out, condition="mlsd")
+    assert "with condition canny, not mlsd" in refusal(capsys, pictures, out, condition="mlsd")
     (out / "annotator.json").unlink()
     assert "no annotator.json" in refusal(capsys, pictures, out)
 

@@ -48,12 +48,12 @@ def test_maps_have_the_pictures_size_and_something_in_them(annotator, draw, para
 
 def test_near_is_white():
     ramp = np.tile(np.linspace(2, 10, 64, dtype=np.float32), (32, 1))
-    grey = depth.stretched(ramp)[:, :, 0]
+    grey = depth.as_map(ramp)[:, :, 0]
     assert (grey[:, 0] == 0).all() and (grey[:, -1] == 255).all()
-    assert depth.stretched(ramp * 0 + 3).max() == 0
+    assert depth.as_map(ramp * 0 + 3).max() == 0
     noise = np.random.default_rng(0).normal(0, 1e-3, ramp.shape).astype(np.float32)
-    assert depth.stretched(3 + noise).max() == 0, "not stretched to black and white"
-    assert depth.stretched(3 + 100 * noise).max() == 255
+    assert depth.as_map(3 + noise).max() == 0, "not stretched to black and white"
+    assert depth.as_map(3 + 100 * noise).max() == 255
 
 
 def test_depth_score():
@@ -90,7 +90,7 @@ def test_background_faces_the_camera():
 
 def test_diorama_normals_turn_right_to_left(annotator, monkeypatch):
     facing_right = np.tile(np.array([1, 0, 0.1], np.float32), (8, 8, 1))
-    monkeypatch.setattr(normal, "see", lambda _: {"normal": facing_right})
+    monkeypatch.setattr(normal, "predict", lambda _: {"normal": facing_right})
     assert normal.draw_diorama(PICTURE, NormalParams())[0, 0, 0] < 10
 
 
@@ -142,7 +142,7 @@ def test_specks_of_a_class_go_to_the_next_likely():
     scores[:, 20:, 1] = 2
     scores[0, :4, 2] = 3  # four of 1024 places are a thing
     scores[5, 24:27, 3] = 4  # three are not, and lie in what is next likely
-    found = seg.likeliest(scores)
+    found = seg.most_likely(scores)
     assert found[0, :5].tolist() == [2, 2, 2, 2, 0]
     assert (found[5, 20:] == 1).all() and (scores[5, 24:27, 3] == 4).all()
 

@@ -69,7 +69,7 @@ def test_what_the_network_sees_is_drawn_on_the_picture(monkeypatch):
     places, offset, _ = joint_targets(keypoints, 128)
     logits = np.where(places > 0.5, 4, -4).astype(np.float32) + places
     seen = {"joints": logits.transpose(1, 2, 0), "offset": offset.transpose(1, 2, 0)}
-    monkeypatch.setattr(pose, "see", lambda _: seen)
+    monkeypatch.setattr(pose, "predict", lambda _: seen)
     drawn = pose.draw_diorama(np.zeros((256, 256, 3), np.uint8), pose.PoseParams())
     assert score(draw_people([person(64, 64) * 2], 256, 256), drawn).headline > 75
 

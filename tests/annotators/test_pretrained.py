@@ -81,7 +81,7 @@ def test_two_at_once_load_a_detector_once(tmp_path, monkeypatch):
         def to(self, _):
             return self
 
-    monkeypatch.setattr(_pretrained, "_class_of", lambda _: Slow)
+    monkeypatch.setattr(_pretrained, "_detector_class", lambda _: Slow)
 
     def ask():
         both_ask.wait(10)

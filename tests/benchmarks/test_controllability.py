@@ -119,7 +119,7 @@ def seen_perfectly(truth):
 def test_a_perfect_annotator_draws_the_true_map(draw, people, monkeypatch):
     truth, image = people
     for module in (hed, depth, normal, seg, pose):
-        monkeypatch.setattr(module, "see", lambda _: seen_perfectly(truth))
+        monkeypatch.setattr(module, "predict", lambda _: seen_perfectly(truth))
     known = SimpleNamespace(config=SimpleNamespace(classes=CLASSES))
     monkeypatch.setattr(seg, "load_network", lambda: known)
     score = find_annotator(draw.__module__.split(".")[1]).score

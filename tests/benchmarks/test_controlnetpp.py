@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from annotators import _pretrained, find_annotator
-from annotators.seg import as_map, drawn_colours, palette
+from annotators.seg import as_map, map_colours, palette
 from benchmarks import _controlnetpp, _controlnetpp_metrics, controllability
 from core.errors import BadInput, WeightsMissing
 from core.images import grey_map
@@ -203,7 +203,7 @@ def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, pictur
     save_class_network(extractors)
     found = _controlnetpp_metrics.draw_classes(picture, None)
     assert found.shape == picture.shape
-    known = {tuple(colour) for colour in drawn_colours().tolist()}
+    known = {tuple(colour) for colour in map_colours().tolist()}
     assert {tuple(colour) for colour in found.reshape(-1, 3).tolist()} <= known
 
 

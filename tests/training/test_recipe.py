@@ -90,7 +90,7 @@ def test_maps_drawn_beforehand_are_those_drawn_on_the_way(trained, monkeypatch):
     on_the_way = scene_maps.DrawnExamples(folder, canny, 64).maps(range(8))
     scene_maps.main(["--conditions", "canny", "--data", str(folder), "--size", "64"])
     before = scene_maps.DrawnExamples(folder, canny, 64)
-    monkeypatch.setattr(scene_maps, "seen_together", None)  # nothing is drawn any more
+    monkeypatch.setattr(scene_maps, "batched_prediction", None)  # nothing is drawn any more
     assert np.array_equal(before.maps(range(8)), on_the_way)
     assert np.array_equal(before.maps([5, 2]), on_the_way[[5, 2]])
 
@@ -225,8 +225,8 @@ def test_a_decoder_trains_alone(trained, tmp_path):
 
 def test_every_second_picture_the_annotator_learns_from_is_softer():
     pictures = torch.rand(4, 3, 32, 32)
-    soft = train_annotator.softened(pictures, 0.25)
+    soft = train_annotator.blurred(pictures, 0.25)
     assert torch.equal(soft[1::2], pictures[1::2])
     slopes = [one.diff(dim=3).abs().mean() for one in (soft[::2], pictures[::2])]
     assert slopes[0] < 0.3 * slopes[1]
-    assert torch.allclose(train_annotator.softened(pictures, 1.0), pictures, atol=1e-6)
+    assert torch.allclose(train_annotator.blurred(pictures, 1.0), pictures, atol=1e-6)

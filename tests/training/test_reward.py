@@ -6,7 +6,7 @@ import torch
 
 from annotators._diorama import SceneAnnotator
 from training.diffusion import NoisyTarget, make_scheduler
-from training.reward import KINDS, Reward, overlap_loss, settled
+from training.reward import KINDS, Reward, large_classes, overlap_loss
 from training.train_autoencoder import make_autoencoder
 
 
@@ -80,6 +80,6 @@ def test_classes_that_cover_too_little_are_left_to_the_next_likely():
     logits[0, 0] = 1
     logits[0, 1, :, 20:] = 2
     logits[0, 2, 0, :4] = 3  # four places of 1024: as many as still count
-    assert settled(logits).unique().tolist() == [0, 1, 2]
+    assert large_classes(logits).unique().tolist() == [0, 1, 2]
     logits[0, 2, 0, 3] = 0
-    assert torch.equal(settled(logits), logits[:, :2].argmax(1))
+    assert torch.equal(large_classes(logits), logits[:, :2].argmax(1))

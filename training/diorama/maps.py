@@ -21,7 +21,7 @@ import torch
 
 from annotators import find_annotator
 from annotators._diorama import FOLDER as NETWORK
-from annotators._diorama import seen_together
+from annotators._diorama import batched_prediction
 from core.condition import Annotator
 from core.params import Bounds, settings_of
 from training.diorama.dataset import CHUNK, Pictures
@@ -47,7 +47,7 @@ class DrawnExamples(Pictures):
             return np.asarray(self._kept[list(rows)])
         draw, params = self._annotator.preprocessors[0].draw, self._annotator.params
         pictures = list(self.batch(rows))
-        with seen_together(pictures):
+        with batched_prediction(pictures):
             return np.stack(
                 [
                     draw(picture, varied(params, row) if row % 2 else params())

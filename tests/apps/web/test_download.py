@@ -140,10 +140,10 @@ def far_eyes(
     """The condition, whose maps are drawn with a detector that the hub has."""
     monkeypatch.setattr(_pretrained, "REVISION", REVISION)
     monkeypatch.setattr(_pretrained, "FOLDER", tmp_path / "by hand")
-    monkeypatch.setattr(_pretrained, "_class_of", lambda _: None)
+    monkeypatch.setattr(_pretrained, "_detector_class", lambda _: None)
     fake.files[f"{_pretrained.HUB}/eyes.pth"] = bytes(200 * download.PIECE)
     eyes = ("Eyes", (("eyes.pth", 200_000),))
-    far = _pretrained.by_detector("Far", canny.annotator.preprocessors[0].draw, eyes)
+    far = _pretrained.detector_preprocessor("Far", canny.annotator.preprocessors[0].draw, eyes)
     return replace(canny, annotator=replace(canny.annotator, preprocessors=(far,)))
 
 

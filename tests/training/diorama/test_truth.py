@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, Seen
+from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, Prediction
 from training.diorama.dataset import HELD_OUT, render_scenes
 from training.diorama.renderer import render
 from training.diorama.truth import load_truth, near_is_one, soft_edges, truth_arrays
@@ -78,11 +78,11 @@ def test_a_perfect_answer_costs_less_than_a_guess(truth):
     sky = (arrays["normal"] == 0).all(-1)
     assert sky.any() and torch.all(targets.normal.permute(0, 2, 3, 1)[sky] == torch.eye(3)[2])
     right = torch.nn.functional.one_hot(targets.classes, len(classes)).permute(0, 3, 1, 2) * 20.0
-    perfect = Seen(
+    perfect = Prediction(
         torch.logit(targets.edges, 1e-4), targets.depth, targets.normal, right,
         torch.logit(targets.joints, 1e-4), targets.offset,
     )  # fmt: skip
-    guess = Seen(*(torch.zeros_like(part) for part in vars(perfect).values()))
+    guess = Prediction(*(torch.zeros_like(part) for part in vars(perfect).values()))
     better, worse = targets.losses(perfect), targets.losses(guess)
     for name, loss in better.items():
         assert loss < worse[name], name
