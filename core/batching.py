@@ -19,7 +19,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from core.errors import Busy
-from core.networks import ControlInput, Networks, Question, Residuals
+from core.networks import Networks, PredictCall
 
 LOGGER = logging.getLogger(__name__)
 
@@ -179,67 +179,70 @@ class Batcher:
 
 
 @dataclass(eq=False)
-class _Asked:
-    question: Question
-    answer: Tensor | Exception | None = None
+class _Pending:
+    """A call whose prediction its thread waits for."""
+
+    networks: Networks
+    call: PredictCall
+    result: Tensor | Exception | None = None
 
 
 @dataclass(eq=False)
 class _Group:
-    """Requests that share a turn; what they ask is answered once all who are left have asked."""
+    """Requests that share a turn; their calls are predicted once every member has made one."""
 
     changed: threading.Condition
     size: int
     members: int = field(init=False)
-    _asked: list[_Asked] = field(default_factory=list)
+    _pending: list[_Pending] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.members = self.size
 
-    def ask(self, question: Question) -> Tensor:
-        """Return the prediction; the last to ask, or one who waits when another leaves, makes all.
+    def predict(self, networks: Networks, call: PredictCall) -> Tensor:
+        """Return the prediction; the last to call, or one who waits when another leaves, makes all.
 
         Raises:
-            Exception: as Networks.predict for this question alone.
+            Exception: as Networks.predict for this call alone.
         """
-        mine = _Asked(question)
+        mine = _Pending(networks, call)
         with self.changed:
-            self._asked.append(mine)
+            self._pending.append(mine)
             self.changed.notify_all()
-            while mine.answer is None and len(self._asked) < self.members:
+            while mine.result is None and len(self._pending) < self.members:
                 self.changed.wait()
-            asked: list[_Asked] = []
-            if mine.answer is None:
-                asked, self._asked = self._asked, asked
-        if asked:
-            _answer(asked)
+            batch: list[_Pending] = []
+            if mine.result is None:
+                batch, self._pending = self._pending, batch
+        if batch:
+            _predict(batch)
             with self.changed:
                 self.changed.notify_all()
-        if isinstance(mine.answer, Exception):
-            raise mine.answer
-        return cast(Tensor, mine.answer)
+        if isinstance(mine.result, Exception):
+            raise mine.result
+        return cast(Tensor, mine.result)
 
 
-def _answer(asked: Sequence[_Asked]) -> None:
-    """Answer all together; where that fails, each alone, so that only whose fault it is fails."""
+def _predict(batch: Sequence[_Pending]) -> None:
+    """Predict all as one batch; where that fails, each alone, so that only the faulty one fails."""
     try:
-        answers = asked[0].question.networks.predict_batched([one.question for one in asked])
-    except Exception:  # it rises again from the question that is at fault
-        LOGGER.warning("%d steps failed together; each is made alone.", len(asked), exc_info=True)
+        results = batch[0].networks.predict_batched([(one.networks, one.call) for one in batch])
+    except Exception:  # it rises again from the call that is at fault
+        LOGGER.warning("A batch of %d calls failed; each is made alone.", len(batch), exc_info=True)
     else:
-        for one, answer in zip(asked, answers, strict=True):
-            one.answer = answer
+        for one, result in zip(batch, results, strict=True):
+            one.result = result
         return
-    # Only here, where the error no longer holds what was made together: memory may be what failed.
-    for one in asked:
+    # Only here, where the error no longer holds the batch's tensors: memory may be what failed.
+    for one in batch:
         try:
-            one.answer = one.question.alone()
+            one.result = one.networks.predict(one.call)
         except Exception as error:  # noqa: BLE001 - raised again in its own thread
-            one.answer = error
+            one.result = error
 
 
 class _Member:
-    """The networks as one of a group sees them: what it asks is asked with what the others ask."""
+    """The networks of one member: its predictions are batched with those of the group."""
 
     def __init__(self, networks: Networks, group: _Group) -> None:
         self._networks, self._group = networks, group
@@ -247,15 +250,6 @@ class _Member:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._networks, name)
 
-    def predict(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-        residuals: Residuals = (),
-    ) -> Tensor:
+    def predict(self, call: PredictCall) -> Tensor:
         """Return what the networks predict."""
-        return self._group.ask(
-            Question(self._networks, latents, timestep, texts, controls, residuals)
-        )
+        return self._group.predict(self._networks, call)

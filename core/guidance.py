@@ -6,13 +6,13 @@ StableDiffusionControlNetPipeline.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from core.modes import ResidualCache, Shortcuts
-from core.networks import ControlInput, Networks
+from core.networks import ControlInput, Networks, PredictCall
 
 GUESS_DECAY = 0.825
 """Guess mode weakens each shallower residual by this: with SD 1.5's 13 residuals (12 skips and the
@@ -52,33 +52,27 @@ class Guidance:
 
     def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Return the guided output, float32, for latents (B, C, h, w)."""
-        controls = self._acting(step)
         # At scale 1 the negative half cancels out.
-        if self.guidance_scale == 1 or not self.shortcuts.uses_cfg(step, self.steps):
-            return self._controlled(latents, timestep, self._positive, controls, step)
-        if self.guess_mode and controls:
-            unconditional = self.networks.predict(latents, timestep, self._negative, ())
-            conditional = self._controlled(latents, timestep, self._positive, controls, step)
+        guided = self.guidance_scale != 1 and self.shortcuts.uses_cfg(step, self.steps)
+        texts = self.texts if guided else self._positive
+        call = PredictCall(latents, float(timestep), texts, self._acting(step))
+        if not guided:
+            return self._controlled(call, step)
+        if self.guess_mode and call.controls:
+            unconditional = self.networks.predict(replace(call, texts=self._negative, controls=()))
+            conditional = self._controlled(replace(call, texts=self._positive), step)
         else:
-            both = self._controlled(latents, timestep, self.texts, controls, step)
-            unconditional, conditional = both.chunk(2)
+            unconditional, conditional = self._controlled(call, step).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _controlled(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-        step: int,
-    ) -> Tensor:
-        if not controls or self.shortcuts.control_every == 1:
-            return self.networks.predict(latents, timestep, texts, controls)
-        residuals = self._kept.at(latents, timestep, texts, controls, step)
-        return self.networks.predict(latents, timestep, texts, (), residuals)
+    def _controlled(self, call: PredictCall, step: int) -> Tensor:
+        if call.controls and self.shortcuts.control_every > 1:
+            residuals = self._residual_cache.at(call, step)
+            call = replace(call, controls=(), residuals=residuals)
+        return self.networks.predict(call)
 
     @cached_property
-    def _kept(self) -> ResidualCache:
+    def _residual_cache(self) -> ResidualCache:
         return ResidualCache(self.networks, self.shortcuts.control_every)
 
     # Kept, because networks know a text they have seen by its being the same tensor.

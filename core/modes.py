@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core.networks import ControlInput, Networks, Residuals
+from core.networks import ControlInput, Networks, PredictCall, Residuals
 
 FIRST_STEPS = 4
 """Steps at the beginning that are never shortened; so a run of so few is the exact one."""
@@ -76,25 +76,18 @@ class ResidualCache:
         self._residuals: Residuals = ()
         self._uses = 0
 
-    def at(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-        step: int,
-    ) -> Residuals:
-        """Return the residuals for a step, found now or before; arguments as of Networks.predict.
+    def at(self, call: PredictCall, step: int) -> Residuals:
+        """Return the residuals of a call's controls at a step (from 0), computed now or before.
 
-        Other controls than last time, as a control's window brings them, are found anew.
+        Other controls than last time, as a control's window brings them, are computed anew.
         """
-        known = list(controls) == list(self._controls)  # the very same: they compare by identity
+        known = list(call.controls) == list(self._controls)  # the very same: compared by identity
         if not known or step < FIRST_STEPS or self._uses >= self._every:
-            self._residuals = self._networks.residuals(latents, timestep, texts, controls)
-            self._controls, self._uses = controls, 0
+            self._residuals = self._networks.control_residuals(call)
+            self._controls, self._uses = call.controls, 0
         self._uses += 1
         # Once guidance has ended there is one text, the last, where there were two.
-        rows = len(texts) * len(latents)
+        rows = len(call.texts) * len(call.latents)
         return tuple(residual[-rows:] for residual in self._residuals)
 
 

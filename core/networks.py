@@ -5,7 +5,7 @@ an argument: nothing is ever written on a network, so two requests cannot mix.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,8 +26,38 @@ class ControlInput:
 
 
 Residuals = tuple[Tensor, ...]
-"""What ControlNets add to the UNet, shallowest first, the middle block last; empty for nothing.
-Each has a row for every image, or where it depends on the text a row for every text and image."""
+"""What ControlNets add to the UNet's skips, shallowest first, the middle block last; empty for
+none. Each has B rows, or T * B where it depends on the text (see PredictCall)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PredictCall:
+    """The input of one prediction: T texts on each of B latents.
+
+    What depends on both has T * B rows, all latents of the first text first. Networks cache what
+    they compute of `texts` and of a control's hint by the tensor's identity, so neither may be
+    written to.
+    """
+
+    latents: Tensor
+    """(B, C, h, w)."""
+    timestep: float
+    """0 to 999, 999 being the noisiest."""
+    texts: Tensor
+    """Text embeddings (T, 77, D)."""
+    controls: Sequence[ControlInput] = ()
+    residuals: Residuals = ()
+    """Added to those of the controls."""
+
+    @property
+    def active_controls(self) -> list[ControlInput]:
+        """The controls with a scale other than 0; the others are never evaluated."""
+        return [control for control in self.controls if any(control.scales)]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PredictCall":
+        """Return the call with latents and texts on a device, in a number format."""
+        latents, texts = (one.to(device, dtype) for one in (self.latents, self.texts))
+        return replace(self, latents=latents, texts=texts)
 
 
 class Networks(Protocol):
@@ -75,38 +105,20 @@ class Networks(Protocol):
     def residual_count(self, name: str) -> int:
         """Return how many residuals the named ControlNet adds (13 for SD 1.5)."""
 
-    def predict(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-        residuals: Residuals = (),
-    ) -> Tensor:
-        """Return the UNet's raw output in float32, noise or velocity as the scheduler has it.
+    def predict(self, call: PredictCall) -> Tensor:
+        """Return the UNet's raw output (T * B, C, h, w) in float32: noise or velocity."""
 
-        For latents (B, C, h, w) and texts (T, 77, C) it has the shape (T * B, C, h, w): what each
-        text says of every latent, all of the first text first. Residuals found before for as many
-        texts are added to those of the controls. Work on a text or a hint may be kept for as long
-        as the same tensor comes again, so neither is ever written on.
+    def predict_batched(self, calls: Sequence[tuple["Networks", PredictCall]]) -> list[Tensor]:
+        """Return what each networks' predict gives for its call, batched where the calls allow it.
+
+        Equal up to rounding. The networks may be others with the same UNet.
         """
 
-    def predict_batched(self, questions: Sequence["Question"]) -> list[Tensor]:
-        """Return what predict gives for each, made as one batch where they agree enough.
-
-        Equal up to rounding. The questions may be put to other networks with the same UNet.
-        """
-
-    def residuals(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-    ) -> Residuals:
+    def control_residuals(self, call: PredictCall) -> Residuals:
         """Return what the controls add in a prediction, scaled and summed, so that it can be kept.
 
-        Handed to predict in the controls' place it gives, up to rounding, the same prediction.
+        Given as a call's `residuals` instead of its controls, it gives the same prediction up to
+        rounding.
         """
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -123,21 +135,3 @@ class Networks(Protocol):
 
         The predictions are the same, made more slowly; nothing is to be made together with them.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """One call of Networks.predict, for predict_batched."""
-
-    networks: Networks
-    latents: Tensor
-    timestep: Tensor
-    texts: Tensor
-    controls: Sequence[ControlInput]
-    residuals: Residuals = ()
-
-    def alone(self) -> Tensor:
-        """Return the prediction."""
-        return self.networks.predict(
-            self.latents, self.timestep, self.texts, self.controls, self.residuals
-        )

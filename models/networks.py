@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from core.errors import BadInput
-from core.networks import ControlInput, Question, Residuals
+from core.networks import PredictCall, Residuals
 from models.catalog.lora_tags import without_tags
 from models.engine import batched
 from models.engine.cuda_graph import CudaGraphForward, forget_all
@@ -173,56 +173,43 @@ class DiffusersNetworks:
         return len(skips) + 1
 
     @torch.no_grad()
-    def predict(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput] = (),
-        residuals: Residuals = (),
-    ) -> Tensor:
-        """Return the UNet's raw output (T * B, C, h, w) in float32: each text on every latent.
+    def predict(self, call: PredictCall) -> Tensor:
+        """Return the UNet's raw output (T * B, C, h, w) in float32.
 
-        Each ControlNet's residuals are multiplied by its scales and summed over the ControlNets,
-        and residuals found before are added; a control whose scales are all zero is not run.
+        Each ControlNet's residuals are multiplied by its scales and summed over the ControlNets; a
+        control whose scales are all zero is not run.
         """
-        latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
-        with self._using(self.unet, latents):
-            return self._step(latents, float(timestep), texts, controls, residuals).float()
+        call = call.to(self.device, self.dtype)
+        with self._using(self.unet, call.latents):
+            return self._step(call).float()
 
     @torch.no_grad()
-    def predict_batched(self, questions: Sequence[Question]) -> list[Tensor]:
-        """Return what predict gives for each, made as one batch where they agree enough.
+    def predict_batched(self, calls: Sequence[tuple[Any, PredictCall]]) -> list[Tensor]:
+        """Return what each networks' predict gives for its call, batched where the calls allow it.
 
-        Equal up to rounding. The questions may be put to other networks with the same UNet.
+        Equal up to rounding. A batch shares the UNet, the timestep, the size and the number of
+        texts.
         """
-        alike: dict[Any, list[int]] = {}
-        for index, one in enumerate(questions):
-            unet = getattr(one.networks, "unet", one)
-            agree = (unet, float(one.timestep), len(one.texts), one.latents.shape[1:])
-            alike.setdefault(agree, []).append(index)
-        answers: dict[int, Tensor] = {}
-        for (_, timestep, _, _), places in alike.items():
-            if len(places) == 1:
-                answers[places[0]] = questions[places[0]].alone()
+        batches: dict[Any, list[int]] = {}
+        for index, (networks, call) in enumerate(calls):
+            key = (networks.unet, call.timestep, len(call.texts), call.latents.shape[1:])
+            batches.setdefault(key, []).append(index)
+        results: dict[int, Tensor] = {}
+        for indices in batches.values():
+            if len(indices) == 1:
+                networks, call = calls[indices[0]]
+                results[indices[0]] = networks.predict(call)
                 continue
-            parts = [_part(questions[place]) for place in places]
-            with self._using(self.unet, torch.cat([part.latents for part in parts])):
-                found = batched.predict(parts, timestep)
-            answers |= {place: one.float() for place, one in zip(places, found, strict=True)}
-        return [answers[place] for place in range(len(questions))]
+            parts = [_on_own_device(*calls[index]) for index in indices]
+            with self._using(self.unet, torch.cat([call.latents for _, call in parts])):
+                found = batched.predict(parts)
+            results |= {index: one.float() for index, one in zip(indices, found, strict=True)}
+        return [results[index] for index in range(len(calls))]
 
     @torch.no_grad()
-    def residuals(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-    ) -> Residuals:
+    def control_residuals(self, call: PredictCall) -> Residuals:
         """Return what the controls add to the UNet, in the networks' format; see predict."""
-        latents, texts = (t.to(self.device, self.dtype) for t in (latents, texts))
-        return self._step.residuals(latents, float(timestep), texts, controls)
+        return self._step.control_residuals(call.to(self.device, self.dtype))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -291,12 +278,8 @@ def _work(part: nn.Module, cells: int) -> int:
     return int(numbers * next(part.parameters()).itemsize)
 
 
-def _part(question: Question) -> batched.Part:
-    networks: Any = question.networks
-    latents, texts = (
-        tensor.to(networks.device, networks.dtype) for tensor in (question.latents, question.texts)
-    )
-    return batched.Part(networks._forward, latents, texts, question.controls, question.residuals)
+def _on_own_device(networks: Any, call: PredictCall) -> tuple[Forward, PredictCall]:
+    return networks._forward, call.to(networks.device, networks.dtype)
 
 
 @torch.no_grad()

@@ -6,33 +6,24 @@ every prompt again: (T, B1 + B2 + ..., C, h, w). What each adds to its own rows 
 alone, in the same order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.networks import ControlInput, Residuals
+from core.networks import ControlInput, PredictCall
 from models.engine.layers import convolve
-from models.engine.unet import Forward, StepCache, _decode, _encode
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What one request asks; arguments as Forward's."""
-
-    forward: Forward
-    latents: Tensor
-    texts: Tensor
-    controls: Sequence[ControlInput]
-    residuals: Residuals
+from models.engine.unet import Forward, StepCache, _decode, _encode, channels_last
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """A part, and which images of a batch are its own."""
+    """A request's call, and which images of a batch are its own."""
 
-    part: Part
+    forward: Forward
+    call: PredictCall
     first: int
     last: int
 
@@ -41,45 +32,41 @@ class _Rows:
         return batch.reshape(texts, -1, *batch.shape[1:])[:, self.first : self.last]
 
 
-def predict(parts: Sequence[Part], timestep: float) -> list[Tensor]:
-    """Return each part's prediction, (T * B, C, h, w), up to rounding as its own Forward gives."""
-    unet = parts[0].forward._unet
-    texts, rows = len(parts[0].texts), _laid_out(parts)
-    images = rows[-1].last
-    start = torch.cat([convolve(unet.conv_in, _pixels(part)) for part in parts])
-    skips, x = _encode(unet, start, _known(unet, parts, timestep))
+def predict(calls: Sequence[tuple[Forward, PredictCall]]) -> list[Tensor]:
+    """Return each call's prediction, (T * B, C, h, w), up to rounding as its own Forward gives."""
+    rows = _laid_out(calls)
+    first, images = rows[0], rows[-1].last
+    texts, unet = len(first.call.texts), first.forward._unet
+    start = torch.cat([convolve(unet.conv_in, channels_last(one.call.latents)) for one in rows])
+    skips, x = _encode(unet, start, _joint_cache(unet, rows))
     targets = (*skips, x)
     for network, acting in _by_network(rows).items():
-        with parts[0].forward.using(network, start):
-            _add_control(network, acting, timestep, targets, images)
+        with first.forward.using(network, start):
+            _add_control(network, acting, targets, images)
     for one in rows:
-        for target, residual in zip(targets, one.part.residuals, strict=False):
+        for target, residual in zip(targets, one.call.residuals, strict=False):
             mine = one.of(target, len(target) // images)
             mine.add_(residual.reshape(mine.shape))
-    found = _decode(unet, skips, x, _known(unet, parts, timestep))
+    found = _decode(unet, skips, x, _joint_cache(unet, rows))
     return [one.of(found, texts).flatten(0, 1) for one in rows]
 
 
-def _laid_out(parts: Sequence[Part]) -> list[_Rows]:
+def _laid_out(calls: Iterable[tuple[Forward, PredictCall]]) -> list[_Rows]:
     rows: list[_Rows] = []
-    for part in parts:
+    for forward, call in calls:
         first = rows[-1].last if rows else 0
-        rows.append(_Rows(part, first, first + len(part.latents)))
+        rows.append(_Rows(forward, call, first, first + len(call.latents)))
     return rows
 
 
-def _pixels(part: Part) -> Tensor:
-    return part.latents.contiguous(memory_format=torch.channels_last)
-
-
-def _known(network: nn.Module, parts: Sequence[Part], timestep: float) -> StepCache:
-    """Return what the parts know of a network, their keys and values in the batch's order."""
-    each = [p.forward._known(network, timestep, p.texts, len(p.latents)) for p in parts]
+def _joint_cache(network: nn.Module, rows: Sequence[_Rows]) -> StepCache:
+    """Return the calls' caches of a network as one, keys and values in the batch's order."""
+    each = [one.forward._known(network, one.call) for one in rows]
     text = {}
     for layer in each[0].text:
         by_image = [
-            [t.reshape(len(p.texts), -1, *t.shape[1:]) for t in known.text[layer]]
-            for p, known in zip(parts, each, strict=True)
+            [t.reshape(len(one.call.texts), -1, *t.shape[1:]) for t in cache.text[layer]]
+            for one, cache in zip(rows, each, strict=True)
         ]
         keys, values = (torch.cat(same, 1).flatten(0, 1) for same in zip(*by_image, strict=True))
         text[layer] = keys, values
@@ -90,33 +77,30 @@ def _by_network(rows: Sequence[_Rows]) -> dict[nn.Module, list[tuple[_Rows, Cont
     """Return who uses which ControlNet, and how; a request may use one twice."""
     found: dict[nn.Module, list[tuple[_Rows, ControlInput]]] = {}
     for one in rows:
-        for control in one.part.controls:
-            if any(control.scales):
-                network = one.part.forward._controlnets[control.name]
-                found.setdefault(network, []).append((one, control))
+        for control in one.call.active_controls:
+            network = one.forward._controlnets[control.name]
+            found.setdefault(network, []).append((one, control))
     return found
 
 
 def _add_control(
-    network: nn.Module,
+    network: Any,
     acting: Sequence[tuple[_Rows, ControlInput]],
-    timestep: float,
     targets: Sequence[Tensor],
     images: int,
 ) -> None:
     """Run a ControlNet for all who use it; add to each one's rows of the targets, by its scales."""
-    module: nn.Module = network
-    parts = [one.part for one, _ in acting]
+    places = _laid_out((one.forward, one.call) for one, _ in acting)
+    latents = [channels_last(one.call.latents) for one in places]
+    hints = [one.forward._hint(control, one.call.latents) for one, control in acting]
     start = torch.cat(
         [
-            convolve(module.conv_in, _pixels(one.part))
-            + one.part.forward._hint(control, one.part.latents)
-            for one, control in acting
+            convolve(network.conv_in, pixels) + hint
+            for pixels, hint in zip(latents, hints, strict=True)
         ]
     )
-    found, middle = _encode(module, start, _known(module, parts, timestep))
-    zeros = (*module.controlnet_down_blocks, module.controlnet_mid_block)  # type: ignore[misc]
-    places = _laid_out(parts)
+    found, middle = _encode(network, start, _joint_cache(network, places))
+    zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
     for depth, (source, zero) in enumerate(zip((*found, middle), zeros, strict=True)):
         residual = convolve(zero, source)
         for (one, control), place in zip(acting, places, strict=True):

@@ -35,14 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from core.memory import is_out_of_memory
-from core.networks import ControlInput, Residuals
+from core.networks import PredictCall, Residuals
 from models.engine.kernels.build import on_gpu
 from models.engine.kernels.groupnorm import lie_alike
 from models.engine.layers import convolve
 from models.engine.unet import (
     Forward,
     StepCache,
-    _acting,
     _control,
     _decode,
     _encode,
@@ -73,27 +72,6 @@ _recordings: "WeakSet[_Recording]" = WeakSet()
 _captured: "WeakSet[CudaGraphForward]" = WeakSet()
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What is asked of a Forward; arguments as its own."""
-
-    latents: Tensor
-    timestep: float
-    texts: Tensor
-    controls: Sequence[ControlInput]
-    residuals: Residuals = ()
-    only_residuals: bool = False
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """All that decides which kernels run, on how much."""
-        return (
-            *(self.latents.shape, self.latents.dtype, self.texts.shape, self.only_residuals),
-            *((control.name, control.hint.shape) for control in self.controls),
-            *(residual.shape for residual in self.residuals),
-        )
-
-
 class CudaGraphForward:
     """Answers as a Forward does; may be called from several threads.
 
@@ -118,28 +96,15 @@ class CudaGraphForward:
         with _LOCK:
             _captured.add(self)
 
-    def __call__(
-        self,
-        latents: Tensor,
-        timestep: float,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-        residuals: Residuals = (),
-    ) -> Tensor:
+    def __call__(self, call: PredictCall) -> Tensor:
         """See Forward."""
-        asked = _Asked(latents, timestep, texts, _acting(controls), residuals)
-        found = self._answer(asked)
-        if found:
-            return found[0]
-        return self._forward(latents, timestep, texts, controls, residuals)
+        found = self._answer(call)
+        return found[0] if found else self._forward(call)
 
-    def residuals(
-        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
-    ) -> Residuals:
+    def control_residuals(self, call: PredictCall) -> Residuals:
         """See Forward."""
-        asked = _Asked(latents, timestep, texts, _acting(controls), only_residuals=True)
-        found = self._answer(asked) if asked.controls else []
-        return tuple(found) or self._forward.residuals(latents, timestep, texts, controls)
+        found = self._answer(call, only_residuals=True) if call.active_controls else []
+        return tuple(found) or self._forward.control_residuals(call)
 
     def forget(self, wait: int) -> None:
         """Drop the recordings, and their memory with the last; record none for so many steps."""
@@ -147,7 +112,7 @@ class CudaGraphForward:
             self._steps.clear()
             self._calm, self._patience = 0, max(wait, self._patience)
 
-    def _answer(self, asked: _Asked) -> list[Tensor]:
+    def _answer(self, call: PredictCall, *, only_residuals: bool = False) -> list[Tensor]:
         """Return what is played, or nothing where there is no recording and none is to be made.
 
         Raises:
@@ -158,12 +123,12 @@ class CudaGraphForward:
         try:
             # A recording is a model's own state, used within and outside of inference mode.
             with ExitStack() as uses, torch.inference_mode(False), torch.no_grad():
-                for control in asked.controls:
+                for control in call.active_controls:
                     network = self._forward._controlnets[control.name]
-                    uses.enter_context(self._forward.using(network, asked.latents))
+                    uses.enter_context(self._forward.using(network, call.latents))
                 uses.enter_context(_LOCK)
-                uses.enter_context(_on_its_device(asked.latents))
-                return self._played(asked) if self._settled() else []
+                uses.enter_context(_on_its_device(call.latents))
+                return self._played(call, only_residuals) if self._settled() else []
         except Exception as error:
             if is_out_of_memory(error):
                 forget_all()
@@ -173,20 +138,21 @@ class CudaGraphForward:
             LOGGER.warning("Steps cannot be recorded here, and run slower.", exc_info=error)
             return []
 
-    def _played(self, asked: _Asked) -> list[Tensor]:
-        step = self._steps.get(asked.kind)
+    def _played(self, call: PredictCall, only_residuals: bool) -> list[Tensor]:
+        key = _key(call, only_residuals)
+        step = self._steps.get(key)
         if step is None:
-            LOGGER.info("Recording a step for %s, once.", tuple(asked.latents.shape))
+            LOGGER.info("Recording a step for %s, once.", tuple(call.latents.shape))
             began = time.perf_counter()
-            step = _Step(self._forward, asked)
+            step = _Step(self._forward, call, only_residuals)
             step.play = self._record(step.run)
             LOGGER.info("Recorded it in %.1f s.", time.perf_counter() - began)
-            self._steps[asked.kind] = step
+            self._steps[key] = step
             if len(self._steps) > KEPT_RECORDINGS:
                 self._steps.popitem(last=False)
         else:
-            step.fill(self._forward, asked)
-        self._steps.move_to_end(asked.kind)
+            step.fill(self._forward, call)
+        self._steps.move_to_end(key)
         return step.play()
 
     def _settled(self) -> bool:
@@ -200,6 +166,15 @@ class CudaGraphForward:
             self.forget(wait=min(2 * self._patience + 1, LONGEST_PATIENCE))
         self._calm += 1
         return self._calm > self._patience
+
+
+def _key(call: PredictCall, only_residuals: bool) -> tuple[Any, ...]:
+    """Return all that decides which kernels run, on how much."""
+    return (
+        *(call.latents.shape, call.latents.dtype, call.texts.shape, only_residuals),
+        *((control.name, control.hint.shape) for control in call.active_controls),
+        *(residual.shape for residual in call.residuals),
+    )
 
 
 def forget_all() -> None:
@@ -278,42 +253,42 @@ class _Step:
     play: Run
     """Runs it as it was recorded; returns tensors of its own."""
 
-    def __init__(self, forward: Forward, asked: _Asked) -> None:
+    def __init__(self, forward: Forward, call: PredictCall, only_residuals: bool) -> None:
         """Take the first values."""
+        controls = call.active_controls
         # The networks, but not the forward: it may hold what holds this.
-        self._unet = None if asked.only_residuals else forward._unet
-        self._controlnets = [forward._controlnets[control.name] for control in asked.controls]
-        self._latents = _picture_like(asked.latents)
-        self._latents.copy_(asked.latents)
-        self._given = [_picture_like(residual).copy_(residual) for residual in asked.residuals]
+        self._unet = None if only_residuals else forward._unet
+        self._controlnets = [forward._controlnets[control.name] for control in controls]
+        self._latents = _picture_like(call.latents)
+        self._latents.copy_(call.latents)
+        self._given = [_picture_like(residual).copy_(residual) for residual in call.residuals]
         self._buffers = {
-            network: _Buffers(network, forward._known(*_of(network, asked)))
-            for network in self._networks
+            network: _Buffers(network, forward._known(network, call)) for network in self._networks
         }
-        self._texts = ref(asked.texts)
-        self._hints = [forward._hint(one, asked.latents).clone() for one in asked.controls]
-        self._maps = [ref(control.hint) for control in asked.controls]
-        self._scales = [control.scales for control in asked.controls]
+        self._texts = ref(call.texts)
+        self._hints = [forward._hint(control, call.latents).clone() for control in controls]
+        self._maps = [ref(control.hint) for control in controls]
+        self._scales = [control.scales for control in controls]
         self._scalars = [_scalars(scales, self._latents) for scales in self._scales]
 
     @property
     def _networks(self) -> list[Any]:
         return [*self._controlnets, *([self._unet] if self._unet is not None else [])]
 
-    def fill(self, forward: Forward, asked: _Asked) -> None:
-        """Copy in what differs from the last time; the kind is the same."""
-        self._latents.copy_(asked.latents)
-        for mine, residual in zip(self._given, asked.residuals, strict=True):
+    def fill(self, forward: Forward, call: PredictCall) -> None:
+        """Copy in what differs from the last time; the key is the same."""
+        self._latents.copy_(call.latents)
+        for mine, residual in zip(self._given, call.residuals, strict=True):
             mine.copy_(residual)
-        other_text = self._texts() is not asked.texts
+        other_text = self._texts() is not call.texts
         # Should anything fail in between, nobody knows what the buffers hold.
         self._texts = ref(torch.empty(0))
         for network, buffers in self._buffers.items():
-            buffers.fill(forward._known(*_of(network, asked)), other_text=other_text)
-        self._texts = ref(asked.texts)
-        for index, control in enumerate(asked.controls):
+            buffers.fill(forward._known(network, call), other_text=other_text)
+        self._texts = ref(call.texts)
+        for index, control in enumerate(call.active_controls):
             if self._maps[index]() is not control.hint:
-                self._hints[index].copy_(forward._hint(control, asked.latents))
+                self._hints[index].copy_(forward._hint(control, call.latents))
                 self._maps[index] = ref(control.hint)
             if self._scales[index] != control.scales:
                 self._scalars[index].copy_(_scalars(control.scales, self._latents))
@@ -363,11 +338,6 @@ class _Step:
         unet: Any = self._unet
         start = convolve(unet.conv_in, self._latents)
         return _encode(unet, start, self._buffers[unet].known)
-
-
-def _of(network: Any, asked: _Asked) -> tuple[Any, float, Tensor, int]:
-    """Return the arguments of Forward._known."""
-    return network, asked.timestep, asked.texts, len(asked.latents)
 
 
 def _picture_like(picture: Tensor) -> Tensor:

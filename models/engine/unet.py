@@ -21,7 +21,7 @@ On a GPU a step is recorded and played again (cuda_graph.py).
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from core.errors import WeightsMismatch
-from core.networks import ControlInput, Residuals
+from core.networks import ControlInput, PredictCall, Residuals
 from models.engine.kernels.attention import attention
 from models.engine.kernels.groupnorm import (
     add_and_norm,
@@ -94,64 +94,45 @@ class Forward:
         self._times = OrderedDict()
         self._hints_by_content: OrderedDict[tuple[str, torch.Size, str], Tensor] = OrderedDict()
 
-    def __call__(
-        self,
-        latents: Tensor,
-        timestep: float,
-        texts: Tensor,
-        controls: Sequence[ControlInput],
-        residuals: Residuals = (),
-    ) -> Tensor:
-        """Return the UNet's output (T * B, C, h, w), all images of the first text first.
-
-        latents (B, C, h, w); texts (T, 77, C), each asked for every image. To what the controls
-        find, residuals found before are added.
-        """
-        images = latents.shape[0]
-        latents = latents.contiguous(memory_format=torch.channels_last)
-        known = self._known(self._unet, timestep, texts, images)
-        skips, x = _encode(self._unet, convolve(self._unet.conv_in, latents), known)
-        for control in _acting(controls):
+    def __call__(self, call: PredictCall) -> Tensor:
+        """Return the UNet's output (T * B, C, h, w); see core.networks.PredictCall."""
+        latents = channels_last(call.latents)
+        cache = self._known(self._unet, call)
+        skips, x = _encode(self._unet, convolve(self._unet.conv_in, latents), cache)
+        for control in call.active_controls:
             with self.using(self._controlnets[control.name], latents):
                 for target, (residual, scale) in zip(
-                    (*skips, x), self._found(control, latents, timestep, texts), strict=True
+                    (*skips, x), self._found(control, call), strict=True
                 ):
                     target.add_(residual, alpha=scale)
-        if residuals:
-            for target, residual in zip((*skips, x), residuals, strict=True):
+        if call.residuals:
+            for target, residual in zip((*skips, x), call.residuals, strict=True):
                 target.add_(residual)
-        return _decode(self._unet, skips, x, known)
+        return _decode(self._unet, skips, x, cache)
 
-    def residuals(
-        self, latents: Tensor, timestep: float, texts: Tensor, controls: Sequence[ControlInput]
-    ) -> Residuals:
-        """Return what the controls add, scaled and summed; nothing where none has weight.
+    def control_residuals(self, call: PredictCall) -> Residuals:
+        """Return what the active controls add, scaled and summed; nothing where there are none.
 
-        Each has (B, C, h, w) where the texts have no part in it yet, else (T * B, C, h, w).
+        Each has (B, C, h, w) at depths before the text is seen, else (T * B, C, h, w).
         """
-        latents = latents.contiguous(memory_format=torch.channels_last)
         total: list[Tensor] = []
-        for control in _acting(controls):
-            with self.using(self._controlnets[control.name], latents):
-                found = [
-                    residual.mul_(scale)
-                    for residual, scale in self._found(control, latents, timestep, texts)
-                ]
+        for control in call.active_controls:
+            with self.using(self._controlnets[control.name], call.latents):
+                found = [residual.mul_(scale) for residual, scale in self._found(control, call)]
             total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
         return tuple(total)
 
-    def _found(
-        self, control: ControlInput, latents: Tensor, timestep: float, texts: Tensor
-    ) -> Iterator[tuple[Tensor, float]]:
+    def _found(self, control: ControlInput, call: PredictCall) -> Iterator[tuple[Tensor, float]]:
         """Yield each residual of a ControlNet with its scale."""
         network = self._controlnets[control.name]
-        known = self._known(network, timestep, texts, latents.shape[0])
-        found = _control(network, latents, self._hint(control, latents), known)
+        hint = self._hint(control, call.latents)
+        found = _control(network, channels_last(call.latents), hint, self._known(network, call))
         yield from zip(found, control.scales, strict=True)
 
     # What is kept
 
-    def _known(self, network: Any, timestep: float, texts: Tensor, images: int) -> StepCache:
+    def _known(self, network: Any, call: PredictCall) -> StepCache:
+        timestep, texts, images = call.timestep, call.texts, len(call.latents)
         with self._lock:
             by_network = _of(self._texts, texts)
             key = (network, timestep)
@@ -191,10 +172,6 @@ class Forward:
         return encoded
 
 
-def _acting(controls: Sequence[ControlInput]) -> list[ControlInput]:
-    return [control for control in controls if any(control.scales)]
-
-
 # What a request or a timestep fixes
 
 
@@ -209,8 +186,7 @@ def _of(kept: WeakTensorKeyDictionary, tensor: Tensor) -> dict[Any, Any]:
 def _encoded_hint(network: Any, hint: Tensor) -> Tensor:
     if network.config.controlnet_conditioning_channel_order == "bgr":
         hint = hint.flip(1)
-    hint = hint.contiguous(memory_format=torch.channels_last)
-    encoded: Tensor = network.controlnet_cond_embedding(hint)
+    encoded: Tensor = network.controlnet_cond_embedding(channels_last(hint))
     return encoded
 
 
@@ -255,6 +231,11 @@ def _transformer_layers(network: Any) -> Iterator[Any]:
 
 
 # The way through
+
+
+def channels_last(picture: Tensor) -> Tensor:
+    """Return a tensor (B, C, h, w) in channels-last memory; itself where it lies so already."""
+    return picture.contiguous(memory_format=torch.channels_last)
 
 
 def _encode(network: Any, x: Tensor, known: StepCache) -> tuple[list[Tensor], Tensor]:

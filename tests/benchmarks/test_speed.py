@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import _peers, speed
 from benchmarks._random_sd15 import random_networks
+from core.networks import PredictCall
 from models.store import Store
 
 
@@ -79,9 +80,8 @@ def test_random_networks_repeat_and_stay_finite(models_folder):
             assert torch.equal(a, b) and a.dtype == torch.bfloat16
     zero = one.controlnets["canny"].controlnet_mid_block
     assert zero.weight.abs().max() > 0
-    pictures = one.decode(
-        one.predict(torch.randn(1, 4, 8, 8), torch.tensor(500), one.encode_text(["the red ball"]))
-    )
+    call = PredictCall(torch.randn(1, 4, 8, 8), 500, one.encode_text(["the red ball"]))
+    pictures = one.decode(one.predict(call))
     assert torch.isfinite(pictures).all() and pictures.std() > 0.01
 
 

@@ -65,9 +65,9 @@ class FakeNetworks:
     def _faulty(self):
         return self.broken_for_good or self.dtype != torch.float32
 
-    def residuals(self, latents, timestep, text, controls):
-        self.control_calls.append(float(timestep))
-        return (self._wanted(torch.cat([latents] * len(text)), controls),)
+    def control_residuals(self, call):
+        self.control_calls.append(call.timestep)
+        return (self._wanted(torch.cat([call.latents] * len(call.texts)), call.controls),)
 
     def _wanted(self, latents, controls):
         wanted = torch.zeros_like(latents)
@@ -78,13 +78,14 @@ class FakeNetworks:
             )
         return wanted
 
-    def predict(self, latents, timestep, text, controls, residuals=()):
-        latents = torch.cat([latents] * len(text))
-        self.calls.append((float(timestep), text[:, 0, 0].tolist(), [c.scales for c in controls]))
+    def predict(self, call):
+        latents = torch.cat([call.latents] * len(call.texts))
+        texts, scales = call.texts[:, 0, 0].tolist(), [one.scales for one in call.controls]
+        self.calls.append((call.timestep, texts, scales))
         if self.broken_at is not None and len(self.calls) > self.broken_at and self._faulty():
             return torch.full_like(latents, float("nan"))
-        wanted = sum(residuals, self._wanted(latents, controls))
-        alpha = self.make_scheduler("ddim").alphas_cumprod[int(timestep)]
+        wanted = sum(call.residuals, self._wanted(latents, call.controls))
+        alpha = self.make_scheduler("ddim").alphas_cumprod[int(call.timestep)]
         clean = wanted + 0.01 * torch.tanh(latents)
         return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
 

@@ -23,15 +23,19 @@ def ask(image, **settings):
     return GenerationRequest(image=image, **(defaults | settings))
 
 
+def one_by_one(calls):
+    return [networks.predict(call) for networks, call in calls]
+
+
 @pytest.fixture
 def shared(networks):
     """The fake model, of which four images are worth sampling together; it notes how many were."""
     networks.together = 4
     networks.batches = []
 
-    def together(questions):
-        networks.batches.append(len(questions))
-        return [one.alone() for one in questions]
+    def together(calls):
+        networks.batches.append(len(calls))
+        return one_by_one(calls)
 
     networks.predict_batched = together
     return networks
@@ -161,15 +165,12 @@ def test_an_error_of_one_is_its_own(occupied, shared, condition, image):
     pipeline, held = occupied
     predict = shared.predict
 
-    def fragile(latents, timestep, texts, *rest):
-        if texts[0, 0, 0] == 3:
+    def fragile(call):
+        if call.texts[0, 0, 0] == 3:
             raise SuiteError("This one cannot be.")
-        return predict(latents, timestep, texts, *rest)
+        return predict(call)
 
-    def together(questions):
-        return [one.alone() for one in questions]
-
-    shared.predict, shared.predict_batched = fragile, together
+    shared.predict, shared.predict_batched = fragile, one_by_one
     wanted = pipeline.generate(condition, ask(image, seed=1))
     with ThreadPoolExecutor(2) as threads:
         with held(waiting=2):
@@ -215,12 +216,12 @@ def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image)
     shared.dtype = torch.float16
     poisoned = shared.predict
 
-    def broken(latents, timestep, texts, *rest):
-        answer = poisoned(latents, timestep, texts, *rest)
-        return answer * float("nan") if texts[0, 0, 0] == 3 else answer
+    def broken(call):
+        prediction = poisoned(call)
+        return prediction * float("nan") if call.texts[0, 0, 0] == 3 else prediction
 
     whole = replace(shared, dtype=torch.float32)
-    whole.predict_batched = lambda questions: [one.alone() for one in questions]
+    whole.predict_batched = one_by_one
     shared.predict, shared.in_float32 = broken, lambda: whole
     pipeline = Pipeline(lambda *_: shared)
     with ThreadPoolExecutor(2) as threads:

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.diffusion import ControlTrack, Diffusion
 from core.guidance import residual_scales
 from core.images import to_tensor
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from core.progress import Run
 from core.request import ControlRequest, GenerationRequest
 from models.networks import DiffusersNetworks
@@ -375,7 +375,7 @@ def test_the_residuals_are_those_of_diffusers_summed(parts, another, two_maps):
         ControlInput(name, hint, (strength,) * count)
         for name, hint, strength in zip(("canny", "other"), hints, STRENGTHS, strict=True)
     ]
-    own = networks.predict(latents, torch.tensor(500), text, controls)
+    own = networks.predict(PredictCall(latents, 500, text, controls))
     skips, middle = MultiControlNetModel([parts["controlnet"], another])(
         latents, torch.tensor(500), text, hints, list(STRENGTHS), return_dict=False
     )

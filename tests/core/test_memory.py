@@ -33,9 +33,9 @@ class Cramped(FakeNetworks):
             torch.empty(10**15)  # the CPU's own words
         raise self.error("CUDA out of memory")
 
-    def predict(self, latents, *others):
-        self._fill("predict", latents)
-        return super().predict(latents, *others)
+    def predict(self, call):
+        self._fill("predict", call.latents)
+        return super().predict(call)
 
     def decode(self, latents):
         self._fill("decode", latents)
@@ -101,13 +101,13 @@ def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
     held = []
 
     class Wasteful(FakeNetworks):
-        def predict(self, *asked):
+        def predict(self, call):
             activations = torch.ones(1000)
             assert not [one for one in held if one() is not None]
             if not self.low_memory:
                 held.append(weakref.ref(activations))
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().predict(*asked)
+            return super().predict(call)
 
     assert made(Wasteful(), condition, ask(image)).warnings == (SPARING,)
     assert len(held) == 1

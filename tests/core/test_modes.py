@@ -20,7 +20,7 @@ from core.modes import (
     Shortcuts,
     X0Extrapolation,
 )
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from core.sampling import denoise, seeded_noise
@@ -90,19 +90,20 @@ def test_what_moves_in_a_straight_line_is_foretold_exactly(prediction):
 def test_residuals_are_used_again_by_the_half_that_is_left(networks):
     """Two texts, then one; images 1 and 2 keep their own rows, the last text's."""
 
-    def residuals(latents, timestep, texts, controls):
-        calls.append(float(timestep))
+    def control_residuals(call):
+        calls.append(call.timestep)
         shared = torch.arange(2.0).reshape(2, 1, 1, 1)
-        return shared, torch.arange(2.0 * len(texts)).reshape(-1, 1, 1, 1)
+        return shared, torch.arange(2.0 * len(call.texts)).reshape(-1, 1, 1, 1)
 
     calls: list[float] = []
-    networks.residuals = residuals
+    networks.control_residuals = control_residuals
     control = ControlInput("weights-name", torch.zeros(1, 3, 8, 8), (1.0,) * 13)
     kept = ResidualCache(networks, every=2)
     latents, both = torch.zeros(2, 4, 1, 1), torch.zeros(2, 77, 4)
 
     def at(step, texts, controls):
-        return [r.flatten().tolist() for r in kept.at(latents, step, texts, controls, step)]
+        call = PredictCall(latents, step, texts, controls)
+        return [residual.flatten().tolist() for residual in kept.at(call, step)]
 
     assert at(4, both, [control]) == [[0, 1], [0, 1, 2, 3]]
     assert at(5, both[1:], [control]) == [[0, 1], [2, 3]]

@@ -359,9 +359,9 @@ def test_the_map_shown_is_the_map_fed(condition, image, networks):
     hints = []
     predict = networks.predict
 
-    def spy(latents, timestep, text, controls):
-        hints.extend(c.hint for c in controls)
-        return predict(latents, timestep, text, controls)
+    def spy(call):
+        hints.extend(control.hint for control in call.controls)
+        return predict(call)
 
     networks.predict = spy
     request = ask(image[:, 100:150], preprocessor=ALREADY_A_MAP)

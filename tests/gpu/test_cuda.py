@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from annotators import find_annotator
 from core.condition import ALREADY_A_MAP, Condition
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from models.checkpoints.loading import Placement
@@ -101,12 +101,12 @@ class Example:
     def asked(self, of: Any, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
         controls = [replace(one, hint=self.there(one.hint)) for one in controls]
         latents, texts = self.there(self.latents), self.there(self.texts)
-        answer: Tensor = of(latents, timestep, texts, controls)
+        answer: Tensor = of(PredictCall(latents, timestep, texts, controls))
         return answer
 
     def assert_right(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
         with torch.no_grad():
-            exact = self.reference(self.latents, timestep, self.texts, controls)
+            exact = self.reference(PredictCall(self.latents, timestep, self.texts, controls))
         found = self.asked(self.captured, controls, timestep)
         plain = self.asked(self.forward, controls, timestep)
         assert not self.captured._failed
@@ -159,7 +159,8 @@ def test_sizes_take_turns_and_threads_do_not_mix() -> None:
         latents = ((small, large)[seed % 2] + seed).to(GPU, example.dtype)
         hint = torch.rand(1, 3, *(8 * side for side in latents.shape[2:]), generator=generator)
         control = replace(example.control(0.1 * seed), hint=hint.to(GPU, example.dtype))
-        return [of(latents, t, text, [control]) for t in (401.0 + seed, 7.0)]
+        calls = [PredictCall(latents, t, text, [control]) for t in (401.0 + seed, 7.0)]
+        return [of(call) for call in calls]
 
     wanted = [predict(seed, example.captured) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:

@@ -8,12 +8,12 @@ from diffusers import StableDiffusionControlNetPipeline
 from torch import Tensor
 
 from core.errors import BadInput
-from core.networks import ControlInput, Networks
+from core.networks import ControlInput, Networks, PredictCall
 from models.checkpoints.loading import fit_preview
 from models.networks import DiffusersNetworks
 from tests.tiny_networks import tiny_networks
 
-TIMESTEP = torch.tensor(401)
+TIMESTEP = 401.0
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_the_prediction_is_diffusers_own(
             down_block_additional_residuals=skips,
             mid_block_additional_residual=middle,
         ).sample
-    ours = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 0.7)])
+    ours = networks.predict(PredictCall(latents, TIMESTEP, text, [control(networks, hint, 0.7)]))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -158,14 +158,11 @@ def test_each_scale_reaches_its_own_residual(
     count = networks.residual_count("canny")
     alone = [
         networks.predict(
-            latents,
-            TIMESTEP,
-            text,
-            [ControlInput("canny", hint, tuple(float(i == k) for i in range(count)))],
+            PredictCall(latents, TIMESTEP, text, [ControlInput("canny", hint, scales)])
         )
-        for k in range(count)
+        for scales in torch.eye(count).tolist()
     ]
-    plain = networks.predict(latents, TIMESTEP, text, [])
+    plain = networks.predict(PredictCall(latents, TIMESTEP, text, []))
     for k in range(count):
         assert not torch.allclose(alone[k], plain, atol=1e-4)
         for j in range(k):
@@ -177,8 +174,8 @@ def test_a_control_of_strength_zero_is_not_run(
 ) -> None:
     text = networks.encode_text(["", ""])
     missing = ControlInput("there is none of this name", torch.zeros(1, 3, 64, 64), (0.0,) * 7)
-    with_it = networks.predict(latents, TIMESTEP, text, [missing])
-    assert torch.equal(with_it, networks.predict(latents, TIMESTEP, text, []))
+    with_it = networks.predict(PredictCall(latents, TIMESTEP, text, [missing]))
+    assert torch.equal(with_it, networks.predict(PredictCall(latents, TIMESTEP, text, [])))
 
 
 def test_two_controls_add_up(latents: Tensor, hint: Tensor) -> None:
@@ -188,8 +185,8 @@ def test_two_controls_add_up(latents: Tensor, hint: Tensor) -> None:
     both = [control(networks, hint, 0.5), control(networks, hint, 0.25, "again")]
     once = [control(networks, hint, 0.75)]
     torch.testing.assert_close(
-        networks.predict(latents, TIMESTEP, text, both),
-        networks.predict(latents, TIMESTEP, text, once),
+        networks.predict(PredictCall(latents, TIMESTEP, text, both)),
+        networks.predict(PredictCall(latents, TIMESTEP, text, once)),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -200,7 +197,9 @@ def test_a_wrong_number_of_scales_is_an_error(
 ) -> None:
     text = networks.encode_text(["", ""])
     with pytest.raises(ValueError, match="shorter"):
-        networks.predict(latents, TIMESTEP, text, [ControlInput("canny", hint, (1.0,) * 6)])
+        networks.predict(
+            PredictCall(latents, TIMESTEP, text, [ControlInput("canny", hint, (1.0,) * 6)])
+        )
 
 
 def test_nothing_is_written_on_a_network(
@@ -208,9 +207,9 @@ def test_nothing_is_written_on_a_network(
 ) -> None:
     before = {name: set(vars(network)) for name, network in networks.controlnets.items()}
     text = networks.encode_text(["", ""])
-    full = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
-    networks.predict(latents, TIMESTEP, text, [control(networks, hint, 0.1)])
-    again = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
+    full = networks.predict(PredictCall(latents, TIMESTEP, text, [control(networks, hint, 1.0)]))
+    networks.predict(PredictCall(latents, TIMESTEP, text, [control(networks, hint, 0.1)]))
+    again = networks.predict(PredictCall(latents, TIMESTEP, text, [control(networks, hint, 1.0)]))
     assert torch.equal(full, again)
     assert before == {name: set(vars(network)) for name, network in networks.controlnets.items()}
 
@@ -262,11 +261,12 @@ def test_half_precision_stays_inside(latents: Tensor, hint: Tensor) -> None:
     for network in (half.text_encoder, half.unet, half.vae, *half.controlnets.values()):
         torch.nn.Module.to(network, torch.bfloat16)
     text = half.encode_text(["the red ball", ""])
-    noise = half.predict(latents, TIMESTEP, text, [control(half, hint, 1.0)])
+    noise = half.predict(PredictCall(latents, TIMESTEP, text, [control(half, hint, 1.0)]))
     picture = half.decode(latents)
     assert noise.dtype == picture.dtype == torch.float32
+    exact_text = exact.encode_text(["the red ball", ""])
     reference = exact.predict(
-        latents, TIMESTEP, exact.encode_text(["the red ball", ""]), [control(exact, hint, 1.0)]
+        PredictCall(latents, TIMESTEP, exact_text, [control(exact, hint, 1.0)])
     )
     assert (noise - reference).abs().mean() < 0.05 * reference.abs().mean()
 
@@ -294,13 +294,19 @@ def test_a_network_that_wants_its_map_reversed_turns_it_itself(latents: Tensor) 
     hint = torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 64, 64)
     turned = tiny_networks()
     text = turned.encode_text(["the red ball", ""])
-    wanted = turned.predict(latents, TIMESTEP, text, [control(turned, hint.flip(1), 1.0)])
+    wanted = turned.predict(
+        PredictCall(latents, TIMESTEP, text, [control(turned, hint.flip(1), 1.0)])
+    )
     turned.controlnets["canny"].register_to_config(controlnet_conditioning_channel_order="bgr")
     turned = replace(turned)  # encoded maps are kept, and the switch is set before they are made
     copied = replace(turned, dtype=torch.bfloat16).in_float32()
     assert copied.controlnets["canny"] is not turned.controlnets["canny"]
     for networks in (turned, copied):
-        found = networks.predict(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
+        found = networks.predict(
+            PredictCall(latents, TIMESTEP, text, [control(networks, hint, 1.0)])
+        )
         assert torch.allclose(found, wanted, rtol=0, atol=1e-5)
-    unturned = turned.predict(latents, TIMESTEP, text, [control(turned, hint.flip(1), 1.0)])
+    unturned = turned.predict(
+        PredictCall(latents, TIMESTEP, text, [control(turned, hint.flip(1), 1.0)])
+    )
     assert not torch.allclose(unturned, wanted, rtol=0, atol=1e-4)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from core.params import settings_of
 from core.request import GenerationRequest
 from models import store as store_module
@@ -270,7 +270,7 @@ def _prediction(networks: DiffusersNetworks, hint: torch.Tensor) -> torch.Tensor
     scales = (1.0,) * networks.residual_count("canny")
     text = networks.encode_text(["the red ball"])
     control = ControlInput("canny", hint, scales)
-    return networks.predict(latents, torch.tensor(500), text, [control])
+    return networks.predict(PredictCall(latents, 500, text, [control]))
 
 
 def test_threads_share_one_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.errors import WeightsMismatch, WeightsMissing
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
@@ -28,7 +28,7 @@ def outputs(networks: DiffusersNetworks, control: str = "") -> tuple[Tensor, Ten
     text = networks.encode_text(["the red ball", ""])
     scales = (1.0,) * networks.residual_count(control) if control else ()
     controls = [ControlInput(control, hint, scales)] if control else []
-    noise = networks.predict(latents, torch.tensor(500), text, controls)
+    noise = networks.predict(PredictCall(latents, 500, text, controls))
     return text, noise, networks.decode(latents)
 
 

@@ -1,4 +1,4 @@
-"""Questions of several requests, answered as one batch, are answered as each alone."""
+"""Calls of several requests, predicted as one batch, give what each gives alone."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.networks import ControlInput, Question
+from core.networks import ControlInput, PredictCall
 from models.engine import batched
 from models.engine.kernels.build import has_kernels
 from models.engine.offload import Offloader
@@ -25,20 +25,22 @@ def pair() -> tuple[DiffusersNetworks, DiffusersNetworks]:
     return whole, one
 
 
-def question(
+Call = tuple[DiffusersNetworks, PredictCall]
+
+
+def call_of(
     networks: DiffusersNetworks,
     seed: int,
     images: int = 1,
     controls: tuple[tuple[str, float], ...] = (("canny", 1.0),),
     timestep: int = 500,
     texts: int = 2,
-) -> Question:
+) -> Call:
     """Everything in it follows from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    return Question(
-        networks,
+    return networks, PredictCall(
         torch.randn(images, 4, 8, 8, generator=generator),
-        torch.tensor(timestep),
+        timestep,
         networks.encode_text(["the red ball", f"a {seed}"][:texts]),
         [
             ControlInput(name, torch.rand(1, 3, 64, 64, generator=generator), (scale,) * 7)
@@ -47,59 +49,59 @@ def question(
     )
 
 
-def assert_as_alone(questions: list[Question]) -> list[Tensor]:
-    found = questions[0].networks.predict_batched(questions)
-    for one, answer in zip(questions, found, strict=True):
-        torch.testing.assert_close(answer, one.alone(), rtol=1e-4, atol=1e-5)
+def assert_as_alone(calls: list[Call]) -> list[Tensor]:
+    found = calls[0][0].predict_batched(calls)
+    for (networks, call), prediction in zip(calls, found, strict=True):
+        torch.testing.assert_close(prediction, networks.predict(call), rtol=1e-4, atol=1e-5)
     return found
 
 
 def test_other_prompts_maps_strengths_and_controlnets(pair) -> None:
     whole, one = pair
-    questions = [
-        question(whole, 1, controls=(("canny", 1.0),)),
-        question(one, 2, images=2, controls=(("canny", 0.4),)),
-        question(whole, 3, controls=(("depth", 0.7), ("canny", 0.2))),
-        question(whole, 4, controls=()),
-        question(whole, 5, controls=(("depth", 0.0),)),
+    calls = [
+        call_of(whole, 1, controls=(("canny", 1.0),)),
+        call_of(one, 2, images=2, controls=(("canny", 0.4),)),
+        call_of(whole, 3, controls=(("depth", 0.7), ("canny", 0.2))),
+        call_of(whole, 4, controls=()),
+        call_of(whole, 5, controls=(("depth", 0.0),)),
     ]
-    found = assert_as_alone(questions)
+    found = assert_as_alone(calls)
     assert not torch.allclose(found[0], found[3], atol=1e-3)
 
 
 def test_residuals_that_were_kept(pair) -> None:
     whole, _ = pair
-    first, second = question(whole, 1), question(whole, 2, images=2)
-    kept = whole.residuals(second.latents, second.timestep, second.texts, second.controls)
-    found = assert_as_alone([first, replace(second, controls=(), residuals=kept)])
-    torch.testing.assert_close(found[1], second.alone(), rtol=1e-4, atol=1e-5)
+    first, (_, second) = call_of(whole, 1), call_of(whole, 2, images=2)
+    kept = whole.control_residuals(second)
+    found = assert_as_alone([first, (whole, replace(second, controls=(), residuals=kept))])
+    torch.testing.assert_close(found[1], whole.predict(second), rtol=1e-4, atol=1e-5)
 
 
 def test_one_text_as_well_as_two(pair) -> None:
-    assert_as_alone([question(pair[0], seed, texts=1) for seed in (1, 2)])
+    assert_as_alone([call_of(pair[0], seed, texts=1) for seed in (1, 2)])
 
 
 def test_what_does_not_agree_is_answered_apart(pair, monkeypatch) -> None:
     sizes = []
     predict = batched.predict
 
-    def watched(parts, timestep):
-        sizes.append((timestep, len(parts)))
-        return predict(parts, timestep)
+    def watched(calls):
+        sizes.append((calls[0][1].timestep, len(calls)))
+        return predict(calls)
 
     monkeypatch.setattr(batched, "predict", watched)
     whole, one = pair
     other = tiny_networks(seed=1)
     assert_as_alone(
         [
-            question(whole, 1),
-            question(whole, 2, timestep=7),
-            question(whole, 3, texts=1),
-            question(other, 4),
-            question(one, 5),
+            call_of(whole, 1),
+            call_of(whole, 2, timestep=7),
+            call_of(whole, 3, texts=1),
+            call_of(other, 4),
+            call_of(one, 5),
         ]
     )
-    assert sizes == [(500.0, 2)]
+    assert sizes == [(500, 2)]
 
 
 def test_half_precision_is_kept_apart_from_float32(pair) -> None:
@@ -111,11 +113,11 @@ def test_half_precision_is_kept_apart_from_float32(pair) -> None:
         text_encoder=tiny_networks().text_encoder.bfloat16(),
         dtype=torch.bfloat16,
     )
-    questions = [question(half, 1), question(half, 2), question(whole, 1)]
-    found = whole.predict_batched(questions)
-    for one, answer in zip(questions, found, strict=True):
-        assert answer.dtype == torch.float32
-        torch.testing.assert_close(answer, one.alone(), rtol=0.05, atol=0.05)
+    calls = [call_of(half, 1), call_of(half, 2), call_of(whole, 1)]
+    found = whole.predict_batched(calls)
+    for (networks, call), prediction in zip(calls, found, strict=True):
+        assert prediction.dtype == torch.float32
+        torch.testing.assert_close(prediction, networks.predict(call), rtol=0.05, atol=0.05)
 
 
 def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
@@ -140,20 +142,19 @@ def test_with_our_kernels_company_changes_no_bit(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     sides = [8 * side for side in size]
     scales = (1.0,) * networks.residual_count("canny")
-    questions = [
-        Question(
-            networks,
+    calls = [
+        PredictCall(
             torch.randn(images, 4, *size, generator=generator),
-            torch.tensor(500),
+            500,
             networks.encode_text(["a red ball on grass", prompt]),
             [ControlInput(control, torch.rand(1, 3, *sides, generator=generator), scales)],
         )
         for images, prompt, control in ((1, "a box", "canny"), (2, "", "depth"), (1, "", "canny"))
     ]
-    found = networks.predict_batched(questions)
-    for one, answer in zip(questions, found, strict=True):
-        assert answer.std() > 0.1
-        assert torch.equal(answer, one.alone())
+    found = networks.predict_batched([(networks, call) for call in calls])
+    for call, prediction in zip(calls, found, strict=True):
+        assert prediction.std() > 0.1
+        assert torch.equal(prediction, networks.predict(call))
     latents = torch.randn(3, 4, *size, generator=generator)
     pictures = networks.decode(latents)
     assert pictures.std() > 0.1

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from models.engine import cuda_graph
 from models.engine.cuda_graph import KEPT_RECORDINGS, CudaGraphForward, Run, add_scaled, forget_all
 from tests.models.engine.test_unet import DIORAMA, SD15, Example
@@ -49,7 +49,7 @@ class Recorded(Example):
 
     @torch.inference_mode()
     def found(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
-        return self.captured(self.latents, timestep, self.texts, controls)
+        return self.captured(self.call(controls, timestep))
 
     def assert_right(self, controls: list[ControlInput], timestep: int = 401) -> None:
         wanted = self.ours(controls, timestep)
@@ -92,7 +92,7 @@ def test_within_and_outside_of_inference_mode() -> None:
     with torch.no_grad():
         example.texts, example.hint = example.texts + 1, example.hint / 2
         wanted = example.ours([example.control()])
-        found = example.captured(example.latents, 401, example.texts, [example.control()])
+        found = example.captured(example.call([example.control()]))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -112,23 +112,23 @@ def test_residuals_that_are_kept_are_recorded_too(images: int, texts: int) -> No
     example = Recorded(DIORAMA, images, texts)
     with torch.inference_mode():
         for timestep in (401, 7):
-            asked = (example.latents, timestep, example.texts)
             controls = [example.control(), example.control(0.4, "depth")]
-            kept = example.captured.residuals(*asked, controls)
-            wanted = example.forward.residuals(*asked, controls)
+            call = example.call(controls, timestep)
+            kept = example.captured.control_residuals(call)
+            wanted = example.forward.control_residuals(call)
             torch.testing.assert_close(kept, wanted, rtol=1e-5, atol=1e-6)
-            found = example.captured(*asked, [], kept)
+            call = replace(call, controls=(), residuals=kept)
+            found = example.captured(call)
             torch.testing.assert_close(
                 found, example.ours(controls, timestep), rtol=1e-4, atol=1e-5
             )
             # The second text's share of them serves it alone.
             half = tuple(residual[-images:] for residual in kept)
-            asked = (example.latents, timestep, example.texts[-1:])
-            found = example.captured(*asked, [], half)
-            wanted = example.forward(*asked, [], half)
+            call = replace(call, texts=example.texts[-1:], residuals=half)
+            found, wanted = example.captured(call), example.forward(call)
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     silent = replace(example.control(), scales=(0.0,) * 7)
-    assert example.captured.residuals(*asked, [silent]) == ()
+    assert example.captured.control_residuals(example.call([silent])) == ()
     assert example.player.recorded == (3 if texts == 2 else 2)
 
 
@@ -198,7 +198,8 @@ def test_threads_do_not_mix() -> None:
         control = replace(
             control, hint=torch.rand(1, 3, 64 + 64 * (seed % 2), 64, generator=generator)
         )
-        return [with_it(latents, t, text, [control]) for t in (401.0 + seed, 7.0)]
+        calls = [PredictCall(latents, t, text, [control]) for t in (401.0 + seed, 7.0)]
+        return [with_it(call) for call in calls]
 
     wanted = [predict(seed, example.forward) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:

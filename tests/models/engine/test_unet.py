@@ -1,5 +1,6 @@
 """Our way through the networks gives what diffusers' own forward passes give."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from core.errors import WeightsMismatch
-from core.networks import ControlInput
+from core.networks import ControlInput, PredictCall
 from models.checkpoints.loading import Placement
 from models.engine.kernels.attention import attention
 from models.engine.unet import KEPT_HINTS, Forward
@@ -57,10 +58,14 @@ class Example:
         self.latents, self.texts = self.latents.bfloat16(), self.texts.bfloat16()
         self.hint = self.hint.bfloat16()
 
+    def call(self, controls: Sequence[ControlInput] = (), timestep: float = 401) -> PredictCall:
+        """What is asked, of its latents and texts."""
+        return PredictCall(self.latents, timestep, self.texts, controls)
+
     @torch.no_grad()
     def ours(self, controls: list[ControlInput], timestep: int = 401) -> Tensor:
         """Our own."""
-        return self.forward(self.latents, timestep, self.texts, controls)
+        return self.forward(self.call(controls, timestep))
 
     @torch.no_grad()
     def theirs(self, controls: list[ControlInput], timestep: int = 401) -> Tensor:
@@ -173,7 +178,8 @@ def test_requests_in_several_threads_do_not_mix() -> None:
         text = torch.randn(2, 77, TEXT_WIDTH, generator=generator)
         hint = torch.rand(example.hint.shape, generator=generator)
         control = replace(example.control(), hint=hint)
-        return [example.forward(example.latents, t, text, [control]) for t in (401 + seed, 7)]
+        calls = [PredictCall(example.latents, t, text, [control]) for t in (401 + seed, 7)]
+        return [example.forward(call) for call in calls]
 
     seeds = list(range(2 * KEPT_HINTS))
     wanted = [predict(seed) for seed in seeds]
@@ -194,13 +200,14 @@ def test_residuals_that_are_kept_act_as_if_found_again(images: int, texts: int) 
     controls = [example.control(), example.control(0.4, "depth"), example.control(0.0)]
     controls[-1] = replace(controls[-1], scales=(0.0,) * 7)
     with torch.no_grad():
-        kept = example.forward.residuals(example.latents, 401, example.texts, controls)
-        found = example.forward(example.latents, 401, example.texts, [], kept)
-        later = example.forward(example.latents, 7, example.texts, [], kept)
+        kept = example.forward.control_residuals(example.call(controls))
+        call = replace(example.call(), residuals=kept)
+        found = example.forward(call)
+        later = example.forward(replace(call, timestep=7))
         # The second text's share of them serves it alone.
         half = tuple(residual[-images:] for residual in kept)
-        alone = example.forward(example.latents, 401, example.texts[-1:], [], half)
-        assert example.forward.residuals(example.latents, 401, example.texts, controls[2:]) == ()
+        alone = example.forward(replace(call, texts=example.texts[-1:], residuals=half))
+        assert example.forward.control_residuals(example.call(controls[2:])) == ()
     torch.testing.assert_close(found, example.theirs(controls), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone, found[-images:], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(later, example.theirs(controls, 7), atol=1e-4)
