@@ -4,6 +4,7 @@
 else: its maps of photographs are poor, and the pages say so.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,7 +26,7 @@ from torch.nn import functional
 from core.condition import RGBImage
 from core.errors import WeightsMissing
 from models.catalog.paths import MODELS
-from models.devices import LOADING, choose_device
+from models.devices import choose_device
 
 FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
@@ -45,6 +46,9 @@ FLAT_LEVELS = 8
 """Largest range of grey levels, of 255, in a flat picture: JPEG leaves such noise."""
 OFFSET_SCALE = 32.0
 """Unit of the offsets to a person's neck, in cells; it brings them to around 1."""
+
+_LOAD_LOCK = threading.Lock()
+"""Held while the network loads: a second request waits instead of loading it again."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def load_network() -> SceneAnnotator:
     Raises:
         WeightsMissing: models/diorama/annotator holds no network.
     """
-    with LOADING:
+    with _LOAD_LOCK:
         return _loaded(FOLDER)
 
 
@@ -141,8 +145,11 @@ def _loaded(folder: Path) -> SceneAnnotator:
             "training.train_annotator --save models/diorama/annotator`, or choose another "
             "preprocessor."
         )
-    network: SceneAnnotator = SceneAnnotator.from_pretrained(folder, torch_dtype=torch.float32)
-    network.to(choose_device()[0]).eval()
+    # Only here: importing every network of diffusers takes seconds.
+    from models.checkpoints import loading  # noqa: PLC0415
+
+    network: SceneAnnotator = loading.load_network(SceneAnnotator, folder)
+    network.to(choose_device()[0], torch.float32).eval()
     return network
 
 

@@ -23,11 +23,14 @@ from core.images import resize_map
 from models.catalog.cards import Source
 from models.catalog.download import Watch, amount, fetch
 from models.catalog.paths import MODELS
-from models.devices import LOADING, choose_device
+from models.devices import choose_device
 
 FOLDER = MODELS / "annotators"
 """Weights put here by hand are used instead of the hub's."""
 HUB, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d96"
+_LOAD_LOCK = threading.Lock()
+"""Held while a detector loads: a second request for the same waits instead of loading it again, and
+transformers replaces parts of torch for the whole process while it loads."""
 INFERENCE_LOCK = threading.Lock()
 """Held while a detector runs: several at once would each take memory on the device, and code that
 is not ours may not be thread-safe."""
@@ -115,7 +118,7 @@ def load_detector(name: str, files: Files) -> Any:
         WeightsMissing, SuiteError: as fetch_detector.
     """
     folder = fetch_detector(name, files)
-    with LOADING:  # a second request for the same waits instead of loading it again
+    with _LOAD_LOCK:
         return _detector(name, folder)
 
 
@@ -176,7 +179,7 @@ def load_transformer(kind: str, hub: str, revision: str, weights_size: int) -> t
         WeightsMissing: as fetch_transformer.
     """
     folder = fetch_transformer(kind, hub, revision, weights_size)
-    with LOADING:  # a second request for the same waits instead of loading it again
+    with _LOAD_LOCK:
         return _transformer(kind, folder)
 
 

@@ -7,16 +7,11 @@ fewer of each weight), float32 elsewhere.
 
 import os
 import re
-import threading
 from pathlib import Path
 
 import torch
 
 from core.errors import BadInput, DeviceUnavailable
-
-LOADING = threading.RLock()
-"""Held while networks are built. For that time accelerate replaces how every module of the process
-takes a parameter, and puts back what it found: two at once could leave it replaced for good."""
 
 DEVICE_VARIABLE = "CONTROLLOOP_DEVICE"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -23,9 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
 from models.catalog.paths import shown
-from models.checkpoints.detect import read_shapes, read_state
+from models.checkpoints.detect import read_state
 from models.checkpoints.folders import network_files, read_json
-from models.devices import LOADING
 from models.networks import decode
 
 CONVERSIONS = "diffusers.loaders.single_file_utils"
@@ -95,9 +94,9 @@ def load_base(path: Path, shape: Path, placement: Placement) -> Base:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     if path.is_dir():
-        text_encoder, unet, vae = _load_folder(path, placement)
+        text_encoder, unet, vae = _load_folder(path)
     else:
-        text_encoder, unet, vae = _load_single_file(path, shape, placement)
+        text_encoder, unet, vae = _load_single_file(path, shape)
     text_encoder, vae, unet = (placement.place(module) for module in (text_encoder, vae, unet))
     channels = int(read_json(folder / "unet" / "config.json")["in_channels"])
     where = next(vae.parameters()).device  # it may have found no room
@@ -129,7 +128,7 @@ def load_control(path: Path, unet: Any, placement: Placement, channel_order: str
     Raises:
         WeightsMismatch: the weights do not fill the network.
     """
-    network = _load_control_network(path, unet, placement)
+    network = _load_control_network(path, unet)
     if channel_order:
         # Set, not turned over: right whether the folder's config says the same, or nothing.
         network.register_to_config(controlnet_conditioning_channel_order=channel_order)
@@ -143,15 +142,45 @@ def load_taesd(path: Path, placement: Placement) -> nn.Module:
         WeightsMismatch: the weights do not fill the network, or their config.
     """
     if path.is_dir():
-        return placement.place(_from_folder(AutoencoderTiny, path, placement))
-    return placement.place(_fill(AutoencoderTiny(), read_state(path), path))
+        return placement.place(load_network(AutoencoderTiny, path))
+    with torch.device("meta"):
+        empty = AutoencoderTiny()
+    return placement.place(_fill(empty, read_state(path), path))
 
 
-def _load_control_network(path: Path, unet: Any, placement: Placement) -> Any:
+def load_network(kind: Any, folder: Path) -> Any:
+    """Load one network from its folder in diffusers' layout: on the CPU, in the files' format.
+
+    `kind` is the class, one of diffusers' ModelMixin or CLIPTextModel. Unlike from_pretrained this
+    replaces nothing of the process: networks may be built in several threads at once.
+
+    Raises:
+        WeightsMissing: the folder has no config or no weights.
+        WeightsMismatch: the weights do not fill the network.
+    """
+    files, _ = network_files(folder)
+    state = {name: weight for file in files for name, weight in read_state(file).items()}
+    try:
+        with torch.device("meta"):
+            if kind is CLIPTextModel:
+                empty = kind(CLIPTextConfig.from_pretrained(folder))
+            else:
+                empty = kind.from_config(read_json(folder / "config.json"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsMismatch(
+            f"{shown(folder / 'config.json')} describes no {kind.__name__}: "
+            f"{_first_sentence(error)}"
+        ) from error
+    if hasattr(empty, "_fix_state_dict_keys_on_load"):  # an autoencoder's, before diffusers 0.17
+        empty._fix_state_dict_keys_on_load(state)
+    return _fill(empty, state, folder)
+
+
+def _load_control_network(path: Path, unet: Any) -> Any:
     if path.is_dir():
-        return _from_folder(ControlNetModel, path, placement)
+        return load_network(ControlNetModel, path)
     state = read_state(path)
-    with LOADING, _untyped("accelerate").init_empty_weights():
+    with torch.device("meta"):
         empty = ControlNetModel.from_unet(
             unet,
             conditioning_embedding_out_channels=_hint_channels(path, state),
@@ -161,7 +190,7 @@ def _load_control_network(path: Path, unet: Any, placement: Placement) -> Any:
     return _fill(empty, converted, path)
 
 
-def _load_folder(path: Path, placement: Placement) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _load_folder(path: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     autoencoders = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     kind = str(read_json(path / "vae" / "config.json").get("_class_name"))
     if kind not in autoencoders:
@@ -170,58 +199,23 @@ def _load_folder(path: Path, placement: Placement) -> tuple[nn.Module, nn.Module
             f"it must be {' or '.join(autoencoders)}."
         )
     return (
-        _from_folder(CLIPTextModel, path / "text_encoder", placement),
-        _from_folder(UNet2DConditionModel, path / "unet", placement),
-        _from_folder(autoencoders[kind], path / "vae", placement),
+        load_network(CLIPTextModel, path / "text_encoder"),
+        load_network(UNet2DConditionModel, path / "unet"),
+        load_network(autoencoders[kind], path / "vae"),
     )
 
 
-def _from_folder(network: Any, folder: Path, placement: Placement) -> nn.Module:
-    files, variant = network_files(folder)
-    for file in files:
-        read_shapes(file)  # names a damaged file, or a pickle with code, better than the library
-    try:
-        with LOADING:
-            module, report = network.from_pretrained(
-                folder,
-                dtype=placement.dtype,
-                variant=variant,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsMismatch(
-            f"The weights in {shown(folder)} do not fit their config.json: {_first_sentence(error)}"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise WeightsMismatch(
-            f"The weights in {shown(folder)} are incomplete, {missing[0]} is missing: "
-            "download them again."
-        )
-    loaded: nn.Module = module
-    return loaded
-
-
-def _load_single_file(
-    path: Path, shape: Path, placement: Placement
-) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _load_single_file(path: Path, shape: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     state = read_state(path)
     unet_config = read_json(shape / "unet" / "config.json")
     vae_config = read_json(shape / "vae" / "config.json")
-    with LOADING, _untyped("accelerate").init_empty_weights():
+    with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
         vae = AutoencoderKL.from_config(vae_config)
         text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(shape / "text_encoder"))
     convert = _untyped(CONVERSIONS)
-    # transformers >= 5.6 has no text_model level; old files also store a table of positions.
-    text_state = {
-        key.removeprefix("text_model."): tensor
-        for key, tensor in convert.convert_ldm_clip_checkpoint(state).items()
-        if not key.endswith("position_ids")
-    }
     return (
-        _fill(text_encoder, text_state, path),
+        _fill(text_encoder, convert.convert_ldm_clip_checkpoint(state), path),
         _fill(unet, convert.convert_ldm_unet_checkpoint(state, unet_config), path),
         _fill(vae, convert.convert_ldm_vae_checkpoint(state, vae_config), path),
     )
@@ -233,21 +227,29 @@ def _untyped(module: str) -> Any:
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    """Give an empty network its weights; all must be there, in the right shapes."""
+    """Give a network on the meta device its weights; all must be there, in the right shapes."""
+    if isinstance(module, CLIPTextModel):
+        # transformers >= 5.6 has no text_model level.
+        state = {name.removeprefix("text_model."): weight for name, weight in state.items()}
+        # Computed by its constructor, and in no file.
+        positions = module.config.max_position_embeddings
+        module.embeddings.position_ids = torch.arange(positions).expand(1, -1)
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for name, shape in wanted.items():
         found = state.get(name)
         if found is None:
             raise WeightsMismatch(
-                f"{path.name} is incomplete, {type(module).__name__}'s {name} is missing: "
-                "choose another file."
+                f"{shown(path)} is incomplete, {name} is missing: download it again, or choose "
+                "another."
             )
         if tuple(found.shape) != shape:
             raise WeightsMismatch(
-                f"{path.name} does not fit: {type(module).__name__}'s {name} has the shape "
+                f"{shown(path)} does not fit: {type(module).__name__}'s {name} has the shape "
                 f"{tuple(found.shape)} where {shape} is needed."
             )
     module.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        assert not tensor.is_meta, f"{type(module).__name__}'s {name} has no value"
     return module
 
 

@@ -27,7 +27,6 @@ from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.lora_tags import TAG
 from models.catalog.paths import shown
 from models.checkpoints.detect import LORA, identify, read_shapes, read_state, require
-from models.devices import LOADING
 
 STRONGEST = 10.0
 """No LoRA means anything beyond; sliders of other tools end at 1 or 2."""
@@ -246,9 +245,8 @@ def _changed(network: nn.Module, changes: Mapping[str, Sequence[Change]]) -> nn.
         total = weight.to(torch.float32, copy=True)
         for change in added:
             total += change.added(weight)
-        merged = nn.Parameter(torch.empty_like(weight).copy_(total), requires_grad=False)
-        with LOADING:  # else another's loading might take it
-            layer.weight = merged
+        merged = torch.empty_like(weight).copy_(total)
+        layer.weight = nn.Parameter(merged, requires_grad=False)
     return changed
 
 

@@ -205,9 +205,7 @@ def _laid_out(layer: Any, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     with torch.inference_mode(False), torch.no_grad():
         parts = layout.lay_out(weight.plain() if isinstance(weight, PackedWeight) else weight)
         packed = PackedWeight(parts, layout, weight.shape)
-        # Past register_parameter: while another thread loads a model, accelerate has replaced that
-        # for every module, by one that sends what it is given to no device at all.
-        layer._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
+        layer.weight = nn.Parameter(packed, requires_grad=False)
     _count_freed(weight.nbytes)
     return parts
 

@@ -10,6 +10,7 @@ import pytest
 
 from annotators import _diorama
 from annotators._diorama import SceneAnnotator, batched_prediction, load_network, predict
+from models.checkpoints import loading
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
 
@@ -37,7 +38,7 @@ def test_two_at_once_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         loaded.append(SceneAnnotator((0, 1), widths=(8, 8)))
         return loaded[-1]
 
-    monkeypatch.setattr(SceneAnnotator, "from_pretrained", slow)
+    monkeypatch.setattr(loading, "load_network", slow)
     monkeypatch.setattr(_diorama, "FOLDER", tmp_path)
     (tmp_path / "config.json").touch()
 

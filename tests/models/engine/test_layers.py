@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -146,15 +145,3 @@ def test_elsewhere_a_weight_stays_where_it_is(reason: str, monkeypatch: pytest.M
     value, gate = linear(row).chunk(2, -1)
     same(multiply_gated(linear, row), value * functional.gelu(gate))
     assert type(convolution.weight) is type(linear.weight) is nn.Parameter
-
-
-@needs_onednn
-def test_a_model_that_loads_meanwhile_in_another_thread_gets_nothing_of_it() -> None:
-    """Its loading replaces how every module of the process takes a parameter."""
-    linear, convolution = layer(nn.Linear, 16, 32), layer(nn.Conv2d, 16, 16, 3, padding=1)
-    row, x = torch.randn(1, 16).bfloat16(), picture(16)
-    wanted, wanted_picture = linear(row), convolution(x)
-    with init_empty_weights():
-        same(multiply(linear, row), wanted)
-        same(convolve(convolution, x), wanted_picture)
-    assert all(isinstance(one.weight, PackedWeight) for one in (linear, convolution))
