@@ -6,7 +6,9 @@ The only place where arrays become tensors and tensors arrays. Between modules a
 """
 
 import io
+import logging
 import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.ExifTags import Base as ExifTag
+from PIL.JpegImagePlugin import JpegImageFile, jpeg_factory
 from PIL.TiffImagePlugin import (
     IMAGELENGTH,
     IMAGEWIDTH,
@@ -28,11 +32,19 @@ from core.condition import ControlMap, Interpolation, RGBImage
 from core.errors import BadInput
 from core.png_chunks import read_bytes, without_text
 
+LOGGER = logging.getLogger(__name__)
+
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 """Their files in a folder end so, in small letters or capitals."""
 MAX_PIXELS = 40_000_000
 """Larger than any camera most people own, small enough to decode in a second or so."""
+MAX_JPEG_PIXELS, MAX_PROGRESSIVE_PIXELS = 210_000_000, 100_000_000
+"""JPEGs beyond MAX_PIXELS are decoded at a half, a quarter or an eighth of their sides: of a 200
+megapixel phone's photograph 190 MB instead of 600. A progressive one needs 3 bytes a pixel at any
+scale."""
+DRAFT_SCALES = (1, 2, 4, 8)
+"""What libjpeg can divide the sides by while it decodes."""
 MAX_ASPECT = 8
 """A longer strip has no use as a picture and would ask for gigabytes once its short side is 512."""
 GRID = 64
@@ -45,26 +57,45 @@ SIXTEEN_TO_EIGHT = 257
 OPAQUE_ENOUGH = 64
 """Of 255: fainter is the soft rim of a brush."""
 
-ON_WHITE = "Transparent parts were filled with white."
+PAPER, NOTHING = 255, 0
+"""Grey levels for transparent parts: white paper under a picture; nothing drawn, on a ready map."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation, what turns a stored picture upright."""
+DAMAGED = (
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError),
+    struct.error,
+)
+"""A broken file fails in as many ways as there are decoders; all mean the same to its owner."""
 _ASK_FOR = "Please save it as PNG or JPEG and try again."
 
 
 # Reading a picture file
 
 
-def read_image(source: str | Path | bytes) -> tuple[RGBImage, list[str]]:
+def read_image(source: str | Path | bytes, ground: int = PAPER) -> tuple[RGBImage, list[str]]:
     """Decode a picture file from its path or bytes.
 
-    Upright (EXIF), in sRGB, transparency on white, first frame of an animation; 16-bit values are
-    scaled, not cut. Returns the picture and a note for each thing a person may not expect.
+    Upright (EXIF), in sRGB, transparency on a `ground` of that grey level, first frame of an
+    animation; 16-bit values are scaled, not cut. A JPEG beyond MAX_PIXELS comes smaller. Returns
+    the picture and a note for each thing a person may not expect.
 
     Raises:
-        BadInput: not a picture of FORMATS, incomplete, larger than MAX_PIXELS, or a long strip.
+        BadInput: not a picture of FORMATS, incomplete, too large, or a long strip.
     """
     data = without_text(read_bytes(source))
     picture = _open(data)
+    notes: list[str] = []
+    if isinstance(picture, JpegImageFile):
+        _shrink_while_decoding(picture, notes)
     check_shape(*picture.size)
-    notes = []
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
         part = "page" if picture.format == "TIFF" else "frame of the animation"
         notes.append(f"Only the first {part} is used.")
@@ -72,12 +103,39 @@ def read_image(source: str | Path | bytes) -> tuple[RGBImage, list[str]]:
         if isinstance(picture, TiffImageFile):
             _let_libtiff_read_ycbcr(picture)
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        pixels = _to_rgb(picture, notes)
-    # A broken file can fail in as many ways as there are decoders; all mean the same to its owner.
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError) as error:
+        turn = UPRIGHT.get(_orientation(picture))
+        pixels = _to_rgb(picture if turn is None else picture.transpose(turn), ground, notes)
+    except DAMAGED as error:
         raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
     return pixels, notes
+
+
+def _shrink_while_decoding(picture: JpegImageFile, notes: list[str]) -> None:
+    """Have libjpeg decode a photograph of too many pixels at a fraction of its sides."""
+    width, height = picture.size
+    progressive = "progressive" in picture.info
+    if width * height > (MAX_PROGRESSIVE_PIXELS if progressive else MAX_JPEG_PIXELS):
+        return  # check_shape refuses it
+    scale = next(one for one in DRAFT_SCALES if width * height <= MAX_PIXELS * one**2)
+    if scale > 1:
+        picture.draft(None, (width // scale, height // scale))
+        notes.append(
+            f"The photograph has {width * height / 1e6:.0f} million pixels and was read at "
+            f"1/{scale} of its size, {picture.width} x {picture.height}."
+        )
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return EXIF's orientation, 1 to 8; 1 where there is none or the EXIF cannot be read.
+
+    Only read: Pillow's exif_transpose writes the whole EXIF anew, and fails where any other entry
+    is odd.
+    """
+    try:
+        return int(picture.getexif().get(ExifTag.Orientation, 1))
+    except Exception as error:  # noqa: BLE001 - Pillow's reader fails on bad EXIF in many ways
+        LOGGER.info("The EXIF of a picture could not be read: %r", error)
+        return 1
 
 
 def _open(data: bytes) -> Image.Image:
@@ -88,6 +146,9 @@ def _open(data: bytes) -> Image.Image:
     if foreign:
         raise BadInput(f"{foreign} files cannot be read here. {_ASK_FOR}")
     try:
+        # Image.open refuses a large JPEG before it could be asked to come smaller.
+        if data.startswith(b"\xff\xd8\xff"):
+            return jpeg_factory(io.BytesIO(data))
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large() from error
@@ -98,7 +159,7 @@ def _open(data: bytes) -> Image.Image:
             "This file is not an image we can read; please choose a PNG, JPEG, WebP, AVIF, BMP, "
             "TIFF or GIF."
         ) from error
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError) as error:
+    except DAMAGED as error:
         raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
 
 
@@ -164,20 +225,22 @@ def check_shape(width: int, height: int) -> None:
 
 def _too_large() -> BadInput:
     return BadInput(
-        f"The picture has more than {MAX_PIXELS // 1_000_000} million pixels; please shrink it."
+        f"The picture has more than {MAX_PIXELS // 1_000_000} million pixels; please shrink it, or "
+        f"save it as a JPEG, which may have {MAX_JPEG_PIXELS // 1_000_000} million "
+        f"({MAX_PROGRESSIVE_PIXELS // 1_000_000} if progressive)."
     )
 
 
-def _to_rgb(picture: Image.Image, notes: list[str]) -> RGBImage:
-    """Turn any mode of Pillow's into RGB; adds notes."""
+def _to_rgb(picture: Image.Image, ground: int, notes: list[str]) -> RGBImage:
+    """Turn any mode of Pillow's into RGB, transparency on the grey level `ground`; add notes."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture)
         grey = _to_eight_bits(values, picture.mode, notes)
         # Pillow makes no alpha of it: the one 16-bit level of a PNG that stands for nothing.
         level = picture.info.get("transparency")
         if isinstance(level, int) and level in values:
-            notes.append(ON_WHITE)
-            grey[values == level] = 255
+            notes.append(_filled(ground))
+            grey[values == level] = ground
         return grey_map(grey)
     profile = picture.info.get("icc_profile")
     alpha = None
@@ -189,11 +252,16 @@ def _to_rgb(picture: Image.Image, notes: list[str]) -> RGBImage:
         picture = picture.convert("RGB")
     rgb = _to_srgb(picture, profile, notes)
     if alpha is not None and alpha.getextrema() != (255, 255):
-        notes.append(ON_WHITE)
-        paper = Image.new("RGB", rgb.size, "white")
-        paper.paste(rgb, mask=alpha)
-        rgb = paper
+        notes.append(_filled(ground))
+        below = Image.new("RGB", rgb.size, (ground,) * 3)
+        below.paste(rgb, mask=alpha)
+        rgb = below
     return np.array(rgb)
+
+
+def _filled(ground: int) -> str:
+    name = {PAPER: "white", NOTHING: "black"}.get(ground, f"grey {ground}")
+    return f"Transparent parts were filled with {name}."
 
 
 def _to_eight_bits(values: NDArray[Any], mode: str, notes: list[str]) -> NDArray[np.uint8]:

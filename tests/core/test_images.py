@@ -7,10 +7,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from core import images
 from core.errors import BadInput
 from core.images import (
+    NOTHING,
     fit_size,
     read_image,
     read_strokes,
@@ -101,6 +105,61 @@ def test_exif_orientation_is_made_upright(pixels, orientation):
     assert np.array_equal(image, pixels)
 
 
+def exif_block(*entries):
+    """EXIF of a picture that lies on its side, with more entries (tag, type, count, data)."""
+    rows = sorted([(0x112, 3, 1, struct.pack("<H", 6)), *entries])
+    size = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8)
+    rows = [(tag, kind, count, data[: size[kind] * count]) for tag, kind, count, data in rows]
+    block, tail = b"II*\0" + struct.pack("<LH", 8, len(rows)), b""
+    for tag, kind, count, data in rows:
+        place = 8 + 2 + 12 * len(rows) + 4 + len(tail)
+        inline = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<L", place)
+        block += struct.pack("<HHL", tag, kind, count) + inline
+        tail += data if len(data) > 4 else b""
+    return b"Exif\0\0" + block + b"\0\0\0\0" + tail
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    tag=st.integers(0x100, 0xFFFF).filter(lambda tag: tag != 0x112),
+    data_type=st.integers(1, 12),
+    count=st.integers(1, 3),
+    data=st.binary(min_size=24, max_size=24),  # three of the widest type
+)
+@example(tag=0x11A, data_type=2, count=3, data=b"72\0")  # a text for the resolution
+@example(tag=0x11A, data_type=10, count=1, data=struct.pack("<ll", -1, 0))
+@example(tag=0x103, data_type=4, count=1, data=struct.pack("<L", 99999))
+@example(tag=0x10F, data_type=5, count=1, data=struct.pack("<LL", 1, 2))  # a number for a maker
+def test_no_entry_of_exif_costs_the_picture_or_its_orientation(kind, tag, data_type, count, data):
+    stored = Image.new("RGB", (96, 64), "teal")
+    file = saved(stored, kind, exif=exif_block((tag, data_type, count, data)))
+    assert read_image(file)[0].shape == (96, 64, 3)
+
+
+def test_a_photograph_of_200_megapixels_is_read_smaller(monkeypatch):
+    """With the limits as many times smaller as the picture."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 40_000)
+    monkeypatch.setattr(images, "MAX_JPEG_PIXELS", 210_000)
+    monkeypatch.setattr(images, "MAX_PROGRESSIVE_PIXELS", 100_000)
+    ramp = np.linspace(0, 255, 512).astype(np.uint8)[None].repeat(400, 0)
+    photo = Image.fromarray(ramp)
+    image, notes = read_image(saved(photo, "JPEG", quality=95, exif=exif_block()))
+    assert image.shape == (128, 100, 3) and "1/4 of its size, 128 x 100" in notes[0]
+    assert np.abs(image[:, 50, 0].astype(int) - ramp[0, 1::4]).max() <= 4
+    with pytest.raises(BadInput, match="save it as a JPEG"):
+        read_image(saved(photo, "JPEG", progressive=True))
+    with pytest.raises(BadInput, match="save it as a JPEG"):
+        read_image(saved(photo, "PNG"))
+    with pytest.raises(BadInput, match="save it as a JPEG"):
+        read_image(saved(photo.resize((1024, 400)), "JPEG"))
+
+
+def test_pillows_own_limit_stops_no_large_jpeg(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_image(saved(Image.new("L", (64, 64)), "JPEG"))[0].shape == (64, 64, 3)
+
+
 def test_sixteen_bits_are_scaled_not_cut():
     ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(8, 0)
     for kind in ("PNG", "TIFF"):
@@ -165,6 +224,14 @@ def test_alpha_is_put_on_white_in_every_encoding():
         assert notes == ["Transparent parts were filled with white."]
     grey = Image.fromarray(np.dstack([rgba[:, :, 0], rgba[:, :, 3]]))
     assert np.array_equal(read_image(saved(grey))[0], np.full((8, 8, 3), 255))
+
+
+def test_on_a_ready_map_transparent_is_nothing():
+    layer = np.zeros((8, 8, 4), np.uint8)
+    layer[:, :, 1], layer[2:4, 2:4] = 255, (200, 0, 0, 255)
+    image, notes = read_image(saved(Image.fromarray(layer)), ground=NOTHING)
+    assert image[0, 0].tolist() == [0, 0, 0] and image[2, 2].tolist() == [200, 0, 0]
+    assert notes == ["Transparent parts were filled with black."]
 
 
 def test_the_transparent_level_of_sixteen_bit_grey_is_put_on_white():
