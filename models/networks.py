@@ -20,10 +20,10 @@ from core.errors import BadInput
 from core.networks import PredictCall, Residuals
 from models.catalog.lora_tags import without_tags
 from models.engine import batched
-from models.engine.cuda_graph import CudaGraphForward, forget_all
+from models.engine.cuda_graph import CudaGraphForward, drop_all_graphs
 from models.engine.kernels.build import has_kernels
 from models.engine.offload import Offloader, offloader_of
-from models.engine.unet import Forward, Using
+from models.engine.unet import Forward, OnDevice
 from models.engine.vae_decoder import decode_latents
 
 TEXT_TOKENS = 77
@@ -84,14 +84,14 @@ class DiffusersNetworks:
             self.offloader = offloader_of(self.device)
         # No bound methods: who keeps them would hold what holds it, and dropped networks would stay
         # in memory until the garbage collector comes, beside the next ones.
-        self._using = partial(_on_device, self.offloader, self.low_memory)
-        self._forward = Forward(self.unet, self.controlnets, self._using)
+        self._on_device = partial(_on_device, self.offloader, self.low_memory)
+        self._forward = Forward(self.unet, self.controlnets, self._on_device)
         self._step: Forward | CudaGraphForward = self._forward
         if self.device.type == "cuda" and self.offloader and not self.low_memory:
             self._step = CudaGraphForward(self._forward, partial(getattr, self.offloader, "gone"))
         parts = (self.tokenizer, self.text_encoder)
         self._encode = lru_cache(KEPT_PROMPTS)(
-            partial(_encoded, *parts, self._using, self.device, self.loras)
+            partial(_encoded, *parts, self._on_device, self.device, self.loras)
         )
 
     @property
@@ -180,7 +180,7 @@ class DiffusersNetworks:
         control whose scales are all zero is not run.
         """
         call = call.to(self.device, self.dtype)
-        with self._using(self.unet, call.latents):
+        with self._on_device(self.unet, call.latents):
             return self._step(call).float()
 
     @torch.no_grad()
@@ -201,7 +201,7 @@ class DiffusersNetworks:
                 results[indices[0]] = networks.predict(call)
                 continue
             parts = [_on_own_device(*calls[index]) for index in indices]
-            with self._using(self.unet, torch.cat([call.latents for _, call in parts])):
+            with self._on_device(self.unet, torch.cat([call.latents for _, call in parts])):
                 found = batched.predict(parts)
             results |= {index: one.float() for index, one in zip(indices, found, strict=True)}
         return [results[index] for index in range(len(calls))]
@@ -215,7 +215,7 @@ class DiffusersNetworks:
     def decode(self, latents: Tensor) -> Tensor:
         """Return float32 pictures (B, 3, H, W), nominally in [-1, 1]."""
         latents = latents.to(self.device)
-        with self._using(self.vae, latents):
+        with self._on_device(self.vae, latents):
             return decode(self.vae, latents, self.dtype)
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class DiffusersNetworks:
         """
         if self.taesd is not None:
             latents = latents.to(self.device)
-            with self._using(self.taesd, latents):
+            with self._on_device(self.taesd, latents):
                 pictures = decode(self.taesd, latents, self.dtype)
             return functional.avg_pool2d(pictures, 2).clamp(-1, 1)
         matrix = self.preview_matrix.to(latents.device)
@@ -239,7 +239,7 @@ class DiffusersNetworks:
 
         On a CPU all stays where it is, but what was kept of prompts and maps.
         """
-        forget_all()
+        drop_all_graphs()
         return replace(self, low_memory=True)
 
     def in_float32(self) -> "DiffusersNetworks":
@@ -286,7 +286,7 @@ def _on_own_device(networks: Any, call: PredictCall) -> tuple[Forward, PredictCa
 def _encoded(
     tokenizer: Any,
     text_encoder: nn.Module,
-    using: Using,
+    on_device: OnDevice,
     device: torch.device,
     tags: tuple[str, ...],
     prompts: tuple[str, ...],
@@ -299,7 +299,7 @@ def _encoded(
             truncation=True,
             return_tensors="pt",
         ).input_ids
-    with using(text_encoder):
+    with on_device(text_encoder):
         embeddings: Tensor = text_encoder(tokens.to(device))[0]
     return embeddings
 

@@ -1,9 +1,9 @@
 """Predictions for several requests at once: one pass through the UNet, one through each ControlNet.
 
-The requests may have other prompts, maps, strengths and ControlNets; they share the UNet, the
-timestep, the size and the number of prompts. Their images lie behind one another in a batch, for
-every prompt again: (T, B1 + B2 + ..., C, h, w). What each adds to its own rows is what it would add
-alone, in the same order.
+The calls may have other prompts, hints, scales and ControlNets; they share the UNet, the timestep,
+the size and the number of texts. Their images are concatenated, once for each text:
+(T, B1 + B2 + ..., C, h, w). What each adds to its own rows is what it would add alone, in the same
+order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,43 +15,50 @@ from torch import Tensor, nn
 
 from core.networks import ControlInput, PredictCall
 from models.engine.layers import convolve
-from models.engine.unet import Forward, StepCache, _decode, _encode, channels_last
+from models.engine.unet import (
+    Forward,
+    StepCache,
+    channels_last,
+    run_controlnet,
+    run_down_and_mid,
+    run_up,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """A request's call, and which images of a batch are its own."""
+    """One request's call, and which images of a batch are its own: first to last, exclusive."""
 
     forward: Forward
     call: PredictCall
     first: int
     last: int
 
-    def of(self, batch: Tensor, texts: int) -> Tensor:
-        """Return a view of its rows, (T or 1, B, ...), of a batch with rows for every image."""
-        return batch.reshape(texts, -1, *batch.shape[1:])[:, self.first : self.last]
+    def of(self, batch: Tensor, images: int) -> Tensor:
+        """Return a view (T or 1, B, ...) of its rows in a batch of so many images."""
+        return batch.reshape(-1, images, *batch.shape[1:])[:, self.first : self.last]
 
 
 def predict(calls: Sequence[tuple[Forward, PredictCall]]) -> list[Tensor]:
-    """Return each call's prediction, (T * B, C, h, w), up to rounding as its own Forward gives."""
-    rows = _laid_out(calls)
-    first, images = rows[0], rows[-1].last
-    texts, unet = len(first.call.texts), first.forward._unet
+    """Return each call's prediction (T * B, C, h, w), equal to its own Forward's up to rounding."""
+    rows = _rows(calls)
+    forward, images = rows[0].forward, rows[-1].last
+    unet = forward.unet
     start = torch.cat([convolve(unet.conv_in, channels_last(one.call.latents)) for one in rows])
-    skips, x = _encode(unet, start, _joint_cache(unet, rows))
+    skips, x = run_down_and_mid(unet, start, _joint_cache(unet, rows))
     targets = (*skips, x)
-    for network, acting in _by_network(rows).items():
-        with first.forward.using(network, start):
-            _add_control(network, acting, targets, images)
+    for network, uses in _by_controlnet(rows).items():
+        with forward.on_device(network, start):
+            _add_controlnet(network, uses, targets, images)
     for one in rows:
         for target, residual in zip(targets, one.call.residuals, strict=False):
-            mine = one.of(target, len(target) // images)
-            mine.add_(residual.reshape(mine.shape))
-    found = _decode(unet, skips, x, _joint_cache(unet, rows))
-    return [one.of(found, texts).flatten(0, 1) for one in rows]
+            view = one.of(target, images)
+            view.add_(residual.reshape(view.shape))
+    output = run_up(unet, skips, x, _joint_cache(unet, rows))
+    return [one.of(output, images).flatten(0, 1) for one in rows]
 
 
-def _laid_out(calls: Iterable[tuple[Forward, PredictCall]]) -> list[_Rows]:
+def _rows(calls: Iterable[tuple[Forward, PredictCall]]) -> list[_Rows]:
     rows: list[_Rows] = []
     for forward, call in calls:
         first = rows[-1].last if rows else 0
@@ -60,50 +67,46 @@ def _laid_out(calls: Iterable[tuple[Forward, PredictCall]]) -> list[_Rows]:
 
 
 def _joint_cache(network: nn.Module, rows: Sequence[_Rows]) -> StepCache:
-    """Return the calls' caches of a network as one, keys and values in the batch's order."""
-    each = [one.forward._known(network, one.call) for one in rows]
-    text = {}
-    for layer in each[0].text:
-        by_image = [
-            [t.reshape(len(one.call.texts), -1, *t.shape[1:]) for t in cache.text[layer]]
-            for one, cache in zip(rows, each, strict=True)
+    """Return the calls' step caches of a network as one, keys and values in the batch's order."""
+    caches = [one.forward.step_cache(network, one.call) for one in rows]
+    joint = {}
+    for layer in caches[0].keys_values:
+        by_text = [
+            [t.reshape(len(one.call.texts), -1, *t.shape[1:]) for t in cache.keys_values[layer]]
+            for one, cache in zip(rows, caches, strict=True)
         ]
-        keys, values = (torch.cat(same, 1).flatten(0, 1) for same in zip(*by_image, strict=True))
-        text[layer] = keys, values
-    return StepCache(text, each[0].times)
+        keys, values = (torch.cat(same, 1).flatten(0, 1) for same in zip(*by_text, strict=True))
+        joint[layer] = keys, values
+    return StepCache(joint, caches[0].biases)
 
 
-def _by_network(rows: Sequence[_Rows]) -> dict[nn.Module, list[tuple[_Rows, ControlInput]]]:
-    """Return who uses which ControlNet, and how; a request may use one twice."""
-    found: dict[nn.Module, list[tuple[_Rows, ControlInput]]] = {}
+def _by_controlnet(rows: Sequence[_Rows]) -> dict[nn.Module, list[tuple[_Rows, ControlInput]]]:
+    """Return each ControlNet's uses; a request may use one twice."""
+    uses: dict[nn.Module, list[tuple[_Rows, ControlInput]]] = {}
     for one in rows:
         for control in one.call.active_controls:
-            network = one.forward._controlnets[control.name]
-            found.setdefault(network, []).append((one, control))
-    return found
+            network = one.forward.controlnets[control.name]
+            uses.setdefault(network, []).append((one, control))
+    return uses
 
 
-def _add_control(
+def _add_controlnet(
     network: Any,
-    acting: Sequence[tuple[_Rows, ControlInput]],
+    uses: Sequence[tuple[_Rows, ControlInput]],
     targets: Sequence[Tensor],
     images: int,
 ) -> None:
-    """Run a ControlNet for all who use it; add to each one's rows of the targets, by its scales."""
-    places = _laid_out((one.forward, one.call) for one, _ in acting)
-    latents = [channels_last(one.call.latents) for one in places]
-    hints = [one.forward._hint(control, one.call.latents) for one, control in acting]
+    """Run a ControlNet once for all its uses; add each one's scaled residuals to its own rows."""
+    own = _rows((one.forward, one.call) for one, _ in uses)
     start = torch.cat(
         [
-            convolve(network.conv_in, pixels) + hint
-            for pixels, hint in zip(latents, hints, strict=True)
+            convolve(network.conv_in, channels_last(one.call.latents))
+            + one.forward.encoded_hint(control, one.call.latents)
+            for one, control in uses
         ]
     )
-    found, middle = _encode(network, start, _joint_cache(network, places))
-    zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
-    for depth, (source, zero) in enumerate(zip((*found, middle), zeros, strict=True)):
-        residual = convolve(zero, source)
-        for (one, control), place in zip(acting, places, strict=True):
-            mine = one.of(targets[depth], len(targets[depth]) // images)
-            theirs = place.of(residual, len(residual) // places[-1].last)
-            mine.add_(theirs, alpha=control.scales[depth])
+    residuals = run_controlnet(network, start, _joint_cache(network, own))
+    for depth, (target, residual) in enumerate(zip(targets, residuals, strict=True)):
+        for (one, control), source in zip(uses, own, strict=True):
+            addend = source.of(residual, own[-1].last)
+            one.of(target, images).add_(addend, alpha=control.scales[depth])

@@ -1,24 +1,23 @@
-"""A step of the UNet and its ControlNets, recorded once on a GPU and played again for every other.
+"""One step of the UNet and its ControlNets, captured as a CUDA graph and replayed for every other.
 
-A step is about a thousand small kernels, which a GPU finishes faster than Python can start them. A
-CUDA graph starts all of them with one call. It reads and writes the very memory it was recorded
-with, so what a step depends on is copied into buffers first:
+A step is about a thousand small kernels, which a GPU finishes faster than Python can launch them. A
+CUDA graph launches all of them with one call. It reads and writes the very memory it was captured
+with, so what a step depends on is copied into static buffers first:
 
 - the latents, at every step;
-- what the timestep adds in all residual blocks, which lies behind one another in one buffer, so
-  that it is one copy for each network; likewise the keys and values of the text, but only when
-  there is another text, and the encoded maps, when there is another map;
-- the ControlNets' scales, which are numbers in the GPU's memory: another strength needs no new
-  recording.
+- each network's time biases, which lie end to end in one buffer, so that they are one copy; the
+  keys and values of the text likewise, but only when the text changes, and the encoded hints, when
+  a hint changes;
+- the ControlNets' scales, which are numbers in GPU memory: another strength needs no new capture.
 
-As it is played so often, it is worth trying before which convolutions and attentions are the
-fastest, and joining the weights of a self-attention's queries, keys and values, so that three
-products are one.
+Because a graph is replayed so often, it pays to benchmark convolutions and attentions before the
+capture, and to join the query, key and value weights of each self-attention, so that three products
+become one.
 
-Of one image the layers are too small to fill a GPU. The ControlNets need nothing of the UNet, nor
-the UNet's first half of them, so they are recorded as two branches that run side by side.
+For one image the layers are too small to fill a GPU. The ControlNets and the first half of the UNet
+do not depend on each other, so they are captured as two branches that run side by side.
 
-Whatever cannot be recorded runs as unet.py has it, which is slower and gives the same.
+Whatever cannot be captured runs as unet.py has it, which is slower and gives the same.
 """
 
 import logging
@@ -41,135 +40,137 @@ from models.engine.kernels.groupnorm import lie_alike
 from models.engine.layers import convolve
 from models.engine.unet import (
     Forward,
+    KeysValues,
     StepCache,
-    _control,
-    _decode,
-    _encode,
-    _transformer_layers,
+    run_controlnet,
+    run_down_and_mid,
+    run_up,
+    transformer_layers,
 )
 
 LOGGER = logging.getLogger(__name__)
 
-KEPT_RECORDINGS = 8
-"""Of one model: with and without control, for one image and for several, and the four of the mode
-fast. They share their memory, but each has its own buffers, 12 MB for an image in SD 1.5."""
+KEPT_GRAPHS = 8
+"""Of one model: with and without control, for one image and for several, and the four of the fast
+mode. They share their memory pool, but each has its own buffers, 12 MB for an image in SD 1.5."""
 WARM_UPS = 2
-"""Runs before a recording: the first chooses algorithms and compiles, which a recording must not;
-the second shows that nothing is left to be chosen."""
-LONGEST_PATIENCE = 1000
-"""Steps after which a recording is tried again at the latest, where weights come and go."""
-PAUSE = 100
-"""Steps without recordings after memory ran out."""
+"""Runs before a capture: the first chooses algorithms and compiles, which a capture must not; the
+second shows that nothing is left to be chosen."""
+LONGEST_WAIT = 1000
+"""Steps after which a capture is tried again at the latest, where weights are offloaded often."""
+WAIT_AFTER_OOM = 100
+"""Steps without graphs after memory ran out."""
 
-Run = Callable[[], list[Tensor]]
-Record = Callable[[Run], Run]
-"""(what to record) -> what plays it again, and returns tensors of its own."""
+StepFunction = Callable[[], list[Tensor]]
+Capture = Callable[[StepFunction], StepFunction]
+"""(what to capture) -> what replays it, and returns tensors of its own."""
 
 _LOCK = threading.RLock()
-"""Held while recording and playing: recordings share memory, so one runs at a time."""
-_recordings: "WeakSet[_Recording]" = WeakSet()
-"""All that live, whoever has them: a further one shares their memory."""
-_captured: "WeakSet[CudaGraphForward]" = WeakSet()
+"""Held while capturing and replaying: graphs share memory, so one runs at a time."""
+_graphs: "WeakSet[_Graph]" = WeakSet()
+"""All that are alive, of any model: a further one shares their memory pool."""
+_forwards: "WeakSet[CudaGraphForward]" = WeakSet()
 
 
 class CudaGraphForward:
-    """Answers as a Forward does; may be called from several threads.
+    """Predicts as a Forward does, by replaying graphs; may be called from several threads.
 
-    Its recordings go when it does.
+    Its graphs are freed with it.
     """
 
     def __init__(
-        self, forward: Forward, gone: Callable[[], int], record: Record | None = None
+        self, forward: Forward, offload_count: Callable[[], int], capture: Capture | None = None
     ) -> None:
-        """Take `gone()`, which counts the weights that left the device so far.
+        """Take `offload_count()`, which counts the weights that have left the device so far.
 
-        A recording reads them where they lay. Tests hand in a `record` that needs no GPU.
+        A graph reads them where they lay. Tests pass a `capture` that needs no GPU.
         """
         self._forward = forward
-        self._count_gone = gone
-        self._record = record or recorded
-        self._steps: OrderedDict[tuple[Any, ...], _Step] = OrderedDict()
-        self._gone = gone()
-        self._calm, self._patience = 0, 0
-        """Steps since weights went, and how many there must be before a recording."""
+        self._offload_count = offload_count
+        self._capture = capture or captured
+        self._steps: OrderedDict[tuple[Any, ...], _StaticStep] = OrderedDict()
+        self._offloads_seen = offload_count()
+        self._stable_steps, self._wait = 0, 0
+        """Steps since weights were last offloaded, and how many there must be before a capture."""
         self._failed = False
         with _LOCK:
-            _captured.add(self)
+            _forwards.add(self)
 
     def __call__(self, call: PredictCall) -> Tensor:
         """See Forward."""
-        found = self._answer(call)
-        return found[0] if found else self._forward(call)
+        output = self._replayed(call)
+        return output[0] if output else self._forward(call)
 
     def control_residuals(self, call: PredictCall) -> Residuals:
         """See Forward."""
-        found = self._answer(call, only_residuals=True) if call.active_controls else []
-        return tuple(found) or self._forward.control_residuals(call)
+        output = self._replayed(call, only_residuals=True) if call.active_controls else []
+        return tuple(output) or self._forward.control_residuals(call)
 
-    def forget(self, wait: int) -> None:
-        """Drop the recordings, and their memory with the last; record none for so many steps."""
+    def drop_graphs(self, wait: int) -> None:
+        """Drop the graphs, and with the last one their memory; capture none for `wait` steps."""
         with _LOCK:
             self._steps.clear()
-            self._calm, self._patience = 0, max(wait, self._patience)
+            self._stable_steps, self._wait = 0, max(wait, self._wait)
 
-    def _answer(self, call: PredictCall, *, only_residuals: bool = False) -> list[Tensor]:
-        """Return what is played, or nothing where there is no recording and none is to be made.
+    def _replayed(self, call: PredictCall, *, only_residuals: bool = False) -> list[Tensor]:
+        """Return the output of a replay; [] where there is no graph and none is to be captured.
 
         Raises:
-            RuntimeError: memory ran out; then nobody has a recording any more.
+            RuntimeError: memory ran out; then the graphs of all models have been dropped.
         """
         if self._failed:
             return []
         try:
-            # A recording is a model's own state, used within and outside of inference mode.
+            # Static buffers outlive the call, so they must not be inference tensors.
             with ExitStack() as uses, torch.inference_mode(False), torch.no_grad():
                 for control in call.active_controls:
-                    network = self._forward._controlnets[control.name]
-                    uses.enter_context(self._forward.using(network, call.latents))
+                    network = self._forward.controlnets[control.name]
+                    uses.enter_context(self._forward.on_device(network, call.latents))
                 uses.enter_context(_LOCK)
-                uses.enter_context(_on_its_device(call.latents))
-                return self._played(call, only_residuals) if self._settled() else []
+                uses.enter_context(_device_of(call.latents))
+                return self._replay(call, only_residuals) if self._weights_stay() else []
         except Exception as error:
             if is_out_of_memory(error):
-                forget_all()
+                drop_all_graphs()
                 raise
             self._failed = True
             self._steps.clear()
-            LOGGER.warning("Steps cannot be recorded here, and run slower.", exc_info=error)
+            LOGGER.warning("Steps cannot be captured here, and run slower.", exc_info=error)
             return []
 
-    def _played(self, call: PredictCall, only_residuals: bool) -> list[Tensor]:
+    def _replay(self, call: PredictCall, only_residuals: bool) -> list[Tensor]:
         key = _key(call, only_residuals)
         step = self._steps.get(key)
         if step is None:
-            LOGGER.info("Recording a step for %s, once.", tuple(call.latents.shape))
+            LOGGER.info("Capturing a step for %s, once.", tuple(call.latents.shape))
             began = time.perf_counter()
-            step = _Step(self._forward, call, only_residuals)
-            step.play = self._record(step.run)
-            LOGGER.info("Recorded it in %.1f s.", time.perf_counter() - began)
+            step = _StaticStep(self._forward, call, only_residuals)
+            step.replay = self._capture(step.run)
+            LOGGER.info("Captured it in %.1f s.", time.perf_counter() - began)
             self._steps[key] = step
-            if len(self._steps) > KEPT_RECORDINGS:
+            if len(self._steps) > KEPT_GRAPHS:
                 self._steps.popitem(last=False)
         else:
             step.fill(self._forward, call)
         self._steps.move_to_end(key)
-        return step.play()
+        return step.replay()
 
-    def _settled(self) -> bool:
-        """Tell whether no weight went for long enough; the longer, the more often they went.
+    def _weights_stay(self) -> bool:
+        """Tell whether no weight was offloaded for long enough; drop the graphs if one just was.
 
-        Where a GPU has no room for all parts, they come and go with every step.
+        Where a GPU has no room for all parts, they come and go with every step: each time the wait
+        for the next capture doubles.
         """
-        gone = self._count_gone()
-        if gone != self._gone:
-            self._gone = gone
-            self.forget(wait=min(2 * self._patience + 1, LONGEST_PATIENCE))
-        self._calm += 1
-        return self._calm > self._patience
+        count = self._offload_count()
+        if count != self._offloads_seen:
+            self._offloads_seen = count
+            self.drop_graphs(wait=min(2 * self._wait + 1, LONGEST_WAIT))
+        self._stable_steps += 1
+        return self._stable_steps > self._wait
 
 
 def _key(call: PredictCall, only_residuals: bool) -> tuple[Any, ...]:
-    """Return all that decides which kernels run, on how much."""
+    """Return all that decides which kernels run, and on which shapes."""
     return (
         *(call.latents.shape, call.latents.dtype, call.texts.shape, only_residuals),
         *((control.name, control.hint.shape) for control in call.active_controls),
@@ -177,39 +178,38 @@ def _key(call: PredictCall, only_residuals: bool) -> tuple[Any, ...]:
     )
 
 
-def forget_all() -> None:
-    """Drop everybody's recordings for a while, as memory is short."""
+def drop_all_graphs() -> None:
+    """Drop the graphs of all models for a while, because memory is short."""
     with _LOCK:
-        for one in list(_captured):
-            one.forget(wait=PAUSE)
+        for one in list(_forwards):
+            one.drop_graphs(wait=WAIT_AFTER_OOM)
 
 
-# What a step reads
+# Static buffers
 
 
-class _Behind:
-    """Copies of tensors, behind one another in one buffer, so that all are renewed at once."""
+class _FlatBuffer:
+    """Copies of tensors, end to end in one buffer, so that one kernel updates all."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._whole = torch.cat([one.flatten() for one in tensors])
-        parts = torch.split(self._whole, [one.numel() for one in tensors])
-        self.parts = [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
+        self._flat = torch.cat([one.flatten() for one in tensors])
+        parts = torch.split(self._flat, [one.numel() for one in tensors])
+        self.views = [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
 
     def fill(self, tensors: Iterable[Tensor]) -> None:
-        """Take other values of the same shapes."""
-        torch.cat([one.flatten() for one in tensors], out=self._whole)
+        """Copy in tensors of the same shapes."""
+        torch.cat([one.flatten() for one in tensors], out=self._flat)
 
 
-class _Joined:
-    """The weights of a network's self-attentions: queries', keys' and values' behind one another.
+class _QkvWeights:
+    """Query, key and value weights of a network's self-attentions, joined into one product each.
 
-    A second copy of them (100 MB in SD 1.5), so that three small products are one; it says the
-    same wherever the weights are moved.
+    A second copy of them (100 MB in SD 1.5), which stays valid wherever the originals are moved.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = network  # so that its id is nobody else's
-        attentions = [layer.attn1 for layer in _transformer_layers(network)]
+        self.network = network  # kept alive, so that no other network can get its id
+        attentions = [layer.attn1 for layer in transformer_layers(network)]
         self.by_layer = {
             one: torch.cat([part.weight.detach() for part in (one.to_q, one.to_k, one.to_v)])
             for one in attentions
@@ -217,242 +217,245 @@ class _Joined:
         }
 
 
-_joined: WeakValueDictionary[int, _Joined] = WeakValueDictionary()
-"""By the network's id, for as long as a recording uses it."""
+_qkv_weights: WeakValueDictionary[int, _QkvWeights] = WeakValueDictionary()
+"""By the network's id, for as long as a captured step uses it."""
 
 
-class _Buffers:
-    """What is known of a network before the latents are, in memory that stays."""
+class _StaticCache:
+    """A network's StepCache, in memory that stays."""
 
-    def __init__(self, network: nn.Module, known: StepCache) -> None:
-        self._weights = _joined.get(id(network)) or _Joined(network)
-        _joined[id(network)] = self._weights
-        self._times = _Behind(list(known.times.values()))
-        self._text = _Behind(_flat(known.text))
-        pairs = zip(self._text.parts[::2], self._text.parts[1::2], strict=True)
-        self.known = StepCache(
-            dict(zip(known.text, pairs, strict=True)),
-            dict(zip(known.times, self._times.parts, strict=True)),
-            self._weights.by_layer,
+    def __init__(self, network: nn.Module, cache: StepCache) -> None:
+        self._qkv = _qkv_weights.get(id(network)) or _QkvWeights(network)
+        _qkv_weights[id(network)] = self._qkv
+        self._biases = _FlatBuffer(list(cache.biases.values()))
+        self._text = _FlatBuffer(_flat(cache.keys_values))
+        pairs = zip(self._text.views[::2], self._text.views[1::2], strict=True)
+        self.cache = StepCache(
+            dict(zip(cache.keys_values, pairs, strict=True)),
+            dict(zip(cache.biases, self._biases.views, strict=True)),
+            self._qkv.by_layer,
         )
 
-    def fill(self, known: StepCache, *, other_text: bool) -> None:
-        """Take another timestep's and, if it is another, another text's."""
-        self._times.fill(known.times.values())
-        if other_text:
-            self._text.fill(_flat(known.text))
+    def fill(self, cache: StepCache, *, new_text: bool) -> None:
+        """Copy in a timestep's biases and, if the text is new, its keys and values."""
+        self._biases.fill(cache.biases.values())
+        if new_text:
+            self._text.fill(_flat(cache.keys_values))
 
 
-def _flat(text: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> list[Tensor]:
-    return [one for pair in text.values() for one in pair]
+def _flat(keys_values: Mapping[nn.Module, KeysValues]) -> list[Tensor]:
+    return [one for pair in keys_values.values() for one in pair]
 
 
-class _Step:
-    """A step on buffers of its own."""
+class _StaticStep:
+    """A step on static buffers of its own."""
 
-    play: Run
-    """Runs it as it was recorded; returns tensors of its own."""
+    replay: StepFunction
+    """Runs it as it was captured; returns tensors of its own."""
 
     def __init__(self, forward: Forward, call: PredictCall, only_residuals: bool) -> None:
-        """Take the first values."""
+        """Make the buffers and fill them for the first time."""
         controls = call.active_controls
-        # The networks, but not the forward: it may hold what holds this.
-        self._unet = None if only_residuals else forward._unet
-        self._controlnets = [forward._controlnets[control.name] for control in controls]
+        # The networks, but not the forward: a reference cycle would keep the graph alive.
+        self._unet = None if only_residuals else forward.unet
+        self._controlnets = [forward.controlnets[control.name] for control in controls]
         self._latents = _picture_like(call.latents)
         self._latents.copy_(call.latents)
-        self._given = [_picture_like(residual).copy_(residual) for residual in call.residuals]
-        self._buffers = {
-            network: _Buffers(network, forward._known(network, call)) for network in self._networks
+        self._residuals = [_picture_like(residual).copy_(residual) for residual in call.residuals]
+        networks = [*self._controlnets, *([self._unet] if self._unet is not None else [])]
+        self._caches = {
+            network: _StaticCache(network, forward.step_cache(network, call))
+            for network in networks
         }
-        self._texts = ref(call.texts)
-        self._hints = [forward._hint(control, call.latents).clone() for control in controls]
-        self._maps = [ref(control.hint) for control in controls]
-        self._scales = [control.scales for control in controls]
-        self._scalars = [_scalars(scales, self._latents) for scales in self._scales]
-
-    @property
-    def _networks(self) -> list[Any]:
-        return [*self._controlnets, *([self._unet] if self._unet is not None else [])]
+        self._text_seen = ref(call.texts)
+        self._hints = [forward.encoded_hint(control, call.latents).clone() for control in controls]
+        self._hints_seen = [ref(control.hint) for control in controls]
+        self._scales_seen = [control.scales for control in controls]
+        self._scales = [_scales_on_device(scales, self._latents) for scales in self._scales_seen]
 
     def fill(self, forward: Forward, call: PredictCall) -> None:
-        """Copy in what differs from the last time; the key is the same."""
+        """Copy in what has changed since the last time; the key is the same."""
         self._latents.copy_(call.latents)
-        for mine, residual in zip(self._given, call.residuals, strict=True):
-            mine.copy_(residual)
-        other_text = self._texts() is not call.texts
-        # Should anything fail in between, nobody knows what the buffers hold.
-        self._texts = ref(torch.empty(0))
-        for network, buffers in self._buffers.items():
-            buffers.fill(forward._known(network, call), other_text=other_text)
-        self._texts = ref(call.texts)
+        for buffer, residual in zip(self._residuals, call.residuals, strict=True):
+            buffer.copy_(residual)
+        new_text = self._text_seen() is not call.texts
+        # If anything fails in between, the buffers hold no known text.
+        self._text_seen = ref(torch.empty(0))
+        for network, static in self._caches.items():
+            static.fill(forward.step_cache(network, call), new_text=new_text)
+        self._text_seen = ref(call.texts)
         for index, control in enumerate(call.active_controls):
-            if self._maps[index]() is not control.hint:
-                self._hints[index].copy_(forward._hint(control, call.latents))
-                self._maps[index] = ref(control.hint)
-            if self._scales[index] != control.scales:
-                self._scalars[index].copy_(_scalars(control.scales, self._latents))
-                self._scales[index] = control.scales
+            if self._hints_seen[index]() is not control.hint:
+                self._hints[index].copy_(forward.encoded_hint(control, call.latents))
+                self._hints_seen[index] = ref(control.hint)
+            if self._scales_seen[index] != control.scales:
+                self._scales[index].copy_(_scales_on_device(control.scales, self._latents))
+                self._scales_seen[index] = control.scales
 
     def run(self) -> list[Tensor]:
-        """Return what a Forward would, of what is in the buffers."""
+        """Return what a Forward would, for what is in the buffers."""
         if self._unet is None:
-            found = self._residuals()
-            total = [torch.zeros_like(residual) for residual in found[0]]
-            self._add(total, found)
+            residuals = self._run_controlnets()
+            total = [torch.zeros_like(residual) for residual in residuals[0]]
+            self._add(total, residuals)
             return total
         if self._latents.is_cuda and torch.cuda.is_current_stream_capturing():
-            found, (skips, x) = self._side_by_side()
+            residuals, (skips, x) = self._run_side_by_side()
         else:
-            found, (skips, x) = self._residuals(), self._encoded()
-        self._add((*skips, x), found)
-        del found  # so that the second half can have its memory
-        if self._given:
-            for target, residual in zip((*skips, x), self._given, strict=True):
+            residuals, (skips, x) = self._run_controlnets(), self._run_down_and_mid()
+        self._add((*skips, x), residuals)
+        del residuals  # so that the second half can reuse the memory
+        if self._residuals:
+            for target, residual in zip((*skips, x), self._residuals, strict=True):
                 target.add_(residual)
-        return [_decode(self._unet, skips, x, self._buffers[self._unet].known)]
+        return [run_up(self._unet, skips, x, self._caches[self._unet].cache)]
 
-    def _add(self, targets: Sequence[Tensor], found: Sequence[Sequence[Tensor]]) -> None:
-        for residuals, scales in zip(found, self._scalars, strict=True):
-            for target, residual, scale in zip(targets, residuals, scales, strict=True):
+    def _add(self, targets: Sequence[Tensor], residuals: Sequence[Sequence[Tensor]]) -> None:
+        for of_controlnet, scales in zip(residuals, self._scales, strict=True):
+            for target, residual, scale in zip(targets, of_controlnet, scales, strict=True):
                 add_scaled(target, residual, scale)
 
-    def _side_by_side(self) -> tuple[list[list[Tensor]], tuple[list[Tensor], Tensor]]:
+    def _run_side_by_side(self) -> tuple[list[list[Tensor]], tuple[list[Tensor], Tensor]]:
         main = torch.cuda.current_stream(self._latents.device)
         _, side = _streams(main.device_index)
         side.wait_stream(main)
         try:
             with torch.cuda.stream(side):
-                found = self._residuals()
-            return found, self._encoded()
+                residuals = self._run_controlnets()
+            return residuals, self._run_down_and_mid()
         finally:
-            main.wait_stream(side)  # also after an error: a recording ends where it began
+            main.wait_stream(side)  # also after an error: a capture must end on its first stream
 
-    def _residuals(self) -> list[list[Tensor]]:
+    def _run_controlnets(self) -> list[list[Tensor]]:
         return [
-            list(_control(network, self._latents, hint, self._buffers[network].known))
+            list(
+                run_controlnet(
+                    network,
+                    convolve(network.conv_in, self._latents) + hint,
+                    self._caches[network].cache,
+                )
+            )
             for network, hint in zip(self._controlnets, self._hints, strict=True)
         ]
 
-    def _encoded(self) -> tuple[list[Tensor], Tensor]:
+    def _run_down_and_mid(self) -> tuple[list[Tensor], Tensor]:
         unet: Any = self._unet
         start = convolve(unet.conv_in, self._latents)
-        return _encode(unet, start, self._buffers[unet].known)
+        return run_down_and_mid(unet, start, self._caches[unet].cache)
 
 
 def _picture_like(picture: Tensor) -> Tensor:
     return torch.empty_like(picture, memory_format=torch.channels_last)
 
 
-def _scalars(scales: Sequence[float], like: Tensor) -> Tensor:
-    """Return the numbers on its device, in float32, as a number handed to a kernel would be."""
+def _scales_on_device(scales: Sequence[float], like: Tensor) -> Tensor:
+    """Return the scales in float32, as a number passed to a kernel would be."""
     return torch.tensor(scales, dtype=torch.float32).to(like.device)
 
 
 def add_scaled(target: Tensor, addend: Tensor, scale: Tensor) -> None:
-    """Add a multiple to a tensor in place, rounding once; `scale` is a float32 number there."""
+    """Add a multiple to a tensor in place, rounding once; `scale` is a float32 scalar tensor."""
     suits = target.is_cuda and lie_alike(target, addend)
     if suits and on_gpu("add_scaled", target, addend, scale) is not None:
         return
     target.copy_(torch.addcmul(target.float(), addend.float(), scale))
 
 
-# The recording
+# The capture
 
 
-def _on_its_device(tensor: Tensor) -> AbstractContextManager[None]:
+def _device_of(tensor: Tensor) -> AbstractContextManager[None]:
     guard: Any = torch.cuda.device_of
     return cast(AbstractContextManager[None], guard(tensor))
 
 
-def recorded(run: Run) -> Run:
-    """Record what `run` does on the current device.
+def captured(run: StepFunction) -> StepFunction:
+    """Capture what `run` does on the current device, and return what replays it.
 
     `run` must do the same work at each call, on memory that stays, and read nothing back from the
-    device. All threads play on the device's default stream, which keeps them in order.
+    device. All threads replay on the device's default stream, which keeps them in order.
 
     Raises:
-        RuntimeError: it cannot be recorded, or memory ran out.
+        RuntimeError: it cannot be captured, or memory ran out.
     """
     device = torch.cuda.current_device()
     current, (stream, _) = torch.cuda.current_stream(), _streams(device)
-    by_trying = torch.backends.cudnn.benchmark
-    # It is to run many times, so it is worth while to try which algorithms are the fastest.
+    was_benchmarking = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 run()
-        # What is in the reserve cannot serve a recording, which has memory of its own.
+        # A capture allocates from a pool of its own and cannot use what the allocator has cached.
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         with torch.cuda.stream(stream):
-            recording = _captured_run(run, device)
+            graph = _captured_here(run, device)
     finally:
-        torch.backends.cudnn.benchmark = by_trying
+        torch.backends.cudnn.benchmark = was_benchmarking
         current.wait_stream(stream)
 
-    def play() -> list[Tensor]:
-        recording.graph.replay()
-        # Before another is played into the same memory.
-        return [one.clone() for one in recording.output]
+    def replay() -> list[Tensor]:
+        graph.cuda_graph.replay()
+        # Copied before another graph is replayed into the same memory.
+        return [one.clone() for one in graph.output]
 
-    return play
+    return replay
 
 
 @dataclass(frozen=True, eq=False)
-class _Recording:
+class _Graph:
     """A CUDA graph, and the tensors that it writes to."""
 
-    graph: torch.cuda.CUDAGraph
+    cuda_graph: torch.cuda.CUDAGraph
     output: list[Tensor]
 
 
-def _captured_run(run: Run, device: int) -> _Recording:
-    """Record on the current stream, which is one that nobody else uses."""
-    living = next(iter(_recordings), None)
-    graph = torch.cuda.CUDAGraph()
-    # One that has lost its last recording must not be used again.
-    pool = torch.cuda.graph_pool_handle() if living is None else living.graph.pool()
-    # cuBLAS keeps a workspace for each stream; a recording's are to lie in the recording's memory.
+def _captured_here(run: StepFunction, device: int) -> _Graph:
+    """Capture on the current stream, which nobody else uses."""
+    living = next(iter(_graphs), None)
+    cuda_graph = torch.cuda.CUDAGraph()
+    # A pool whose last graph is gone must not be used again.
+    pool = torch.cuda.graph_pool_handle() if living is None else living.cuda_graph.pool()
+    # cuBLAS keeps a workspace for each stream; a capture's must be allocated from its own pool.
     _drop_workspaces()
-    # Other threads may go on meanwhile: they use no stream of ours.
-    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    # Other threads may go on meanwhile: they do not use this stream.
+    cuda_graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         output = run()
     except BaseException:
-        _end(graph, pool, device)  # quietly: the error that rises is to be the first
+        _end(cuda_graph, pool, device, failed=True)  # quietly: the first error is the one to raise
         raise
     else:
-        _end(graph, pool, device, quietly=False)
+        _end(cuda_graph, pool, device, failed=False)
     finally:
         _drop_workspaces()
-    recording = _Recording(graph, output)
-    _recordings.add(recording)
-    return recording
+    graph = _Graph(cuda_graph, output)
+    _graphs.add(graph)
+    return graph
 
 
-def _end(graph: torch.cuda.CUDAGraph, pool: Any, device: int, *, quietly: bool = True) -> None:
-    """End a recording; one that failed quietly, and for nothing."""
+def _end(cuda_graph: torch.cuda.CUDAGraph, pool: Any, device: int, *, failed: bool) -> None:
+    """End a capture; one that failed is discarded, and ends without an error of its own."""
     try:
-        graph.capture_end()
-        if quietly:
-            graph.reset()
+        cuda_graph.capture_end()
+        if failed:
+            cuda_graph.reset()
     except RuntimeError as error:
         _stop_pooling(pool, device)
-        if not quietly:
+        if not failed:
             raise
-        LOGGER.debug("The recording that failed had no clean end: %s", error)
+        LOGGER.debug("The failed capture had no clean end: %s", error)
 
 
 def _stop_pooling(pool: Any, device: int) -> None:
-    """Have torch's allocator forget a recording; by itself it does so only at a clean end."""
+    """Make torch's allocator leave a capture's pool; by itself it does so only at a clean end."""
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
     except RuntimeError as error:
-        LOGGER.debug("The allocator had forgotten it: %s", error)
+        LOGGER.debug("The allocator had left the pool already: %s", error)
 
 
 def _drop_workspaces() -> None:
@@ -463,7 +466,7 @@ _STREAMS: dict[int, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}
 
 
 def _streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """Return a device's two for recording: always the same, for memory goes with the stream."""
+    """Return a device's two streams for captures: always the same, since a pool belongs to one."""
     if device not in _STREAMS:
         stream: Any = torch.cuda.Stream
         _STREAMS[device] = (stream(device), stream(device))

@@ -1,21 +1,24 @@
-"""The way through the UNet and the ControlNets of SD 1.x, with nothing computed twice.
+"""The forward pass through the UNet and ControlNets of SD 1.x, with nothing computed twice.
 
-The weights stay in diffusers' own modules; what is ours is the path between them. The result is
-diffusers' own up to rounding (tests/models/engine/test_unet.py). What differs, and why:
+The weights stay in diffusers' modules; the path between them is ours. The result equals diffusers'
+up to rounding (tests/models/engine/test_unet.py). What differs, and why:
 
-- What does not change from step to step is kept: a map's encoding, the keys and values of the
-  text, and the time's part in every residual block, which goes into a convolution's bias.
+- What does not change from step to step is cached: a hint's encoding, the keys and values of the
+  text, and each residual block's time embedding, which goes into a convolution's bias.
 - The prompts of one image (guidance has two) start from the same latents, so they share one pass up
-  to the first look at the text: in SD 1.5 that includes one of the largest self-attentions.
-- A ControlNet without weight is not run; the others' residuals are added straight to the skips.
-- Pictures stay channels-last from end to end, so that the 1x1 convolutions around attention are
-  products of matrices on the same memory, and no layout is ever changed and changed back.
-- On a CPU with instructions for bfloat16 attention, 3x3 convolutions, products and group norms have
-  kernels of their own (kernels/), and weights lie as these or oneDNN want them (layers.py); a
-  product takes GELU and gate in, a convolution an enlargement.
+  to the first cross-attention: in SD 1.5 that includes one of the largest self-attentions.
+- A ControlNet whose scales are all 0 is not run; the others' residuals are added to the skips in
+  place.
+- Tensors stay channels-last throughout, so that the 1x1 convolutions around attention are matrix
+  products on the same memory, and no layout conversion is needed.
+- On a CPU with bfloat16 instructions, attention, 3x3 convolutions, matrix products and group norms
+  have kernels of our own (kernels/), with weights packed for these or for oneDNN (layers.py); GELU
+  and gate are fused into a product, upsampling into a convolution.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 
-On a GPU a step is recorded and played again (cuda_graph.py).
+On a GPU a step is captured as a CUDA graph and replayed (cuda_graph.py). For that, and for batching
+requests (batched.py), the pass is public in its parts: `run_down_and_mid`, `run_controlnet` and
+`run_up` take everything that `Forward` caches as a StepCache.
 """
 
 import hashlib
@@ -24,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,195 +45,207 @@ from models.engine.kernels.groupnorm import (
 )
 from models.engine.layers import convolve, convolve_doubled, multiply, multiply_gated
 
-KEPT_TIMES = 200
-"""Time tables kept for each network: two requests of the most steps; 50 KB each in SD 1.5."""
+KEPT_TIMESTEPS = 200
+"""Timesteps whose biases are cached for each network, the most steps of two requests: 50 KB each in
+SD 1.5."""
 KEPT_HINTS = 8
-"""Encoded maps kept on a CPU beyond their request, so that another image of one starts at once."""
+"""Encoded hints cached on a CPU beyond their request, so that another image of the same map starts
+at once."""
 
 PARTS = (
     *("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block", "up_blocks"),
     *("conv_norm_out", "conv_act", "conv_out"),
     *("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block"),
 )
-"""Of a UNet and of a ControlNet; others that diffusers knows would be passed by in silence."""
+"""Children of a UNet and of a ControlNet that this pass runs; it would skip any other silently."""
 
-Using = Callable[..., AbstractContextManager[None]]
-"""(a part, latents (B, C, h, w) or nothing): it is on its device meanwhile, with room for them."""
 KeysValues = tuple[Tensor, Tensor]
-"""Of the text, for one attention: (T * B, 77, heads, head width) each."""
+"""Of the text, for one cross-attention: (T * B, 77, heads, head width) each."""
+
+
+class OnDevice(Protocol):
+    """Has a network on its device during a block, with memory free for the work (offload.py)."""
+
+    def __call__(
+        self, network: nn.Module, latents: Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """`latents` (B, C, h, w) are those it will run on; None for a text encoder."""
 
 
 @dataclass(frozen=True)
 class StepCache:
-    """What is known of one network before the latents are: each by the module that needs it."""
+    """What one network's pass needs besides latents and hint, by the module that uses it."""
 
-    text: Mapping[nn.Module, KeysValues]
-    times: Mapping[nn.Module, Tensor]
-    """The bias (C,) of each residual block's first convolution at this timestep."""
-    joined: Mapping[nn.Module, Tensor] = field(default_factory=dict)
-    """Of self-attentions whose queries, keys and values are to be one product: (3 * C, C)."""
+    keys_values: Mapping[nn.Module, KeysValues]
+    """Of each cross-attention."""
+    biases: Mapping[nn.Module, Tensor]
+    """Of each residual block's first convolution at this timestep, (C,)."""
+    qkv_weights: Mapping[nn.Module, Tensor] = field(default_factory=dict)
+    """Of self-attentions that compute queries, keys and values as one product: (3 * C, C)."""
 
 
 class Forward:
     """Predictions of one UNet with its ControlNets; may be called from several threads."""
 
     def __init__(
-        self, unet: nn.Module, controlnets: Mapping[str, nn.Module], using: Using | None = None
+        self,
+        unet: nn.Module,
+        controlnets: Mapping[str, nn.Module],
+        on_device: OnDevice | None = None,
     ) -> None:
-        """Take the networks as they are; `using` is asked for each ControlNet that is run.
+        """Take the networks as they are; each ControlNet runs within `on_device`.
 
         Raises:
-            WeightsMismatch: they are built differently from SD 1.x.
+            WeightsMismatch: they are not built as SD 1.x is.
         """
-        self._unet: Any = unet
-        self._controlnets: Mapping[str, Any] = controlnets
-        self.using: Using = using or (lambda *_: nullcontext())
+        self.unet: Any = unet
+        self.controlnets: Mapping[str, Any] = controlnets
+        self.on_device: OnDevice = on_device or (lambda *_: nullcontext())
         for network in (unet, *controlnets.values()):
             _check(network)
         self._lock = threading.Lock()
-        self._texts = WeakTensorKeyDictionary()
+        self._keys_values = WeakTensorKeyDictionary()
+        """By text, then by network and image count."""
         self._hints = WeakTensorKeyDictionary()
-        self._times: OrderedDict[tuple[nn.Module, float], Mapping[nn.Module, Tensor]]
-        self._times = OrderedDict()
+        """By hint, then by ControlNet."""
+        self._biases: OrderedDict[tuple[nn.Module, float], Mapping[nn.Module, Tensor]]
+        self._biases = OrderedDict()
         self._hints_by_content: OrderedDict[tuple[str, torch.Size, str], Tensor] = OrderedDict()
 
     def __call__(self, call: PredictCall) -> Tensor:
-        """Return the UNet's output (T * B, C, h, w); see core.networks.PredictCall."""
+        """Return the UNet's output (T * B, C, h, w), see PredictCall."""
         latents = channels_last(call.latents)
-        cache = self._known(self._unet, call)
-        skips, x = _encode(self._unet, convolve(self._unet.conv_in, latents), cache)
+        cache = self.step_cache(self.unet, call)
+        skips, x = run_down_and_mid(self.unet, convolve(self.unet.conv_in, latents), cache)
         for control in call.active_controls:
-            with self.using(self._controlnets[control.name], latents):
+            with self.on_device(self.controlnets[control.name], latents):
                 for target, (residual, scale) in zip(
-                    (*skips, x), self._found(control, call), strict=True
+                    (*skips, x), self._residuals(control, call), strict=True
                 ):
                     target.add_(residual, alpha=scale)
         if call.residuals:
             for target, residual in zip((*skips, x), call.residuals, strict=True):
                 target.add_(residual)
-        return _decode(self._unet, skips, x, cache)
+        return run_up(self.unet, skips, x, cache)
 
     def control_residuals(self, call: PredictCall) -> Residuals:
-        """Return what the active controls add, scaled and summed; nothing where there are none.
+        """Return what the active controls add, scaled and summed; () where there are none.
 
-        Each has (B, C, h, w) at depths before the text is seen, else (T * B, C, h, w).
+        Each has (B, C, h, w) before the first cross-attention, (T * B, C, h, w) after it.
         """
         total: list[Tensor] = []
         for control in call.active_controls:
-            with self.using(self._controlnets[control.name], call.latents):
-                found = [residual.mul_(scale) for residual, scale in self._found(control, call)]
-            total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
+            with self.on_device(self.controlnets[control.name], call.latents):
+                scaled = [
+                    residual.mul_(scale) for residual, scale in self._residuals(control, call)
+                ]
+            total = [a.add_(b) for a, b in zip(total, scaled, strict=True)] if total else scaled
         return tuple(total)
 
-    def _found(self, control: ControlInput, call: PredictCall) -> Iterator[tuple[Tensor, float]]:
+    def _residuals(
+        self, control: ControlInput, call: PredictCall
+    ) -> Iterator[tuple[Tensor, float]]:
         """Yield each residual of a ControlNet with its scale."""
-        network = self._controlnets[control.name]
-        hint = self._hint(control, call.latents)
-        found = _control(network, channels_last(call.latents), hint, self._known(network, call))
-        yield from zip(found, control.scales, strict=True)
+        network = self.controlnets[control.name]
+        start = convolve(network.conv_in, channels_last(call.latents))
+        start = start + self.encoded_hint(control, call.latents)
+        residuals = run_controlnet(network, start, self.step_cache(network, call))
+        yield from zip(residuals, control.scales, strict=True)
 
-    # What is kept
+    # Caches
 
-    def _known(self, network: Any, call: PredictCall) -> StepCache:
+    def step_cache(self, network: Any, call: PredictCall) -> StepCache:
+        """Return the keys and values of a call's texts and the biases of its timestep."""
         timestep, texts, images = call.timestep, call.texts, len(call.latents)
         with self._lock:
-            by_network = _of(self._texts, texts)
+            by_network = _entry(self._keys_values, texts)
             key = (network, timestep)
-            times = self._times.pop(key, None)
-            if times is None:
-                times = _times(network, timestep, texts)
-            self._times[key] = times
-            while len(self._times) > KEPT_TIMES * (1 + len(self._controlnets)):
-                self._times.popitem(last=False)
+            biases = self._biases.pop(key, None)
+            if biases is None:
+                biases = _time_biases(network, timestep, texts)
+            self._biases[key] = biases
+            while len(self._biases) > KEPT_TIMESTEPS * (1 + len(self.controlnets)):
+                self._biases.popitem(last=False)
             if (network, images) not in by_network:
                 by_network[network, images] = {
-                    layer: _keys_values(layer, texts, images) for layer in _text_attentions(network)
+                    layer.attn2: _keys_values(layer.attn2, texts, images)
+                    for layer in transformer_layers(network)
                 }
-            return StepCache(by_network[network, images], times)
+            return StepCache(by_network[network, images], biases)
 
-    def _hint(self, control: ControlInput, like: Tensor) -> Tensor:
-        """Return the map as the ControlNet's encoder sees it, (1, C, h, w)."""
+    def encoded_hint(self, control: ControlInput, like: Tensor) -> Tensor:
+        """Return a control's hint encoded by its ControlNet, (1, C, h, w), placed like `like`."""
         with self._lock:
-            by_name = _of(self._hints, control.hint)
+            by_name = _entry(self._hints, control.hint)
             if control.name not in by_name:
-                by_name[control.name] = self._encoded(control, like)
-            found: Tensor = by_name[control.name]
-            return found
+                by_name[control.name] = self._encode_hint(control, like)
+            encoded: Tensor = by_name[control.name]
+            return encoded
 
-    def _encoded(self, control: ControlInput, like: Tensor) -> Tensor:
-        network = self._controlnets[control.name]
-        if like.is_cuda:  # which has encoded it before a processor has read it
-            return _encoded_hint(network, control.hint.to(like))
+    def _encode_hint(self, control: ControlInput, like: Tensor) -> Tensor:
+        network = self.controlnets[control.name]
+        if like.is_cuda:  # a GPU encodes a hint faster than it could be read back and hashed
+            return _encode_hint(network, control.hint.to(like))
         content = hashlib.sha256(control.hint.float().cpu().numpy().tobytes()).hexdigest()
         key = (control.name, control.hint.shape, content)
         encoded = self._hints_by_content.pop(key, None)
         if encoded is None:
-            encoded = _encoded_hint(network, control.hint.to(like))
+            encoded = _encode_hint(network, control.hint.to(like))
         self._hints_by_content[key] = encoded
         if len(self._hints_by_content) > KEPT_HINTS:
             self._hints_by_content.popitem(last=False)
         return encoded
 
 
-# What a request or a timestep fixes
+def _entry(cache: WeakTensorKeyDictionary, tensor: Tensor) -> dict[Any, Any]:
+    """Return a tensor's own dictionary, which lives as long as the tensor."""
+    if tensor not in cache:
+        cache[tensor] = {}
+    entry: dict[Any, Any] = cache[tensor]
+    return entry
 
 
-def _of(kept: WeakTensorKeyDictionary, tensor: Tensor) -> dict[Any, Any]:
-    """Return what is kept for as long as a tensor lives."""
-    if tensor not in kept:
-        kept[tensor] = {}
-    found: dict[Any, Any] = kept[tensor]
-    return found
-
-
-def _encoded_hint(network: Any, hint: Tensor) -> Tensor:
+def _encode_hint(network: Any, hint: Tensor) -> Tensor:
     if network.config.controlnet_conditioning_channel_order == "bgr":
         hint = hint.flip(1)
     encoded: Tensor = network.controlnet_cond_embedding(channels_last(hint))
     return encoded
 
 
-def _keys_values(layer: Any, texts: Tensor, images: int) -> KeysValues:
+def _keys_values(attention: Any, texts: Tensor, images: int) -> KeysValues:
     keys, values = (
-        _heads(part(texts), layer.heads).repeat_interleave(images, 0)
-        for part in (layer.to_k, layer.to_v)
+        _heads(projection(texts), attention.heads).repeat_interleave(images, 0)
+        for projection in (attention.to_k, attention.to_v)
     )
     return keys, values
 
 
-def _times(network: Any, timestep: float, like: Tensor) -> Mapping[nn.Module, Tensor]:
-    """Return the time's part in each residual block, its first convolution's own bias included."""
+def _time_biases(network: Any, timestep: float, like: Tensor) -> Mapping[nn.Module, Tensor]:
+    """Return each residual block's projected time embedding plus its first convolution's bias."""
     at = torch.full((1,), timestep, dtype=torch.float32, device=like.device)
     embedding = network.time_embedding(network.time_proj(at).to(like.dtype))
     active = functional.silu(embedding)
     return {
-        block: block.conv1.bias + block.time_emb_proj(active)[0] for block in _residuals(network)
+        block: block.conv1.bias + block.time_emb_proj(active)[0]
+        for level in _levels(network)
+        for block in level.resnets
     }
 
 
-def _blocks(network: Any) -> Iterator[Any]:
+def _levels(network: Any) -> Iterator[Any]:
     yield from network.down_blocks
     yield network.mid_block
     yield from getattr(network, "up_blocks", ())
 
 
-def _residuals(network: Any) -> Iterator[Any]:
-    for block in _blocks(network):
-        yield from block.resnets
-
-
-def _text_attentions(network: Any) -> Iterator[Any]:
-    for layer in _transformer_layers(network):
-        yield layer.attn2
-
-
-def _transformer_layers(network: Any) -> Iterator[Any]:
-    for block in _blocks(network):
-        for transformer in getattr(block, "attentions", ()):
+def transformer_layers(network: Any) -> Iterator[Any]:
+    """Yield each BasicTransformerBlock; attn1 is its self-attention, attn2 its cross-attention."""
+    for level in _levels(network):
+        for transformer in getattr(level, "attentions", ()):
             yield from transformer.transformer_blocks
 
 
-# The way through
+# The pass
 
 
 def channels_last(picture: Tensor) -> Tensor:
@@ -238,81 +253,86 @@ def channels_last(picture: Tensor) -> Tensor:
     return picture.contiguous(memory_format=torch.channels_last)
 
 
-def _encode(network: Any, x: Tensor, known: StepCache) -> tuple[list[Tensor], Tensor]:
-    """Return every skip, shallowest first, and the middle block's output."""
+def run_down_and_mid(network: Any, x: Tensor, cache: StepCache) -> tuple[list[Tensor], Tensor]:
+    """Run the down blocks and the middle block of a UNet or a ControlNet on conv_in's output.
+
+    Returns every skip, shallowest first, and the middle block's output. They have B rows before the
+    first cross-attention, T * B after it.
+    """
     skips = [x]
-    for block in network.down_blocks:
-        attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
-        for residual, transformer in zip(block.resnets, attentions, strict=True):
-            x = _residual(residual, x, known)
+    for level in network.down_blocks:
+        attentions = getattr(level, "attentions", None) or [None] * len(level.resnets)
+        for block, transformer in zip(level.resnets, attentions, strict=True):
+            x = _residual_block(block, x, cache)
             if transformer is not None:
-                x = _transformer(transformer, x, known)
+                x = _transformer(transformer, x, cache)
             skips.append(x)
-        for downsampler in block.downsamplers or ():
+        for downsampler in level.downsamplers or ():
             x = convolve(downsampler.conv, x)
             skips.append(x)
     first, *others = network.mid_block.resnets
-    x = _residual(first, x, known)
-    for transformer, residual in zip(network.mid_block.attentions, others, strict=True):
-        x = _residual(residual, _transformer(transformer, x, known), known)
+    x = _residual_block(first, x, cache)
+    for transformer, block in zip(network.mid_block.attentions, others, strict=True):
+        x = _residual_block(block, _transformer(transformer, x, cache), cache)
     return skips, x
 
 
-def _control(network: Any, latents: Tensor, hint: Tensor, known: StepCache) -> Iterator[Tensor]:
-    """Yield what a ControlNet adds at each depth, before it is scaled."""
-    found, middle = _encode(network, convolve(network.conv_in, latents) + hint, known)
-    zeros = (*network.controlnet_down_blocks, network.controlnet_mid_block)
-    for source, zero in zip((*found, middle), zeros, strict=True):
+def run_controlnet(network: Any, x: Tensor, cache: StepCache) -> Iterator[Tensor]:
+    """Yield a ControlNet's residuals, unscaled, for conv_in's output plus the encoded hint."""
+    skips, middle = run_down_and_mid(network, x, cache)
+    zero_convolutions = (*network.controlnet_down_blocks, network.controlnet_mid_block)
+    for source, zero in zip((*skips, middle), zero_convolutions, strict=True):
         yield convolve(zero, source)
 
 
-def _decode(unet: Any, skips: list[Tensor], x: Tensor, known: StepCache) -> Tensor:
-    for block in unet.up_blocks:
-        attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
-        for residual, transformer in zip(block.resnets, attentions, strict=True):
+def run_up(unet: Any, skips: list[Tensor], x: Tensor, cache: StepCache) -> Tensor:
+    """Run the up blocks and return the UNet's output (T * B, C, h, w); empties `skips`."""
+    for level in unet.up_blocks:
+        attentions = getattr(level, "attentions", None) or [None] * len(level.resnets)
+        for block, transformer in zip(level.resnets, attentions, strict=True):
             x = torch.cat([x, _repeated(skips.pop(), x.shape[0])], 1)
-            x = _residual(residual, x, known)
+            x = _residual_block(block, x, cache)
             if transformer is not None:
-                x = _transformer(transformer, x, known)
-        for upsampler in block.upsamplers or ():
+                x = _transformer(transformer, x, cache)
+        for upsampler in level.upsamplers or ():
             x = convolve_doubled(upsampler.conv, x)
     return convolve(unet.conv_out, group_norm(unet.conv_norm_out, x, silu=True))
 
 
-def _residual(block: Any, x: Tensor, known: StepCache) -> Tensor:
-    found = convolve_and_norm(
-        block.conv1, block.norm2, group_norm(block.norm1, x, silu=True), known.times[block]
+def _residual_block(block: Any, x: Tensor, cache: StepCache) -> Tensor:
+    hidden = convolve_and_norm(
+        block.conv1, block.norm2, group_norm(block.norm1, x, silu=True), cache.biases[block]
     )
-    kept = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
-    return convolve_onto(block.conv2, found, kept)
+    shortcut = x if block.conv_shortcut is None else convolve(block.conv_shortcut, x)
+    return convolve_onto(block.conv2, hidden, shortcut)
 
 
-def _transformer(transformer: Any, x: Tensor, known: StepCache) -> Tensor:
+def _transformer(transformer: Any, x: Tensor, cache: StepCache) -> Tensor:
     height, width = x.shape[2:]
     # In channels-last memory a picture is its list of pixels already: both views cost nothing.
     pixels = group_norm(transformer.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     pixels = multiply(transformer.proj_in, pixels)
     for layer in transformer.transformer_blocks:
-        found = _self_attention(layer.attn1, layer.norm1(pixels), known)
-        keys, values = known.text[layer.attn2]
-        # Here the texts part.
-        found, pixels = (_repeated(one, keys.shape[0]) for one in (found, pixels))
-        pixels, normed = add_and_norm(layer.norm2, found, pixels)
+        attended = _self_attention(layer.attn1, layer.norm1(pixels), cache)
+        keys, values = cache.keys_values[layer.attn2]
+        # From the first cross-attention on, each text has rows of its own.
+        attended, pixels = (_repeated(one, keys.shape[0]) for one in (attended, pixels))
+        pixels, normed = add_and_norm(layer.norm2, attended, pixels)
         queries = _heads(multiply(layer.attn2.to_q, normed), layer.attn2.heads)
-        found = _attention(layer.attn2, queries, keys, values)
-        pixels, normed = add_and_norm(layer.norm3, found, pixels)
+        attended = _attention(layer.attn2, queries, keys, values)
+        pixels, normed = add_and_norm(layer.norm3, attended, pixels)
         pixels = _feed_forward(layer.ff, normed).add_(pixels)
     pixels = multiply(transformer.proj_out, pixels)
     picture = pixels.reshape(len(pixels), height, width, -1).permute(0, 3, 1, 2)
     return picture.add_(_repeated(x, len(picture)))
 
 
-def _self_attention(layer: Any, pixels: Tensor, known: StepCache) -> Tensor:
-    if layer in known.joined:
-        parts = functional.linear(pixels, known.joined[layer]).chunk(3, -1)
+def _self_attention(layer: Any, pixels: Tensor, cache: StepCache) -> Tensor:
+    if layer in cache.qkv_weights:
+        projected = functional.linear(pixels, cache.qkv_weights[layer]).chunk(3, -1)
     else:
-        parts = tuple(multiply(part, pixels) for part in (layer.to_q, layer.to_k, layer.to_v))
-    queries, keys, values = (_heads(part, layer.heads) for part in parts)
+        projected = tuple(multiply(part, pixels) for part in (layer.to_q, layer.to_k, layer.to_v))
+    queries, keys, values = (_heads(part, layer.heads) for part in projected)
     return _attention(layer, queries, keys, values)
 
 
@@ -330,7 +350,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _repeated(x: Tensor, rows: int) -> Tensor:
-    """Return a batch of `rows` by repeating x whole; as it is where it has as many."""
+    """Return a batch of `rows` by repeating x whole; x itself where it has as many."""
     # Not Tensor.repeat, which would leave channels-last.
     return x if x.shape[0] == rows else torch.cat([x] * (rows // x.shape[0]))
 
@@ -339,17 +359,17 @@ def _repeated(x: Tensor, rows: int) -> Tensor:
 
 
 def _check(network: Any) -> None:
-    """Refuse what the way above would silently get wrong."""
+    """Refuse what the pass above would silently get wrong."""
     expected: dict[type, Callable[[Any], bool]] = _expectations()
-    strange = [name for name, _ in network.named_children() if name not in PARTS]
+    unsupported = [name for name, _ in network.named_children() if name not in PARTS]
     for name, module in network.named_modules():
         holds = expected.get(type(module))
         if holds is not None and not holds(module):
-            strange.append(name)
-    if strange:
+            unsupported.append(name)
+    if unsupported:
         raise WeightsMismatch(
-            f"This model is not built as Stable Diffusion 1.x is (at {strange[0]}), so it cannot "
-            "run here; please choose another."
+            f"This model is not built as Stable Diffusion 1.x is (at {unsupported[0]}), so it "
+            "cannot run here; please choose another."
         )
 
 

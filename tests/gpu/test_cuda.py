@@ -1,4 +1,4 @@
-"""What only a GPU can show: recordings, its kernels, the decoder, and whole requests on it.
+"""What only a GPU can show: CUDA graphs, its kernels, the decoder, and whole requests on it.
 
 Elsewhere all of it is skipped; tests/models has what a CPU can show of the same.
 """
@@ -69,7 +69,7 @@ def its_own_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Example:
-    """A UNet and two ControlNets on the GPU, recorded and not, and float32 twins on the CPU."""
+    """A UNet and two ControlNets on the GPU, captured and not, and float32 twins on the CPU."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def copied(network: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", list(NEAR))
-def test_whatever_changes_comes_through_a_recording(dtype: torch.dtype) -> None:
+def test_whatever_changes_comes_through_a_graph(dtype: torch.dtype) -> None:
     example = Example(dtype)
     both = [example.control(), example.control(0.4, "depth")]
     seen = [example.assert_right(both), example.assert_right(both, timestep=7)]
@@ -141,7 +141,7 @@ def test_whatever_changes_comes_through_a_recording(dtype: torch.dtype) -> None:
     assert len(example.captured._steps) == 3
 
 
-def test_played_again_it_gives_the_same_bits() -> None:
+def test_replayed_it_gives_the_same_bits() -> None:
     example = Example()
     first = example.asked(example.captured, [example.control()])
     again = [example.asked(example.captured, [example.control()]) for _ in range(5)]
@@ -172,38 +172,38 @@ def test_sizes_take_turns_and_threads_do_not_mix() -> None:
     assert not example.captured._failed and len(example.captured._steps) == 2
 
 
-def test_where_memory_runs_out_within_a_recording_all_goes_on(
+def test_where_memory_runs_out_within_a_capture_all_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     example = Example()
-    own = cuda_graph._decode
+    own = cuda_graph.run_up
 
     def short(*given: Any) -> Tensor:
         if torch.cuda.is_current_stream_capturing():
             raise torch.OutOfMemoryError("simulated")
         return own(*given)
 
-    monkeypatch.setattr(cuda_graph, "_decode", short)
+    monkeypatch.setattr(cuda_graph, "run_up", short)
     with pytest.raises(torch.OutOfMemoryError):
         example.asked(example.captured, [example.control()])
     monkeypatch.undo()
-    example.captured._patience = 0
+    example.captured._wait = 0
     example.assert_right([example.control()])
     assert len(example.captured._steps) == 1
     torch.cuda.empty_cache()
-    torch.randn(8, device=GPU)  # nothing believes that it is still recorded
+    torch.randn(8, device=GPU)  # the allocator must not believe that a capture is under way
 
 
-def test_what_cannot_be_recorded_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_captured_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Example()
-    own = cuda_graph._decode
+    own = cuda_graph.run_up
 
     def reading(*given: Any) -> Tensor:
         found = own(*given)
-        found.sum().item()  # forbidden in a recording
+        found.sum().item()  # forbidden in a capture
         return found
 
-    monkeypatch.setattr(cuda_graph, "_decode", reading)
+    monkeypatch.setattr(cuda_graph, "run_up", reading)
     found = example.asked(example.captured, [example.control()])
     plain = example.asked(example.forward, [example.control()])
     assert example.captured._failed and far(found, plain) < STEP_NEAR[example.dtype]
@@ -308,7 +308,7 @@ def test_what_stands_beside_a_convolution_or_a_sum(dtype: torch.dtype) -> None:
         assert far(normed, exact) < NEAR[dtype]
 
 
-def test_the_faster_attention_is_taken_where_recordings_are_prepared() -> None:
+def test_the_faster_attention_is_taken_where_captures_are_prepared() -> None:
     for width in (40, 80):
         queries, keys, values = torch.randn(
             3, 2, 4096, 8, width, device=GPU, dtype=torch.bfloat16
@@ -398,7 +398,7 @@ def test_every_mode_runs(diorama: DiffusersNetworks) -> None:
     assert all(one.std() > 5 for one in (guess, preview))
 
 
-def test_a_request_survives_a_recording_without_memory(
+def test_a_request_survives_a_capture_without_memory(
     diorama: DiffusersNetworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, _ = drawn(diorama)
@@ -408,7 +408,7 @@ def test_a_request_survives_a_recording_without_memory(
     def short(_run: Any) -> Any:
         raise torch.OutOfMemoryError("simulated")
 
-    monkeypatch.setattr(step, "_record", short)
+    monkeypatch.setattr(step, "_capture", short)
     found, warnings = drawn(networks, num_samples=2)
     assert any("Memory ran out" in one for one in warnings)
     assert np.abs(found[:1] - alone).mean() < 1

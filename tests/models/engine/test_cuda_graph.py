@@ -1,7 +1,7 @@
-"""A recorded step answers as the step itself, whatever changes between one playing and the next.
+"""A captured step gives what the step itself gives, whatever changes between two replays.
 
-Here a stand-in for the GPU plays: it runs the step again on the buffers, which is what a recording
-does, so whatever would be stale on a GPU is stale here. tests/gpu has the real one.
+A stand-in for the GPU replays: it runs the step again on the static buffers, as a CUDA graph does,
+so whatever would be stale on a GPU is stale here. tests/gpu has the real one.
 """
 
 import gc
@@ -16,36 +16,42 @@ from torch import Tensor
 
 from core.networks import ControlInput, PredictCall
 from models.engine import cuda_graph
-from models.engine.cuda_graph import KEPT_RECORDINGS, CudaGraphForward, Run, add_scaled, forget_all
+from models.engine.cuda_graph import (
+    KEPT_GRAPHS,
+    CudaGraphForward,
+    StepFunction,
+    add_scaled,
+    drop_all_graphs,
+)
 from tests.models.engine.test_unet import DIORAMA, SD15, Example
 
 
-class Player:
-    """Records by keeping what to run; counts."""
+class FakeCapture:
+    """Captures by keeping what to run; counts."""
 
     def __init__(self) -> None:
-        self.recorded, self.played = 0, 0
+        self.captures, self.replays = 0, 0
         self.error: Exception | None = None
 
-    def __call__(self, run: Run) -> Run:
+    def __call__(self, run: StepFunction) -> StepFunction:
         if self.error is not None:
             raise self.error
-        self.recorded += 1
+        self.captures += 1
 
-        def play() -> list[Tensor]:
-            self.played += 1
+        def replay() -> list[Tensor]:
+            self.replays += 1
             return [one.clone() for one in run()]
 
-        return play
+        return replay
 
 
-class Recorded(Example):
-    """An example whose steps are recorded."""
+class Captured(Example):
+    """An example whose steps are captured."""
 
     def __init__(self, changes: dict[str, Any], images: int = 1, texts: int = 2) -> None:
         super().__init__(changes, images, texts)
-        self.player, self.gone = Player(), 0
-        self.captured = CudaGraphForward(self.forward, lambda: self.gone, self.player)
+        self.capture, self.offloads = FakeCapture(), 0
+        self.captured = CudaGraphForward(self.forward, lambda: self.offloads, self.capture)
 
     @torch.inference_mode()
     def found(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
@@ -59,7 +65,7 @@ class Recorded(Example):
 @pytest.mark.parametrize("changes", [SD15, DIORAMA], ids=["sd15", "diorama"])
 @pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
 def test_whatever_changes_comes_through(changes: dict[str, Any], images: int, texts: int) -> None:
-    example = Recorded(changes, images, texts)
+    example = Captured(changes, images, texts)
     both = [example.control(), example.control(0.4, "depth")]
     example.assert_right(both)
     example.assert_right(both, timestep=7)
@@ -75,11 +81,11 @@ def test_whatever_changes_comes_through(changes: dict[str, Any], images: int, te
     example.assert_right([])
     example.assert_right([both[0], replace(both[1], scales=(0.0,) * len(both[1].scales))])
     example.assert_right(both)
-    assert example.player.recorded == 4 and example.player.played == 13
+    assert example.capture.captures == 4 and example.capture.replays == 13
 
 
 def test_an_answer_is_not_overwritten_by_the_next() -> None:
-    example = Recorded({})
+    example = Captured({})
     first = example.found([])
     kept = first.clone()
     example.latents = example.latents + 1
@@ -87,7 +93,7 @@ def test_an_answer_is_not_overwritten_by_the_next() -> None:
 
 
 def test_within_and_outside_of_inference_mode() -> None:
-    example = Recorded({})
+    example = Captured({})
     example.assert_right([example.control()])
     with torch.no_grad():
         example.texts, example.hint = example.texts + 1, example.hint / 2
@@ -96,20 +102,20 @@ def test_within_and_outside_of_inference_mode() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_few_recordings_are_kept() -> None:
-    example = Recorded({})
-    for side in range(KEPT_RECORDINGS + 1):
+def test_few_graphs_are_kept() -> None:
+    example = Captured({})
+    for side in range(KEPT_GRAPHS + 1):
         example.latents = torch.randn(1, 4, 4 + 4 * side, 8)
         example.assert_right([])
-    assert len(example.captured._steps) == KEPT_RECORDINGS
+    assert len(example.captured._steps) == KEPT_GRAPHS
     example.latents = torch.randn(1, 4, 4, 8)
     example.assert_right([])
-    assert example.player.recorded == KEPT_RECORDINGS + 2
+    assert example.capture.captures == KEPT_GRAPHS + 2
 
 
 @pytest.mark.parametrize(("images", "texts"), [(1, 2), (2, 1)])
-def test_residuals_that_are_kept_are_recorded_too(images: int, texts: int) -> None:
-    example = Recorded(DIORAMA, images, texts)
+def test_control_residuals_are_captured_too(images: int, texts: int) -> None:
+    example = Captured(DIORAMA, images, texts)
     with torch.inference_mode():
         for timestep in (401, 7):
             controls = [example.control(), example.control(0.4, "depth")]
@@ -129,65 +135,65 @@ def test_residuals_that_are_kept_are_recorded_too(images: int, texts: int) -> No
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     silent = replace(example.control(), scales=(0.0,) * 7)
     assert example.captured.control_residuals(example.call([silent])) == ()
-    assert example.player.recorded == (3 if texts == 2 else 2)
+    assert example.capture.captures == (3 if texts == 2 else 2)
 
 
-def test_weights_that_went_end_a_recording_and_those_that_come_and_go_get_none() -> None:
-    example = Recorded({})
+def test_offloaded_weights_end_a_graph_and_those_that_come_and_go_get_none() -> None:
+    example = Captured({})
     example.assert_right([])
     with torch.no_grad():
         for weight in example.unet.parameters():
             weight.data = weight * 1.1  # elsewhere, as after a move; and other, to be told apart
-    example.gone += 1
-    example.forward._texts.clear()
-    example.forward._times.clear()
+    example.offloads += 1
+    example.forward._keys_values.clear()
+    example.forward._biases.clear()
     example.assert_right([])
-    assert example.player.recorded == 1 and not example.captured._steps
-    gc.collect()  # what this player plays holds what it is held by
-    assert not cuda_graph._joined
+    assert example.capture.captures == 1 and not example.captured._steps
+    gc.collect()  # this capture and its step hold each other
+    assert not cuda_graph._qkv_weights
     example.assert_right([])
     example.assert_right([])
-    assert example.player.recorded == 2
+    assert example.capture.captures == 2
     for _ in range(20):
-        example.gone += 1
+        example.offloads += 1
         example.assert_right([])
-    assert example.player.recorded == 2
+    assert example.capture.captures == 2
 
 
-def test_where_memory_runs_out_the_error_rises_and_all_recordings_go() -> None:
-    example, other = Recorded({}), Recorded({})
+def test_where_memory_runs_out_the_error_rises_and_all_graphs_go() -> None:
+    example, other = Captured({}), Captured({})
     other.found([])
-    example.player.error = torch.OutOfMemoryError("simulated")
+    example.capture.error = torch.OutOfMemoryError("simulated")
     with pytest.raises(torch.OutOfMemoryError):
         example.found([])
     assert not other.captured._steps
     # What comes next does without, for a while.
     example.assert_right([])
     other.assert_right([])
-    assert other.player.recorded == 1
+    assert other.capture.captures == 1
 
 
-def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    example = Recorded({})
-    example.player.error = RuntimeError("operation not permitted when stream is capturing")
+def test_what_cannot_be_captured_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    example = Captured({})
+    example.capture.error = RuntimeError("operation not permitted when stream is capturing")
     for _ in range(3):
         example.assert_right([example.control()])
     assert [one.levelname for one in caplog.records] == ["WARNING"]
 
 
-def test_recordings_go_with_their_model() -> None:
-    example = Recorded({})
-    example.captured._record = lambda _run: lambda: [torch.zeros(())]
+def test_graphs_go_with_their_model() -> None:
+    example = Captured({})
+    example.captured._capture = lambda _run: lambda: [torch.zeros(())]
     example.found([])
     (step,) = example.captured._steps.values()
-    gone = cuda_graph.ref(step)
+    weak = cuda_graph.ref(step)
     del step, example.captured
-    assert gone() is None
-    forget_all()  # nobody's
+    assert weak() is None
+    drop_all_graphs()  # there are none
 
 
 def test_threads_do_not_mix() -> None:
-    example = Recorded({})
+    example = Captured({})
 
     @torch.inference_mode()
     def predict(seed: int, with_it: Any) -> list[Tensor]:

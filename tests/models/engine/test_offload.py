@@ -246,4 +246,4 @@ def test_on_a_gpu_pictures_are_the_same_however_little_is_there(condition: Any) 
 
 def test_on_a_cpu_nothing_is_moved(tiny: DiffusersNetworks) -> None:
     assert tiny.offloader is None and tiny.in_low_memory().max_batch(32, 32) == 1
-    assert isinstance(tiny._using(tiny.unet), nullcontext)
+    assert isinstance(tiny._on_device(tiny.unet), nullcontext)

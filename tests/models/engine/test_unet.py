@@ -1,4 +1,4 @@
-"""Our way through the networks gives what diffusers' own forward passes give."""
+"""Our forward pass gives what diffusers' own gives."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
