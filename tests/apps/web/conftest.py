@@ -4,8 +4,10 @@ import argparse
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition, ControlMap, Preprocessor
 from core.errors import WeightsMissing
+from core.request import GenerationResult, Progress
 from models.store import Store
 
 # Gradio reads it when it is imported, so before any fixture runs.
@@ -49,6 +52,56 @@ def address(suite: Suite) -> Iterator[str]:
     yield launch(site, Environment(max_queue=4, output=None), options, block=False)
     site.close(verbose=False)
     shutil.rmtree(UPLOADS, ignore_errors=True)
+
+
+PATIENCE_S = 60
+"""For what takes a moment on an idle machine."""
+
+
+@dataclass(eq=False)
+class HeldRun:
+    """A run that stands in its first step until somebody stops it."""
+
+    steps: int = 0
+    result: GenerationResult | None = None
+    at_work: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def must_stop(self) -> None:
+        """Wait for its end; fail if it took another step, or was not stopped at all."""
+        assert self.ended.wait(2 * PATIENCE_S), "it still has the machine"
+        assert self.result is not None, "nobody stopped it"
+        assert self.result.cancelled and not self.result.images
+        assert self.steps == 1
+
+
+@pytest.fixture
+def held(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> HeldRun:
+    """The next run of the site; those after it are as usual."""
+    generate, run = suite.pipeline.generate, HeldRun()
+
+    def first(*args: Any, on_progress: Any, cancelled: Any, **options: Any) -> GenerationResult:
+        monkeypatch.setattr(suite.pipeline, "generate", generate)
+
+        def report(progress: Progress) -> None:
+            on_progress(progress)
+            if progress.stage == "sample" and progress.step:
+                run.steps += 1
+                run.at_work.set()
+                end = time.monotonic() + PATIENCE_S
+                while not cancelled():
+                    if time.monotonic() > end:
+                        raise TimeoutError
+                    time.sleep(0.01)
+
+        try:
+            run.result = generate(*args, on_progress=report, cancelled=cancelled, **options)
+        finally:
+            run.ended.set()
+        return run.result
+
+    monkeypatch.setattr(suite.pipeline, "generate", first)
+    return run
 
 
 @pytest.fixture
