@@ -106,8 +106,12 @@ class Ours:
             if progress.stage == "sample" and progress.step:
                 made.stepped(progress.step, batch)
 
-        watched = _Watched(self.networks, made)
-        Pipeline(lambda _model, *_controls: watched).generate(self._condition, request, stepped)
+        watched: Any = _Watched(self.networks, made)
+
+        def load(_model: str, /, *_controls: str, few_step: bool = False) -> Any:
+            return watched
+
+        Pipeline(load).generate(self._condition, request, stepped)
 
 
 class _Watched:

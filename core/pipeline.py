@@ -8,7 +8,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -45,12 +45,29 @@ LOGGER = logging.getLogger(__name__)
 Asked = TypeVar("Asked", bound=ControlRequest)
 
 
-Load = Callable[..., Networks]
-"""(model name or path, *control names) -> networks, loaded and on their device; with few_step=True
-the model's version for few steps."""
-Fetch = Callable[..., None]
-"""(model name or path, *control names, watch=) brings here what Load would read, few_step=True as
-there; `watch` is called with a Download now and then, and raises to stop."""
+class Load(Protocol):
+    """Loads networks onto their device."""
+
+    def __call__(self, model: str, /, *controls: str, few_step: bool = False) -> Networks:
+        """Return a model with ControlNets, or its few-step version (MODES).
+
+        `model` is a name or a path.
+        """
+
+
+class Fetch(Protocol):
+    """Downloads what Load would read."""
+
+    def __call__(
+        self,
+        model: str,
+        /,
+        *controls: str,
+        watch: Callable[[Download], None],
+        few_step: bool = False,
+    ) -> None:
+        """Call `watch` with the progress now and then; what it raises stops the download."""
+
 
 LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
@@ -102,7 +119,9 @@ class Pipeline:
             for one, asked in controls:
                 _fetch_preprocessor(_preprocessor(one.annotator, asked), run)
             if self._fetch and not map_only:
-                self._fetch(request.model, *names, watch=run.downloaded, **_version(request))
+                self._fetch(
+                    request.model, *names, watch=run.downloaded, few_step=_few_step(request)
+                )
         except Stopped:
             return False
         return True
@@ -164,7 +183,7 @@ class Pipeline:
             ):
                 with run.stage("load"):
                     names = [one.weights for one, _ in controls]
-                    networks = self._load(request.model, *names, **_version(request))
+                    networks = self._load(request.model, *names, few_step=_few_step(request))
                 run.warnings += _prompt_notes(networks, request)
                 diffusion = Diffusion(networks, request, tracks, run, self._batcher)
                 for batch in batches(seeds, networks, size):
@@ -250,9 +269,8 @@ def image_seeds(seed: int, count: int) -> list[int]:
     return [(seed + index) % (LARGEST_SEED + 1) for index in range(count)]
 
 
-def _version(request: GenerationRequest) -> dict[str, bool]:
-    """Return what Load and Fetch are told besides names; nothing where the base itself runs."""
-    return {"few_step": True} if MODES[request.mode].few_step else {}
+def _few_step(request: GenerationRequest) -> bool:
+    return MODES[request.mode].few_step
 
 
 def _size(request: GenerationRequest) -> tuple[int, int]:

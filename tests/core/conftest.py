@@ -154,7 +154,7 @@ def networks():
 
 @pytest.fixture
 def pipeline(networks):
-    def load(model, control):
+    def load(model, control, few_step):
         assert (model, control) == ("diorama", "weights-name")
         return networks
 

@@ -44,7 +44,7 @@ def shared(networks):
 @pytest.fixture
 def occupied(shared):
     """A pipeline and a way to hold its device while requests line up."""
-    pipeline = Pipeline(lambda *_: shared)
+    pipeline = Pipeline(lambda *_, **__: shared)
 
     @contextmanager
     def held(waiting):
@@ -75,7 +75,7 @@ def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, ima
         ask(image, seed=3, strength=0.5, eta=0.5),
         ask(image, seed=4, guidance_scale=3.0),
     ]
-    wanted = [Pipeline(lambda *_: shared).generate(condition, one) for one in requests]
+    wanted = [Pipeline(lambda *_, **__: shared).generate(condition, one) for one in requests]
     assert not shared.batches, "alone, nothing is put together"
     with ThreadPoolExecutor(4) as threads:
         with held(waiting=4):
@@ -223,7 +223,7 @@ def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image)
     whole = replace(shared, dtype=torch.float32)
     whole.predict_batched = one_by_one
     shared.predict, shared.in_float32 = broken, lambda: whole
-    pipeline = Pipeline(lambda *_: shared)
+    pipeline = Pipeline(lambda *_, **__: shared)
     with ThreadPoolExecutor(2) as threads:
         with pipeline._batcher.turn(shared, "something else", 1, lambda: None):
             good = threads.submit(pipeline.generate, condition, ask(image))

@@ -48,7 +48,7 @@ def ask(image, **settings):
 
 
 def made(networks, condition, request):
-    return Pipeline(lambda *_: networks).generate(condition, request)
+    return Pipeline(lambda *_, **__: networks).generate(condition, request)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, 
 
 def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(condition, image):
     networks = Cramped(holds=0, holds_sparing=0)
-    pipeline = Pipeline(lambda *_: networks)
+    pipeline = Pipeline(lambda *_, **__: networks)
     with pytest.raises(DeviceUnavailable, match="smaller image resolution"):
         pipeline.generate(condition, ask(image))
     networks.holds = 1
@@ -92,7 +92,9 @@ def test_images_made_before_memory_ran_out_are_kept(condition, image):
         if progress.image_index == 1:
             networks.holds = 0
 
-    result = Pipeline(lambda *_: networks).generate(condition, ask(image, num_samples=3), stepped)
+    result = Pipeline(lambda *_, **__: networks).generate(
+        condition, ask(image, num_samples=3), stepped
+    )
     assert result.seeds == (5,)
     assert result.warnings == (SPARING, f"Only 1 of 3 images were made: {OUT_OF_MEMORY}")
 
@@ -114,7 +116,7 @@ def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
 
 
 def test_memory_that_ends_while_loading_is_said(condition, image):
-    def load(*_):
+    def load(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(DeviceUnavailable, match="too little memory"):

@@ -151,9 +151,11 @@ def test_guess_mode_and_windows_are_kept(pipeline, condition, image, networks):
 
 def test_a_retry_in_float32_keeps_the_mode(condition, image, networks):
     networks.dtype, networks.broken_at = torch.float16, 8
-    result = Pipeline(lambda *_: networks).generate(condition, ask(image, mode="fast"))
+    result = Pipeline(lambda *_, **__: networks).generate(condition, ask(image, mode="fast"))
     assert result.dtype == "float32" and result.request.mode == "fast"
-    whole = Pipeline(lambda *_: networks.in_float32()).generate(condition, ask(image, mode="fast"))
+    whole = Pipeline(lambda *_, **__: networks.in_float32()).generate(
+        condition, ask(image, mode="fast")
+    )
     assert np.array_equal(result.images[0], whole.images[0])
 
 
@@ -185,25 +187,25 @@ def lcm(networks):
     ddim, told = networks.make_scheduler("ddim"), []
     networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim.config)
 
-    def load(*names, **version):
-        told.append(("load", names, version))
+    def load(*names, few_step):
+        told.append(("load", names, few_step))
         return networks
 
-    def fetch(*names, watch, **version):
-        told.append(("fetch", names, version))
+    def fetch(*names, watch, few_step):
+        told.append(("fetch", names, few_step))
 
     return Pipeline(load, fetch=fetch), told
 
 
 def test_only_preview_asks_for_the_few_step_version(lcm, condition, image, networks):
     pipeline, told = lcm
-    for mode, version in (("exact", {}), ("preview", {"few_step": True}), ("fast", {})):
+    for mode, few_step in (("exact", False), ("preview", True), ("fast", False)):
         request = ask(image, mode=mode)
         assert pipeline.fetch(condition, request)
         networks.calls.clear()
         result = pipeline.generate(condition, request)
         names = ("diorama", "weights-name")
-        assert told == [("fetch", names, version), ("load", names, version)]
+        assert told == [("fetch", names, few_step), ("load", names, few_step)]
         told.clear()
     assert result.warnings == ()
 

@@ -219,7 +219,7 @@ def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, conditio
 def test_lcm_at_a_high_guidance_is_said(condition, image, networks):
     ddim = networks.make_scheduler
     networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim("ddim").config)
-    pipeline = Pipeline(lambda *_: networks)
+    pipeline = Pipeline(lambda *_, **__: networks)
     warned = pipeline.generate(condition, ask(image, sampler="lcm"))
     assert [note for note in warned.warnings if "burn out" in note]
     quiet = pipeline.generate(condition, ask(image, sampler="lcm", guidance_scale=1.5))
@@ -267,12 +267,12 @@ def test_a_download_says_how_long_it_takes_and_stops(condition, image, networks,
     came = (5, 15, 25, 45)
     names, heard = [], []
 
-    def fetch(model, *controls, watch):
+    def fetch(model, *controls, watch, few_step):
         names.append((model, *controls))
         for here in came:
             watch(Download("Far", here, 105))
 
-    pipeline = Pipeline(lambda *_: networks, fetch=fetch)
+    pipeline = Pipeline(lambda *_, **__: networks, fetch=fetch)
     assert pipeline.fetch(condition, ask(image), heard.append)
     assert names == [("diorama", "weights-name")]
     assert [p.stage for p in heard] == ["download"] * 4
@@ -322,10 +322,10 @@ def test_cancel_ends_within_a_step_and_keeps_finished_images(
 @pytest.mark.parametrize("fault", [{"broken_at": 2}, {"broken_decode": True}])
 def test_not_finite_is_made_again_in_float32(condition, image, networks, fault):
     half = replace(networks, dtype=torch.float16, **fault)
-    result = Pipeline(lambda *_: half).generate(condition, ask(image, num_samples=2))
+    result = Pipeline(lambda *_, **__: half).generate(condition, ask(image, num_samples=2))
     assert len([w for w in result.warnings if "float32" in w]) == 1
     assert result.dtype == "float32"
-    good = Pipeline(lambda *_: networks).generate(condition, ask(image, num_samples=2))
+    good = Pipeline(lambda *_, **__: networks).generate(condition, ask(image, num_samples=2))
     for mine, wanted in zip(result.images, good.images, strict=True):
         assert np.array_equal(mine, wanted)
 
@@ -337,12 +337,12 @@ def test_not_finite_even_in_float32_is_an_error_not_a_black_image(
 ):
     broken = replace(networks, dtype=dtype, broken_for_good=True, **fault)
     with pytest.raises(SuiteError, match="not numbers"):
-        Pipeline(lambda *_: broken).generate(condition, ask(image))
+        Pipeline(lambda *_, **__: broken).generate(condition, ask(image))
 
 
 def test_a_later_failure_keeps_the_finished_images(condition, image, networks):
     broken = replace(networks, broken_at=6, broken_for_good=True)
-    result = Pipeline(lambda *_: broken).generate(condition, ask(image, num_samples=3))
+    result = Pipeline(lambda *_, **__: broken).generate(condition, ask(image, num_samples=3))
     assert result.seeds == (5,)
     assert "Only 1 of 3" in result.warnings[0]
 
@@ -351,7 +351,9 @@ def test_previews_of_nothing_do_not_hide_it(condition, image, networks):
     broken = replace(networks, broken_at=0, broken_for_good=True)
     heard = []
     with pytest.raises(SuiteError, match="not numbers"):
-        Pipeline(lambda *_: broken).generate(condition, ask(image), heard.append, preview_every=1)
+        Pipeline(lambda *_, **__: broken).generate(
+            condition, ask(image), heard.append, preview_every=1
+        )
     assert len(heard) > 4
 
 
@@ -365,7 +367,7 @@ def test_the_map_shown_is_the_map_fed(condition, image, networks):
 
     networks.predict = spy
     request = ask(image[:, 100:150], preprocessor=ALREADY_A_MAP)
-    result = Pipeline(lambda *_: networks).generate(condition, request)
+    result = Pipeline(lambda *_, **__: networks).generate(condition, request)
     shown = resize_map(image[:, 100:150], (result.width, result.height), "nearest")
     assert np.array_equal(result.control_map, shown)
     fed = (hints[0][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

@@ -183,7 +183,7 @@ def pictures(networks: DiffusersNetworks, condition: Any, count: int) -> list[An
         image=image, prompt="the red ball", preprocessor=ALREADY_A_MAP, image_resolution=256,
         steps=2, seed=3, eta=0.5, num_samples=count,
     )  # fmt: skip
-    result = Pipeline(lambda *_: networks).generate(condition, request)
+    result = Pipeline(lambda *_, **__: networks).generate(condition, request)
     return list(result.images)
 
 
