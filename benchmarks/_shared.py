@@ -1,10 +1,19 @@
-"""What both ways of measuring control share: the round trip, the contact sheet, and going on."""
+"""What the benchmarks share: the record of a run, a running site, contact sheets, and going on."""
 
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
 import sys
+import time
 import traceback
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +25,68 @@ from core.errors import SuiteError
 from core.images import to_images, to_tensor
 from core.networks import Networks
 
+ROOT = Path(__file__).resolve().parent.parent
 SHOWN_ROWS = 12  # of a contact sheet
+
+
+def command(name: str, arguments: Sequence[str] | None) -> str:
+    """The command line that starts a benchmark of this name; `arguments` as its `main` has them."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return f"python -m benchmarks.{name} {shlex.join(given)}".strip()
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the figures were measured on, and when."""
+    packages = ("torch", "diffusers", "transformers")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "dtype": str(dtype),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name; Linux has it only here."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+@contextmanager
+def served(program: str, *options: str) -> Iterator[str]:
+    """Run `launch.py` or an app's file; yield its address once it answers, and end it afterwards.
+
+    Raises:
+        SystemExit: it ended by itself.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / program), "--port", str(port), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=5).read()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise SystemExit("the server ended before it answered") from None
+                time.sleep(0.05)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def round_trip(networks: Networks, image: RGBImage) -> RGBImage:

@@ -31,7 +31,7 @@ import apps
 from annotators import depth, hed, normal, pose, scribble, seg
 from annotators._diorama import STRIDE, resize_like
 from benchmarks import _controlnetpp
-from benchmarks._shared import psnr, round_trip, save_sheet, spared
+from benchmarks._shared import command, machine, psnr, round_trip, save_sheet, spared
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError, WeightsMissing
@@ -443,7 +443,7 @@ def _by_scenes(options: argparse.Namespace) -> dict[str, Any]:
     scenes = options.scenes or SCENES
     result = measure(store, options.model, conditions, scenes, strengths, options.sheet)
     _print_whole(result)
-    _print_json(result, options)
+    _print_json(result, store, options)
     if options.annotate:
         _annotate(result, conditions, store.card(options.model).folder)
     return result
@@ -456,7 +456,7 @@ def _by_paper(options: argparse.Namespace) -> dict[str, Any]:
     examples = _controlnetpp.read_folder(options.data)[: options.scenes]
     result = _controlnetpp.measure(store, options.model, names, examples, strengths, options.sheet)
     _controlnetpp.print_whole(result)
-    _print_json(result, options)
+    _print_json(result, store, options)
     return result
 
 
@@ -470,9 +470,10 @@ def _given(
     return Store(options.device, options.dtype), names, strengths
 
 
-def _print_json(result: dict[str, Any], options: argparse.Namespace) -> None:
+def _print_json(result: dict[str, Any], store: Store, options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(result), flush=True)
+        run = {"command": options.command, "machine": machine(store.device, store.dtype)}
+        print(json.dumps(run | result), flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -531,6 +532,7 @@ def main(arguments: list[str] | None = None) -> int:
         "in folders of these names, a PNG named as its picture",
     )
     options = parser.parse_args(arguments)
+    options.command = command("controllability", arguments)
     as_paper = options.protocol == _controlnetpp.PROTOCOL
     if as_paper != bool(options.data) or (as_paper and options.annotate):
         parser.error(

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks._shared import psnr
+from benchmarks._shared import command, machine, psnr
 from benchmarks.controllability import chosen
 from core.condition import Condition, RGBImage
 from core.errors import SuiteError, WeightsMissing
@@ -211,7 +211,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         store = Store(options.device, options.dtype)
         conditions = chosen(store, options.model, options.conditions.split(","))
-        result = measure(store, options.model, conditions, options.scenes, options.each)
+        result = {
+            "command": command("modes", arguments),
+            "machine": machine(store.device, store.dtype),
+            **measure(store, options.model, conditions, options.scenes, options.each),
+        }
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
     print(table(result))

@@ -18,18 +18,11 @@ in memory: 2.9 GB twice in bfloat16, and 5.7 GB for float32, which `--peers diff
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +41,7 @@ from benchmarks._peers import (
     why_not_openvino,
 )
 from benchmarks._random_sd15 import random_networks
+from benchmarks._shared import ROOT, command, machine, served
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.request import ControlRequest, GenerationRequest
@@ -57,7 +51,6 @@ from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
 
-ROOT = Path(__file__).resolve().parent.parent
 GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192
 RANDOM = "sd15-random"
 ROUNDS = 5
@@ -277,29 +270,8 @@ def server_times(model: str) -> dict[str, float]:
     # Only this measure needs it.
     from gradio_client import Client, handle_file  # noqa: PLC0415
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
     began = time.perf_counter()
-    command = [
-        sys.executable,
-        str(ROOT / "apps" / "canny2image.py"),
-        "--port",
-        str(port),
-        "--model",
-        model,
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(address, timeout=5).read()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise SystemExit("the server ended before it answered") from None
-                time.sleep(0.05)
+    with served("apps/canny2image.py", "--model", model) as address:
         answered = time.perf_counter() - began
         client = Client(address, verbose=False)
         picture = handle_file(str(ROOT / "test_imgs" / "chelsea.jpg"))
@@ -310,37 +282,11 @@ def server_times(model: str) -> dict[str, float]:
                 image=picture, prompt="a red ball on grass", seed=1, api_name="/canny2image"
             )
             times.append(time.perf_counter() - began)
-        return {
-            "seconds_to_answer": answered,
-            "seconds_to_first_image_cold": times[0],
-            "seconds_to_first_image": times[1],
-        }
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What the figures were measured on."""
-    packages = ("torch", "diffusers", "transformers")
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
-        "dtype": str(dtype),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "seconds_to_answer": answered,
+        "seconds_to_first_image_cold": times[0],
+        "seconds_to_first_image": times[1],
     }
-
-
-def _processor() -> str:
-    """Return the processor's name; Linux has it only here."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _say(line: str) -> None:
@@ -462,7 +408,8 @@ def main(arguments: list[str] | None = None) -> None:
         work = _workload(options)
         device, dtype, _ = choose_device(options.device, options.dtype)
         result: dict[str, Any] = {
-            "machine": _machine(device, dtype),
+            "command": command("speed", arguments),
+            "machine": machine(device, dtype),
             "workload": {
                 "model": work.model,
                 "control": work.control,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._shared import psnr
+from benchmarks._shared import command, machine, psnr
 from benchmarks.controllability import chosen
 from benchmarks.modes import scenes
 from core.condition import Condition, RGBImage
@@ -175,9 +175,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         store = Store(options.device, options.dtype)
         conditions = list(chosen(store, options.model, options.conditions.split(",")).values())
-        result = compare(
-            store, options.model, conditions, options.clients, options.requests, options.mode
-        )
+        result = {
+            "command": command("throughput", arguments),
+            "machine": machine(store.device, store.dtype),
+            **compare(
+                store, options.model, conditions, options.clients, options.requests, options.mode
+            ),
+        }
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
     _print(result)

@@ -1,0 +1,294 @@
+"""The tables of the READMEs, from what they are about: results/*.json and the apps.
+
+    python -m benchmarks.tables [--check]
+
+Writes each table between `<!-- table NAME -->` and `<!-- end -->`, wherever a README has these
+lines. With --check nothing is written; it ends with 1 if a table differs.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import apps
+from apps.web.tool import Tool
+from benchmarks._shared import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+TABLE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PEERS = {
+    "diffusers": "diffusers",
+    "diffusers_float32": "diffusers, float32",
+    "inductor": "torch.compile",
+    "openvino": "OpenVINO",
+}
+SHOWN = ("speed-sd15-random-cpu", "speed-sd15-random-256px-cpu", "speed-diorama-cpu",
+         "speed-sd15-random-gpu")  # fmt: skip
+"""Of the speeds, those that README.md has."""
+
+Record = Mapping[str, Any]
+
+
+def records(name: str) -> list[Record]:
+    """Return the runs of one file of results."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found if isinstance(found, list) else [found]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def measured(record: Record) -> str:
+    """Say how and where a record came about."""
+    machine = record["machine"]
+    place = machine.get("gpu") or (
+        f"{machine['processor']}, {machine['cores']} cores" if "processor" in machine else ""
+    )
+    facts = [f"`{record['command']}`", place, machine["date"], record.get("note", "")]
+    return " · ".join(filter(None, facts))
+
+
+# How well control is kept
+
+
+def control() -> str:
+    """Return every condition's scores, 0 to 100, without control, with it, and at best."""
+    found = {
+        name: one
+        for result in ("controllability-diorama", "controllability-diorama-all")
+        for name, one in records(result)[0]["conditions"].items()
+    }
+    rows = [
+        (label, *(f"{one['headline'][at]:.0f}" for one in found.values()))
+        for label, at in (("strength 0", "0"), ("strength 1", "1"), ("limit", "oracle"))
+    ]
+    closed = ("gap closed", *(_percent(one["closed"]) for one in found.values()))
+    return table(("", *found), [*rows, closed])
+
+
+def scores(name: str) -> str:
+    """Return one file's figures at each strength, with the scores of the pages."""
+    (record,) = records(name)
+    strengths = list(next(iter(record["conditions"].values()))["strength"])
+    head = ("condition", "figure", *(f"strength {at}" for at in strengths), "limit",
+            "score at 0, 1, limit", "gap closed", "annotator against the truth")  # fmt: skip
+    rows = []
+    for condition, found in record["conditions"].items():
+        first = [*found["strength"].values(), found["oracle"]]
+        score = ", ".join(f"{found['headline'][at]:.0f}" for at in ("0", "1", "oracle"))
+        seen = f"{found['annotator']['value']:.3g}" if found["annotator"] else ""
+        rows.append((_title(condition), _figure(found), *(f"{one:.3g}" for one in first), score,
+                     _percent(found["closed"]), seen))  # fmt: skip
+        rows += [
+            ("", metric, *(f"{values[at]:.3g}" for at in (*strengths, "oracle")), "", "", "")
+            for metric, values in found["beside"].items()
+        ]
+    colours, best = (_percent(record[f"prompt_colour_{key}"]) for key in ("accuracy", "oracle"))
+    whole = (
+        f"{record['scenes']} scenes, {record['steps']} steps, guidance "
+        f"{record['guidance_scale']:g}. Autoencoder: {record['autoencoder_psnr']} dB. Named things "
+        f"in their named colour: {colours}; in the scene after the autoencoder: {best}."
+    )
+    return f"{measured(record)}\n\n{table(head, rows)}\n{whole}\n"
+
+
+def _title(condition: str) -> str:
+    """Return the title of the first app with this annotator."""
+    return next(one.title for one in apps.conditions() if one.annotator.name == condition)
+
+
+def _figure(found: Record) -> str:
+    return str(found["metric"]) + ("" if found["higher_is_better"] else " (lower is better)")
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f} %"
+
+
+# How fast it is
+
+
+def speed() -> str:
+    """Return the seconds of an image, ours and diffusers', of the runs that README.md has."""
+    head = ("model, device", "size, steps", "ControlLoop", "diffusers", "diffusers, float32")
+    rows = []
+    for record in (one for name in SHOWN for one in records(name)[-1:]):
+        work = record["workload"]
+        rows.append((f"{_model(work)}, {_place(record)}", f"{work['size']} px, {work['steps']}",
+                     *_times(record, ("ours", "diffusers", "diffusers_float32"))))  # fmt: skip
+    return table(head, rows)
+
+
+def every_speed() -> str:
+    """Return all runs of benchmarks.speed against peers, and how each was made."""
+    names = [path.stem for path in sorted(RESULTS.glob("speed-*.json"))]
+    found = sorted((record for name in names for record in records(name)), key=_place)
+    head = ("", "model, device", "size, steps", "ours", *PEERS.values(), "rho",
+            "memory: ours, diffusers")  # fmt: skip
+    rows, notes = [], []
+    for number, record in enumerate(found, 1):
+        work, runs = record["workload"], record["runs"]
+        rho = runs["ours"]["rho"]
+        memory = (f"{runs[name]['peak_memory_mb'] / 1000:.2f}" for name in ("ours", "diffusers"))
+        rows.append((str(number), f"{_model(work)}, {_place(record)}",
+                     f"{work['size']} px, {work['steps']}", *_times(record, ("ours", *PEERS)),
+                     f"{rho:.2f}" if rho else "", f"{', '.join(memory)} GB"))  # fmt: skip
+        peak = record["gemm_peak_gflops"]["bf16"]
+        notes.append(f"{number}. {measured(record)} · {peak} GFLOP/s in bfloat16")
+    return table(head, rows) + "\n" + "\n".join(notes) + "\n"
+
+
+def _place(record: Record) -> str:
+    """Return what a run was made on, in short: AMD EPYC, 2 cores."""
+    machine = record["machine"]
+    name = (machine["gpu"] or machine["processor"]).replace("(R)", "")
+    return " ".join(name.split()[:2]) + ("" if machine["gpu"] else f", {machine['cores']} cores")
+
+
+def _model(work: Record) -> str:
+    return {"sd15-random": "SD 1.5 + ControlNet", "diorama": "Diorama"}[work["model"]]
+
+
+def _times(record: Record, names: Iterable[str]) -> list[str]:
+    """Seconds of an image and of a step; of a peer also how many times ours it takes."""
+    cells = []
+    for name in names:
+        run = record["runs"].get(name)
+        if run is None:
+            cells.append("")
+            continue
+        image, step = run["seconds_per_image"]["median"], run["seconds_per_step"]
+        cell = f"{_seconds(image)} ({_seconds(step)} a step)"
+        if name != "ours":
+            cell += f": **{record['ratios'][name]:.2f} ×**"
+        cells.append(cell)
+    return cells
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.1f} ms" if value < 0.1 else f"{value:.3g} s"
+
+
+def growth() -> str:
+    """Return how time and memory grow with images, size, steps and controls."""
+    (record,) = records("growth-sd15-random-cpu")
+    rows = [
+        (
+            *(str(row[key]) for key in ("images", "size", "steps", "controls")),
+            f"{row['seconds']:.1f}",
+            f"{row['peak_memory_mb'] / 1000:.2f}",
+        )
+        for row in record["growth"]
+    ]
+    head = ("images", "px", "steps", "controls", "seconds", "memory, GB")
+    return f"{measured(record)}\n\n{table(head, rows)}"
+
+
+def modes() -> str:
+    """Return what each mode costs and loses."""
+    (record,) = records("modes-diorama-cpu")
+    rows = [
+        (
+            name,
+            f"{row['seconds']:.2f}",
+            f"{row['R']:.2f}",
+            f"{row['R_sampling']:.2f}",
+            "" if row["psnr"] is None else f"{row['psnr']:.1f}, {row['psnr_lowest']:.1f}",
+            f"{row['score']:.1f}",
+        )
+        for name, row in record["modes"].items()
+    ]
+    head = ("mode", "seconds", "times as fast", "sampling alone",
+            "PSNR to exact in dB, mean and lowest", "score")  # fmt: skip
+    return f"{measured(record)}\n\n{table(head, rows)}"
+
+
+def throughput() -> str:
+    """Return what many clients get at once, and what one after the other."""
+    (record,) = records("throughput-diorama-cpu")
+    rows = [
+        (
+            name,
+            f"{row['images_per_second']:.2f}",
+            f"{row['wait_p50']:.1f}",
+            f"{row['wait_p95']:.1f}",
+        )
+        for name, row in record["ways"].items()
+    ]
+    head = (f"{record['clients']} clients", "images a second", "median wait, s", "p95 wait, s")
+    same = (
+        f"{record['identical']} of {record['requests']} pictures are, to the last bit, those made "
+        f"alone. Images a second, at once to one at a time: {record['throughput_ratio']:.2f}."
+    )
+    return f"{measured(record)}\n\n{table(head, rows)}\n{same}\n"
+
+
+# The apps
+
+
+def gallery() -> str:
+    """Return the apps, two in a row, each with its picture; those of conditions first."""
+    found = sorted(map(apps.find, apps.names()), key=lambda app: isinstance(app, Tool))
+    cells = [
+        f"**{app.title}** `{app.name}`<br>{app.blurb}<br>"
+        f'<img src="pictures/{app.name}.jpg" width="400" alt="{app.title}: an example">'
+        for app in found
+    ]
+    pairs = zip_longest(cells[::2], cells[1::2], fillvalue="")
+    return table(("Input, control map, result with its score", ""), pairs)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "apps": gallery,
+    "control": control,
+    "speed": speed,
+    "control-canny": lambda: scores("controllability-diorama"),
+    "control-others": lambda: scores("controllability-diorama-all"),
+    "control-seg": lambda: scores("controllability-diorama-seg"),
+    "every-speed": every_speed,
+    "growth": growth,
+    "modes": modes,
+    "throughput": throughput,
+}
+
+
+def filled(text: str) -> str:
+    """Return a README's text with its tables written anew.
+
+    Raises:
+        KeyError: it has a table that is not one of TABLES.
+    """
+    return TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; `arguments` stand in for the process's own. Returns 1 if --check fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    options = parser.parse_args(arguments)
+    differ = 0
+    for path in READMES:
+        text = path.read_text(encoding="utf-8")
+        new = filled(text)
+        if new == text:
+            continue
+        differ = 1
+        if options.check:
+            print(f"{path.relative_to(ROOT)} differs: python -m benchmarks.tables", file=sys.stderr)
+        else:
+            path.write_text(new, encoding="utf-8")
+            print(path.relative_to(ROOT))
+    return differ if options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
