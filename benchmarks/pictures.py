@@ -4,8 +4,8 @@
 
 Starts the site with Diorama on the CPU, calls every app over HTTP with an example of its own and a
 fixed seed, and saves `pictures/<app>.jpg`: the input, the map and the result with its score. `page`
-is the page of PAGE in a Chromium with a result, `strip` that result beside the map found in it.
-Examples and seeds were chosen by eye; an app that CHOSEN lacks has its first example and seed 0.
+is the page of one app with its results, in Chromium. Examples and seeds were chosen by eye; an app
+that CHOSEN lacks has its first example and seed 0.
 """
 
 import argparse
@@ -60,8 +60,8 @@ CHOSEN = {
 }
 
 
-def made(client: Client, name: str) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Call an app; return pictures with their captions: its strip, and one with the map found."""
+def made(client: Client, name: str) -> list[tuple[Path, str]]:
+    """Call an app; return its pictures with their captions: input, maps, result with its score."""
     app, chosen = apps.find(name), CHOSEN.get(name, Chosen())
     example = app.examples[chosen.example]
     file = ROOT / "test_imgs" / (example if isinstance(example, str) else example.image)
@@ -71,20 +71,18 @@ def made(client: Client, name: str) -> tuple[list[tuple[Path, str]], list[tuple[
     if "names" not in arguments:
         arguments["seed"] = chosen.seed
     answer = client.predict(api_name=f"/{name}", **arguments)
-    given = (file, "input")
     if len(answer) == 2:  # a tool that only draws maps
         maps, report = answer
-        captions = (one.partition(":")[0] for one in report["maps"])
-        return [given, *zip(map(Path, maps), captions, strict=True)], []
-    control_map, images, reextracted, report = answer
+        captions = [one.partition(":")[0] for one in report["maps"]]
+        return [(file, "input"), *zip(map(Path, maps), captions, strict=True)]
+    control_map, images, _, report = answer
     maps = [control_map] if isinstance(control_map, str) else control_map
-    score = f"{report['scores'][0]['headline']:.0f} / 100"
-    beginning = [given, *((Path(one), "control map") for one in maps)]
-    result = Path(images[0])
-    return (
-        [*beginning, (result, f"result · {score}")],
-        [*beginning, (result, "result"), (Path(reextracted[0]), f"found in it · {score}")],
-    )
+    score = report["scores"][0]["headline"]
+    return [
+        (file, "input"),
+        *((Path(one), "control map") for one in maps),
+        (Path(images[0]), f"result · {score:.0f} / 100"),
+    ]
 
 
 def strip(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
@@ -158,11 +156,9 @@ def main(arguments: list[str] | None = None) -> None:
             if name == "page":
                 (PICTURES / "page.png").write_bytes(screenshot(address, PAGE))
                 continue
-            short, long = made(client, name)
-            strip(short).save(PICTURES / f"{name}.jpg", quality=QUALITY)
-            if name == PAGE:
-                strip(long).save(PICTURES / "strip.jpg", quality=QUALITY)
-            print(name, *(caption for _, caption in short[1:]), flush=True)
+            found = made(client, name)
+            strip(found).save(PICTURES / f"{name}.jpg", quality=QUALITY)
+            print(name, *(caption for _, caption in found[1:]), flush=True)
 
 
 if __name__ == "__main__":

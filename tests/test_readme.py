@@ -113,7 +113,7 @@ def commands():
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_commands_are_understood(command, monkeypatch):
     words = shlex.split(command.replace("…", ""), comments=True)[1:]
     if words[0] == "-c":
