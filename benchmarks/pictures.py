@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def strip(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     return whole
 
 
-def screenshot(address: str, name: str) -> bytes:
-    """Take an app's example, run it, and return a PNG of the page with its result."""
+def screenshot(address: str, name: str) -> Image.Image:
+    """Take an app's example, run it, and return a picture of the page with its results."""
     from playwright.sync_api import expect, sync_playwright  # noqa: PLC0415 - of requirements-dev
 
     chromium = next((found for one in CHROMIUM if (found := shutil.which(one))), None)
@@ -131,9 +132,9 @@ def screenshot(address: str, name: str) -> bytes:
         expect(page.locator("#run")).to_be_visible()
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1000)  # what fades in or out has done so
-        shot: bytes = page.screenshot()
+        shot = Image.open(BytesIO(page.screenshot()))
         browser.close()
-    return shot
+    return shot.convert("RGB")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,11 +155,12 @@ def main(arguments: list[str] | None = None) -> None:
         client = Client(address, verbose=False)
         for name in names:
             if name == "page":
-                (PICTURES / "page.png").write_bytes(screenshot(address, PAGE))
-                continue
-            found = made(client, name)
-            strip(found).save(PICTURES / f"{name}.jpg", quality=QUALITY)
-            print(name, *(caption for _, caption in found[1:]), flush=True)
+                picture = screenshot(address, PAGE)
+            else:
+                found = made(client, name)
+                picture = strip(found)
+                print(name, *(caption for _, caption in found[1:]), flush=True)
+            picture.save(PICTURES / f"{name}.jpg", quality=QUALITY, subsampling=0, optimize=True)
 
 
 if __name__ == "__main__":
