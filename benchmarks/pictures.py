@@ -91,7 +91,9 @@ def strip(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     tiles = []
     for path, _ in pictures:
         tile = Image.open(path).convert("RGB")
-        tiles.append(tile.resize((round(tile.width * HIGH / tile.height), HIGH), Image.LANCZOS))
+        tiles.append(
+            tile.resize((round(tile.width * HIGH / tile.height), HIGH), Image.Resampling.LANCZOS)
+        )
     wide = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
     whole = Image.new("RGB", (wide, HIGH + CAPTION), "white")
     draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=24)
