@@ -31,7 +31,15 @@ import apps
 from annotators import depth, hed, normal, pose, scribble, seg
 from annotators._diorama import STRIDE, resize_like
 from benchmarks import _controlnetpp
-from benchmarks._shared import command, machine, psnr, round_trip, save_sheet, spared
+from benchmarks._shared import (
+    at_strength,
+    command,
+    machine,
+    psnr,
+    round_trip,
+    save_sheet,
+    spared,
+)
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError, WeightsMissing
@@ -214,14 +222,15 @@ class _Measured:
         for k in range(scenes * LOOKED_AT):
             scene = make_scene(HELD_OUT + k)
             truth = render([scene], int(self._defaults.get("image_resolution", 512)))
-            request = GenerationRequest(
-                image=truth.image[0].numpy(),
+            request = GenerationRequest.single(
+                self._condition,
+                truth.image[0].numpy(),
                 prompt=scene.caption,
                 seed=k,
                 model=self._model,
                 **self._defaults,
             )
-            control_map = self._pipeline.draw_map(self._condition, request)
+            control_map = self._pipeline.draw_map(request)
             self._compare_with_truth(control_map, truth)
             if self._annotator.empty_message and self._annotator.is_empty(control_map):
                 continue
@@ -243,12 +252,13 @@ class _Measured:
             self.seen.append(self._annotator.score(wanted, control_map))
 
     def _add(self, request: GenerationRequest, scene: Scene, truth: Truth) -> GenerationRequest:
-        returned = round_trip(self._networks, request.image)
-        self.noise.append(psnr(request.image, returned))
+        image = request.controls[0].image
+        returned = round_trip(self._networks, image)
+        self.noise.append(psnr(image, returned))
         self.possible += colour_hits(scene, truth, 0, returned)
-        row = [request.image]
+        row = [image]
         for strength in self._strengths:
-            made = self._pipeline.generate(self._condition, replace(request, strength=strength))
+            made = self._pipeline.generate(at_strength(request, strength))
             self.scores[f"{strength:g}"].append(made.scores[0])
             if strength == self._strengths[0]:
                 self.scores["oracle"].append(self._oracle(made, returned))
@@ -262,11 +272,12 @@ class _Measured:
 
     def _oracle(self, made: GenerationResult, returned: RGBImage) -> Score:
         """How well the round trip of the picture itself agrees with the map that was used."""
+        (control,) = made.request.controls
         extractor = Extractor(
             self._annotator,
             self._annotator.preprocessors[0],
-            made.request.params,
-            made.request.detect_resolution,
+            control.params,
+            control.detect_resolution,
         )
         return extractor.reextract_and_score(returned, made.control_map)[1]
 

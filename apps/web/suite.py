@@ -12,9 +12,8 @@ from core.batching import MOST_ADMITTED
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.networks import Networks
-from core.params import settings_of
 from core.pipeline import Pipeline
-from core.request import Download, GenerationRequest, GenerationResult
+from core.request import SETTINGS, Download, GenerationRequest, GenerationResult
 from models.catalog.lora_tags import split
 from models.store import Card, Store
 
@@ -80,7 +79,7 @@ class Suite:
 
     def defaults(self, model: str) -> dict[str, Any]:
         """Return every setting's default: v1.0's, except where the model's card says otherwise."""
-        plain = {name: c.default for name, c in settings_of(GenerationRequest).items()}
+        plain = {name: setting.default for name, setting in SETTINGS.items()}
         return {**plain, **self.card(model).defaults, "model": model}
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
@@ -116,9 +115,9 @@ class Suite:
         usual = self.defaults(self.model)
         grey = np.full((usual["image_resolution"],) * 2 + (3,), 127, np.uint8)
         few = {"steps": ESTIMATE_STEPS, "num_samples": 1, "preprocessor": ALREADY_A_MAP}
-        request = GenerationRequest(image=grey, **{**usual, **few})
+        request = GenerationRequest.single(condition, grey, **{**usual, **few})
         # Through the pipeline, so that the model is loaded in its turn: two need twice the memory.
-        self.measured(self.pipeline.generate(condition, request), usual["steps"])
+        self.measured(self.pipeline.generate(request), usual["steps"])
 
     def _fetch(
         self,

@@ -368,11 +368,11 @@ def drawn(networks: Any, **changes: Any) -> tuple[np.ndarray, list[str]]:
     edges = np.zeros((256, 256, 3), np.uint8)
     edges[60:200, [60, 199]] = edges[[60, 199], 60:200] = 255
     asked: dict[str, Any] = {
-        **{"image": edges, "preprocessor": ALREADY_A_MAP, "image_resolution": 256, "steps": 8},
+        **{"preprocessor": ALREADY_A_MAP, "image_resolution": 256, "steps": 8},
         **{"prompt": "a red box on grass", "added_prompt": "", "negative_prompt": "", "seed": 3},
     }
-    request = GenerationRequest(**(asked | changes))
-    result = Pipeline(lambda *_, **__: networks).generate(CANNY, request)
+    request = GenerationRequest.single(CANNY, edges, **(asked | changes))
+    result = Pipeline(lambda *_, **__: networks).generate(request)
     return np.int32(np.stack(result.images)), result.warnings
 
 

@@ -85,7 +85,7 @@ def make(networks: DiffusersNetworks) -> Callable[..., RGBImage]:
 
     def made(pipeline: Pipeline, **settings: object) -> RGBImage:
         given = {"image_resolution": 256, "steps": 2, "seed": 5, "model": "tiny"} | settings
-        result = pipeline.generate(condition, GenerationRequest(picture, **given))
+        result = pipeline.generate(GenerationRequest.single(condition, picture, **given))
         return result.images[0]
 
     return made

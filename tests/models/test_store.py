@@ -16,8 +16,7 @@ from torch import nn
 
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from core.networks import ControlInput, PredictCall
-from core.params import settings_of
-from core.request import GenerationRequest
+from core.request import SETTINGS
 from models import store as store_module
 from models.catalog.cards import read_card
 from models.checkpoints import loading
@@ -64,9 +63,8 @@ def hub_cache(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_shipped_cards_are_right() -> None:
     cards = {card.name: card for card in Store("cpu").cards()}
     assert {"diorama", "sd15", "sd15_v10", "sd15_plus"} <= cards.keys()
-    settings = settings_of(GenerationRequest)
     for card in cards.values():
-        assert card.defaults.keys() <= settings.keys()
+        assert card.defaults.keys() <= SETTINGS.keys()
         assert card.min_resolution <= card.defaults.get("image_resolution", 512)
         assert card.title and card.blurb and card.licence and card.prompts
         for source in (card.base, *card.controls.values()):

@@ -36,7 +36,7 @@ def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
         WeightsMissing: the other model lacks a control that is asked for.
     """
     model = first.request.model
-    weights = [one.weights for one in (first.condition, *(one for one, _ in first.request.further))]
+    weights = [control.condition.weights for control in first.request.controls]
     known = rivals(suite, model, weights)
     if not known:
         raise BadInput("There is no other model on this one's base to compare it with.")

@@ -216,10 +216,10 @@ class Page(Incoming):
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, self._given(values))
             try:
-                for report in drawn_map(self.suite.pipeline, self.condition, request):
+                for report in drawn_map(self.suite.pipeline, request):
                     if isinstance(report, np.ndarray):
                         # Beside the map, since what pops up is gone in a moment.
-                        notes = map_notes(self.annotator, request, report)
+                        notes = map_notes(request.controls[0], report)
                         label = ": ".join([MAP_LABEL, *notes])
                         shown = self.annotator.preview(report)
                         yield gr.Image(value=shown, label=label, visible=True)

@@ -23,7 +23,7 @@ from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition
 from core.params import Choice, settings_of
-from core.request import GenerationRequest
+from core.request import SETTINGS
 
 MAP_LABEL = "Control map"
 CANVAS_SIDE = 512
@@ -83,7 +83,7 @@ class Layout:
             self._canvas()
         self.fields["image"] = picture_input("drawing" if drawing else "picture", not drawn_here)
         self._examples()
-        self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
+        self._add("prompt", lines=2, elem_id="prompt",
                   placeholder=self._prompt_hint())  # fmt: skip
         self.run, self.stop = run_and_stop()
         button, choice = self._comparison(self.suite.model)
@@ -166,7 +166,7 @@ class Layout:
         for name, control in self.params.items():
             self.fields[name] = widget(control, control.default, elem_id=name)
         if self.annotator.detect_resolution is not None:
-            self._add("detect_resolution", GenerationRequest)
+            self._add("detect_resolution")
         self.preview = gr.Button("Preview map", elem_id="preview", size="md")
         self.map = gr.Image(
             label=MAP_LABEL,
@@ -187,29 +187,29 @@ class Layout:
             label="Model",
             elem_id="model",
         )
-        self._add("num_samples", GenerationRequest)
+        self._add("num_samples")
         self.best_first = gr.Checkbox(
             label="Best first",
             info="Show the results by their score; the seeds and the files stay as made.",
             elem_id="best_first",
         )
         for name in self.advanced:
-            control = settings_of(GenerationRequest)[name]
+            control = SETTINGS[name]
             if not isinstance(control, Choice) or len(control.options) > 1:
-                self._add(name, GenerationRequest)
+                self._add(name)
         with gr.Row(elem_classes="cl-seed-row"):
-            self._add("seed", GenerationRequest, min_width=140, elem_id="seed")
+            self._add("seed", min_width=140, elem_id="seed")
             with gr.Column(min_width=120, scale=0):
                 self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="reuse")
                 self.random = gr.Button("Random", size="sm")
         for name in ("eta", "added_prompt", "negative_prompt"):
-            self._add(name, GenerationRequest)
+            self._add(name)
 
     def _models(self) -> list[str]:
         return self.suite.models(self.condition)
 
-    def _add(self, name: str, record: type, **options: Any) -> None:
-        control = settings_of(record)[name]
+    def _add(self, name: str, **options: Any) -> None:
+        control = SETTINGS[name]
         options.setdefault("elem_id", name)
         self.fields[name] = widget(control, self.defaults[name], **options)
 

@@ -17,7 +17,7 @@ from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
 from core.metadata import read_controls, read_settings
 from core.params import settings_of
-from core.request import ControlRequest, GenerationRequest
+from core.request import SETTINGS, ControlRequest
 
 OWN_PICTURE = "{title} had a picture of its own: please add it again."
 GONE = "{title} is not here with this model; its slot is empty now."
@@ -264,7 +264,7 @@ class _MultiPage(Page):
         of_slots = [f"{name}_{slot}" for slot in SLOTS for name in OF_A_SLOT]
         own = ("image", *of_slots, *self.of_maps)
         others = [name for name in self.fields if name not in own]
-        known = settings_of(GenerationRequest)
+        known = SETTINGS
         helps = {
             "control": f"The control, one of: {', '.join(combinable())}; empty for none.",
             "image": "The picture its map is drawn from; without one, the shared picture.",

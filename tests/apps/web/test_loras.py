@@ -35,9 +35,8 @@ def suite(models_folder: Path, tmp_path: Path) -> Suite:
 def _made(suite: Suite, condition: Condition, prompt: str) -> GenerationResult:
     picture = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     settings = {**suite.defaults("tiny"), "image_resolution": 256, "steps": 1, "seed": 3}
-    job = Job(
-        suite.pipeline, condition, GenerationRequest(picture, **settings | {"prompt": prompt})
-    )
+    request = GenerationRequest.single(condition, picture, **settings | {"prompt": prompt})
+    job = Job(suite.pipeline, request)
     reports = list(job.run())
     assert isinstance(reports[-1], GenerationResult)
     return reports[-1]

@@ -26,7 +26,7 @@ from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
 from core.metadata import save_png
 from core.params import Bounds, Choice, settings_of
-from core.request import ControlRequest, GenerationRequest
+from core.request import SETTINGS, ControlRequest
 from models.store import Store
 from tests.apps.web.html.test_results import _result
 
@@ -44,7 +44,7 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
     ways = {label: name for label, name in found["Preprocessor"].choices}
     for way in condition.annotator.preprocessors:
         assert any(way.name == name and way.needs in label for label, name in ways.items())
-    wanted = {**settings_of(GenerationRequest), **settings_of(condition.annotator.params)}
+    wanted = {**SETTINGS, **settings_of(condition.annotator.params)}
     for name, control in wanted.items():
         if name in HIDDEN and control.label not in found:
             continue
@@ -76,7 +76,7 @@ def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite)
 
     def shown() -> object:
         page = build_page(condition, suite)
-        label = settings_of(GenerationRequest)["detect_resolution"].label
+        label = SETTINGS["detect_resolution"].label
         return next(b.value for b in page.blocks.values() if getattr(b, "label", "") == label)
 
     assert shown() == mlsd.ANNOTATOR.detect_resolution == 512
@@ -174,7 +174,7 @@ def test_a_page_knows_how_long_an_image_takes_before_the_first(suite: Suite) -> 
     fresh = Suite(suite.store, "other")
     assert "first run" in fresh.facts("other")[2]
     fresh.load_in_background(apps.conditions()[0]).join()
-    assert fresh.settled("other")
+    assert fresh.has_finished_loading("other")
     told = fresh.facts("other")[2]
     assert told.startswith("about ") and "(4 steps" in told, "as many as the card says"
 
@@ -183,7 +183,7 @@ def test_a_control_that_is_not_here_is_told_on_its_own_pages_alone(suite: Suite)
     condition = next(one for one in apps.conditions() if one.weights == "hed")
     fresh = Suite(suite.store, "other")
     fresh.load_in_background(condition).join()
-    assert fresh.settled("other")
+    assert fresh.has_finished_loading("other")
     assert "no ControlNet 'hed' (it has: canny)" in fresh.facts("other", "hed")[2]
     fresh._load("other", "canny")
     with pytest.raises(WeightsMissing, match="hed"):
@@ -271,12 +271,12 @@ def test_a_slot_hands_on_the_map_settings_of_its_control_alone(
 def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: Condition) -> None:
     made = _result(canny, 40.0)
     asked = ControlRequest(
-        made.images[0], params=canny.annotator.params(low_threshold=7), detect_resolution=300
+        canny, made.images[0], params=canny.annotator.params(low_threshold=7), detect_resolution=300
     )
     made = dataclasses.replace(
         made,
         controls=made.controls * 2,
-        request=dataclasses.replace(made.request, further=((canny, asked),)),
+        request=dataclasses.replace(made.request, controls=(*made.request.controls, asked)),
     )
     saved = io.BytesIO()
     save_png(saved, made.images[0], made, 0)
