@@ -65,8 +65,7 @@ WAITING = """
 
 def empty(app: Condition | Tool) -> str:
     """Show what will stand here and how to get it."""
-    kind = app.input if isinstance(app, Condition) else "photo"
-    return EMPTY.format(first_step=FIRST_STEP[kind])
+    return EMPTY.format(first_step=FIRST_STEP[app.input])
 
 
 def escape(text: str) -> str:

@@ -12,11 +12,11 @@ from apps.web.jobs import map_choices
 from apps.web.jobs.map_choices import DrawnMap, MapChoice, chosen_map_choices, draw_maps
 from apps.web.jobs.request import given_picture
 from apps.web.pages.widgets import (
-    CACHE,
     FEW_AT_ONCE,
     ONE_AT_A_TIME,
     PRIVATE,
     TEST_IMAGES,
+    blocks_of,
     example_strip,
     picture_input,
     plain_errors,
@@ -37,9 +37,7 @@ Paths = tuple[Path, Path] | None
 
 def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
     """Build the page, to be launched alone or rendered into a site; it makes nothing to send."""
-    with gr.Blocks(
-        title=f"{tool.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
-    ) as page:
+    with blocks_of(tool) as page:
         _MapsPage(tool, suite).build()
     return page
 
