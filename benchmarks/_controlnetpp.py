@@ -207,7 +207,7 @@ def chosen(store: Store, model: str, names: list[str] | None) -> list[str]:
     Raises:
         BadInput: The paper does not measure one; the message lists those it does.
     """
-    card = store.card(model)
+    card = store.registry.card(model)
     if names is None:
         names = [name for name in WAYS if card.has_control(name)]
     for name in names or [""]:

@@ -175,7 +175,7 @@ def chosen(store: Store, model: str, names: list[str] | None) -> dict[str, Condi
         BadInput: There is no such condition; the message lists those there are.
         WeightsMissing: The model has no ControlNet of any.
     """
-    known, card = measurable(), store.card(model)
+    known, card = measurable(), store.registry.card(model)
     if names is None:
         names = [name for name, one in known.items() if card.has_control(one.weights)]
         if not names:
@@ -198,7 +198,7 @@ class _Measured:
         strengths: tuple[float, ...],
     ) -> None:
         self._pipeline, self._model, self._strengths = pipeline, model, strengths
-        self._defaults = store.card(model).defaults
+        self._defaults = store.registry.card(model).defaults
         self._condition = condition
         self._annotator = condition.annotator
         self._true_map = TRUE_MAPS.get(self._annotator.preprocessors[0].draw)
@@ -456,7 +456,7 @@ def _by_scenes(options: argparse.Namespace) -> dict[str, Any]:
     _print_whole(result)
     _print_json(result, store, options)
     if options.annotate:
-        _annotate(result, conditions, store.card(options.model).folder)
+        _annotate(result, conditions, store.registry.card(options.model).folder)
     return result
 
 

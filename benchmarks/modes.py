@@ -82,7 +82,7 @@ def scenes(
     store: Store, pipeline: Pipeline, model: str, condition: Condition, count: int
 ) -> Iterator[GenerationRequest]:
     """Requests that draw held-out scenes again, each with its seed; scenes without map left out."""
-    defaults = store.card(model).defaults
+    defaults = store.registry.card(model).defaults
     number, made = FIRST_SCENE, 0
     while made < count:
         scene = make_scene(HELD_OUT + number)
@@ -107,7 +107,7 @@ def measure(
         SuiteError: the model or a condition's ControlNet cannot be had.
     """
     pipeline = Pipeline(store.load)
-    steps = int(store.card(model).defaults.get("steps", 20))
+    steps = int(store.registry.card(model).defaults.get("steps", 20))
     compared, left_out = _there(store, model, next(iter(conditions.values())), ways(each, steps))
     for name, why in left_out.items():
         print(f"{name} is left out: {why}", flush=True)

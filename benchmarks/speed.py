@@ -46,6 +46,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.request import GenerationRequest
 from models.devices import choose_device
+from models.registry import Registry
 from models.store import Store
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
@@ -387,7 +388,7 @@ def _workload(options: argparse.Namespace) -> Workload:
         return Store(options.device, options.dtype).load(options.model, *controls)
 
     if options.model != RANDOM:
-        defaults = {**defaults, **Store(options.device).card(options.model).defaults}
+        defaults = {**defaults, **Registry().card(options.model).defaults}
     return Workload(
         load=load,
         model=options.model,

@@ -14,6 +14,7 @@ RANKS = (
     ("models.devices", "models.catalog", "models.engine"),
     ("models.networks",),
     ("models.checkpoints",),
+    ("models.registry",),
     ("models.store",),
     ("models.__main__",),
     ("annotators",),

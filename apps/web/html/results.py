@@ -18,7 +18,7 @@ from apps.web.suite import duration, how_much, long_duration
 from apps.web.tool import Tool
 from core.condition import Condition, RGBImage, Score
 from core.request import Download, GenerationResult, Progress
-from models.store import Card
+from models.catalog.cards import Card
 
 STAGES = {
     "wait": "Waiting for the machine",

@@ -44,7 +44,7 @@ def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
         raise BadInput(f"{suite.card(model).title} can be compared with: {', '.join(known)}.")
     name = str(other or known[0])
     for control in weights:
-        suite.store.require_control(suite.card(name), control)
+        suite.store.registry.require_control(suite.card(name), control)
     return Pair(first, first.again, name)
 
 

@@ -17,7 +17,7 @@ from core.errors import BadInput
 from core.images import MAX_PIXELS, read_image, read_strokes
 from core.params import settings_of
 from core.request import ControlRequest, GenerationRequest
-from models.store import Card
+from models.catalog.cards import Card
 
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
 """A run's folder, as files.new_folder names it, and a file in it."""

@@ -30,6 +30,7 @@ from core.errors import BadInput, WeightsMissing
 from core.metadata import save_png
 from core.params import Bounds, Choice, settings_of
 from core.request import SETTINGS, ControlRequest
+from models.registry import Registry
 from models.store import Store
 from tests.apps.web.html.test_results import _result
 
@@ -118,7 +119,7 @@ def test_the_page_speaks_of_the_model_that_a_file_restores(suite: Suite, canny: 
 
 def test_every_way_that_a_card_asks_for_is_there() -> None:
     asked = 0
-    for card in Store("cpu").cards():
+    for card in Registry().cards():
         for control, source in card.controls.items():
             if source.preprocessor:
                 users = [one.annotator for one in apps.conditions() if one.weights == control]
