@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RANKS = (
     ("core",),
+    ("models.engine.kernels",),
     ("models.devices", "models.catalog", "models.engine"),
     ("models.networks",),
     ("models.checkpoints",),

@@ -26,13 +26,8 @@ from models.engine import cuda_graph
 from models.engine.cuda_graph import CudaGraphForward, add_scaled
 from models.engine.kernels import build
 from models.engine.kernels.attention import _cudnn_is_better, attention
-from models.engine.kernels.groupnorm import (
-    add_and_norm,
-    convolve_and_norm,
-    convolve_onto,
-    group_norm,
-)
-from models.engine.layers import multiply_gated
+from models.engine.kernels.groupnorm import group_norm
+from models.engine.layers import add_and_norm, convolve_and_norm, convolve_onto, multiply_gated
 from models.engine.unet import Forward
 from models.engine.vae_decoder import decode_latents
 from models.networks import DiffusersNetworks
