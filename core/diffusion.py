@@ -51,10 +51,13 @@ def batches(seeds: Sequence[int], networks: Networks, size: tuple[int, int]) -> 
 
 @dataclass(frozen=True, eq=False)
 class ControlTrack:
-    """One control and its map at output size."""
+    """One control, ready to steer."""
 
-    control: ControlRequest
+    control: str
+    """The ControlNet's name."""
     control_map: ControlMap
+    """At output size."""
+    asked: ControlRequest
 
 
 @dataclass
@@ -197,13 +200,12 @@ class Diffusion:
         return X0Extrapolation(guidance.predict, scheduler, asks).predict
 
     def _control_input(self, track: ControlTrack) -> ControlInput:
-        networks, control = self.networks, track.control
-        name = control.condition.weights
+        networks, asked = self.networks, track.asked
         return ControlInput(
-            name,
+            track.control,
             hint=to_tensor(track.control_map).to(networks.device),
             scales=residual_scales(
-                networks.residual_count(name), control.strength, self.request.guess_mode
+                networks.residual_count(track.control), asked.strength, self.request.guess_mode
             ),
-            window=(control.control_start, control.control_end),
+            window=(asked.control_start, asked.control_end),
         )

@@ -99,6 +99,9 @@ class Networks(Protocol):
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
         """Return how many of the 75 tokens the prompt uses, and the text that did not fit."""
 
+    def prompt_hashes(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Return the short SHA-256 of each file that words of the prompts name, by what it is."""
+
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings (B, 77, C)."""
 

@@ -6,7 +6,7 @@ bfloat16, so every cast to the networks' format happens in here, and every resul
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -46,6 +46,20 @@ DECODE_NUMBERS = 8
 """What decoding needs for each pixel and channel of the decoder's last level; measured so: 7, and
 by the tensors alive at once 6."""
 
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A textual inversion embedding: vectors that stand in a prompt for its name."""
+
+    name: str
+    vectors: Tensor
+    """(tokens, width) of the text encoder."""
+    hash: str
+    """Of its file; empty for one that a LoRA brings."""
+
+
+PromptParts = tuple[str | Inversion, ...]
+
 _TOKENIZER_LOCK = threading.Lock()
 """A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
 
@@ -68,8 +82,8 @@ class DiffusersNetworks:
     hashes: dict[str, str]
     device: torch.device
     dtype: torch.dtype
-    loras: tuple[str, ...] = ()
-    """Tags of the LoRAs that are merged in; in a prompt they are not read as words."""
+    split_prompt: Callable[[str], PromptParts] = lambda prompt: (prompt,)
+    """Finds the embeddings that a prompt names."""
     taesd: nn.Module | None = None
     """A tiny autoencoder of the same latents, for previews alone; without one the matrix serves."""
 
@@ -91,7 +105,7 @@ class DiffusersNetworks:
             self._step = CudaGraphForward(self._forward, partial(getattr, self.offloader, "gone"))
         parts = (self.tokenizer, self.text_encoder)
         self._encode = lru_cache(KEPT_PROMPTS)(
-            partial(_encoded, *parts, self._on_device, self.device, self.loras)
+            partial(_encoded, *parts, self._on_device, self.device)
         )
 
     @property
@@ -149,15 +163,15 @@ class DiffusersNetworks:
 
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
         """Return how many of the 75 free tokens the prompt uses, and the text behind the last."""
-        free = TEXT_TOKENS - 2
-        prompt = without_tags(prompt, self.loras)
-        with _TOKENIZER_LOCK:
-            offsets = self.tokenizer(
-                prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )["offset_mapping"]
-        if len(offsets) <= free:
-            return len(offsets), ""
-        return free, prompt[offsets[free][0] :].strip()
+        free, used = TEXT_TOKENS - 2, 0
+        parts = self._parts(prompt)
+        for index, part in enumerate(parts):
+            starts = _token_starts(self.tokenizer, part)
+            if used + len(starts) > free:
+                rest = "".join(_text(one) for one in parts[index:])
+                return free, rest[starts[free - used] :].strip()
+            used += len(starts)
+        return used, ""
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do.
@@ -165,7 +179,17 @@ class DiffusersNetworks:
         Each call gives a tensor of its own, so that what is kept of it, which is much larger, goes
         with the request.
         """
-        return self._encode(tuple(prompts)).clone()
+        return self._encode(tuple(self._parts(prompt) for prompt in prompts)).clone()
+
+    def prompt_hashes(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Return the short SHA-256 of each embedding's file that prompts name."""
+        found = [
+            one for prompt in prompts for one in self._parts(prompt) if not isinstance(one, str)
+        ]
+        return {f"embedding {one.name}": one.hash for one in found if one.hash}
+
+    def _parts(self, prompt: str) -> PromptParts:
+        return self.split_prompt(without_tags(prompt))
 
     def residual_count(self, name: str) -> int:
         """Return how many residuals the named ControlNet adds: its skips and the middle block."""
@@ -288,20 +312,72 @@ def _encoded(
     text_encoder: nn.Module,
     on_device: OnDevice,
     device: torch.device,
-    tags: tuple[str, ...],
-    prompts: tuple[str, ...],
+    prompts: tuple[PromptParts, ...],
 ) -> Tensor:
-    with _TOKENIZER_LOCK:
-        tokens = tokenizer(
-            [without_tags(prompt, tags) for prompt in prompts],
-            padding="max_length",
-            max_length=TEXT_TOKENS,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+    rows = [_token_row(tokenizer, parts) for parts in prompts]
+    tokens = torch.tensor([row for row, _ in rows], device=device)
     with on_device(text_encoder):
-        embeddings: Tensor = text_encoder(tokens.to(device))[0]
+        if any(vectors for _, vectors in rows):
+            text_encoder = _with_vectors(text_encoder, [vectors for _, vectors in rows])
+        embeddings: Tensor = text_encoder(tokens)[0]
     return embeddings
+
+
+def _token_row(tokenizer: Any, parts: PromptParts) -> tuple[list[int], dict[int, Tensor]]:
+    """Return a prompt's 77 tokens, and by position the vectors (width,) that take their place."""
+    free = TEXT_TOKENS - 2
+    tokens: list[int] = []
+    vectors: dict[int, Tensor] = {}
+    for part in parts:
+        if isinstance(part, str):
+            with _TOKENIZER_LOCK:
+                tokens += tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+        else:
+            vectors |= {len(tokens) + 1 + index: one for index, one in enumerate(part.vectors)}
+            tokens += [tokenizer.eos_token_id] * len(part.vectors)
+    row = [tokenizer.bos_token_id, *tokens[:free], tokenizer.eos_token_id]
+    row += [tokenizer.pad_token_id] * (TEXT_TOKENS - len(row))
+    return row, {position: one for position, one in vectors.items() if position <= free}
+
+
+def _token_starts(tokenizer: Any, part: str | Inversion) -> list[int]:
+    """Return where each token of a part begins in its text."""
+    if not isinstance(part, str):
+        return [0] * len(part.vectors)
+    with _TOKENIZER_LOCK:
+        found = tokenizer(
+            part, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+    return [start for start, _ in found["offset_mapping"]]
+
+
+def _text(part: str | Inversion) -> str:
+    return part if isinstance(part, str) else part.name
+
+
+class _TokenVectors(nn.Module):
+    """A text encoder's table of vectors, with others at some positions of each prompt."""
+
+    def __init__(self, table: nn.Module, instead: Sequence[Mapping[int, Tensor]]) -> None:
+        super().__init__()
+        self.table = table
+        self.instead = instead
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.table(tokens)
+        for row, vectors in enumerate(self.instead):
+            for position, vector in vectors.items():
+                found[row, position] = vector.to(found)
+        return found
+
+
+def _with_vectors(network: nn.Module, instead: Sequence[Mapping[int, Tensor]]) -> nn.Module:
+    """Return a copy of a text encoder that shares every weight, for these prompts only."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    changed: Any = copy.deepcopy(network, shared)
+    changed.set_input_embeddings(_TokenVectors(changed.get_input_embeddings(), instead))
+    copied: nn.Module = changed
+    return copied
 
 
 def _in_float32(part: nn.Module) -> nn.Module:

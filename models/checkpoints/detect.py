@@ -35,6 +35,9 @@ PICKLE_START = b"\x80"
 CHANNEL_ORDER = "channel_order"
 """A ControlNet's own word on the order of its map's channels, in a safetensors file's metadata."""
 
+INVERSION = "string_to_param"
+"""What holds the vectors in AUTOMATIC1111's pickles of textual inversion embeddings."""
+
 SD1_WIDTH = 768
 WIDTHS = {
     SD1_WIDTH: "Stable Diffusion 1.x",
@@ -46,20 +49,22 @@ WIDTHS = {
 BASE = "a base checkpoint"
 CONTROLNET = "a ControlNet"
 LORA = "a LoRA"
+EMBEDDING = "a textual inversion embedding"
 MERGED = "a base checkpoint with a ControlNet inside"
 """v1.0's layout: control_sd15_canny.pth serves as either."""
 
 _SIGNS = (
     ("a Control-LoRA", r"^lora_controlnet$"),
-    ("a LyCORIS of a kind that is not merged here (LoHa, LoKr)", r"\.hada_w1|\.lokr_w\d"),
-    ("a DoRA", r"\.dora_scale$|\.lora_magnitude_vector"),
+    ("a ControlNet-LLLite", r"^lllite_"),
+    ("an IP-Adapter", r"^(image_proj|ip_adapter)\."),
+    ("a LyCORIS of a kind that is not merged here (IA3, OFT)", r"\.on_input$|\.oft_(blocks|diag)"),
     (
         LORA,
-        r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?_"
-        r"|_lora\.(up|down)\.|\.lora_linear_layer\.",  # diffusers' own, until its 0.22
+        r"lora_(up|down|unet|te|A|B)\b|lora_(unet|te)\d?[_.]"
+        r"|[._]lora\.(up|down)\.|\.lora_linear_layer\."  # diffusers' own
+        r"|\.(hada_w1|lokr_w1)|\.(w_norm|b_norm|diff|diff_b)$|\.a1\.weight$",  # LyCORIS's
     ),
-    ("a textual inversion embedding", r"^(emb_params|string_to_param|clip_l)$"),
-    ("an IP-Adapter", r"^(image_proj|ip_adapter)\."),
+    (EMBEDDING, r"^(emb_params|string_to_param(\..+)?|clip_[lg])$"),
     ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.|^style_embedding$"),
     (
         CONTROLNET,
@@ -76,7 +81,8 @@ _SIGNS = (
 
 _MERGED_KEYS = ("model.diffusion_model.", "control_model.")
 _TEXT_KEY = re.compile(
-    r"attn2\.to_k\.weight$|attn2[._](processor\.)?to_k[._]lora[._](down|A)(\.default)?\.weight$"
+    r"attn2\.to_k\.weight$|attn2[._](processor\.)?to_k"
+    r"([._]lora[._](down|A)(\.\w+)?\.weight|\.hada_w1_b|\.diff|\.b2\.weight)$"
 )
 _FIRST_CONVOLUTION = re.compile(r"(^|\.)(input_blocks\.0\.0|conv_in)\.weight$")
 
@@ -131,6 +137,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     held = _unpickle(path)
     while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
         held = held["state_dict"]
+    if isinstance(held, dict) and isinstance(held.get(INVERSION), dict):
+        held = {f"{INVERSION}.{name}": value for name, value in held[INVERSION].items()}
     if not isinstance(held, dict):
         raise WeightsMismatch(f"{path.name} holds no named tensors: choose another file.")
     return {str(key): value for key, value in held.items() if isinstance(value, Tensor)}
@@ -146,7 +154,7 @@ def identify(shapes: Shapes) -> Contents:
             if any(re.search(pattern, key) for key in shapes):
                 kind = name
                 break
-    widths = [shape[1] for key, shape in shapes.items() if _TEXT_KEY.search(key)]
+    widths = [shape[1] for key, shape in shapes.items() if _TEXT_KEY.search(key) and shape[1:]]
     channels = [
         shape[1]
         for key, shape in shapes.items()

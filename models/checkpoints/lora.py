@@ -1,12 +1,9 @@
 """LoRA files: small changes of a base's weights, merged into a copy of its networks.
 
-A prompt asks for them as in AUTOMATIC1111, `<lora:name:0.8>`, a model's name followed by such tags
-is the model with them, and the files lie in the folder `lora` beside the cards. A merged weight is
-W + weight * alpha / rank * up @ down. The networks of the base are never written on, since others
-may be using them: what a LoRA changes is new, all else is shared.
-
-Sources: Hu et al. 2021, "LoRA"; the key names of kohya-ss/sd-scripts (networks/lora.py), LyCORIS
-(LoCon, with its middle factor) and diffusers (PEFT's and the two before).
+A prompt asks for them by tags (catalog/lora_tags.py), and the files lie in the folder `lora` beside
+the cards. lora_kinds.py has what a kind of file adds to a weight, lora_names.py how trainers spell
+a layer. The networks of the base are never written on, since others may be using them: what a LoRA
+changes is new, all else is shared. Several on one weight add up, each as if it were alone.
 """
 
 import copy
@@ -19,32 +16,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from core.errors import BadInput, WeightsMismatch, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
 from models.catalog.cards import CONTROL_SUFFIXES
-from models.catalog.lora_tags import TAG
+from models.catalog.lora_tags import BLOCKS, Strengths, read_tag
 from models.catalog.paths import shown
-from models.checkpoints.detect import LORA, identify, read_shapes, read_state, require
-
-STRONGEST = 10.0
-"""No LoRA means anything beyond; sliders of other tools end at 1 or 2."""
-
-_FACTOR = re.compile(
-    r"(?P<place>.+?)(\.(?P<alpha>alpha)"
-    r"|[._]lora(_linear_layer)?[._](?P<factor>up|down|mid|A|B)(\.default)?\.weight)$"
+from models.checkpoints.detect import (
+    LORA,
+    identify,
+    read_metadata,
+    read_shapes,
+    read_state,
+    require,
 )
-_PREFIXES = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "unet.": "unet",
-    "text_encoder.": "text_encoder",
-}
-"""Which network a key speaks of, by its beginning; of none, the UNet."""
-_NO_NUMBER = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+from models.checkpoints.lora_kinds import BIASES, KINDS, Change, Kind, Parts, first_ranks
+from models.checkpoints.lora_names import block_of, find_layer, layers_of, split_key
+
+BUNDLED = "bundle_emb."
+"""How the keys of textual inversion embeddings begin that a LoRA file brings; see embeddings.py."""
+_INNER_NAME = "ss_output_name"
+"""Where kohya's trainer writes what the file was called when it was made."""
+_GENERIC_STEMS = ("adapter_model", "pytorch_lora_weights")
+"""What PEFT and diffusers call every file; the folder around it has the name."""
 _METADATA = "lora_adapter_metadata"
 """Where diffusers writes PEFT's settings, alpha among them, as JSON."""
+_ADAPTER_CONFIG = "adapter_config.json"
+"""Where PEFT writes them itself, beside its file."""
+_NO_NUMBER = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    re.error,
+)
+_SLOW_PATTERN = re.compile(r"\)[*+{]|([*+{].*){4}|.{200}")
+"""A pattern that may take a file's maker's word for it very long to match."""
 
 
 @dataclass(frozen=True)
@@ -54,78 +63,94 @@ class Lora:
     tag: str
     """As in the prompt; empty for one that a mode brings."""
     name: str
-    weight: float
+    strengths: Strengths
     path: Path
     changed: int
     """When the file was last written, in nanoseconds: another file is another LoRA."""
 
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What one LoRA adds to one weight: scale * up @ down, or up @ mid @ down."""
-
-    up: Tensor
-    """(out, rank), perhaps with two sides of 1 behind."""
-    down: Tensor
-    """(rank, in), or (rank, in, kernel, kernel); with mid its sides are 1."""
-    mid: Tensor | None
-    """(rank, rank, kernel, kernel)."""
-    scale: float
-
-    def added(self, weight: Tensor) -> Tensor:
-        """Return the difference in float32, in the shape and on the device of `weight`.
-
-        Raises:
-            RuntimeError: the factors have another shape.
-        """
-        up, down = (f.to(weight.device, torch.float32).flatten(1) for f in (self.up, self.down))
-        if self.mid is None:
-            product = up @ down
-        else:
-            mid = self.mid.to(weight.device, torch.float32)
-            product = torch.einsum("or,rskl,si->oikl", up, mid, down)
-        return self.scale * product.reshape(weight.shape)
+    @property
+    def weight(self) -> float:
+        """The tag's first number."""
+        return self.strengths.weight
 
 
-Changes = dict[str, dict[str, list[Change]]]
-"""By network (unet, text_encoder), then by the layer's name in it."""
+Place = tuple[str, str]
+"""A network (unet, text_encoder) and a layer's name in it."""
+Changes = dict[Place, list[Change]]
 
 
 def available(folder: Path) -> dict[str, Path]:
-    """Return the LoRA files of a folder and those below it by name, without reading them."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
-    return {path.stem: path for path in files}
+    """Return the LoRA files of a folder and those below it by name, without reading them.
+
+    The name is the file's, or where several are called so the path to it.
+    """
+    files = _files(folder)
+    short = [_short_name(path) for path in files.values()]
+    return {
+        name if short.count(_short_name(path)) > 1 else _short_name(path): path
+        for name, path in files.items()
+    }
 
 
 def find(tags: Sequence[str], folder: Path) -> tuple[Lora, ...]:
     """Return the LoRAs that tags ask for.
 
     Raises:
-        BadInput: a weight is no number, or a very large one.
+        BadInput: a tag cannot be read, or there are several files of a name.
         WeightsMissing: there is no file of a name.
     """
-    here = available(folder) if tags else {}
+    files = _files(folder) if tags else {}
     found = []
     for tag in tags:
-        name, said = re.fullmatch(TAG, tag).groups()  # type: ignore[union-attr]
-        try:
-            weight = float(said) if said else 1.0
-        except ValueError:
-            weight = math.nan
-        if not abs(weight) <= STRONGEST:
-            raise BadInput(
-                f"In {tag} the weight must be a number from -{STRONGEST:g} to {STRONGEST:g}, "
-                f"as in <lora:{name}:0.8>."
-            )
-        if name not in here:
-            known = ", ".join(here) or "none yet"
-            raise WeightsMissing(
-                f"There is no LoRA '{name}' in {shown(folder)} (it has: {known}): put "
-                f"{name}.safetensors there, or take {tag} out of the prompt."
-            )
-        changed = here[name].stat().st_mtime_ns
-        found.append(Lora(tag, name, weight, here[name], changed))
+        name, strengths = read_tag(tag)
+        path = _find_file(tag, name, files, folder)
+        found.append(Lora(tag, name, strengths, path, path.stat().st_mtime_ns))
     return tuple(found)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the LoRA files by their path below the folder without suffix; safetensors go first."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def _short_name(path: Path) -> str:
+    return path.parent.name if path.stem in _GENERIC_STEMS else path.stem
+
+
+def _find_file(tag: str, name: str, files: Mapping[str, Path], folder: Path) -> Path:
+    """Return the file of a name: by its path, its own name, or the name it was made with."""
+    wanted = name.replace("\\", "/")
+    for suffix in CONTROL_SUFFIXES:
+        wanted = wanted.removesuffix(suffix)
+    any_case = wanted.casefold()
+    for name_of, sought in (
+        (lambda place: place, wanted),
+        (lambda place: _short_name(files[place]), wanted),
+        (str.casefold, any_case),
+        (lambda place: _short_name(files[place]).casefold(), any_case),
+        (lambda place: _inner_name(files[place]).casefold(), any_case),
+    ):
+        places = [place for place in files if name_of(place) == sought]
+        if len(places) > 1:
+            raise BadInput(
+                f"There are {len(places)} LoRAs '{name}', {' and '.join(places)}: write which you "
+                f"mean, as in <lora:{places[0]}:1>."
+            )
+        if places:
+            return files[places[0]]
+    known = ", ".join(available(folder)) or "none yet"
+    raise WeightsMissing(
+        f"There is no LoRA '{name}' in {shown(folder)} (it has: {known}): put "
+        f"{name}.safetensors there, or take {tag} out of the prompt."
+    )
+
+
+def _inner_name(path: Path) -> str:
+    try:
+        return str(read_metadata(path).get(_INNER_NAME, ""))
+    except SuiteError:  # a damaged file has no name; it is another's that is looked for
+        return ""
 
 
 def merge(
@@ -137,17 +162,14 @@ def merge(
         WeightsMissing: a file is gone.
         WeightsMismatch: a file is damaged, no LoRA, or not wholly one of this model.
     """
-    changes: Changes = {"text_encoder": {}, "unet": {}}
-    layers = {"text_encoder": _layers(text_encoder), "unet": _layers(unet)}
-    config: Any = unet.config
+    networks = {"text_encoder": text_encoder, "unet": unet}
+    layers = layers_of(text_encoder, unet)
+    changes: Changes = {}
     for lora in loras:
-        for (network, layer), change in _read(lora, layers, config).items():
-            changes[network].setdefault(layer, []).append(change)
+        for place, change in _read(lora, layers, networks).items():
+            changes.setdefault(place, []).append(change)
     try:
-        return (
-            _changed(text_encoder, changes["text_encoder"]),
-            _changed(unet, changes["unet"]),
-        )
+        return _changed("text_encoder", text_encoder, changes), _changed("unet", unet, changes)
     except (IndexError, RuntimeError) as error:  # too few sides, or of another size
         names = " or ".join(lora.path.name for lora in loras)
         raise WeightsMismatch(
@@ -156,52 +178,95 @@ def merge(
 
 
 def _read(
-    lora: Lora, layers: Mapping[str, Mapping[str, str]], unet: Mapping[str, Any]
-) -> dict[tuple[str, str], Change]:
-    """Return a file's changes by network and layer name; all that it holds must have a place."""
+    lora: Lora, layers: Mapping[str, Place], networks: Mapping[str, nn.Module]
+) -> dict[Place, Change]:
+    """Return a file's changes by layer; all that it holds must have a place."""
     contents = identify(read_shapes(lora.path))
-    width = int(unet["cross_attention_dim"])
+    config: Any = networks["unet"].config
+    width = int(config.cross_attention_dim)
     if contents.kind != LORA or contents.text_width:
         require(lora.path.name, contents, (LORA,), width, contents.in_channels)
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    homeless = []
-    for key, tensor in read_state(lora.path).items():
-        match = _FACTOR.fullmatch(key)
-        network, place = _place(match["place"]) if match else ("", "")
-        layer = layers.get(network, {}).get(place)
-        if match is None or layer is None:
-            homeless.append(key)
-            continue
-        part = match["alpha"] or {"A": "down", "B": "up"}.get(match["factor"], match["factor"])
-        parts.setdefault((network, layer), {})[part] = tensor
-    homeless += [layer for (_, layer), found in parts.items() if not {"up", "down"} <= found.keys()]
-    if homeless:
-        raise WeightsMismatch(
-            f"{lora.path.name} holds {len(homeless)} weights that have no place in this model, "
-            f"such as {homeless[0]}: choose a LoRA made for it."
-        )
+    found = _by_layer(lora.path, layers)
     settings = _peft_settings(lora.path)
+    factors = dict(zip(BLOCKS, lora.strengths.blocks, strict=True))
     changes = {}
-    for (network, layer), found in parts.items():
+    for place, parts in found.items():
+        layer: Any = networks[place[0]].get_submodule(place[1])
+        kind = next((kind for kind in KINDS if kind.fits(parts)), None)
+        if kind is None or (layer.bias is None and parts.keys() & BIASES):
+            raise _homeless(lora.path, [place[1]])
         try:
-            scale = lora.weight * _scale(found, settings, network, layer)
+            scale = _scale(kind, parts, layer.weight, settings, place)
         # Alpha may be a tensor of any shape, or anything that JSON has.
-        except (*_NO_NUMBER, RuntimeError) as error:
-            raise _damaged(lora, layer) from error
+        except _NO_NUMBER as error:
+            raise _damaged(lora, place[1]) from error
         if not math.isfinite(scale):
-            raise _damaged(lora, layer)
-        changes[network, layer] = Change(found["up"], found["down"], found.get("mid"), scale)
+            raise _damaged(lora, place[1])
+        strength = getattr(lora.strengths, place[0])
+        strength *= factors.get(block_of(place, int(config.layers_per_block)), 1.0)
+        changes[place] = Change(
+            kind, first_ranks(kind, parts, lora.strengths.ranks), scale, strength
+        )
     return changes
 
 
+def _by_layer(path: Path, layers: Mapping[str, Place]) -> dict[Place, dict[str, Tensor]]:
+    """Return a file's tensors by the layer and the part that their keys name."""
+    found: dict[Place, dict[str, Tensor]] = {}
+    homeless = []
+    for key, tensor in read_state(path).items():
+        split = split_key(key)
+        place = find_layer(split[0], layers) if split else None
+        if split and place:
+            found.setdefault(place, {})[split[1]] = tensor
+        elif not key.startswith(BUNDLED):
+            homeless.append(key)
+    if homeless:
+        raise _homeless(path, homeless)
+    return found
+
+
+def _homeless(path: Path, names: Sequence[str]) -> WeightsMismatch:
+    return WeightsMismatch(
+        f"{path.name} holds {len(names)} weights that have no place in this model, "
+        f"such as {names[0]}: choose a LoRA made for it."
+    )
+
+
 def _scale(
-    found: Mapping[str, Tensor], settings: Mapping[str, Any], network: str, layer: str
+    kind: Kind, parts: Parts, weight: Tensor, settings: Mapping[str, Any], place: Place
 ) -> float:
-    """Return alpha / rank of one layer; a file that says no alpha means the rank by it."""
-    rank = found["down"].shape[0]
-    alpha = found.get("alpha", settings.get(f"{network}.lora_alpha", rank))
-    alpha = settings.get(f"{network}.alpha_pattern", {}).get(layer, alpha)
-    return float(alpha) / (math.sqrt(rank) if settings.get(f"{network}.use_rslora") else rank)
+    """Return alpha / rank of one layer; a file that has no alpha means the rank by it."""
+    network, layer = place
+
+    def setting(name: str, otherwise: Any) -> Any:
+        return settings.get(f"{network}.{name}", settings.get(name, otherwise))
+
+    rank = kind.rank(parts, weight)
+    if rank is None:  # a LoKr in two whole matrices, which PEFT scales all the same
+        rank = _for_layer(setting("rank_pattern", {}), layer, setting("r", None))
+        if not parts.keys() & {"lokr_w1", "lokr_w2"} or rank is None:
+            return 1.0
+    alpha = parts.get("alpha")
+    if alpha is None:
+        alpha = setting("lora_alpha", setting("alpha", rank))
+        alpha = _for_layer(setting("alpha_pattern", {}), layer, alpha)
+    return float(alpha) / (math.sqrt(rank) if setting("use_rslora", False) else float(rank))
+
+
+def _for_layer(patterns: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
+    """Return what is set for a layer by its name, the end of it, or a regular expression for it.
+
+    Source: PEFT (utils/other.py, get_pattern_key).
+    """
+    for pattern, value in patterns.items():
+        if _SLOW_PATTERN.search(pattern):
+            raise ValueError(f"{pattern} is not a pattern of layers")
+        if any(
+            re.fullmatch(rf"(.*\.)?({pattern})", name) for name in (layer, f"text_model.{layer}")
+        ):
+            return value
+    return otherwise
 
 
 def _damaged(lora: Lora, layer: str) -> WeightsMismatch:
@@ -211,53 +276,42 @@ def _damaged(lora: Lora, layer: str) -> WeightsMismatch:
     )
 
 
-def _place(place: str) -> tuple[str, str]:
-    """Return the network that a key's beginning names, and the layer as _layers spells it."""
-    prefix = next((p for p in _PREFIXES if place.startswith(p)), "")
-    network = _PREFIXES.get(prefix, "unet")
-    flat = place.removeprefix(prefix).replace(".processor.", ".").replace(".", "_")
-    if flat.endswith("_to_out"):  # diffusers', until its 0.22
-        flat += "_0"
-    return network, flat.removeprefix("text_model_")
-
-
-def _layers(network: nn.Module) -> dict[str, str]:
-    """Return the names of the layers with a LoRA-able weight, by their names as kohya spells them.
-
-    transformers had a level text_model in a text encoder until 5.6: with and without is the same.
-    """
-    return {
-        name.replace(".", "_").removeprefix("text_model_"): name
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    }
-
-
-def _changed(network: nn.Module, changes: Mapping[str, Sequence[Change]]) -> nn.Module:
+def _changed(name: str, network: nn.Module, changes: Changes) -> nn.Module:
     """Return a network with changes: a copy that shares every weight that stays."""
-    if not changes:
+    ours = {layer: added for (where, layer), added in changes.items() if where == name}
+    if not ours:
         return network
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     changed = copy.deepcopy(network, shared)
-    for name, added in changes.items():
-        layer: Any = changed.get_submodule(name)
-        weight = layer.weight
-        total = weight.to(torch.float32, copy=True)
-        for change in added:
-            total += change.added(weight)
-        merged = torch.empty_like(weight).copy_(total)
-        layer.weight = nn.Parameter(merged, requires_grad=False)
+    for place, added in ours.items():
+        layer: Any = changed.get_submodule(place)
+        weight = _sum(layer.weight, [change.added(layer.weight) for change in added])
+        bias = layer.bias
+        if bias is not None:
+            bias = _sum(bias, [change.added_bias(bias) for change in added])
+        layer.weight, layer.bias = weight, bias
     return changed
 
 
+def _sum(parameter: nn.Parameter, added: Sequence[Tensor | None]) -> nn.Parameter:
+    """Return a parameter of the same format with differences added in float32; itself for none."""
+    differences = [difference for difference in added if difference is not None]
+    if not differences:
+        return parameter
+    total = parameter.to(torch.float32, copy=True)
+    for difference in differences:
+        total += difference
+    return nn.Parameter(torch.empty_like(parameter).copy_(total), requires_grad=False)
+
+
 def _peft_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that diffusers stores with PEFT's factors; none in other files."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_METADATA, "{}")
+    """Return the settings that PEFT or diffusers stored for its factors; none for other files."""
+    beside = path.with_name(_ADAPTER_CONFIG)
     try:
-        settings = json.loads(text)
+        text = read_metadata(path).get(_METADATA, "")
+        if not text and path.stem in _GENERIC_STEMS and beside.is_file():
+            text = beside.read_text(encoding="utf-8")
+        settings = json.loads(text or "{}")
     except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}

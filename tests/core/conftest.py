@@ -55,6 +55,9 @@ class FakeNetworks:
         words = prompt.split()
         return min(len(words), 75), " ".join(words[75:])
 
+    def prompt_hashes(self, prompts):
+        return {}
+
     def encode_text(self, prompts):
         return torch.tensor([float(len(p)) for p in prompts])[:, None, None].expand(-1, 77, 4)
 

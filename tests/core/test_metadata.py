@@ -17,9 +17,8 @@ PROMPT = "a ball\nNegative prompt: not this one\n“ünï” 🎈 <script>${x}</
 
 @pytest.fixture
 def result(pipeline, condition, image):
-    request = GenerationRequest.single(
-        condition,
-        image,
+    request = GenerationRequest(
+        image=image,
         prompt=PROMPT,
         added_prompt="sharp",
         negative_prompt="blur,\nSteps: 99",
@@ -34,7 +33,7 @@ def result(pipeline, condition, image):
         eta=0.5,
         control_end=0.9,
     )
-    return pipeline.generate(request)
+    return pipeline.generate(condition, request)
 
 
 def with_texts(**texts):
@@ -63,7 +62,7 @@ def test_the_settings_make_the_same_picture_again(pipeline, condition, image, re
     assert fields["seed"] == 0
     assert fields["params"] == {"level": 99}
     fields["params"] = condition.annotator.params(**fields["params"])
-    again = pipeline.generate(GenerationRequest.single(condition, image, **fields))
+    again = pipeline.generate(condition, GenerationRequest(image=image, **fields))
     assert len(again.images) == 1
     assert np.array_equal(again.images[0], result.images[1])
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
@@ -136,14 +135,14 @@ def test_a1111_text_of_ours_reads_the_same_numbers(result):
         "Negative prompt:" * 10_000 + "\nSteps: 3",
     ],
 )
-def test_hostile_a1111_text(text, condition, image):
+def test_hostile_a1111_text(text, image):
     fields, notes = read_settings(with_texts(parameters=text))
-    GenerationRequest.single(condition, image, **fields)
+    GenerationRequest(image=image, **fields)
     assert notes or fields
     assert sum(len(note) for note in notes) < 2000
 
 
-def test_fooocus_json_gives_what_is_known_and_lists_the_rest(condition, image):
+def test_fooocus_json_gives_what_is_known_and_lists_the_rest(image):
     """The keys of Fooocus' own writer, which gives the seed as text."""
     text = json.dumps(
         {
@@ -169,10 +168,10 @@ def test_fooocus_json_gives_what_is_known_and_lists_the_rest(condition, image):
         "seed": 4061,
     }
     assert notes == ["Left as they are here: full_prompt, sampler, version."]
-    GenerationRequest.single(condition, image, **fields)
+    GenerationRequest(image=image, **fields)
 
 
-def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, image):
+def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(image):
     """Its `strength` and `model` are not ours, though their names are."""
     text = json.dumps(
         {
@@ -196,7 +195,7 @@ def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, ima
         "seed": 4061,
     }
     assert notes == ["Left as they are here: generation_mode, strength, model."]
-    GenerationRequest.single(condition, image, **fields)
+    GenerationRequest(image=image, **fields)
 
 
 @pytest.mark.parametrize(
@@ -247,9 +246,9 @@ def test_a_prompt_may_begin_with_a_brace():
         '{"sui_image_params": {"prompt": "a cat"}}',
     ],
 )
-def test_hostile_json_of_other_tools(keyword, text, condition, image):
+def test_hostile_json_of_other_tools(keyword, text, image):
     fields, notes = read_settings(with_texts(**{keyword: text}))
-    GenerationRequest.single(condition, image, **fields)
+    GenerationRequest(image=image, **fields)
     assert notes
     assert sum(len(note) for note in notes) < 2000
 
@@ -270,7 +269,7 @@ def test_ranges_are_clamped_with_a_note(condition, image):
         condition,
     )
     assert fields.pop("params") == {"level": 254}
-    GenerationRequest.single(condition, image, **fields)
+    GenerationRequest(image=image, **fields)
     assert (fields["steps"], fields["strength"], len(fields["prompt"])) == (100, 0.0, 4000)
     assert "seed" not in fields
     assert "guess_mode" not in fields
@@ -280,10 +279,10 @@ def test_ranges_are_clamped_with_a_note(condition, image):
         assert word in said
 
 
-def test_a_window_that_never_opens_is_left_out(condition, image):
+def test_a_window_that_never_opens_is_left_out(image):
     fields, notes = read_settings(ours(control_start=0.9, control_end=0.1))
     del fields["params"]
-    GenerationRequest.single(condition, image, **fields)
+    GenerationRequest(image=image, **fields)
     assert "Control start" in notes[0]
 
 

@@ -14,6 +14,7 @@ PLACES = (
     "models/sd15_v10/controlnet/normal/control_sd15_normal.pth",
     "models/sd15/unet/diffusion_pytorch_model.fp16.safetensors",
     "models/lora/style.safetensors",
+    "models/embeddings/word.pt",
     "models/sd15/lcm/pytorch_lora_weights.safetensors",
     "models/sd15/taesd/config.json",
 )

@@ -42,12 +42,11 @@ def test_it_is_what_the_pipeline_asks_for(networks: DiffusersNetworks) -> None:
     assert asked.residual_count("canny") == 7
 
 
-def test_the_tags_of_its_loras_are_no_words(networks: DiffusersNetworks) -> None:
-    with_style = replace(networks, loras=("<lora:style:0.8>",))
-    prompt = "the red <lora:style:0.8> ball"
-    assert torch.equal(with_style.encode_text([prompt]), networks.encode_text(["the red ball"]))
-    assert with_style.fit_prompt(prompt) == networks.fit_prompt("the red ball")
-    assert not torch.equal(networks.encode_text([prompt]), networks.encode_text(["the red ball"]))
+@pytest.mark.parametrize("tag", ["<lora:style:0.8>", "<lyco:x:1>", "<hypernet:x:1>"])
+def test_tags_are_not_words(tag: str, networks: DiffusersNetworks) -> None:
+    prompt = f"the red {tag} ball"
+    assert torch.equal(networks.encode_text([prompt]), networks.encode_text(["the red ball"]))
+    assert networks.fit_prompt(prompt) == networks.fit_prompt("the red ball")
 
 
 def test_the_same_prompts_are_encoded_once_and_each_request_has_its_own_tensor() -> None:

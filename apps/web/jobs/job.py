@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from core.condition import ControlMap
+from core.condition import Condition, ControlMap
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
 from models.catalog.lora_tags import tags_in
@@ -59,7 +59,7 @@ def watched(
 
 
 def drawn_map(
-    pipeline: Pipeline, request: GenerationRequest
+    pipeline: Pipeline, condition: Condition, request: GenerationRequest
 ) -> Iterator[Progress | ControlMap | None]:
     """Draw a map as Pipeline.draw_map, with what is to be downloaded first; yield as `watched`.
 
@@ -69,8 +69,8 @@ def drawn_map(
     stopped = threading.Event()
 
     def draw(report: Report) -> ControlMap | None:
-        if pipeline.fetch(request, report, stopped.is_set, map_only=True):
-            return pipeline.draw_map(request)
+        if pipeline.fetch(condition, request, report, stopped.is_set, map_only=True):
+            return pipeline.draw_map(condition, request)
         return None
 
     return watched(draw, stopped)
@@ -79,24 +79,27 @@ def drawn_map(
 class Job:
     """A checked request on its way to pictures; notes on its picture join the warnings.
 
-    LoRA tags in its prompt, <lora:name:0.8>, choose the model with those LoRAs.
+    LoRA tags in its prompt, <lora:name:0.8>, choose the model with those LoRAs; in the negative
+    prompt they do nothing, which the warnings say.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
+        condition: Condition,
         request: GenerationRequest,
         notes: Sequence[str] = (),
     ):
         self._pipeline = pipeline
+        self.condition = condition
         self.request = request
         self._notes = tuple(notes)
         self._stopped = threading.Event()
         self.finished = False
 
     def again(self, request: GenerationRequest) -> "Job":
-        """Return a job on the same pipeline for another request."""
-        return Job(self._pipeline, request)
+        """Return a job of the same condition that does another request."""
+        return Job(self._pipeline, self.condition, request)
 
     def stop(self) -> None:
         """End within one step; finished images are kept. May be called at any time, by anyone."""
@@ -123,11 +126,12 @@ class Job:
     def _generate(self, report: Report) -> GenerationResult | None:
         # Before a place in the pipeline's line is taken: a download takes minutes.
         stopped = self._stopped.is_set
-        fetched = self._pipeline.fetch(self.request, report, stopped)
+        fetched = self._pipeline.fetch(self.condition, self.request, report, stopped)
         if not fetched or self.stopped:
             return None
         model, prompt = self.request.model, self.request.full_prompt
         result = self._pipeline.generate(
+            self.condition,
             replace(self.request, model=" ".join([model, *tags_in(prompt)])),
             on_progress=report,
             cancelled=stopped,
@@ -135,4 +139,13 @@ class Job:
         )
         # Who restores these settings finds the tags in the prompt, and a model that is offered.
         request = replace(result.request, model=model)
-        return replace(result, request=request, warnings=(*self._notes, *result.warnings))
+        notes = (*self._notes, *_idle_tags(request.negative_prompt))
+        return replace(result, request=request, warnings=(*notes, *result.warnings))
+
+
+def _idle_tags(negative_prompt: str) -> list[str]:
+    return [
+        f"{tag} does nothing in the negative prompt: move it into the prompt, perhaps with a "
+        "negative weight."
+        for tag in dict.fromkeys(tags_in(negative_prompt))
+    ]

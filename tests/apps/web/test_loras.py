@@ -32,11 +32,18 @@ def suite(models_folder: Path, tmp_path: Path) -> Suite:
     return Suite(Store("cpu", "float32", tmp_path), "tiny")
 
 
-def _made(suite: Suite, condition: Condition, prompt: str) -> GenerationResult:
+def _made(
+    suite: Suite, condition: Condition, prompt: str, negative_prompt: str = ""
+) -> GenerationResult:
     picture = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     settings = {**suite.defaults("tiny"), "image_resolution": 256, "steps": 1, "seed": 3}
-    request = GenerationRequest.single(condition, picture, **settings | {"prompt": prompt})
-    job = Job(suite.pipeline, request)
+    job = Job(
+        suite.pipeline,
+        condition,
+        GenerationRequest(
+            picture, **settings | {"prompt": prompt, "negative_prompt": negative_prompt}
+        ),
+    )
     reports = list(job.run())
     assert isinstance(reports[-1], GenerationResult)
     return reports[-1]
@@ -56,6 +63,29 @@ def test_a_lora_in_the_prompt_changes_that_picture_alone(
     assert (settings["prompt"], settings["model"], notes) == (STYLE, "tiny", [])
     again = _made(suite, canny, settings["prompt"])
     assert np.array_equal(again.images[0], style.images[0])
+
+
+@pytest.mark.parametrize("tag", ["<lora:style:0.7>", "<lora:nothere:0.5>", "<lyco:y:1>"])
+def test_a_tag_in_the_negative_prompt_is_not_words_and_that_is_said(
+    tag: str, suite: Suite, canny: Condition
+) -> None:
+    idle, plain = (_made(suite, canny, "the red ball", text) for text in (f"{tag} grey", " grey"))
+    assert np.array_equal(idle.images[0], plain.images[0])
+    assert [one for one in idle.warnings if one not in plain.warnings] == [
+        f"{tag} does nothing in the negative prompt: move it into the prompt, perhaps with a "
+        "negative weight."
+    ]
+
+
+def test_an_embedding_is_remembered_with_the_picture(
+    suite: Suite, canny: Condition, tmp_path: Path
+) -> None:
+    plain = _made(suite, canny, "the red ball")
+    (tmp_path / "embeddings").mkdir()
+    save_file({"emb_params": torch.ones(2, 32)}, tmp_path / "embeddings" / "ugly.safetensors")
+    made = _made(suite, canny, "the red ball", "ugly")
+    assert not np.array_equal(made.images[0], plain.images[0])
+    assert set(made.hashes) - set(plain.hashes) == {"embedding ugly"}
 
 
 def test_the_header_speaks_of_the_model_whatever_its_loras(suite: Suite, canny: Condition) -> None:

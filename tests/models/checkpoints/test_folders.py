@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.errors import WeightsMismatch, WeightsMissing
 from core.networks import ControlInput, PredictCall
+from models.checkpoints.folders import inspect_control
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
@@ -175,7 +176,7 @@ def test_a_plain_checkpoint_named_for_a_control_brings_none(
     checkpoint: dict[str, Tensor], store: Store, tmp_path: Path, models_folder: Path
 ) -> None:
     save_file(checkpoint, tmp_path / "uncanny.safetensors")
-    _, control_path = store.registry.find(str(tmp_path / "uncanny.safetensors"), "canny")
+    _, control_path = store.find(str(tmp_path / "uncanny.safetensors"), "canny")
     assert control_path == models_folder / "sd15" / "controlnet" / "canny"
 
 
@@ -267,3 +268,23 @@ def _with_control_file(
 
 def _copy_model(models_folder: Path, folder: Path) -> None:
     shutil.copytree(models_folder, folder, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("lllite_unet_x.conditioning1.0.weight", "a ControlNet-LLLite"),
+        ("adapter.body.0.resnets.0.block1.weight", "a T2I-Adapter"),
+        ("unet.x.to_q.lora.down.weight", "a LoRA"),
+        ("emb_params", "a textual inversion embedding"),
+    ],
+)
+def test_what_lies_in_a_controlnets_place_is_named(
+    key: str, kind: str, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    save_file({key: torch.zeros(4, 4)}, tmp_path / "canny.safetensors")
+    with pytest.raises(WeightsMismatch, match=rf"^canny\.safetensors is {kind}: a ControlNet \("):
+        inspect_control(tmp_path / "canny.safetensors", dict(networks.unet.config))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "T2IAdapter"}))
+    with pytest.raises(WeightsMismatch, match="is a T2IAdapter: a ControlNet"):
+        inspect_control(tmp_path, dict(networks.unet.config))

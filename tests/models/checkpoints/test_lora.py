@@ -217,7 +217,19 @@ def test_pefts_alpha_is_read_where_diffusers_wrote_it(
             },
             "bad.safetensors changes weights of other sizes",
         ),
-        ({"lora_unet_conv_in.hada_w1_a": (4, 9)}, "is a LyCORIS of a kind that is not merged here"),
+        ({"lora_unet_conv_in.hada_w1_a": (4, 9)}, "such as conv_in: choose a LoRA"),
+        ({"lora_unet_conv_in.on_input": ()}, "is a LyCORIS of a kind that is not merged here"),
+        ({"lllite_unet_x.down.0.weight": (4, 9)}, "is a ControlNet-LLLite: a LoRA"),
+        ({"body.0.block1.weight": (4, 9)}, "is a T2I-Adapter: a LoRA"),
+        ({"ip_adapter.1.to_k_lora.up.weight": (4, 9)}, "is an IP-Adapter: a LoRA"),
+        ({f"unet.{UNET[1]}.diff_b": (16,)}, "such as down_blocks"),
+        (
+            {  # of as many numbers, but turned
+                f"unet.{UNET[3]}.lora.down.weight": (3, 128),
+                f"unet.{UNET[3]}.lora.up.weight": (16, 3),
+            },
+            "bad.safetensors changes weights of other sizes",
+        ),
         ({"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a base checkpoint"),
     ],
 )
@@ -303,3 +315,81 @@ def test_a_tag_that_cannot_be_followed(
     assert [(one.name, one.weight) for one in found] == [("style", 0.8), ("style", 1.0)]
     with pytest.raises(error, match=words):
         lora.find([tag], tmp_path / "lora")
+
+
+def styles(folder: Path, *names: str, **metadata: str) -> None:
+    """Write LoRA files of these names, whose weight is their number."""
+    for number, name in enumerate(names, 1):
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {"lora_unet_conv_in.diff": torch.full((16, 4, 3, 3), float(number))}
+        save_file(state, path, metadata or None)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("Nice", "Nice"),
+        ("nice", "Nice"),  # A name is a name in any case, if there is only one.
+        ("Nice.safetensors", "Nice"),
+        ("b/x", "b/x"),
+        ("b\\x", "b/x"),
+        ("B/X", "b/x"),
+        ("top", "top"),  # before c/top
+        ("c/top", "c/top"),
+        ("mine", "mine/pytorch_lora_weights"),
+        ("nice_style", "downloaded_v3"),  # as it was called when it was trained
+        ("NICE_style", "downloaded_v3"),
+        ("Two", "Two"),
+        ("two", "two"),
+    ],
+)
+def test_names_that_find_a_file(name: str, path: str, tmp_path: Path) -> None:
+    styles(
+        tmp_path, "Nice", "a/x", "b/x", "top", "c/top", "mine/pytorch_lora_weights", "Two", "two"
+    )
+    styles(tmp_path, "downloaded_v3", ss_output_name="nice_style")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    found = lora.find([f"<lora:{name}:1>"], tmp_path)[0]
+    assert found.path == tmp_path / f"{path}.safetensors"
+    assert set(lora.available(tmp_path)) >= {"Nice", "a/x", "b/x", "top", "c/top", "mine"}
+
+
+@pytest.mark.parametrize("name", ["x", "X", "epoch"])
+def test_two_of_one_name_are_told_apart(name: str, tmp_path: Path) -> None:
+    styles(tmp_path, "a/x", "b/x")
+    styles(tmp_path, "epoch-1", "epoch-2", ss_output_name="epoch")
+    with pytest.raises(BadInput, match=f"There are 2 LoRAs '{name}', .* and .*: write which you"):
+        lora.find([f"<lora:{name}:1>"], tmp_path)
+
+
+def test_the_text_encoder_and_the_unet_have_a_strength_each(
+    networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    state = {
+        f"lora_te_text_model_{TEXT[1].replace('.', '_')}.diff": torch.ones(32, 64),
+        "lora_unet_conv_in.diff": torch.ones(16, 4, 3, 3),
+    }
+    save_file(state, tmp_path / "a.safetensors")
+    found = lora.find(["<lora:a:0.8:0.6>"], tmp_path)
+    text_encoder, unet = lora.merge(networks.text_encoder, networks.unet, found)
+    torch.testing.assert_close(unet.conv_in.weight, networks.unet.conv_in.weight + 0.6)
+    old = networks.text_encoder.get_submodule(TEXT[1]).weight
+    torch.testing.assert_close(text_encoder.get_submodule(TEXT[1]).weight, old + 0.8)
+
+
+def test_blocks_have_a_strength_each(networks: DiffusersNetworks, tmp_path: Path) -> None:
+    """conv_in is IN00, UNET[0] IN01, the last up block's third attention OUT05 of six."""
+    layers = {"conv_in": 3, UNET[0]: 0.5, UNET[3]: -1, "time_embedding.linear_1": 1, "conv_out": 1}
+    state = {
+        f"unet.{layer}.diff": torch.ones_like(networks.unet.get_submodule(layer).weight)
+        for layer in layers
+    }
+    save_file(state, tmp_path / "a.safetensors")
+    blocks = ",".join(["0", "3", "0.5", *"0" * 16, "-1", *"0" * 6])
+    _, unet = lora.merge(
+        networks.text_encoder, networks.unet, lora.find([f"<lora:a:2:{blocks}>"], tmp_path)
+    )
+    for layer, factor in layers.items():
+        old = networks.unet.get_submodule(layer).weight
+        torch.testing.assert_close(unet.get_submodule(layer).weight, old + 2 * factor)

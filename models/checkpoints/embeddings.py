@@ -1,0 +1,148 @@
+"""Textual inversion: files of vectors that stand in a prompt for a word, their name.
+
+They lie in the folder `embeddings` beside the cards, or in a LoRA file. As in AUTOMATIC1111 a
+file's name in a prompt is enough, in any case; ComfyUI's `embedding:name` and SwarmUI's
+`<embed:name>` are read too, and the word that diffusers' trainer writes into learned_embeds.
+
+Sources: Gal et al. 2022, "An Image is Worth One Word"; AUTOMATIC1111 (textual_inversion.py) and
+diffusers (loaders/textual_inversion.py) for the layouts.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.errors import SuiteError, WeightsMismatch, WeightsMissing
+from models.catalog.cards import CONTROL_SUFFIXES
+from models.catalog.paths import shown
+from models.checkpoints.detect import WIDTHS, read_shapes, read_state
+from models.checkpoints.lora import BUNDLED, Lora
+from models.networks import Inversion
+
+KEPT_FILES = 64
+"""Files that stay in memory, of some ten kilobytes each."""
+HASH_LENGTH = 10
+"""Characters of a hash; as many as AUTOMATIC1111 prints."""
+_BUNDLED_KEY = re.compile(
+    re.escape(BUNDLED) + r"(?P<name>.+?)\.(?P<inner>string_to_param\..+|[^.]+)"
+)
+_ONE = re.compile(r"emb_params|string_to_param\..+")
+"""How AUTOMATIC1111 and OneTrainer call the vectors, in safetensors and in pickles."""
+_XL = {"clip_l", "clip_g"}
+"""The vectors for the two text encoders of Stable Diffusion XL."""
+_OF_DIFFUSERS = "learned_embeds"
+"""What diffusers' trainer calls every file; the word is the key of the vectors."""
+_CALLS = (r"<embed(?:ding)?:({names})>", r"(?<!\w)(?:embedding:)?({names})(?!\w)")
+_ASKED = re.compile(r"(?<!\w)embed(?:ding)?:([^\s,()<>:]+)")
+
+
+def available(folder: Path) -> dict[str, Path]:
+    """Return the embedding files of a folder and those below it by the name that prompts use."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
+    return {_name(path): path for path in files}
+
+
+def bundled(loras: Sequence[Lora]) -> dict[str, Inversion]:
+    """Return the embeddings that LoRA files bring, by name; a file's hash stands for them.
+
+    Raises:
+        WeightsMismatch: one is in no known layout.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for path in {lora.path: None for lora in loras}:
+        if any(key.startswith(BUNDLED) for key in read_shapes(path)):
+            for key, tensor in read_state(path).items():
+                if match := _BUNDLED_KEY.fullmatch(key):
+                    found.setdefault(match["name"], {})[match["inner"]] = tensor
+    return {name: Inversion(name, _vectors(name, state), "") for name, state in found.items()}
+
+
+def split_prompt(
+    folder: Path, brought: Mapping[str, Inversion], width: int, prompt: str
+) -> tuple[str | Inversion, ...]:
+    """Return the parts of a prompt: text, and the embeddings that words of it name.
+
+    Those that LoRAs brought go before files of the same name. `width` is the text encoder's.
+
+    Raises:
+        WeightsMissing: `embedding:` asks for one that is not here.
+        WeightsMismatch: one is damaged, or made for another width.
+    """
+    files = {name.casefold(): path for name, path in available(folder).items()}
+    ours = {name.casefold(): inversion for name, inversion in brought.items()}
+    names = sorted({*files, *ours}, key=len, reverse=True)  # the longest that fits
+    parts: list[str | Inversion] = [prompt]
+    if names:
+        any_name = "|".join(map(re.escape, names))
+        calls = re.compile("|".join(_CALLS).format(names=any_name), re.IGNORECASE)
+        parts, end = [], 0
+        for match in calls.finditer(prompt):
+            name = (match[1] or match[2]).casefold()
+            inversion = ours[name] if name in ours else _load(files[name])
+            _require_width(inversion, width)
+            parts += [prompt[end : match.start()], inversion]
+            end = match.end()
+        parts.append(prompt[end:])
+    for part in parts:
+        asked = _ASKED.search(part) if isinstance(part, str) else None
+        if asked:
+            known = ", ".join(available(folder)) or "none yet"
+            raise WeightsMissing(
+                f"There is no embedding '{asked[1]}' in {shown(folder)} (it has: {known}): put "
+                f"{asked[1]}.safetensors there, or take {asked[0]} out of the prompt."
+            )
+    return tuple(part for part in parts if part != "") or ("",)
+
+
+def _name(path: Path) -> str:
+    """Return a file's own name, or the word in a file that is called as all of diffusers'."""
+    if path.stem.startswith(_OF_DIFFUSERS):
+        try:
+            keys = list(read_shapes(path))
+        except SuiteError:  # named when it is asked for by the file's name
+            keys = []
+        if len(keys) == 1 and not _ONE.fullmatch(keys[0]):
+            return keys[0]
+    return path.stem
+
+
+def _load(path: Path) -> Inversion:
+    facts = path.stat()
+    return _read(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(KEPT_FILES)
+def _read(path: Path, changed: int, size: int) -> Inversion:
+    """Return a file's embedding, the same object as long as the file is the same."""
+    vectors = _vectors(path.name, read_state(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Inversion(_name(path), vectors, digest[:HASH_LENGTH])
+
+
+def _vectors(name: str, state: Mapping[str, Tensor]) -> Tensor:
+    """Return the vectors (n, width) of an embedding in any of the layouts."""
+    if state.keys() == _XL and len({len(one) for one in state.values()}) == 1:
+        return torch.cat(list(state.values()), dim=-1)
+    known = [key for key in state if _ONE.fullmatch(key)] or list(state)
+    vectors = state[known[0]] if len(known) == 1 else None
+    if vectors is None or vectors.ndim not in (1, 2) or not vectors.is_floating_point():
+        raise WeightsMismatch(
+            f"{name} holds no textual inversion embedding that is known here: take it out of the "
+            "folder, or its name out of the prompt."
+        )
+    return vectors.reshape(-1, vectors.shape[-1])
+
+
+def _require_width(inversion: Inversion, width: int) -> None:
+    found = inversion.vectors.shape[1]
+    if found != width:
+        family = f" ({WIDTHS[found]})" if found in WIDTHS else ""
+        raise WeightsMismatch(
+            f"{inversion.name} is an embedding for text encoders of width {found}{family}, and "
+            f"this model's has {width}: take it out of the prompt."
+        )
