@@ -22,7 +22,7 @@ from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
 from core.images import SUFFIXES, fit_size, read_image, resize
 from core.params import settings_of
-from core.request import GenerationRequest
+from core.request import ControlRequest
 from models.catalog.download import shell_bar
 
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
@@ -195,13 +195,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        settings_of(GenerationRequest)["detect_resolution"].check(options.resolution)
+        settings_of(ControlRequest)["detect_resolution"].check(options.resolution)
         annotator = find_annotator(options.condition)
         preprocessor = _preprocessor(annotator, options.preprocessor)
         detect = annotator.detect_resolution
         if detect is not None:
             detect = options.detect_resolution or preprocessor.detect_resolution or detect
-            settings_of(GenerationRequest)["detect_resolution"].check(detect)
+            settings_of(ControlRequest)["detect_resolution"].check(detect)
         extractor = Extractor(annotator, preprocessor, _params(annotator, options.set), detect)
         if preprocessor.fetch:
             with shell_bar(preprocessor.name) as watch:

@@ -24,7 +24,7 @@ import numpy as np
 
 from annotators import depth, find_annotator
 from benchmarks._controlnetpp_metrics import WAYS, Figures
-from benchmarks._shared import psnr, round_trip, save_sheet, spared
+from benchmarks._shared import at_strength, psnr, round_trip, save_sheet, spared
 from core.condition import ALREADY_A_MAP, Annotator, Condition, ControlMap, Preprocessor, RGBImage
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
@@ -159,8 +159,9 @@ class _Measured:
         found, score = extractor.reextract_and_score(returned, control_map)
         self.figures["oracle"].append(self.way.compare(control_map, [found] * IMAGES))
         self.headlines["oracle"].append(score.headline)
-        request = GenerationRequest(
-            image=control_map,
+        request = GenerationRequest.single(
+            self._condition,
+            control_map,
             prompt=example.caption,
             seed=FIRST_SEED + IMAGES * len(self.noise) - IMAGES,
             model=self._model,
@@ -168,7 +169,7 @@ class _Measured:
         )
         row = [image, annotator.preview(control_map)]
         for strength in self._strengths:
-            made = self._pipeline.generate(self._condition, replace(request, strength=strength))
+            made = self._pipeline.generate(at_strength(request, strength))
             if len(made.images) < IMAGES:
                 raise SuiteError(made.warnings[-1])
             key = f"{strength:g}"
@@ -206,7 +207,7 @@ def chosen(store: Store, model: str, names: list[str] | None) -> list[str]:
     Raises:
         BadInput: The paper does not measure one; the message lists those it does.
     """
-    card = store.card(model)
+    card = store.registry.card(model)
     if names is None:
         names = [name for name in WAYS if card.has_control(name)]
     for name in names or [""]:

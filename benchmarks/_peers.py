@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._openvino import converted
-from core.condition import Condition
 from core.diffusion import batches
 from core.pipeline import Pipeline, image_seeds
 from core.request import GenerationRequest, Progress
@@ -92,14 +91,13 @@ class Peer(Protocol):
 class Ours:
     """The pipeline of this project."""
 
-    def __init__(self, networks: Any, condition: Condition) -> None:
+    def __init__(self, networks: Any) -> None:
         self.networks = networks
-        self._condition = condition
 
     def __call__(self, request: GenerationRequest, made: Made) -> None:
         """See Peer."""
         # Its pictures need no other sides than these, which the benchmark's maps have already.
-        height, width = request.image.shape[:2]
+        height, width = request.controls[0].image.shape[:2]
         batch = len(batches(range(request.num_samples), self.networks, (width, height))[0])
 
         def stepped(progress: Progress) -> None:
@@ -111,7 +109,7 @@ class Ours:
         def load(_model: str, /, *_controls: str, few_step: bool = False) -> Any:
             return watched
 
-        Pipeline(load).generate(self._condition, request, stepped)
+        Pipeline(load).generate(request, stepped)
 
 
 class _Watched:
@@ -168,8 +166,9 @@ class Diffusers:
     def __call__(self, request: GenerationRequest, made: Made) -> None:
         """See Peer."""
         networks = self.networks
+        (control,) = request.controls
         # The noise is handed in: drawn by diffusers in half precision, it would be another noise.
-        height, width = (side // networks.downscale for side in request.image.shape[:2])
+        height, width = (side // networks.downscale for side in control.image.shape[:2])
         seeds = image_seeds(request.seed, request.num_samples)
         noise, _ = seeded_noise(seeds, (networks.latent_channels, height, width))
 
@@ -181,10 +180,10 @@ class Diffusers:
 
         self._peer(
             request.prompt,
-            image=Image.fromarray(request.image),
+            image=Image.fromarray(control.image),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
-            controlnet_conditioning_scale=request.strength,
+            controlnet_conditioning_scale=control.strength,
             negative_prompt=request.negative_prompt,
             num_images_per_prompt=request.num_samples,
             latents=noise.to(networks.device, networks.dtype),
@@ -211,7 +210,7 @@ class Diffusers:
         with counter:
             self._peer(
                 request.prompt,
-                image=Image.fromarray(request.image),
+                image=Image.fromarray(request.controls[0].image),
                 num_inference_steps=2,
                 guidance_scale=request.guidance_scale,
                 callback_on_step_end=stepped,

@@ -12,6 +12,7 @@ import traceback
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from core.condition import RGBImage
 from core.errors import SuiteError
 from core.images import to_images, to_tensor
 from core.networks import Networks
+from core.request import GenerationRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN_ROWS = 12  # of a contact sheet
@@ -97,6 +99,12 @@ def round_trip(networks: Networks, image: RGBImage) -> RGBImage:
         encoded = vae.encode(pixels)
         latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mean
         return to_images(vae.decode(latents).sample.float())[0]
+
+
+def at_strength(request: GenerationRequest, strength: float) -> GenerationRequest:
+    """The request with its one control at another strength."""
+    (control,) = request.controls
+    return replace(request, controls=(replace(control, strength=strength),))
 
 
 def psnr(a: RGBImage, b: RGBImage) -> float:

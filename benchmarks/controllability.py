@@ -31,7 +31,15 @@ import apps
 from annotators import depth, hed, normal, pose, scribble, seg
 from annotators._diorama import STRIDE, resize_like
 from benchmarks import _controlnetpp
-from benchmarks._shared import command, machine, psnr, round_trip, save_sheet, spared
+from benchmarks._shared import (
+    at_strength,
+    command,
+    machine,
+    psnr,
+    round_trip,
+    save_sheet,
+    spared,
+)
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError, WeightsMissing
@@ -167,7 +175,7 @@ def chosen(store: Store, model: str, names: list[str] | None) -> dict[str, Condi
         BadInput: There is no such condition; the message lists those there are.
         WeightsMissing: The model has no ControlNet of any.
     """
-    known, card = measurable(), store.card(model)
+    known, card = measurable(), store.registry.card(model)
     if names is None:
         names = [name for name, one in known.items() if card.has_control(one.weights)]
         if not names:
@@ -190,7 +198,7 @@ class _Measured:
         strengths: tuple[float, ...],
     ) -> None:
         self._pipeline, self._model, self._strengths = pipeline, model, strengths
-        self._defaults = store.card(model).defaults
+        self._defaults = store.registry.card(model).defaults
         self._condition = condition
         self._annotator = condition.annotator
         self._true_map = TRUE_MAPS.get(self._annotator.preprocessors[0].draw)
@@ -214,14 +222,15 @@ class _Measured:
         for k in range(scenes * LOOKED_AT):
             scene = make_scene(HELD_OUT + k)
             truth = render([scene], int(self._defaults.get("image_resolution", 512)))
-            request = GenerationRequest(
-                image=truth.image[0].numpy(),
+            request = GenerationRequest.single(
+                self._condition,
+                truth.image[0].numpy(),
                 prompt=scene.caption,
                 seed=k,
                 model=self._model,
                 **self._defaults,
             )
-            control_map = self._pipeline.draw_map(self._condition, request)
+            control_map = self._pipeline.draw_map(request)
             self._compare_with_truth(control_map, truth)
             if self._annotator.empty_message and self._annotator.is_empty(control_map):
                 continue
@@ -243,12 +252,13 @@ class _Measured:
             self.seen.append(self._annotator.score(wanted, control_map))
 
     def _add(self, request: GenerationRequest, scene: Scene, truth: Truth) -> GenerationRequest:
-        returned = round_trip(self._networks, request.image)
-        self.noise.append(psnr(request.image, returned))
+        image = request.controls[0].image
+        returned = round_trip(self._networks, image)
+        self.noise.append(psnr(image, returned))
         self.possible += colour_hits(scene, truth, 0, returned)
-        row = [request.image]
+        row = [image]
         for strength in self._strengths:
-            made = self._pipeline.generate(self._condition, replace(request, strength=strength))
+            made = self._pipeline.generate(at_strength(request, strength))
             self.scores[f"{strength:g}"].append(made.scores[0])
             if strength == self._strengths[0]:
                 self.scores["oracle"].append(self._oracle(made, returned))
@@ -262,11 +272,12 @@ class _Measured:
 
     def _oracle(self, made: GenerationResult, returned: RGBImage) -> Score:
         """How well the round trip of the picture itself agrees with the map that was used."""
+        (control,) = made.request.controls
         extractor = Extractor(
             self._annotator,
             self._annotator.preprocessors[0],
-            made.request.params,
-            made.request.detect_resolution,
+            control.params,
+            control.detect_resolution,
         )
         return extractor.reextract_and_score(returned, made.control_map)[1]
 
@@ -445,7 +456,7 @@ def _by_scenes(options: argparse.Namespace) -> dict[str, Any]:
     _print_whole(result)
     _print_json(result, store, options)
     if options.annotate:
-        _annotate(result, conditions, store.card(options.model).folder)
+        _annotate(result, conditions, store.registry.card(options.model).folder)
     return result
 
 

@@ -82,17 +82,17 @@ def scenes(
     store: Store, pipeline: Pipeline, model: str, condition: Condition, count: int
 ) -> Iterator[GenerationRequest]:
     """Requests that draw held-out scenes again, each with its seed; scenes without map left out."""
-    defaults = store.card(model).defaults
+    defaults = store.registry.card(model).defaults
     number, made = FIRST_SCENE, 0
     while made < count:
         scene = make_scene(HELD_OUT + number)
         size = int(defaults.get("image_resolution", 512))
         picture = render([scene], size).image[0].numpy()
-        request = GenerationRequest(
-            image=picture, prompt=scene.caption, seed=number, model=model, **defaults
+        request = GenerationRequest.single(
+            condition, picture, prompt=scene.caption, seed=number, model=model, **defaults
         )
         number += 1
-        control_map = pipeline.draw_map(condition, request)
+        control_map = pipeline.draw_map(request)
         if not condition.annotator.is_empty(control_map):
             made += 1
             yield request
@@ -107,7 +107,7 @@ def measure(
         SuiteError: the model or a condition's ControlNet cannot be had.
     """
     pipeline = Pipeline(store.load)
-    steps = int(store.card(model).defaults.get("steps", 20))
+    steps = int(store.registry.card(model).defaults.get("steps", 20))
     compared, left_out = _there(store, model, next(iter(conditions.values())), ways(each, steps))
     for name, why in left_out.items():
         print(f"{name} is left out: {why}", flush=True)
@@ -117,10 +117,10 @@ def measure(
         for request in scenes(store, pipeline, model, condition, count):
             if not done:  # the first runs also pay for loading and warming up
                 for mode in dict.fromkeys(way.changes.get("mode", EXACT) for way in compared):
-                    _made(pipeline, condition, replace(request, steps=2), Way("", {"mode": mode}))
+                    _made(pipeline, replace(request, steps=2), Way("", {"mode": mode}))
             exact: RGBImage | None = None
             for way in compared:
-                result = _made(pipeline, condition, request, way)
+                result = _made(pipeline, request, way)
                 exact = result.images[0] if exact is None else exact
                 rows[way.name].append(_figures(result, exact))
             done += 1
@@ -138,12 +138,10 @@ def measure(
     }
 
 
-def _made(
-    pipeline: Pipeline, condition: Condition, request: GenerationRequest, way: Way
-) -> GenerationResult:
+def _made(pipeline: Pipeline, request: GenerationRequest, way: Way) -> GenerationResult:
     """One picture in this way."""
     with patch.dict(MODES, fast=way.shortcuts) if way.shortcuts else nullcontext():
-        return pipeline.generate(condition, replace(request, **way.changes))
+        return pipeline.generate(replace(request, **way.changes))
 
 
 def _figures(result: GenerationResult, exact: RGBImage) -> dict[str, float]:

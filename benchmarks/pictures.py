@@ -53,7 +53,7 @@ CHOSEN = {
     "fake_scribble2image": Chosen(1, 1),
     "hed2image": Chosen(2, 1),
     "lineart2image": Chosen(1, 3),
-    "mlsd2image": Chosen(1, 2),
+    "mlsd2image": Chosen(1, 1),
     "multi2image": Chosen(2, 1, {"prompt": PERSON_AND_BALL}),
     "normal2image": Chosen(0, 2),
     "pose2image": Chosen(1, 0),

@@ -44,8 +44,9 @@ from benchmarks._random_sd15 import random_networks
 from benchmarks._shared import ROOT, command, machine, served
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
-from core.request import ControlRequest, GenerationRequest
+from core.request import GenerationRequest
 from models.devices import choose_device
+from models.registry import Registry
 from models.store import Store
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
@@ -82,8 +83,9 @@ class Workload:
         scene = make_scene(HELD_OUT + round_)
         annotator = find_annotator(self.control)
         picture = render([scene], self.size).image[0].numpy()
-        return GenerationRequest(
-            image=annotator.preprocessors[0].draw(picture, annotator.params()),
+        return GenerationRequest.single(
+            condition(self.control),
+            annotator.preprocessors[0].draw(picture, annotator.params()),
             prompt=scene.caption,
             added_prompt="",
             negative_prompt="",
@@ -167,7 +169,7 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
 
     Each has weights of its own, but the compiled ones share those of diffusers.
     """
-    peers: dict[str, Peer] = {"ours": Ours(work.load(work.control), condition(work.control))}
+    peers: dict[str, Peer] = {"ours": Ours(work.load(work.control))}
     theirs: Any = work.load(work.control) if names else None
     for name in names:
         if name == "diffusers":
@@ -238,11 +240,11 @@ def growth(work: Workload) -> list[dict[str, Any]]:
     rows = []
     for each, count in asked:
         some = {name: networks.controlnets[name] for name in controls[:count]}
-        ours = Ours(replace(networks, controlnets=some), condition(work.control))
+        ours = Ours(replace(networks, controlnets=some))
         request = each.request(1)
-        control = ControlRequest(request.image, ALREADY_A_MAP)
-        more = tuple((condition(name), control) for name in controls[1:count])
-        request = replace(request, further=more)
+        (control,) = request.controls
+        several = (replace(control, condition=condition(name)) for name in controls[:count])
+        request = replace(request, controls=tuple(several))
         first = _run(ours, replace(request, steps=1, num_samples=1))
         made = _run(ours, request)
         rows.append(
@@ -386,7 +388,7 @@ def _workload(options: argparse.Namespace) -> Workload:
         return Store(options.device, options.dtype).load(options.model, *controls)
 
     if options.model != RANDOM:
-        defaults = {**defaults, **Store(options.device).card(options.model).defaults}
+        defaults = {**defaults, **Registry().card(options.model).defaults}
     return Workload(
         load=load,
         model=options.model,

@@ -31,8 +31,6 @@ from models.store import Store
 
 CONDITIONS = "canny,hed,depth,lineart"
 
-Asked = tuple[Condition, GenerationRequest]
-
 
 @dataclass(frozen=True, eq=False)
 class Made:
@@ -45,23 +43,24 @@ class Made:
 
 def requests(
     store: Store, pipeline: Pipeline, model: str, conditions: Sequence[Condition], count: int
-) -> list[Asked]:
+) -> list[GenerationRequest]:
     """So many requests of different scenes and seeds, by turns with each condition."""
     share = -(-count // len(conditions))
     by_condition = [
-        [(one, request) for request in scenes(store, pipeline, model, one, share)]
-        for one in conditions
+        list(scenes(store, pipeline, model, condition, share)) for condition in conditions
     ]
     # Each condition starts with the same scenes; nobody's shall be another's.
     return [
-        (one, replace(request, seed=index))
-        for index, (one, request) in enumerate(
-            asked for turn in zip(*by_condition, strict=True) for asked in turn
+        replace(request, seed=index)
+        for index, request in enumerate(
+            request for turn in zip(*by_condition, strict=True) for request in turn
         )
     ][:count]
 
 
-def at_once(make: Callable[[Asked], RGBImage], asked: Sequence[Asked], clients: int) -> list[Made]:
+def at_once(
+    make: Callable[[GenerationRequest], RGBImage], asked: Sequence[GenerationRequest], clients: int
+) -> list[Made]:
     """Every clients-th request is a client's; it asks for the next when it has one."""
     made: dict[int, Made] = {}
     began = time.perf_counter()
@@ -79,7 +78,9 @@ def at_once(make: Callable[[Asked], RGBImage], asked: Sequence[Asked], clients: 
     return [made[index] for index in range(len(asked))]
 
 
-def one_by_one(make: Callable[[Asked], RGBImage], asked: Sequence[Asked]) -> list[Made]:
+def one_by_one(
+    make: Callable[[GenerationRequest], RGBImage], asked: Sequence[GenerationRequest]
+) -> list[Made]:
     """All have asked at the beginning and are served in order."""
     began, made = time.perf_counter(), []
     for one in asked:
@@ -99,17 +100,17 @@ def compare(
     """
     pipeline = Pipeline(store.load)
     asked = [
-        (one, replace(request, mode=mode))
-        for one, request in requests(store, pipeline, model, conditions, clients * each)
+        replace(request, mode=mode)
+        for request in requests(store, pipeline, model, conditions, clients * each)
     ]
 
-    def make(one: Asked) -> RGBImage:
-        result = pipeline.generate(*one)
+    def make(request: GenerationRequest) -> RGBImage:
+        result = pipeline.generate(request)
         save_png(BytesIO(), result.images[0], result, 0)
         return result.images[0]
 
-    for one in asked[: len(conditions)]:
-        make(one)  # loads and warms up
+    for request in asked[: len(conditions)]:
+        make(request)  # loads and warms up
     alone = one_by_one(make, asked)
     together = at_once(make, asked, clients)
     near = np.array([[psnr(a.image, b.image) for b in alone] for a in together])

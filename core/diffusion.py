@@ -51,13 +51,10 @@ def batches(seeds: Sequence[int], networks: Networks, size: tuple[int, int]) -> 
 
 @dataclass(frozen=True, eq=False)
 class ControlTrack:
-    """One control, ready to steer."""
+    """One control and its map at output size."""
 
-    control: str
-    """The ControlNet's name."""
+    control: ControlRequest
     control_map: ControlMap
-    """At output size."""
-    asked: ControlRequest
 
 
 @dataclass
@@ -200,12 +197,13 @@ class Diffusion:
         return X0Extrapolation(guidance.predict, scheduler, asks).predict
 
     def _control_input(self, track: ControlTrack) -> ControlInput:
-        networks, asked = self.networks, track.asked
+        networks, control = self.networks, track.control
+        name = control.condition.weights
         return ControlInput(
-            track.control,
+            name,
             hint=to_tensor(track.control_map).to(networks.device),
             scales=residual_scales(
-                networks.residual_count(track.control), asked.strength, self.request.guess_mode
+                networks.residual_count(name), control.strength, self.request.guess_mode
             ),
-            window=(asked.control_start, asked.control_end),
+            window=(control.control_start, control.control_end),
         )

@@ -8,7 +8,7 @@ read is hostile until checked: numbers are clamped, unknown names are listed and
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +16,7 @@ from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.modes import MODES
 from core.params import restored, settings_of
 from core.png_chunks import read_bytes, read_texts, write_png
-from core.request import ControlRequest, GenerationRequest, GenerationResult
+from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 
 SCHEMA = 1
 """Version of the JSON's layout; a reader of a later version still knows the earlier fields."""
@@ -70,23 +70,21 @@ def save_png(
 
 def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
     """Return the JSON: the request that makes this one image alone, and what it was made with."""
-    request = _plain_request(result.request)
-    request |= {"seed": result.seeds[index], "num_samples": 1}
+    first, *others = result.request.controls
     further = [
         {
-            "condition": condition.name,
-            "own_picture": asked.image is not result.request.image,
-            "request": _plain_request(asked),
-            "score": asdict(kept.scores[index]),
+            "condition": control.condition.name,
+            "own_picture": control.image is not first.image,
+            "request": _values(control) | _params(control),
+            "score": asdict(made.scores[index]),
         }
-        for (condition, asked), kept in zip(
-            result.request.further, result.controls[1:], strict=True
-        )
+        for control, made in zip(others, result.controls[1:], strict=True)
     ]
+    this_image = {"seed": result.seeds[index], "num_samples": 1}
     return {
         "schema": SCHEMA,
-        "condition": result.controls[0].condition.name,
-        "request": request,
+        "condition": first.condition.name,
+        "request": _values(first) | _values(result.request) | this_image | _params(first),
         "seed": result.seeds[index],
         "model": result.model,
         "hashes": result.hashes,
@@ -98,16 +96,14 @@ def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
     } | ({"further": further} if further else {})
 
 
-def _plain_request(asked: ControlRequest) -> dict[str, Any]:
-    """Return its settings as JSON has them: without pictures and further controls."""
-    settings = {
-        field.name: getattr(asked, field.name)
-        for field in fields(asked)
-        if field.name not in ("image", "params", "further")
-    }
-    params = asked.params
+def _values(record: ControlRequest | GenerationRequest) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in settings_of(type(record))}
+
+
+def _params(control: ControlRequest) -> dict[str, Any]:
+    params = control.params
     known = is_dataclass(params) and not isinstance(params, type)
-    return settings | {"params": asdict(params) if known else {}}
+    return {"params": asdict(params) if known else {}}
 
 
 def _a1111_text(result: GenerationResult, index: int) -> str:
@@ -124,11 +120,10 @@ def _a1111_text(result: GenerationResult, index: int) -> str:
     }
     if request.mode != "exact":
         pairs["Mode"] = request.mode
-    asked = [request, *(one for _, one in request.further)]
-    for number, (kept, one) in enumerate(zip(result.controls, asked, strict=True)):
+    for number, control in enumerate(request.controls):
         pairs[f"ControlNet {number}"] = (
-            f'"Module: {kept.condition.name}, Weight: {one.strength:g}, '
-            f'Guidance Start: {one.control_start:g}, Guidance End: {one.control_end:g}"'
+            f'"Module: {control.condition.name}, Weight: {control.strength:g}, '
+            f'Guidance Start: {control.control_start:g}, Guidance End: {control.control_end:g}"'
         )
     line = ", ".join(f"{name}: {value}" for name, value in pairs.items())
     text = f"{request.full_prompt}\nNegative prompt: {request.negative_prompt}\n{line}"
@@ -140,7 +135,7 @@ def read_settings(
 ) -> tuple[dict[str, Any], list[str]]:
     """Read the settings a PNG carries; never fails on what the file holds.
 
-    Returns fields of GenerationRequest by name, each within its bounds ("params" as a dict of the
+    Returns values of SETTINGS by name, each within its bounds ("params" as a dict of the
     annotator's settings), and one note per thing changed, left out or unreadable. With a condition,
     its own params and preprocessor are checked too; without one they pass as plain values. "model"
     is free text from the file: use it only if it is one of the models on offer.
@@ -177,7 +172,7 @@ def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], 
         notes.append("The settings come from another version; what is known here was restored.")
     request = dict(stored["request"])
     params = request.pop("params", {})
-    settings, more = restored(GenerationRequest, request)
+    settings, more = restored(SETTINGS, request)
     more += _with_plain(settings, params)
     if condition is not None:
         more += _fit_to(condition, settings, stored.get("condition"))
@@ -209,7 +204,7 @@ def read_controls(
             continue
         of_control = settings_of(ControlRequest)
         given = {field: value for field, value in request.items() if field in of_control}
-        settings, more = restored(ControlRequest, given)
+        settings, more = restored(of_control, given)
         more += _with_plain(settings, request.get("params"))
         notes += more + _fit_to(condition, settings, name)
         found.append((condition.name, settings | {"own_picture": bool(entry.get("own_picture"))}))
@@ -225,7 +220,9 @@ def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> 
         return [
             f"The picture was made by another app ({made_by!s:.40}); its map settings stay out."
         ]
-    settings["params"], notes = restored(condition.annotator.params, settings["params"])
+    settings["params"], notes = restored(
+        settings_of(condition.annotator.params), settings["params"]
+    )
     names = [ALREADY_A_MAP, "", *(p.name for p in condition.annotator.preprocessors)]
     if settings.get("preprocessor", "") not in names:
         notes.append(f"Preprocessor {settings.pop('preprocessor')!s:.40} is not known here.")
@@ -283,7 +280,7 @@ def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
     if isinstance(found.get("prompt"), str):
         found["added_prompt"] = ""  # theirs is the whole prompt
         found.setdefault("negative_prompt", "")
-    settings, notes = restored(GenerationRequest, found)
+    settings, notes = restored(SETTINGS, found)
     return settings, notes + _left_out(given)
 
 
@@ -320,7 +317,7 @@ def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     for name, ours in A1111_NAMES.items():
         if name in pairs:
             found[ours] = _number(pairs[name])
-    settings, notes = restored(GenerationRequest, found)
+    settings, notes = restored(SETTINGS, found)
     notes += _left_out([n for n in pairs if n not in A1111_NAMES and n != "Sampler"])
     sampler = pairs.get("Sampler", "DDIM").strip()
     if sampler.upper() == "LCM":

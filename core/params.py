@@ -181,7 +181,7 @@ def text(default: str, label: str, help: str = "", max_length: int = 4000) -> An
 
 
 def settings_of(record_type: type) -> dict[str, Setting]:
-    """Return the settings_of of a record type by field name, in the order they were written."""
+    """Return the settings of a record type by field name, in the order of the fields."""
     return {f.name: f.metadata["setting"] for f in fields(record_type) if "setting" in f.metadata}
 
 
@@ -195,13 +195,14 @@ def checked(record: Any) -> None:
         object.__setattr__(record, name, setting.check(getattr(record, name)))
 
 
-def restored(record_type: type, values: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
-    """Take settings from an untrusted source: clamp what is known, skip what is not, note both.
+def restored(
+    known: Mapping[str, Setting], values: Mapping[str, object]
+) -> tuple[dict[str, Any], list[str]]:
+    """Take values from an untrusted source: clamp those of known settings, skip the rest.
 
-    Returns the usable settings by field name, each of which `checked` accepts, and one note for
-    each change.
+    Returns the usable values by field name, each of which `checked` accepts, and one note for each
+    change.
     """
-    known = settings_of(record_type)
     settings: dict[str, Any] = {}
     notes: list[str] = []
     for name, setting in known.items():

@@ -1,22 +1,20 @@
-"""The one pipeline: a condition and a request in, pictures with their scores out.
+"""The one pipeline: a request in, pictures with their scores out.
 
-`Pipeline.generate` is the flow of design.md, top to bottom. It asks nothing about which condition
-it serves, and keeps nothing between requests but the line they wait in.
+`Pipeline.generate` is the flow of design.md, top to bottom. It never asks which condition it
+serves, and keeps nothing between requests but the line they wait in.
 """
 
 import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor
 
 from core.batching import MOST_ADMITTED, Admission, Batcher
 from core.condition import (
     ALREADY_A_MAP,
-    Annotator,
-    Condition,
     ControlMap,
     Preprocessor,
     RGBImage,
@@ -24,7 +22,7 @@ from core.condition import (
 )
 from core.consistency import Extractor
 from core.diffusion import ControlTrack, Diffusion, batches
-from core.errors import BadInput, SuiteError
+from core.errors import SuiteError
 from core.images import center_crop_to_aspect, fit_size, resize_map, to_images
 from core.memory import oom_as_device_unavailable
 from core.modes import MODES
@@ -33,16 +31,14 @@ from core.progress import Run, Stopped
 from core.request import (
     LARGEST_SEED,
     ControlRequest,
+    ControlResult,
     Download,
     GenerationRequest,
     GenerationResult,
-    KeptControl,
     Progress,
 )
 
 LOGGER = logging.getLogger(__name__)
-
-Asked = TypeVar("Asked", bound=ControlRequest)
 
 
 class Load(Protocol):
@@ -97,7 +93,6 @@ class Pipeline:
 
     def fetch(
         self,
-        condition: Condition,
         request: GenerationRequest,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -112,12 +107,11 @@ class Pipeline:
             SuiteError: they cannot be had.
         """
         run = Run(on_progress, cancelled, 0, request.steps, request.num_samples)
-        controls = [(condition, request), *request.further]
-        names = [one.weights for one, _ in controls]
+        names = [control.condition.weights for control in request.controls]
         try:
             run.stop_if_cancelled()
-            for one, asked in controls:
-                _fetch_preprocessor(_preprocessor(one.annotator, asked), run)
+            for control in request.controls:
+                _fetch_preprocessor(_preprocessor(control), run)
             if self._fetch and not map_only:
                 self._fetch(
                     request.model, *names, watch=run.downloaded, few_step=_few_step(request)
@@ -126,18 +120,17 @@ class Pipeline:
             return False
         return True
 
-    def draw_map(self, condition: Condition, request: GenerationRequest) -> ControlMap:
-        """Return the control map that `generate` would use, without touching a model.
+    def draw_map(self, request: GenerationRequest) -> ControlMap:
+        """Return the first control's map as `generate` would use it, without touching a model.
 
         Raises:
-            BadInput: the picture, the preprocessor or the params will not do.
+            BadInput: the picture cannot be fitted or its map not drawn.
         """
-        request = resolved(request, condition.annotator)
-        return _control_map(_extractor(condition.annotator, request), request, _size(request))
+        control = _resolved_control(request.controls[0])
+        return _control_map(_extractor(control), control, _size(request))
 
     def generate(
         self,
-        condition: Condition,
         request: GenerationRequest,
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -156,22 +149,21 @@ class Pipeline:
         """
         run = Run(on_progress, cancelled, preview_every, request.steps, request.num_samples)
         with run.stage("prepare"):
-            request = resolved(request, condition.annotator)
+            request = resolved(request)
             seeds = image_seeds(request.seed, request.num_samples)
             size = _size(request)
             run.warnings += _size_notes(request, size) + _sampler_notes(request)
 
-        controls = [(condition, request), *request.further]
         with run.stage("map"):
-            extractors = [_extractor(one.annotator, asked) for one, asked in controls]
+            extractors = [_extractor(control) for control in request.controls]
             tracks: list[ControlTrack] = []
-            for (one, asked), extractor in zip(controls, extractors, strict=True):
-                image = center_crop_to_aspect(asked.image, request.image)
-                if image.shape != asked.image.shape:
-                    run.warnings.append(CUT.format(title=one.title))
-                control_map = _control_map(extractor, replace(asked, image=image), size)
-                tracks.append(ControlTrack(one.weights, control_map, asked))
-                run.warnings += map_notes(one.annotator, asked, control_map)
+            for control, extractor in zip(request.controls, extractors, strict=True):
+                image = center_crop_to_aspect(control.image, request.controls[0].image)
+                if image.shape != control.image.shape:
+                    run.warnings.append(CUT.format(title=control.condition.title))
+                control_map = _control_map(extractor, replace(control, image=image), size)
+                tracks.append(ControlTrack(control, control_map))
+                run.warnings += map_notes(control, control_map)
 
         finished: list[_Finished] = []
         networks, admission = None, Admission()
@@ -182,7 +174,7 @@ class Pipeline:
                 oom_as_device_unavailable(),
             ):
                 with run.stage("load"):
-                    names = [one.weights for one, _ in controls]
+                    names = [control.condition.weights for control in request.controls]
                     networks = self._load(request.model, *names, few_step=_few_step(request))
                 run.warnings += _prompt_notes(networks, request)
                 diffusion = Diffusion(networks, request, tracks, run, self._batcher)
@@ -202,13 +194,13 @@ class Pipeline:
         return GenerationResult(
             images=tuple(one.image for one in finished),
             controls=tuple(
-                KeptControl(
-                    one,
-                    tracks[index].control_map,
+                ControlResult(
+                    track.control.condition,
+                    track.control_map,
                     reextracted=tuple(made.reextracted[index] for made in finished),
                     scores=tuple(made.scores[index] for made in finished),
                 )
-                for index, (one, _) in enumerate(controls)
+                for index, track in enumerate(tracks)
             ),
             seeds=tuple(one.seed for one in finished),
             seconds={stage: round(seconds, 4) for stage, seconds in run.seconds.items()},
@@ -228,38 +220,26 @@ class Pipeline:
 # What the request left open
 
 
-def resolved(request: GenerationRequest, annotator: Annotator) -> GenerationRequest:
-    """Return the request with its seed, and what each control left open, filled in.
-
-    Raises:
-        BadInput: no such preprocessor, or the params are another annotator's.
-    """
-    request = _resolved_control(request, annotator)
+def resolved(request: GenerationRequest) -> GenerationRequest:
+    """Return the request with its seed drawn and every control's open settings filled in."""
     return replace(
         request,
         seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if request.seed == -1 else request.seed,
-        further=tuple(
-            (one, _resolved_control(asked, one.annotator)) for one, asked in request.further
-        ),
+        controls=tuple(_resolved_control(control) for control in request.controls),
     )
 
 
-def _resolved_control(request: Asked, annotator: Annotator) -> Asked:
+def _resolved_control(control: ControlRequest) -> ControlRequest:
     """Return it with preprocessor, params and detect resolution filled in."""
-    names = [one.name for one in annotator.preprocessors]
-    if request.preprocessor not in ("", ALREADY_A_MAP, *names):
-        raise BadInput(f"Preprocessor must be one of: {', '.join([*names, ALREADY_A_MAP])}.")
-    params = annotator.params() if request.params is None else request.params
-    if not isinstance(params, annotator.params):
-        raise BadInput(f"The map settings given are not those of {annotator.name}.")
+    annotator = control.condition.annotator
     detect_resolution = annotator.detect_resolution
     if detect_resolution is not None:
-        own = _preprocessor(annotator, request).detect_resolution
-        detect_resolution = request.detect_resolution or own or detect_resolution
+        own = _preprocessor(control).detect_resolution
+        detect_resolution = control.detect_resolution or own or detect_resolution
     return replace(
-        request,
-        preprocessor=request.preprocessor or names[0],
-        params=params,
+        control,
+        preprocessor=control.preprocessor or annotator.preprocessors[0].name,
+        params=annotator.params() if control.params is None else control.params,
         detect_resolution=detect_resolution,
     )
 
@@ -274,22 +254,22 @@ def _few_step(request: GenerationRequest) -> bool:
 
 
 def _size(request: GenerationRequest) -> tuple[int, int]:
-    height, width = request.image.shape[:2]
+    height, width = request.controls[0].image.shape[:2]
     return fit_size(width, height, request.image_resolution)
 
 
 # The control map
 
 
-def _extractor(annotator: Annotator, request: ControlRequest) -> Extractor:
+def _extractor(control: ControlRequest) -> Extractor:
     """Return what draws the maps; where the input is a map already, the default way re-extracts."""
-    preprocessor = _preprocessor(annotator, request)
-    return Extractor(annotator, preprocessor, request.params, request.detect_resolution)
+    annotator, preprocessor = control.condition.annotator, _preprocessor(control)
+    return Extractor(annotator, preprocessor, control.params, control.detect_resolution)
 
 
-def _preprocessor(annotator: Annotator, request: ControlRequest) -> Preprocessor:
-    named = (one for one in annotator.preprocessors if one.name == request.preprocessor)
-    return next(named, annotator.preprocessors[0])
+def _preprocessor(control: ControlRequest) -> Preprocessor:
+    known = control.condition.annotator.preprocessors
+    return next((one for one in known if one.name == control.preprocessor), known[0])
 
 
 def _fetch_preprocessor(preprocessor: Preprocessor, run: Run) -> None:
@@ -301,17 +281,18 @@ def _fetch_preprocessor(preprocessor: Preprocessor, run: Run) -> None:
 
 
 def _control_map(
-    extractor: Extractor, request: ControlRequest, size: tuple[int, int]
+    extractor: Extractor, control: ControlRequest, size: tuple[int, int]
 ) -> ControlMap:
-    if request.preprocessor == ALREADY_A_MAP:
-        return resize_map(request.image, size, extractor.annotator.interpolation)
-    return extractor.extract(request.image, size)
+    if control.preprocessor == ALREADY_A_MAP:
+        return resize_map(control.image, size, extractor.annotator.interpolation)
+    return extractor.extract(control.image, size)
 
 
-def map_notes(annotator: Annotator, request: ControlRequest, control_map: ControlMap) -> list[str]:
-    """Return what to say of a map that shows nothing, or is odd for its kind; at most one."""
+def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
+    """Return a warning if the map is empty or unusual for its kind; at most one."""
+    annotator = control.condition.annotator
     if annotator.empty_message and annotator.is_empty(control_map):
-        given = request.preprocessor == ALREADY_A_MAP
+        given = control.preprocessor == ALREADY_A_MAP
         return [EMPTY_MAP_GIVEN if given else annotator.empty_message]
     return [note] if (note := annotator.map_warning(control_map)) else []
 
@@ -350,7 +331,7 @@ def _scored(
 def _size_notes(request: GenerationRequest, size: tuple[int, int]) -> list[str]:
     notes = []
     made_at = f"{size[0]} x {size[1]}"
-    height, width = request.image.shape[:2]
+    height, width = request.controls[0].image.shape[:2]
     if min(size) != request.image_resolution:
         notes.append(
             f"Image resolution {request.image_resolution} is not a multiple of 64, so the picture "

@@ -1,17 +1,17 @@
-"""What is asked for and what comes back: enough, together, to make the same picture again.
+"""A request and its result: together enough to make the same images again.
 
 Ranges and defaults are those of ControlNet v1.0's apps (lllyasviel/ControlNet, gradio_*2image.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from core.condition import Condition, ControlMap, RGBImage, Score
+from core.condition import ALREADY_A_MAP, Condition, ControlMap, RGBImage, Score
 from core.errors import BadInput
 from core.modes import MODES, PREVIEW_STEPS
-from core.params import bounded, checked, choice, text, toggle
+from core.params import bounded, checked, choice, settings_of, text, toggle
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy and torch both take."""
@@ -27,12 +27,14 @@ NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True, eq=False)
 class ControlRequest:
-    """One control: the picture its map is drawn from, how, and how the map acts; checked when made.
+    """One control: its condition, the picture its map is drawn from, and how the map acts.
 
     Raises:
-        BadInput: no picture, or a value of the wrong kind or out of its bounds.
+        BadInput: no picture, a value of the wrong kind or out of bounds, a preprocessor that the
+            condition lacks, or params of another annotator.
     """
 
+    condition: Condition
     image: RGBImage
     preprocessor: str = text(
         "", "Preprocessor", "How the control map is drawn; empty for the usual way.", 100
@@ -67,6 +69,14 @@ class ControlRequest:
                 "The picture must be an array of 8-bit RGB pixels, shape (height, width, 3)."
             )
         checked(self)
+        annotator = self.condition.annotator
+        names = [*(one.name for one in annotator.preprocessors), ALREADY_A_MAP]
+        if self.preprocessor not in ("", *names):
+            raise BadInput(
+                f"{self.condition.title}: the preprocessor must be one of: {', '.join(names)}."
+            )
+        if self.params is not None and not isinstance(self.params, annotator.params):
+            raise BadInput(f"The map settings given are not those of {annotator.name}.")
         if self.control_start >= self.control_end:
             raise BadInput(
                 f"Control start ({self.control_start:g}) must be smaller than "
@@ -75,16 +85,19 @@ class ControlRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationRequest(ControlRequest):
-    """Everything that decides the pictures; its own control is the first, and mostly the only one.
+class GenerationRequest:
+    """Everything that decides the images.
 
-    What its mode decides, as preview does steps, sampler and guidance scale, is put in when it is
-    made: so it says what runs.
+    Settings that the mode fixes (preview: steps, sampler, guidance scale) are replaced on creation,
+    so the record holds what runs.
 
     Raises:
-        BadInput: as ControlRequest.
+        BadInput: no control, a value of the wrong kind or out of bounds, or settings that exclude
+            each other.
     """
 
+    controls: tuple[ControlRequest, ...]
+    """At least one; their residuals are summed. The first one's picture sets the aspect ratio."""
     prompt: str = text("", "Prompt", "What the picture should show.")
     added_prompt: str = text(
         "best quality, extremely detailed", "Added prompt", "Put behind the prompt."
@@ -119,11 +132,11 @@ class GenerationRequest(ControlRequest):
         f"{PREVIEW_STEPS} steps with lcm and no guidance whatever is set, on the model with a LoRA "
         "made for that: a draft at once, without a say for the negative prompt.",
     )
-    further: tuple[tuple[Condition, ControlRequest], ...] = ()
-    """More controls of the same pictures, each with its condition; their residuals are summed."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if not self.controls:
+            raise BadInput("No control was chosen: please choose at least one.")
+        checked(self)
         decided = MODES[self.mode].settings
         for name, value in decided.items():
             object.__setattr__(self, name, value)
@@ -137,15 +150,27 @@ class GenerationRequest(ControlRequest):
                 "usual."
             )
 
+    @classmethod
+    def single(cls, condition: Condition, image: RGBImage, **settings: Any) -> "GenerationRequest":
+        """Return a request with one control, from the fields of both records by name."""
+        names = {field.name for field in fields(ControlRequest)}
+        own = {name: value for name, value in settings.items() if name in names}
+        rest = {name: value for name, value in settings.items() if name not in names}
+        return cls(controls=(ControlRequest(condition, image, **own),), **rest)
+
     @property
     def full_prompt(self) -> str:
-        """The prompt and the added prompt, joined by a comma where both say something."""
+        """The prompt and the added prompt, joined by a comma if both are set."""
         return ", ".join(part for part in (self.prompt, self.added_prompt) if part.strip())
 
 
+SETTINGS = settings_of(ControlRequest) | settings_of(GenerationRequest)
+"""Every setting of a request with one control, by field name."""
+
+
 @dataclass(frozen=True, eq=False)
-class KeptControl:
-    """What became of one control; the tuples hold one entry per finished image."""
+class ControlResult:
+    """One control's map and how well it was kept; the tuples hold one entry per finished image."""
 
     condition: Condition
     control_map: ControlMap
@@ -159,8 +184,8 @@ class GenerationResult:
     """What was made. The tuples hold one entry per finished image, in the order made."""
 
     images: tuple[RGBImage, ...]
-    controls: tuple[KeptControl, ...]
-    """The request's own first, then its further ones in their order."""
+    controls: tuple[ControlResult, ...]
+    """In the request's order."""
     seeds: tuple[int, ...]
     """The seed that makes each image alone."""
     seconds: dict[str, float]
@@ -217,13 +242,13 @@ class GenerationResult:
             "width": self.width,
             "height": self.height,
             "seeds": list(self.seeds),
-            "scores": [self._told(index) for index in range(len(self.images))],
+            "scores": [self._scores_of(index) for index in range(len(self.images))],
             "seconds": dict(self.seconds),
             "warnings": list(self.warnings),
         }
 
-    def _told(self, index: int) -> dict[str, Any]:
-        told = [
+    def _scores_of(self, index: int) -> dict[str, Any]:
+        each = [
             {
                 "condition": control.condition.name,
                 "headline": control.scores[index].headline,
@@ -231,9 +256,9 @@ class GenerationResult:
             }
             for control in self.controls
         ]
-        if len(told) == 1:
-            return {"headline": told[0]["headline"], "metrics": told[0]["metrics"]}
-        return {"headline": self.headlines[index], "metrics": {}, "controls": told}
+        if len(each) == 1:
+            return {"headline": each[0]["headline"], "metrics": each[0]["metrics"]}
+        return {"headline": self.headlines[index], "metrics": {}, "controls": each}
 
 
 @dataclass(frozen=True)

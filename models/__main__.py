@@ -31,7 +31,7 @@ from models.checkpoints.detect import (
     identify,
     read_shapes,
 )
-from models.store import SD1_CARD, V10_CARD, Store
+from models.registry import SD1_CARD, V10_CARD, Registry, has_base
 
 FAILED = 2
 """Exit code; argparse's own where it is asked wrongly."""
@@ -41,12 +41,12 @@ LINE_SPEED = 100e6 / 8
 """Bytes a second of the connection that estimates are made for."""
 
 
-def list_models(store: Store) -> None:
+def list_models(registry: Registry) -> None:
     """Print every model: name, title, licence, and where each of its parts is; then the LoRAs."""
-    for card in store.cards():
+    for card in registry.cards():
         print(f"{card.name}: {card.title}")
         print(f"  licence: {card.licence}")
-        place = "here" if _has_base(card) else _where(card.base, card.base_folder)
+        place = "here" if has_base(card) else _where(card.base, card.base_folder)
         print(f"  base: {f'that of {card.base_of}' if card.base_of else place}")
         for control in card.control_names():
             local = card.local_control(control)
@@ -54,17 +54,17 @@ def list_models(store: Store) -> None:
                 f"  {control}: {'here' if local else _where(card.controls[control], card.folder)}"
             )
         for name, use in EXTRAS.items():
-            if _has_extra(store, card, name) and not card.base_of:
-                print(f"  {name}, for the {use}: {_extra(store, card, name)}")
-    names = lora.available(store.lora_folder)
+            if _has_extra(registry, card, name) and not card.base_of:
+                print(f"  {name}, for the {use}: {_extra(registry, card, name)}")
+    names = lora.available(registry.lora_folder)
     if names:
         print(f"LoRAs, named in a prompt as <lora:NAME:0.8>: {', '.join(names)}")
-    words = embeddings.available(store.embeddings_folder)
+    words = embeddings.available(registry.embeddings_folder)
     if words:
         print(f"Embeddings, named in a prompt by their name alone: {', '.join(words)}")
 
 
-def fetch(store: Store, model: str, parts: list[str]) -> None:
+def fetch(registry: Registry, model: str, parts: list[str]) -> None:
     """Download what is not here of a model's base and the named ControlNets, and say where it is.
 
     Among the names may be the extras that it has, `lcm` and `taesd`.
@@ -74,14 +74,12 @@ def fetch(store: Store, model: str, parts: list[str]) -> None:
         WeightsMissing: it has no such ControlNet, or the hub cannot be reached.
         WeightsMismatch: a file is damaged or of another family.
     """
-    card = store.card(model)
-    extras = [name for name in parts if name in EXTRAS and _has_extra(store, card, name)]
+    card = registry.card(model)
+    extras = [name for name in parts if name in EXTRAS and _has_extra(registry, card, name)]
     controls = [name for name in parts if name not in extras]
     for control in controls:
-        store.require_control(card, control)
-    sources = [card.base] if card.base and not _has_base(card) else []
-    sources += [card.controls[c] for c in controls if store.local_control(card, c) is None]
-    sources += [card.extras[name] for name in extras if store.local_extra(card, name) is None]
+        registry.require_control(card, control)
+    sources = [one.source for one in registry.remotes(card, controls, extras)]
     sizes = [size for source in sources for size in download.to_download(source).values()]
     if sizes:
         files = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} ({download.amount(sum(sizes))})"
@@ -94,24 +92,24 @@ def fetch(store: Store, model: str, parts: list[str]) -> None:
                     f"  {download.inside(source, name)} ({download.amount(size)}) of {source.hub}"
                 )
     with download.shell_bar(card.title) as watch:
-        store.fetch(
+        registry.fetch(
             model,
             *controls,
             watch=lambda now: watch(now.bytes_here, now.bytes_whole),
             extras=extras,
         )
-    print(f"base: {shown(store.find(model)[0])}")
+    print(f"base: {shown(registry.find(model)[0])}")
     for control in controls:
-        control_path = store.find(model, control)[1]
+        control_path = registry.find(model, control)[1]
         if control_path:
             print(f"{control}: {shown(control_path)}")
     for name in extras:
-        print(f"{name}: {shown(store.find_extra(card, name))}")
+        print(f"{name}: {shown(registry.find_extra(card, name))}")
     if not parts and card.controls:
         print(f"Its ControlNets are fetched by name: {' '.join(card.control_names())}.")
 
 
-def check(store: Store, path: Path) -> None:
+def check(registry: Registry, path: Path) -> None:
     """Print what a file or a folder is, and where it can be used.
 
     Raises:
@@ -126,37 +124,37 @@ def check(store: Store, path: Path) -> None:
         )
     contents = _contents(path)
     if contents.kind == CONTROLNET:
-        fits = _fitting(store, path)
+        fits = _fitting(registry, path)
         if path.is_dir():
             folders.network_files(path)
-        place = f"{shown(store.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
-        advice = "it is in its place" if _in_place(store, path) else f"put it into {place}"
+        place = f"{shown(registry.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
+        advice = "it is in its place" if _in_place(registry, path) else f"put it into {place}"
         print(f"{path.name} is {describe(contents)}, for {', '.join(fits)}: {advice}.")
         return
-    if _in_place(store, path):
+    if _in_place(registry, path):
         print(f"{path.name} is {describe(contents)}, in its place.")
         return
     if contents.kind == LORA and contents.text_width in (SD1_WIDTH, None):
         print(
-            f"{path.name} is {describe(contents)}: put it into {shown(store.lora_folder)} and name "
-            f"it in the prompt, <lora:{path.stem}:0.8>."
+            f"{path.name} is {describe(contents)}: put it into {shown(registry.lora_folder)} and "
+            f"name it in the prompt, <lora:{path.stem}:0.8>."
         )
         return
     if contents.kind == EMBEDDING:
         print(
-            f"{path.name} is {contents.kind}: put it into {shown(store.embeddings_folder)} and "
+            f"{path.name} is {contents.kind}: put it into {shown(registry.embeddings_folder)} and "
             f"name it in the prompt, {path.stem}."
         )
         return
     # Each raises with the reason: all that is no Stable Diffusion 1.x, and configs without weights.
-    folders.inspect_base(path, store.card(SD1_CARD).base_folder)
+    folders.inspect_base(path, registry.card(SD1_CARD).base_folder)
     folders.weights_files(path)
     print(f"{path.name} is {describe(contents)}: use it with --model {shlex.quote(str(path))}")
     if contents.kind == MERGED:
         print("and its own ControlNet is used with it, for the condition that its name says.")
 
 
-def transfer(store: Store, control: Path, base: str, sd15: str, out: Path) -> None:
+def transfer(registry: Registry, control: Path, base: str, sd15: str, out: Path) -> None:
     """Write the ControlNet `control` of one base, moved to another, and say where it belongs.
 
     Raises:
@@ -165,20 +163,21 @@ def transfer(store: Store, control: Path, base: str, sd15: str, out: Path) -> No
     """
     from models.checkpoints import transfer as moving  # noqa: PLC0415 - it imports diffusers, for seconds
 
-    target, origin = store.find(base)[0], store.find(sd15)[0]
-    unet = folders.inspect_base(target, store.card(base).base_folder)
-    moving.transfer(control, target, origin, unet, out, store.channel_order_of(control.resolve()))
-    card = store.card(base)
+    target, origin = registry.find(base)[0], registry.find(sd15)[0]
+    unet = folders.inspect_base(target, registry.card(base).base_folder)
+    order = registry.channel_order_of(control.resolve())
+    moving.transfer(control, target, origin, unet, out, order)
+    card = registry.card(base)
     own = card.file.with_suffix("") if card.file else card.folder
     print(f"{shown(out)} is written; for {card.title} it belongs into {shown(own)}/controlnet/,")
     print("named for its condition, such as canny.safetensors.")
 
 
-def _in_place(store: Store, path: Path) -> bool:
+def _in_place(registry: Registry, path: Path) -> bool:
     """Return whether a ControlNet or an extra is where a model looks for it."""
     kept = [
-        *(card.local_control(name) for card in store.cards() for name in card.control_names()),
-        *(card.local_extra(name) for card in store.cards() for name in EXTRAS),
+        *(card.local_control(name) for card in registry.cards() for name in card.control_names()),
+        *(card.local_extra(name) for card in registry.cards() for name in EXTRAS),
     ]
     return any(one is not None and one.resolve() == path.resolve() for one in kept)
 
@@ -197,11 +196,11 @@ def _contents(path: Path) -> Contents:
     return Contents(kind, facts.get("cross_attention_dim"), facts.get("in_channels"))
 
 
-def _fitting(store: Store, path: Path) -> list[str]:
+def _fitting(registry: Registry, path: Path) -> list[str]:
     """Return the models that a ControlNet fits; of none, raise why it does not fit SD 1.x."""
     fitting = []
     refused: SuiteError | None = None
-    for card in store.cards():
+    for card in registry.cards():
         config = card.base_folder / "unet" / "config.json"
         if not config.is_file():
             continue
@@ -227,22 +226,12 @@ def _advised(path: Path, fitting: list[str]) -> str:
     return V10_CARD if called and V10_CARD in fitting else fitting[0]
 
 
-def _has_base(card: Card) -> bool:
-    if card.file:
-        return True
-    try:
-        folders.weights_files(card.base_folder)
-    except WeightsMissing:
-        return False
-    return True
+def _has_extra(registry: Registry, card: Card, name: str) -> bool:
+    return name in card.extras or registry.local_extra(card, name) is not None
 
 
-def _has_extra(store: Store, card: Card, name: str) -> bool:
-    return name in card.extras or store.local_extra(card, name) is not None
-
-
-def _extra(store: Store, card: Card, name: str) -> str:
-    if store.local_extra(card, name):
+def _extra(registry: Registry, card: Card, name: str) -> str:
+    if registry.local_extra(card, name):
         return "here"
     source = card.extras[name]
     return f"{_where(source, card.base_folder)} ({source.licence or 'licence not known'})"
@@ -257,8 +246,8 @@ def _where(source: Source | None, folder: Path) -> str:
     return f"to download, {download.amount(sum(missing.values()))}, from {source.hub}"
 
 
-def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
-    """Run one command on the models of a store, those shipped without one; return the exit code."""
+def main(arguments: list[str] | None = None, registry: Registry | None = None) -> int:
+    """Run one command on a registry, by default that of models/; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is here, and what would be downloaded")
@@ -274,15 +263,15 @@ def main(arguments: list[str] | None = None, store: Store | None = None) -> int:
     one.add_argument("out", metavar="OUT", type=Path, help="a new .safetensors file")
     given = parser.parse_args(arguments)
     try:
-        store = store or Store("cpu")
+        registry = registry or Registry()
         if given.command == "list":
-            list_models(store)
+            list_models(registry)
         elif given.command == "fetch":
-            fetch(store, given.model, given.parts)
+            fetch(registry, given.model, given.parts)
         elif given.command == "transfer":
-            transfer(store, given.control, given.base, given.sd15, given.out)
+            transfer(registry, given.control, given.base, given.sd15, given.out)
         else:
-            check(store, given.path)
+            check(registry, given.path)
     except SuiteError as error:
         print(error, file=sys.stderr)
         return FAILED

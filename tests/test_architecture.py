@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RANKS = (
     ("core",),
+    ("models.engine.kernels",),
     ("models.devices", "models.catalog", "models.engine"),
     ("models.networks",),
     ("models.checkpoints",),
+    ("models.registry",),
     ("models.store",),
     ("models.__main__",),
     ("annotators",),

@@ -198,8 +198,9 @@ def _literal(value):
 
 def test_the_report_has_what_is_told(networks):
     told = json.loads(FENCE.search(section(text_of(APPS), "The report"))[2])
-    request = GenerationRequest(image=np.full((64, 64, 3), 90, np.uint8), steps=1, seed=7)
-    found = Pipeline(lambda *_, **__: networks).generate(apps.find("canny2image"), request).report()
+    image = np.full((64, 64, 3), 90, np.uint8)
+    request = GenerationRequest.single(apps.find("canny2image"), image, steps=1, seed=7)
+    found = Pipeline(lambda *_, **__: networks).generate(request).report()
     assert told.keys() == found.keys()
     assert told["seconds"].keys() == found["seconds"].keys()
     assert told["scores"][0].keys() == found["scores"][0].keys()

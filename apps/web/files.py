@@ -15,7 +15,7 @@ from PIL import Image
 
 from core.condition import Annotator, ControlMap
 from core.metadata import save_png
-from core.request import GenerationResult, KeptControl
+from core.request import ControlResult, GenerationResult
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResul
     return SavedResult(tuple(images), tuple(maps), note)
 
 
-def _save_maps(control: KeptControl, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:
+def _save_maps(control: ControlResult, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:
     annotator = control.condition.annotator
     wanted, shown_wanted = save_map(
         control.control_map, annotator, folder / f"{stem}-control-map.png"

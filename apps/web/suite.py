@@ -12,11 +12,11 @@ from core.batching import MOST_ADMITTED
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.networks import Networks
-from core.params import settings_of
 from core.pipeline import Pipeline
-from core.request import Download, GenerationRequest, GenerationResult
+from core.request import SETTINGS, Download, GenerationRequest, GenerationResult
+from models.catalog.cards import Card
 from models.catalog.lora_tags import split
-from models.store import Card, Store
+from models.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Suite:
             BadInput: there is no such model.
         """
         self.store = store
-        self.model = store.card(model or store.default_model()).name
+        self.model = store.registry.card(model or store.registry.default_model()).name
         """The model a page starts with."""
         self.keep = keep
         """A folder that gets a copy of every finished picture; None keeps none."""
@@ -53,7 +53,7 @@ class Suite:
         """How many runs of all pages go on at once."""
         # One more than that, for the picture that is made to learn how long one takes.
         self.pipeline = Pipeline(self._load, max_queue + 1, self._fetch)
-        self._cards = {card.name: card for card in store.cards()}
+        self._cards = {card.name: card for card in store.registry.cards()}
         self._lock = threading.Lock()
         self._state: dict[str, str] = {}
         self._speed: dict[str, str] = {}
@@ -80,7 +80,7 @@ class Suite:
 
     def defaults(self, model: str) -> dict[str, Any]:
         """Return every setting's default: v1.0's, except where the model's card says otherwise."""
-        plain = {name: c.default for name, c in settings_of(GenerationRequest).items()}
+        plain = {name: setting.default for name, setting in SETTINGS.items()}
         return {**plain, **self.card(model).defaults, "model": model}
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
@@ -116,9 +116,9 @@ class Suite:
         usual = self.defaults(self.model)
         grey = np.full((usual["image_resolution"],) * 2 + (3,), 127, np.uint8)
         few = {"steps": ESTIMATE_STEPS, "num_samples": 1, "preprocessor": ALREADY_A_MAP}
-        request = GenerationRequest(image=grey, **{**usual, **few})
+        request = GenerationRequest.single(condition, grey, **{**usual, **few})
         # Through the pipeline, so that the model is loaded in its turn: two need twice the memory.
-        self.measured(self.pipeline.generate(condition, request), usual["steps"])
+        self.measured(self.pipeline.generate(request), usual["steps"])
 
     def _fetch(
         self,
@@ -129,7 +129,7 @@ class Suite:
     ) -> None:
         noted = self._noted(model, controls, few_step)
         try:
-            self.store.fetch(model, *controls, watch=watch, few_step=few_step)
+            self.store.registry.fetch(model, *controls, watch=watch, few_step=few_step)
         except SuiteError as error:
             self._note(noted, str(error))
             raise
@@ -154,11 +154,11 @@ class Suite:
         Raises:
             WeightsMissing: it lacks what others may not need, so that nothing is to be noted.
         """
-        card = self.store.card(split(model)[0])
+        card = self.store.registry.card(split(model)[0])
         for control in controls:
-            self.store.require_control(card, control)
+            self.store.registry.require_control(card, control)
         if few_step:
-            self.store.require_few_step(card)
+            self.store.registry.require_few_step(card)
         return f"{model} few-step" if few_step else model
 
     def _note(self, model: str, state: str) -> None:
@@ -195,7 +195,7 @@ class Suite:
         card = self.card(model)
         try:
             for control in controls:
-                self.store.require_control(card, control)
+                self.store.registry.require_control(card, control)
         except SuiteError as error:
             return [card.title, self.machine, str(error)]
         with self._lock:

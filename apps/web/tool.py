@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from core.condition import InputKind
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -16,5 +18,6 @@ class Tool:
     `send_to` are the other apps of the site that take a result."""
     examples: tuple[str, ...] = ()
     """Files in test_imgs/."""
+    input: InputKind = "photo"
     takes_results: bool = False
     """Whether its page takes another app's result from its address, as a condition's does."""

@@ -60,7 +60,7 @@ def transfer(
     """Write the ControlNet moved to `base` into `out`, a safetensors file that is new.
 
     `unet` is the config of the bases' UNet. The order in which the ControlNet wants its map's
-    channels goes into the file, where models.store finds it.
+    channels goes into the file, where models.registry finds it.
 
     Raises:
         BadInput: `out` cannot be written.

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from core.memory import release_cached_memory
 from models.engine.kernels import matmul, winograd
 from models.engine.kernels.build import on_gpu
+from models.engine.kernels.groupnorm import group_norm, lie_alike
 
 ONEDNN: Any = torch.ops.mkldnn
 PLAIN: tuple[Any, ...] = ("none", [], "")
@@ -185,6 +186,50 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     gate = ONEDNN._linear_pointwise.default(x, gate_part, gate_bias, "gelu", [], "none")
     found: Tensor = ONEDNN._linear_pointwise.binary(x, gate, value_part, value_bias, "mul")
     return found
+
+
+def convolve_and_norm(convolution: Any, norm: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what a GroupNorm and SiLU make of a convolution of x, with another bias if given.
+
+    For a GPU torch adds the bias in a pass of its own, which the normalisation does on its way.
+    """
+    if x.is_cuda:
+        bias = convolution.bias if bias is None else bias
+        found = _without_bias(convolution, x)
+    else:
+        found, bias = convolve(convolution, x, bias), None
+    del x  # which nobody else may need any more, and memory peaks here
+    return group_norm(norm, found, silu=True, bias=bias)
+
+
+def convolve_onto(convolution: Any, x: Tensor, kept: Tensor) -> Tensor:
+    """Return the sum of a convolution of x and a tensor like it; on a GPU with the bias at once."""
+    if x.is_cuda and not x.requires_grad and not convolution.weight.requires_grad:
+        found = _without_bias(convolution, x)
+        suits = lie_alike(found, kept)
+        if suits and on_gpu("add_with_bias", found, kept, convolution.bias) is not None:
+            return found
+        return found.add_(convolution.bias[:, None, None]).add_(kept)
+    return convolve(convolution, x, kept=kept)
+
+
+def add_and_norm(norm: Any, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of two tensors (B, N, C), and what a LayerNorm makes of it.
+
+    The first is not to be used again. On a GPU both are one pass.
+    """
+    alike = found.is_contiguous() and kept.is_contiguous() and found.shape == kept.shape
+    if found.is_cuda and alike and not found.requires_grad and not norm.weight.requires_grad:
+        fused = on_gpu("add_and_norm", found, kept, norm.weight, norm.bias, norm.eps)
+        if fused is not None:
+            return found, fused
+    total = found.add_(kept)
+    return total, norm(total)
+
+
+def _without_bias(convolution: Any, x: Tensor) -> Tensor:
+    weight, stride, padding = convolution.weight, convolution.stride, convolution.padding
+    return functional.conv2d(x, weight, None, stride, padding)
 
 
 # The layout

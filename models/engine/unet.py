@@ -37,13 +37,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from core.errors import WeightsMismatch
 from core.networks import ControlInput, PredictCall, Residuals
 from models.engine.kernels.attention import attention
-from models.engine.kernels.groupnorm import (
+from models.engine.kernels.groupnorm import group_norm
+from models.engine.layers import (
     add_and_norm,
+    convolve,
     convolve_and_norm,
+    convolve_doubled,
     convolve_onto,
-    group_norm,
+    multiply,
+    multiply_gated,
 )
-from models.engine.layers import convolve, convolve_doubled, multiply, multiply_gated
 
 KEPT_TIMESTEPS = 200
 """Timesteps whose biases are cached for each network, the most steps of two requests: 50 KB each in

@@ -14,8 +14,14 @@ from torch import Tensor, nn
 
 from core.memory import release_cached_memory
 from models.engine.kernels.attention import attention
-from models.engine.kernels.groupnorm import convolve_and_norm, convolve_onto, group_norm
-from models.engine.layers import convolve, convolve_doubled, multiply
+from models.engine.kernels.groupnorm import group_norm
+from models.engine.layers import (
+    convolve,
+    convolve_and_norm,
+    convolve_doubled,
+    convolve_onto,
+    multiply,
+)
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ def asked(monkeypatch):
     asked = []
     generate = Pipeline.generate
 
-    def watched(self, condition, request, *rest):
+    def watched(self, request, *rest):
         asked.append((request.mode, request.seed, request.steps))
-        return generate(self, condition, request, *rest)
+        return generate(self, request, *rest)
 
     monkeypatch.setattr(Pipeline, "generate", watched)
     return asked

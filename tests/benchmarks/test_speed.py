@@ -128,7 +128,8 @@ def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     found = [(row["images"], row["size"], row["steps"], row["controls"]) for row in rows]
     assert found == varied
     ran = [
-        (one.num_samples, len(one.image), one.steps, 1 + len(one.further)) for one, _ in runs[1::2]
+        (one.num_samples, len(one.controls[0].image), one.steps, len(one.controls))
+        for one, _ in runs[1::2]
     ]
     assert ran == varied, "each is measured, after a run that warms up"
     assert [len(networks.controlnets) for _, networks in runs[1::2]] == [1, 1, 1, 1, 2]

@@ -29,10 +29,10 @@ def test_a_picture_that_is_anothers_is_found(models_folder, canny, monkeypatch):
     made = []
     generate = Pipeline.generate
 
-    def mixed_up(self, condition, request):
+    def mixed_up(self, request):
         made.append(request)
         late = len(made) > 4  # behind the warming up and three made alone
-        return generate(self, condition, replace(request, seed=0) if late else request)
+        return generate(self, replace(request, seed=0) if late else request)
 
     monkeypatch.setattr(Pipeline, "generate", mixed_up)
     store = Store("cpu", "float32", models_folder)

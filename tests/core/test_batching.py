@@ -18,9 +18,9 @@ from core.request import GenerationRequest
 WAIT_S = 30
 
 
-def ask(image, **settings):
+def ask(condition, image, **settings):
     defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
-    return GenerationRequest(image=image, **(defaults | settings))
+    return GenerationRequest.single(condition, image, **(defaults | settings))
 
 
 def one_by_one(calls):
@@ -70,16 +70,16 @@ def same(found, wanted):
 def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, image):
     pipeline, held = occupied
     requests = [
-        ask(image, seed=1),
-        ask(255 - image, seed=2, prompt="a long prompt"),
-        ask(image, seed=3, strength=0.5, eta=0.5),
-        ask(image, seed=4, guidance_scale=3.0),
+        ask(condition, image, seed=1),
+        ask(condition, 255 - image, seed=2, prompt="a long prompt"),
+        ask(condition, image, seed=3, strength=0.5, eta=0.5),
+        ask(condition, image, seed=4, guidance_scale=3.0),
     ]
-    wanted = [Pipeline(lambda *_, **__: shared).generate(condition, one) for one in requests]
+    wanted = [Pipeline(lambda *_, **__: shared).generate(one) for one in requests]
     assert not shared.batches, "alone, nothing is put together"
     with ThreadPoolExecutor(4) as threads:
         with held(waiting=4):
-            made = [threads.submit(pipeline.generate, condition, one) for one in requests]
+            made = [threads.submit(pipeline.generate, one) for one in requests]
         found = [one.result(WAIT_S) for one in made]
     assert all(map(same, found, wanted))
     assert shared.batches == [4] * 4, "one batch at every step"
@@ -92,10 +92,14 @@ def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, ima
 )
 def test_what_takes_other_steps_takes_a_turn_of_its_own(occupied, shared, condition, image, change):
     pipeline, held = occupied
-    requests = [ask(image), ask(image, **change), ask(image, seed=9)]
+    requests = [
+        ask(condition, image),
+        ask(condition, image, **change),
+        ask(condition, image, seed=9),
+    ]
     with ThreadPoolExecutor(3) as threads:
         with held(waiting=3):
-            made = [threads.submit(pipeline.generate, condition, one) for one in requests]
+            made = [threads.submit(pipeline.generate, one) for one in requests]
         for one in made:
             assert one.result(WAIT_S).images
     assert shared.batches == [2] * 4
@@ -106,7 +110,7 @@ def test_no_more_share_a_turn_than_are_worth_it(occupied, shared, condition, ima
     with ThreadPoolExecutor(6) as threads:
         with held(waiting=6):
             made = [
-                threads.submit(pipeline.generate, condition, ask(image, seed=seed))
+                threads.submit(pipeline.generate, ask(condition, image, seed=seed))
                 for seed in range(6)
             ]
         for one in made:
@@ -131,7 +135,7 @@ def test_turns_are_taken_in_the_order_of_coming(shared):
 
 def test_a_cancel_leaves_the_others(occupied, shared, condition, image):
     pipeline, held = occupied
-    wanted = pipeline.generate(condition, ask(image, seed=1))
+    wanted = pipeline.generate(ask(condition, image, seed=1))
     steps = []
 
     def heard(progress):
@@ -140,9 +144,12 @@ def test_a_cancel_leaves_the_others(occupied, shared, condition, image):
 
     with ThreadPoolExecutor(2) as threads:
         with held(waiting=2):
-            stays = threads.submit(pipeline.generate, condition, ask(image, seed=1))
+            stays = threads.submit(pipeline.generate, ask(condition, image, seed=1))
             leaves = threads.submit(
-                pipeline.generate, condition, ask(image, seed=2), heard, lambda: len(steps) >= 2
+                pipeline.generate,
+                ask(condition, image, seed=2),
+                heard,
+                lambda: len(steps) >= 2,
             )
         assert leaves.result(WAIT_S).cancelled
         assert same(stays.result(WAIT_S), wanted)
@@ -153,7 +160,7 @@ def test_a_cancel_while_waiting_is_heard(occupied, shared, condition, image):
     pipeline, held = occupied
     stop, heard = threading.Event(), []
     with ThreadPoolExecutor(1) as threads, held(waiting=0):
-        made = threads.submit(pipeline.generate, condition, ask(image), heard.append, stop.is_set)
+        made = threads.submit(pipeline.generate, ask(condition, image), heard.append, stop.is_set)
         wait_until(lambda: any(progress.stage == "wait" for progress in heard))
         stop.set()
         assert made.result(WAIT_S).cancelled
@@ -171,11 +178,11 @@ def test_an_error_of_one_is_its_own(occupied, shared, condition, image):
         return predict(call)
 
     shared.predict, shared.predict_batched = fragile, one_by_one
-    wanted = pipeline.generate(condition, ask(image, seed=1))
+    wanted = pipeline.generate(ask(condition, image, seed=1))
     with ThreadPoolExecutor(2) as threads:
         with held(waiting=2):
-            good = threads.submit(pipeline.generate, condition, ask(image, seed=1))
-            bad = threads.submit(pipeline.generate, condition, ask(image, negative_prompt="xyz"))
+            good = threads.submit(pipeline.generate, ask(condition, image, seed=1))
+            bad = threads.submit(pipeline.generate, ask(condition, image, negative_prompt="xyz"))
         with pytest.raises(SuiteError, match="cannot be"):
             bad.result(WAIT_S)
         assert same(good.result(WAIT_S), wanted)
@@ -226,8 +233,8 @@ def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image)
     pipeline = Pipeline(lambda *_, **__: shared)
     with ThreadPoolExecutor(2) as threads:
         with pipeline._batcher.turn(shared, "something else", 1, lambda: None):
-            good = threads.submit(pipeline.generate, condition, ask(image))
-            bad = threads.submit(pipeline.generate, condition, ask(image, negative_prompt="xyz"))
+            good = threads.submit(pipeline.generate, ask(condition, image))
+            bad = threads.submit(pipeline.generate, ask(condition, image, negative_prompt="xyz"))
             wait_until(lambda: len(pipeline._batcher._turns) == 2)
         assert good.result(WAIT_S).dtype == "float16"
         assert bad.result(WAIT_S).dtype == "float32"

@@ -14,6 +14,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from annotators import find_annotator
+from core.condition import Condition
 from core.diffusion import ControlTrack, Diffusion
 from core.guidance import residual_scales
 from core.images import to_tensor
@@ -110,16 +112,23 @@ def control_map():
     return np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
+def condition_of(weights):
+    return Condition(weights, weights, "", find_annotator("canny"), weights)
+
+
+PROMPTS = {"prompt": "a red ball", "added_prompt": "", "negative_prompt": "blur"}
+
+
 def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
     """Return the latents that the pipeline would decode, and how often the ControlNet ran."""
     networks = networks_of(parts, **(scheduler or {}))
-    request = GenerationRequest(
-        image=control_map, prompt="a red ball", added_prompt="", negative_prompt="blur", **settings
-    )
+    request = GenerationRequest.single(condition_of("canny"), control_map, **PROMPTS, **settings)
     latents = []
     monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
     run = Run(None, None, 0, request.steps, len(seeds))
-    Diffusion(networks, request, [ControlTrack("canny", control_map, request)], run).pictures(seeds)
+    Diffusion(networks, request, [ControlTrack(request.controls[0], control_map)], run).pictures(
+        seeds
+    )
     return torch.cat(latents)
 
 
@@ -302,17 +311,14 @@ def ours_of_two(
     networks.controlnets["other"] = another
     latents = []
     monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
-    request = GenerationRequest(
-        image=maps[0], prompt="a red ball", added_prompt="", negative_prompt="blur", **settings
-    )
-    tracks = [
-        ControlTrack(
-            name,
-            one,
-            ControlRequest(image=one, strength=strength, control_start=start, control_end=end),
+    controls = tuple(
+        ControlRequest(
+            condition_of(name), one, strength=strength, control_start=start, control_end=end
         )
         for name, one, strength, (start, end) in zip(names, maps, strengths, WINDOWS, strict=True)
-    ]
+    )
+    request = GenerationRequest(controls, **PROMPTS, **settings)
+    tracks = [ControlTrack(control, control.image) for control in controls]
     run = Run(None, None, 0, request.steps, 1)
     Diffusion(networks, request, tracks, run).pictures([3])
     return torch.cat(latents)

@@ -42,24 +42,24 @@ class Cramped(FakeNetworks):
         return super().decode(latents)
 
 
-def ask(image, **settings):
+def ask(condition, image, **settings):
     defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
-    return GenerationRequest(image=image, **(defaults | settings))
+    return GenerationRequest.single(condition, image, **(defaults | settings))
 
 
-def made(networks, condition, request):
-    return Pipeline(lambda *_, **__: networks).generate(condition, request)
+def made(networks, request):
+    return Pipeline(lambda *_, **__: networks).generate(request)
 
 
 @pytest.fixture
 def wanted(condition, image):
-    return made(FakeNetworks(), condition, ask(image, num_samples=6)).images
+    return made(FakeNetworks(), ask(condition, image, num_samples=6)).images
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
 def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
     networks = Cramped(together=4, holds=1, error=error)
-    result = made(networks, condition, ask(image, num_samples=6))
+    result = made(networks, ask(condition, image, num_samples=6))
     assert result.warnings == (FEWER.format(4),)  # said once, and the second batch not tried
     assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=True))
 
@@ -67,7 +67,7 @@ def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
 @pytest.mark.parametrize("part", ["predict", "decode"])
 def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, part):
     networks = Cramped(together=4, holds=0, broken_part=part)
-    result = made(networks, condition, ask(image, num_samples=2))
+    result = made(networks, ask(condition, image, num_samples=2))
     assert result.warnings == (FEWER.format(2), SPARING)
     assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=False))
     assert len(result.images) == 2
@@ -77,9 +77,9 @@ def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(conditio
     networks = Cramped(holds=0, holds_sparing=0)
     pipeline = Pipeline(lambda *_, **__: networks)
     with pytest.raises(DeviceUnavailable, match="smaller image resolution"):
-        pipeline.generate(condition, ask(image))
+        pipeline.generate(ask(condition, image))
     networks.holds = 1
-    result = pipeline.generate(condition, ask(image))
+    result = pipeline.generate(ask(condition, image))
     assert len(result.images) == 1 and not result.warnings
 
 
@@ -93,7 +93,7 @@ def test_images_made_before_memory_ran_out_are_kept(condition, image):
             networks.holds = 0
 
     result = Pipeline(lambda *_, **__: networks).generate(
-        condition, ask(image, num_samples=3), stepped
+        ask(condition, image, num_samples=3), stepped
     )
     assert result.seeds == (5,)
     assert result.warnings == (SPARING, f"Only 1 of 3 images were made: {OUT_OF_MEMORY}")
@@ -111,7 +111,7 @@ def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().predict(call)
 
-    assert made(Wasteful(), condition, ask(image)).warnings == (SPARING,)
+    assert made(Wasteful(), ask(condition, image)).warnings == (SPARING,)
     assert len(held) == 1
 
 
@@ -120,13 +120,13 @@ def test_memory_that_ends_while_loading_is_said(condition, image):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(DeviceUnavailable, match="too little memory"):
-        Pipeline(load).generate(condition, ask(image))
+        Pipeline(load).generate(ask(condition, image))
 
 
 def test_another_error_is_a_bug_and_rises(condition, image):
     networks = Cramped(holds=0, error=KeyError)
     with pytest.raises(KeyError):
-        made(networks, condition, ask(image))
+        made(networks, ask(condition, image))
 
 
 def test_which_errors_are_meant():

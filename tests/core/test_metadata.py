@@ -17,8 +17,9 @@ PROMPT = "a ball\nNegative prompt: not this one\n“ünï” 🎈 <script>${x}</
 
 @pytest.fixture
 def result(pipeline, condition, image):
-    request = GenerationRequest(
-        image=image,
+    request = GenerationRequest.single(
+        condition,
+        image,
         prompt=PROMPT,
         added_prompt="sharp",
         negative_prompt="blur,\nSteps: 99",
@@ -33,7 +34,7 @@ def result(pipeline, condition, image):
         eta=0.5,
         control_end=0.9,
     )
-    return pipeline.generate(condition, request)
+    return pipeline.generate(request)
 
 
 def with_texts(**texts):
@@ -62,7 +63,7 @@ def test_the_settings_make_the_same_picture_again(pipeline, condition, image, re
     assert fields["seed"] == 0
     assert fields["params"] == {"level": 99}
     fields["params"] = condition.annotator.params(**fields["params"])
-    again = pipeline.generate(condition, GenerationRequest(image=image, **fields))
+    again = pipeline.generate(GenerationRequest.single(condition, image, **fields))
     assert len(again.images) == 1
     assert np.array_equal(again.images[0], result.images[1])
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
@@ -135,14 +136,14 @@ def test_a1111_text_of_ours_reads_the_same_numbers(result):
         "Negative prompt:" * 10_000 + "\nSteps: 3",
     ],
 )
-def test_hostile_a1111_text(text, image):
+def test_hostile_a1111_text(text, condition, image):
     fields, notes = read_settings(with_texts(parameters=text))
-    GenerationRequest(image=image, **fields)
+    GenerationRequest.single(condition, image, **fields)
     assert notes or fields
     assert sum(len(note) for note in notes) < 2000
 
 
-def test_fooocus_json_gives_what_is_known_and_lists_the_rest(image):
+def test_fooocus_json_gives_what_is_known_and_lists_the_rest(condition, image):
     """The keys of Fooocus' own writer, which gives the seed as text."""
     text = json.dumps(
         {
@@ -168,10 +169,10 @@ def test_fooocus_json_gives_what_is_known_and_lists_the_rest(image):
         "seed": 4061,
     }
     assert notes == ["Left as they are here: full_prompt, sampler, version."]
-    GenerationRequest(image=image, **fields)
+    GenerationRequest.single(condition, image, **fields)
 
 
-def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(image):
+def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, image):
     """Its `strength` and `model` are not ours, though their names are."""
     text = json.dumps(
         {
@@ -195,7 +196,7 @@ def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(image):
         "seed": 4061,
     }
     assert notes == ["Left as they are here: generation_mode, strength, model."]
-    GenerationRequest(image=image, **fields)
+    GenerationRequest.single(condition, image, **fields)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +247,9 @@ def test_a_prompt_may_begin_with_a_brace():
         '{"sui_image_params": {"prompt": "a cat"}}',
     ],
 )
-def test_hostile_json_of_other_tools(keyword, text, image):
+def test_hostile_json_of_other_tools(keyword, text, condition, image):
     fields, notes = read_settings(with_texts(**{keyword: text}))
-    GenerationRequest(image=image, **fields)
+    GenerationRequest.single(condition, image, **fields)
     assert notes
     assert sum(len(note) for note in notes) < 2000
 
@@ -269,7 +270,7 @@ def test_ranges_are_clamped_with_a_note(condition, image):
         condition,
     )
     assert fields.pop("params") == {"level": 254}
-    GenerationRequest(image=image, **fields)
+    GenerationRequest.single(condition, image, **fields)
     assert (fields["steps"], fields["strength"], len(fields["prompt"])) == (100, 0.0, 4000)
     assert "seed" not in fields
     assert "guess_mode" not in fields
@@ -279,10 +280,10 @@ def test_ranges_are_clamped_with_a_note(condition, image):
         assert word in said
 
 
-def test_a_window_that_never_opens_is_left_out(image):
+def test_a_window_that_never_opens_is_left_out(condition, image):
     fields, notes = read_settings(ours(control_start=0.9, control_end=0.1))
     del fields["params"]
-    GenerationRequest(image=image, **fields)
+    GenerationRequest.single(condition, image, **fields)
     assert "Control start" in notes[0]
 
 

@@ -26,9 +26,9 @@ from core.request import GenerationRequest
 from core.sampling import denoise, seeded_noise
 
 
-def ask(image, **settings):
+def ask(condition, image, **settings):
     defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 20, "seed": 5}
-    return GenerationRequest(image=image, **(defaults | settings))
+    return GenerationRequest.single(condition, image, **(defaults | settings))
 
 
 def test_nothing_is_left_out_of_the_exact_mode():
@@ -117,10 +117,10 @@ def test_residuals_are_used_again_by_the_half_that_is_left(networks):
 
 
 def test_the_fast_mode_asks_less_and_makes_nearly_the_same(pipeline, condition, image, networks):
-    exact = pipeline.generate(condition, ask(image))
+    exact = pipeline.generate(ask(condition, image))
     assert len(networks.calls) == 20 and not networks.control_calls
     networks.calls.clear()
-    fast = pipeline.generate(condition, ask(image, mode="fast"))
+    fast = pipeline.generate(ask(condition, image, mode="fast"))
     shortcuts = MODES["fast"]
     asked = [step for step in range(20) if shortcuts.asks(step, 20)]
     assert len(networks.calls) == len(asked) < 14
@@ -135,7 +135,7 @@ def test_the_fast_mode_asks_less_and_makes_nearly_the_same(pipeline, condition, 
 
 def test_few_steps_are_made_exactly_in_any_mode(pipeline, condition, image):
     exact, fast = (
-        pipeline.generate(condition, ask(image, steps=FIRST_STEPS, mode=mode))
+        pipeline.generate(ask(condition, image, steps=FIRST_STEPS, mode=mode))
         for mode in ("exact", "fast")
     )
     assert np.array_equal(exact.images[0], fast.images[0])
@@ -143,7 +143,7 @@ def test_few_steps_are_made_exactly_in_any_mode(pipeline, condition, image):
 
 def test_guess_mode_and_windows_are_kept(pipeline, condition, image, networks):
     window = {"guess_mode": True, "control_start": 0.5, "guidance_scale": 3.0}
-    pipeline.generate(condition, ask(image, mode="fast", **window))
+    pipeline.generate(ask(condition, image, mode="fast", **window))
     early = networks.calls[: FIRST_STEPS + 2]
     assert [len(text) for _, text, _ in early] == [2] * len(early), "both halves together"
     assert networks.control_calls and max(networks.control_calls) < 500, "the second half only"
@@ -151,34 +151,34 @@ def test_guess_mode_and_windows_are_kept(pipeline, condition, image, networks):
 
 def test_a_retry_in_float32_keeps_the_mode(condition, image, networks):
     networks.dtype, networks.broken_at = torch.float16, 8
-    result = Pipeline(lambda *_, **__: networks).generate(condition, ask(image, mode="fast"))
+    result = Pipeline(lambda *_, **__: networks).generate(ask(condition, image, mode="fast"))
     assert result.dtype == "float32" and result.request.mode == "fast"
     whole = Pipeline(lambda *_, **__: networks.in_float32()).generate(
-        condition, ask(image, mode="fast")
+        ask(condition, image, mode="fast")
     )
     assert np.array_equal(result.images[0], whole.images[0])
 
 
 def test_a_file_remembers_its_mode(pipeline, condition, image, tmp_path):
-    result = pipeline.generate(condition, ask(image, mode="fast"))
+    result = pipeline.generate(ask(condition, image, mode="fast"))
     save_png(tmp_path / "out.png", result.images[0], result, 0)
     fields, notes = read_settings(tmp_path / "out.png", condition)
     assert fields["mode"] == "fast" and notes == []
 
 
-def test_an_unknown_mode_is_refused(image):
+def test_an_unknown_mode_is_refused(condition, image):
     with pytest.raises(BadInput, match="Mode must be one of: exact, fast, preview"):
-        ask(image, mode="turbo")
+        ask(condition, image, mode="turbo")
 
 
-def test_preview_decides_what_runs_whatever_was_asked(image):
+def test_preview_decides_what_runs_whatever_was_asked(condition, image):
     asked = {"steps": 50, "sampler": "ddim", "guidance_scale": 9.0}
-    request = ask(image, mode="preview", **asked)
+    request = ask(condition, image, mode="preview", **asked)
     ran = (request.steps, request.sampler, request.guidance_scale)
     assert ran == (PREVIEW_STEPS, "lcm", 1.0)
-    assert ask(image, mode="preview", steps=100, sampler="lcm").steps == PREVIEW_STEPS
+    assert ask(condition, image, mode="preview", steps=100, sampler="lcm").steps == PREVIEW_STEPS
     with pytest.raises(BadInput, match="Steps is 0"):
-        ask(image, mode="preview", steps=0)
+        ask(condition, image, mode="preview", steps=0)
 
 
 @pytest.fixture
@@ -200,10 +200,10 @@ def lcm(networks):
 def test_only_preview_asks_for_the_few_step_version(lcm, condition, image, networks):
     pipeline, told = lcm
     for mode, few_step in (("exact", False), ("preview", True), ("fast", False)):
-        request = ask(image, mode=mode)
-        assert pipeline.fetch(condition, request)
+        request = ask(condition, image, mode=mode)
+        assert pipeline.fetch(request)
         networks.calls.clear()
-        result = pipeline.generate(condition, request)
+        result = pipeline.generate(request)
         names = ("diorama", "weights-name")
         assert told == [("fetch", names, few_step), ("load", names, few_step)]
         told.clear()
@@ -216,7 +216,7 @@ def test_a_preview_says_what_ran_and_is_made_again_from_its_file(
     pipeline, _ = lcm
     steps = []
     result = pipeline.generate(
-        condition, ask(image, mode="preview"), lambda progress: steps.append(progress.steps)
+        ask(condition, image, mode="preview"), lambda progress: steps.append(progress.steps)
     )
     assert len(networks.calls) == PREVIEW_STEPS == max(steps)
     assert all(len(text) == 1 for _, text, _ in networks.calls), "no negative half"
@@ -233,12 +233,12 @@ def test_a_preview_says_what_ran_and_is_made_again_from_its_file(
     assert fields["mode"] == "preview" and notes == []
     assert not fields.keys() & {"steps", "sampler", "guidance_scale"}
     params = condition.annotator.params(**fields.pop("params"))
-    again = pipeline.generate(condition, GenerationRequest(image, params=params, **fields))
+    again = pipeline.generate(GenerationRequest.single(condition, image, params=params, **fields))
     assert np.array_equal(again.images[0], result.images[0])
     assert again.request.seed == result.request.seed
 
 
-def test_other_tools_line_of_a_preview_is_read_alike(image):
+def test_other_tools_line_of_a_preview_is_read_alike(condition, image):
     line = "a cat\nSteps: 4, Sampler: LCM, CFG scale: 1, Seed: 1, Size: 256x256, Mode: preview"
     info = PngInfo()
     info.add_text("parameters", line)
@@ -246,4 +246,4 @@ def test_other_tools_line_of_a_preview_is_read_alike(image):
     Image.fromarray(image).save(memory, "PNG", pnginfo=info)
     fields, notes = read_settings(memory.getvalue())
     assert fields["mode"] == "preview" and notes == [] and "sampler" not in fields
-    assert ask(image, **fields).sampler == "lcm"
+    assert ask(condition, image, **fields).sampler == "lcm"

@@ -96,7 +96,7 @@ def test_restored_clamps_skips_and_says_so():
         "words": "too long",
         **{f"x{i}": i for i in range(10_000)},
     }
-    settings, notes = restored(Settings, hostile)
+    settings, notes = restored(settings_of(Settings), hostile)
     assert settings == {"count": 12, "size": None, "loud": True, "words": "too l"}
     Settings(**settings)
     assert len(notes) == 5
@@ -105,7 +105,7 @@ def test_restored_clamps_skips_and_says_so():
 
 @pytest.mark.parametrize("value", [2.4, -3, 1e308, pytest.param(10**400, id="huge")])
 def test_restored_numbers_always_pass_the_check(value):
-    settings, _ = restored(Settings, {"count": value, "scale": value})
+    settings, _ = restored(settings_of(Settings), {"count": value, "scale": value})
     Settings(**settings)
 
 

@@ -16,13 +16,13 @@ from core.progress import Run
 from core.request import Download, GenerationRequest
 
 
-def ask(image, **settings):
+def ask(condition, image, **settings):
     defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
-    return GenerationRequest(image=image, **(defaults | settings))
+    return GenerationRequest.single(condition, image, **(defaults | settings))
 
 
 def test_the_map_is_kept_and_scored(pipeline, condition, image):
-    result = pipeline.generate(condition, ask(image))
+    result = pipeline.generate(ask(condition, image))
     assert (result.width, result.height) == (256, 256)
     assert result.control_map.dtype == np.uint8
     assert np.array_equal(result.control_map, image)
@@ -37,30 +37,30 @@ def test_the_map_is_kept_and_scored(pipeline, condition, image):
 
 def test_an_empty_prompt_is_said(pipeline, condition, image):
     silent = {"prompt": " ", "added_prompt": ""}
-    assert "prompt is empty" in pipeline.generate(condition, ask(image, **silent)).warnings[0]
+    assert "prompt is empty" in pipeline.generate(ask(condition, image, **silent)).warnings[0]
     spoken = {"prompt": "", "added_prompt": "best quality"}
-    assert not pipeline.generate(condition, ask(image, **spoken)).warnings
+    assert not pipeline.generate(ask(condition, image, **spoken)).warnings
 
 
 def test_a_long_negative_prompt_is_said_where_it_has_a_say(pipeline, condition, image):
-    long = ask(image, negative_prompt="blurry " * 80, guidance_scale=2)
-    (told,) = pipeline.generate(condition, long).warnings
+    long = ask(condition, image, negative_prompt="blurry " * 80, guidance_scale=2)
+    (told,) = pipeline.generate(long).warnings
     assert told.startswith("The negative prompt is longer than 75 tokens; left out: blurry")
-    assert not pipeline.generate(condition, replace(long, guidance_scale=1)).warnings
+    assert not pipeline.generate(replace(long, guidance_scale=1)).warnings
 
 
 def test_a_given_map_that_is_empty_is_no_matter_of_thresholds(pipeline, condition, image):
-    given = ask(np.zeros_like(image), preprocessor=ALREADY_A_MAP)
-    assert pipeline.generate(condition, given).warnings == (EMPTY_MAP_GIVEN,)
+    given = ask(condition, np.zeros_like(image), preprocessor=ALREADY_A_MAP)
+    assert pipeline.generate(given).warnings == (EMPTY_MAP_GIVEN,)
 
 
 def test_without_control_the_score_falls(pipeline, condition, image):
-    result = pipeline.generate(condition, ask(image, strength=0))
+    result = pipeline.generate(ask(condition, image, strength=0))
     assert result.scores[0].headline < 60
 
 
 def test_the_report_is_the_contract(pipeline, condition, image):
-    report = pipeline.generate(condition, ask(image, num_samples=2)).report()
+    report = pipeline.generate(ask(condition, image, num_samples=2)).report()
     assert list(report) == [
         "model",
         "device",
@@ -95,20 +95,20 @@ def test_the_report_is_the_contract(pipeline, condition, image):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_image_i_is_the_image_made_alone(pipeline, condition, image, eta):
-    together = pipeline.generate(condition, ask(image, num_samples=3, eta=eta))
+    together = pipeline.generate(ask(condition, image, num_samples=3, eta=eta))
     assert together.seeds == (5, 6, 7)
     for seed, picture in zip(together.seeds, together.images, strict=True):
-        alone = pipeline.generate(condition, ask(image, seed=seed, eta=eta))
+        alone = pipeline.generate(ask(condition, image, seed=seed, eta=eta))
         assert np.array_equal(alone.images[0], picture)
     assert not np.array_equal(together.images[0], together.images[1])
 
 
 def test_a_drawn_seed_is_reported_and_makes_the_picture_again(pipeline, condition, image):
-    drawn = pipeline.generate(condition, ask(image, seed=-1))
+    drawn = pipeline.generate(ask(condition, image, seed=-1))
     assert drawn.request.seed == drawn.seeds[0] >= 0
-    again = pipeline.generate(condition, drawn.request)
+    again = pipeline.generate(drawn.request)
     assert np.array_equal(again.images[0], drawn.images[0])
-    other = pipeline.generate(condition, ask(image, seed=-1))
+    other = pipeline.generate(ask(condition, image, seed=-1))
     assert other.seeds != drawn.seeds
 
 
@@ -117,19 +117,19 @@ def test_seeds_start_again_behind_the_largest():
 
 
 def test_prompt_parts_are_joined_only_where_both_speak(pipeline, condition, image, networks):
-    pipeline.generate(condition, ask(image, prompt="", added_prompt="ab", negative_prompt="xyz"))
+    pipeline.generate(ask(condition, image, prompt="", added_prompt="ab", negative_prompt="xyz"))
     assert networks.calls[0][1] == [3.0, 2.0]
-    assert ask(image, prompt="a", added_prompt="b").full_prompt == "a, b"
-    assert ask(image, prompt=" ", added_prompt="").full_prompt == ""
+    assert ask(condition, image, prompt="a", added_prompt="b").full_prompt == "a, b"
+    assert ask(condition, image, prompt=" ", added_prompt="").full_prompt == ""
 
 
 def test_guidance_one_runs_one_half(pipeline, condition, image, networks):
-    pipeline.generate(condition, ask(image, guidance_scale=1, steps=3))
+    pipeline.generate(ask(condition, image, guidance_scale=1, steps=3))
     assert [len(text) for _, text, _ in networks.calls] == [1, 1, 1]
 
 
 def test_guess_mode_gives_the_unconditional_half_no_control(pipeline, condition, image, networks):
-    pipeline.generate(condition, ask(image, guess_mode=True, steps=2, strength=0.5))
+    pipeline.generate(ask(condition, image, guess_mode=True, steps=2, strength=0.5))
     controlled = [bool(scales) for _, _, scales in networks.calls]
     assert controlled == [False, True, False, True]
     scales = networks.calls[1][2][0]
@@ -138,31 +138,31 @@ def test_guess_mode_gives_the_unconditional_half_no_control(pipeline, condition,
 
 
 def test_control_window(pipeline, condition, image, networks):
-    pipeline.generate(condition, ask(image, control_start=0.25, control_end=0.75, steps=4))
+    pipeline.generate(ask(condition, image, control_start=0.25, control_end=0.75, steps=4))
     assert [bool(scales) for _, _, scales in networks.calls] == [False, True, True, False]
 
 
 def test_already_a_map_is_fed_as_it_is_and_reextracted_the_default_way(pipeline, condition, image):
     grey = image // 2 + 10
-    request = ask(grey, preprocessor=ALREADY_A_MAP)
-    result = pipeline.generate(condition, request)
+    request = ask(condition, grey, preprocessor=ALREADY_A_MAP)
+    result = pipeline.generate(request)
     assert np.array_equal(result.control_map, grey)
     assert set(np.unique(result.reextracted[0])) <= {0, 255}
 
 
 def test_the_chosen_preprocessor_draws_both_maps(pipeline, condition, image):
-    result = pipeline.generate(condition, ask(image, preprocessor="Dark"))
+    result = pipeline.generate(ask(condition, image, preprocessor="Dark"))
     assert np.array_equal(result.control_map, 255 - image)
     assert np.array_equal(result.reextracted[0], 255 - (result.images[0] > 127) * np.uint8(255))
 
 
 def test_params_reach_the_map(pipeline, condition, image):
     params = condition.annotator.params(level=200)
-    drawn = pipeline.draw_map(condition, ask(image // 2, params=params))
+    drawn = pipeline.draw_map(ask(condition, image // 2, params=params))
     assert drawn.max() == 0
-    assert pipeline.draw_map(condition, ask(image // 2, params=None)).max() == 0
+    assert pipeline.draw_map(ask(condition, image // 2, params=None)).max() == 0
     params = condition.annotator.params(level=100)
-    assert pipeline.draw_map(condition, ask(image // 2, params=params)).max() == 255
+    assert pipeline.draw_map(ask(condition, image // 2, params=params)).max() == 255
 
 
 def test_a_map_is_drawn_at_its_own_resolution(condition, image):
@@ -179,38 +179,37 @@ def test_a_map_is_drawn_at_its_own_resolution(condition, image):
         detect_resolution=128,
     )
     own = replace(condition, annotator=annotator)
-    drawn = Pipeline(None).draw_map(own, ask(image))
+    drawn = Pipeline(None).draw_map(ask(own, image))
     assert seen == [(128, 128, 3)]
     assert drawn.shape == (256, 256, 3)
-    Pipeline(None).draw_map(own, ask(image, detect_resolution=192))
+    Pipeline(None).draw_map(ask(own, image, detect_resolution=192))
     assert seen[1] == (192, 192, 3)
-    Pipeline(None).draw_map(condition, ask(image, detect_resolution=192))
-    assert (
-        resolved(ask(image, detect_resolution=192), condition.annotator).detect_resolution is None
-    )
+    Pipeline(None).draw_map(ask(condition, image, detect_resolution=192))
+    (control,) = resolved(ask(condition, image, detect_resolution=192)).controls
+    assert control.detect_resolution is None
 
 
-def test_unknown_preprocessor_and_foreign_params(pipeline, condition, image):
+def test_unknown_preprocessor_and_foreign_params(condition, image):
     with pytest.raises(BadInput, match="Bright, Dark, None"):
-        pipeline.generate(condition, ask(image, preprocessor="HED"))
+        ask(condition, image, preprocessor="HED")
     with pytest.raises(BadInput, match="bright"):
-        pipeline.generate(condition, ask(image, params=object()))
+        ask(condition, image, params=object())
 
 
 def test_a_flat_map_is_said_and_still_runs(pipeline, condition):
-    result = pipeline.generate(condition, ask(np.zeros((256, 256, 3), np.uint8)))
+    result = pipeline.generate(ask(condition, np.zeros((256, 256, 3), np.uint8)))
     assert result.warnings == ("Nothing bright was found.",)
     assert len(result.images) == 1
 
 
 def test_dropped_words_are_named(pipeline, condition, image):
     prompt = " ".join(f"w{i}" for i in range(80))
-    result = pipeline.generate(condition, ask(image, prompt=prompt, added_prompt="best"))
+    result = pipeline.generate(ask(condition, image, prompt=prompt, added_prompt="best"))
     assert any("w75" in w and "best" in w and "w74" not in w for w in result.warnings)
 
 
 def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, condition):
-    result = pipeline.generate(condition, ask(np.zeros((5, 5, 3), np.uint8), image_resolution=300))
+    result = pipeline.generate(ask(condition, np.zeros((5, 5, 3), np.uint8), image_resolution=300))
     assert (result.width, result.height) == (320, 320)
     assert "multiple of 64" in result.warnings[0]
     assert "only 5 x 5 pixels" in result.warnings[1]
@@ -220,15 +219,15 @@ def test_lcm_at_a_high_guidance_is_said(condition, image, networks):
     ddim = networks.make_scheduler
     networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim("ddim").config)
     pipeline = Pipeline(lambda *_, **__: networks)
-    warned = pipeline.generate(condition, ask(image, sampler="lcm"))
+    warned = pipeline.generate(ask(condition, image, sampler="lcm"))
     assert [note for note in warned.warnings if "burn out" in note]
-    quiet = pipeline.generate(condition, ask(image, sampler="lcm", guidance_scale=1.5))
+    quiet = pipeline.generate(ask(condition, image, sampler="lcm", guidance_scale=1.5))
     assert not quiet.warnings and quiet.scores[0].headline > 95
 
 
 def test_strips_are_refused(pipeline, condition):
     with pytest.raises(BadInput, match="strip"):
-        pipeline.generate(condition, ask(np.zeros((16, 8192, 3), np.uint8)))
+        pipeline.generate(ask(condition, np.zeros((16, 8192, 3), np.uint8)))
 
 
 # Progress and cancel
@@ -237,7 +236,7 @@ def test_strips_are_refused(pipeline, condition):
 def test_progress_counts_steps_images_and_time(pipeline, condition, image):
     heard = []
     pipeline.generate(
-        condition, ask(image, num_samples=2), on_progress=heard.append, preview_every=2
+        ask(condition, image, num_samples=2), on_progress=heard.append, preview_every=2
     )
     steps = [(p.image_index, p.step) for p in heard if p.stage == "sample" and p.step]
     assert steps == [(i, s) for i in (0, 1) for s in (1, 2, 3, 4)]
@@ -255,7 +254,7 @@ def test_time_left_counts_what_is_left(condition, image, networks, pipeline, mon
     clock = iter(range(1000))
     monkeypatch.setattr("core.progress.time.perf_counter", lambda: float(next(clock)))
     heard = []
-    pipeline.generate(condition, ask(image, num_samples=2), on_progress=heard.append)
+    pipeline.generate(ask(condition, image, num_samples=2), on_progress=heard.append)
     second = next(p for p in heard if p.stage == "sample" and p.step == 2)
     assert second.seconds_left == 6
 
@@ -273,13 +272,13 @@ def test_a_download_says_how_long_it_takes_and_stops(condition, image, networks,
             watch(Download("Far", here, 105))
 
     pipeline = Pipeline(lambda *_, **__: networks, fetch=fetch)
-    assert pipeline.fetch(condition, ask(image), heard.append)
+    assert pipeline.fetch(ask(condition, image), heard.append)
     assert names == [("diorama", "weights-name")]
     assert [p.stage for p in heard] == ["download"] * 4
     assert [p.download.bytes_here for p in heard] == list(came)
     assert [p.seconds_left for p in heard] == [None, None, 8, 6]
     clock = iter((0.0, 1.0, 2.0, 4.0))
-    assert not pipeline.fetch(condition, ask(image), heard.append, lambda: len(heard) == 6)
+    assert not pipeline.fetch(ask(condition, image), heard.append, lambda: len(heard) == 6)
     assert len(heard) == 6
 
 
@@ -305,13 +304,13 @@ def test_cancel_ends_within_a_step_and_keeps_finished_images(
     pipeline, condition, image, networks, stop_at, kept
 ):
     result = pipeline.generate(
-        condition, ask(image, num_samples=3), cancelled=lambda: len(networks.calls) >= stop_at
+        ask(condition, image, num_samples=3), cancelled=lambda: len(networks.calls) >= stop_at
     )
     assert len(networks.calls) == stop_at
     assert result.cancelled
     assert len(result.images) == len(result.seeds) == len(result.scores) == kept
     assert result.control_map.max() == 255
-    again = pipeline.generate(condition, ask(image))
+    again = pipeline.generate(ask(condition, image))
     assert not again.cancelled
     assert len(again.images) == 1
 
@@ -322,10 +321,10 @@ def test_cancel_ends_within_a_step_and_keeps_finished_images(
 @pytest.mark.parametrize("fault", [{"broken_at": 2}, {"broken_decode": True}])
 def test_not_finite_is_made_again_in_float32(condition, image, networks, fault):
     half = replace(networks, dtype=torch.float16, **fault)
-    result = Pipeline(lambda *_, **__: half).generate(condition, ask(image, num_samples=2))
+    result = Pipeline(lambda *_, **__: half).generate(ask(condition, image, num_samples=2))
     assert len([w for w in result.warnings if "float32" in w]) == 1
     assert result.dtype == "float32"
-    good = Pipeline(lambda *_, **__: networks).generate(condition, ask(image, num_samples=2))
+    good = Pipeline(lambda *_, **__: networks).generate(ask(condition, image, num_samples=2))
     for mine, wanted in zip(result.images, good.images, strict=True):
         assert np.array_equal(mine, wanted)
 
@@ -337,12 +336,12 @@ def test_not_finite_even_in_float32_is_an_error_not_a_black_image(
 ):
     broken = replace(networks, dtype=dtype, broken_for_good=True, **fault)
     with pytest.raises(SuiteError, match="not numbers"):
-        Pipeline(lambda *_, **__: broken).generate(condition, ask(image))
+        Pipeline(lambda *_, **__: broken).generate(ask(condition, image))
 
 
 def test_a_later_failure_keeps_the_finished_images(condition, image, networks):
     broken = replace(networks, broken_at=6, broken_for_good=True)
-    result = Pipeline(lambda *_, **__: broken).generate(condition, ask(image, num_samples=3))
+    result = Pipeline(lambda *_, **__: broken).generate(ask(condition, image, num_samples=3))
     assert result.seeds == (5,)
     assert "Only 1 of 3" in result.warnings[0]
 
@@ -352,7 +351,7 @@ def test_previews_of_nothing_do_not_hide_it(condition, image, networks):
     heard = []
     with pytest.raises(SuiteError, match="not numbers"):
         Pipeline(lambda *_, **__: broken).generate(
-            condition, ask(image), heard.append, preview_every=1
+            ask(condition, image), heard.append, preview_every=1
         )
     assert len(heard) > 4
 
@@ -366,8 +365,8 @@ def test_the_map_shown_is_the_map_fed(condition, image, networks):
         return predict(call)
 
     networks.predict = spy
-    request = ask(image[:, 100:150], preprocessor=ALREADY_A_MAP)
-    result = Pipeline(lambda *_, **__: networks).generate(condition, request)
+    request = ask(condition, image[:, 100:150], preprocessor=ALREADY_A_MAP)
+    result = Pipeline(lambda *_, **__: networks).generate(request)
     shown = resize_map(image[:, 100:150], (result.width, result.height), "nearest")
     assert np.array_equal(result.control_map, shown)
     fed = (hints[0][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import BadInput
-from core.params import settings_of
-from core.request import GenerationRequest
+from core.request import SETTINGS, ControlRequest, GenerationRequest
 
 
 @pytest.fixture
@@ -13,21 +12,17 @@ def picture():
     return np.zeros((8, 8, 3), np.uint8)
 
 
-def test_defaults_are_v1(picture):
-    request = GenerationRequest(picture)
+def test_defaults_are_v1(condition, picture):
+    request = GenerationRequest.single(condition, picture)
     assert request.added_prompt == "best quality, extremely detailed"
     assert request.negative_prompt.startswith("longbody, lowres, bad anatomy")
     assert (request.num_samples, request.image_resolution, request.steps) == (1, 512, 20)
-    assert (request.strength, request.guidance_scale, request.eta) == (1.0, 9.0, 0.0)
+    assert (request.controls[0].strength, request.guidance_scale, request.eta) == (1.0, 9.0, 0.0)
     assert not request.guess_mode
 
 
 def test_ranges_are_v1():
-    limits = {
-        n: (c.low, c.high, c.step)
-        for n, c in settings_of(GenerationRequest).items()
-        if hasattr(c, "low")
-    }
+    limits = {n: (c.low, c.high, c.step) for n, c in SETTINGS.items() if hasattr(c, "low")}
     assert limits["num_samples"] == (1, 12, 1)
     assert limits["image_resolution"] == (256, 768, 64)
     assert limits["strength"] == (0.0, 2.0, 0.01)
@@ -47,9 +42,14 @@ def test_ranges_are_v1():
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_no_picture_or_not_a_picture(image):
+def test_no_picture_or_not_a_picture(condition, image):
     with pytest.raises(BadInput, match="picture"):
-        GenerationRequest(image)
+        ControlRequest(condition, image)
+
+
+def test_a_request_without_a_control():
+    with pytest.raises(BadInput, match="No control was chosen"):
+        GenerationRequest(())
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_no_picture_or_not_a_picture(image):
         {"sampler": "lcm", "mode": "fast"},
     ],
 )
-def test_numbers_out_of_range(picture, wrong):
+def test_numbers_out_of_range(condition, picture, wrong):
     with pytest.raises(BadInput) as caught:
-        GenerationRequest(picture, **wrong)
+        GenerationRequest.single(condition, picture, **wrong)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)

@@ -36,14 +36,14 @@ def lower(image):
     return np.ascontiguousarray(image.transpose(1, 0, 2))
 
 
-def ask(image, *further, **settings):
+def ask(*controls, **settings):
     defaults = {"prompt": "a ball", "image_resolution": 256, "steps": 4, "seed": 5}
-    return GenerationRequest(image=image, further=further, **(defaults | settings))
+    return GenerationRequest(controls, **(defaults | settings))
 
 
 def test_each_control_has_its_map_and_its_score(pipeline, condition, upright, image, lower):
-    request = ask(image, (upright, ControlRequest(image=lower)), num_samples=2)
-    result = pipeline.generate(condition, request)
+    controls = ControlRequest(condition, image), ControlRequest(upright, lower)
+    result = pipeline.generate(ask(*controls, num_samples=2))
     first, second = result.controls
     assert (first.condition.name, second.condition.name) == ("bright2image", "upright2image")
     assert np.array_equal(first.control_map, image) and np.array_equal(second.control_map, lower)
@@ -55,42 +55,44 @@ def test_each_control_has_its_map_and_its_score(pipeline, condition, upright, im
 
 
 def test_the_report_tells_each_controls_score(pipeline, condition, upright, image, lower):
-    request = ask(image, (upright, ControlRequest(image=lower)))
-    result = pipeline.generate(condition, request)
+    first, second = ControlRequest(condition, image), ControlRequest(upright, lower)
+    result = pipeline.generate(ask(first, second))
     (told,) = result.report()["scores"]
     assert told["headline"] == result.headlines[0]
     assert [one["condition"] for one in told["controls"]] == ["bright2image", "upright2image"]
     assert told["controls"][1]["metrics"] == result.controls[1].scores[0].metrics
-    alone = pipeline.generate(condition, ask(image))
+    alone = pipeline.generate(ask(first))
     assert set(alone.report()["scores"][0]) == {"headline", "metrics"}, "the contract of one"
 
 
 def test_each_control_has_its_own_strength_and_window(pipeline, condition, image, networks):
-    late = ControlRequest(image=image, strength=0.5, control_start=0.5)
-    pipeline.generate(condition, ask(image, (condition, late), control_end=0.5))
+    early = ControlRequest(condition, image, control_end=0.5)
+    late = ControlRequest(condition, image, strength=0.5, control_start=0.5)
+    pipeline.generate(ask(early, late))
     scales = [[one[-1] for one in given] for _, _, given in networks.calls]
     assert scales == [[1.0], [1.0], [0.5], [0.5]]
 
 
 def test_a_control_without_strength_changes_nothing(pipeline, condition, image, lower):
-    silent = (condition, ControlRequest(image=lower, strength=0.0))
-    both, alone = (pipeline.generate(condition, r) for r in (ask(image, silent), ask(image)))
+    first = ControlRequest(condition, image)
+    silent = ControlRequest(condition, lower, strength=0.0)
+    both, alone = (pipeline.generate(r) for r in (ask(first, silent), ask(first)))
     assert np.array_equal(both.images[0], alone.images[0])
 
 
 def test_what_a_control_leaves_open_is_filled_in(pipeline, condition, image):
-    result = pipeline.generate(condition, ask(image, (condition, ControlRequest(image=image))))
-    ((_, settled),) = result.request.further
-    assert settled.preprocessor == "Bright" and settled.params == condition.annotator.params()
-    with pytest.raises(BadInput, match="Preprocessor must be one of"):
-        wrong = ControlRequest(image=image, preprocessor="Blind")
-        pipeline.generate(condition, ask(image, (condition, wrong)))
+    control = ControlRequest(condition, image)
+    for resolved in pipeline.generate(ask(control, control)).request.controls:
+        assert resolved.preprocessor == "Bright" and resolved.params == condition.annotator.params()
+    with pytest.raises(BadInput, match="Bright: the preprocessor must be one of"):
+        ControlRequest(condition, image, preprocessor="Blind")
 
 
 def test_another_shape_is_cut_to_the_first_and_said(pipeline, condition, upright, image):
     wide = np.zeros((256, 512, 3), np.uint8)
     wide[:, 255:] = 255
-    result = pipeline.generate(condition, ask(image, (upright, ControlRequest(image=wide))))
+    controls = ControlRequest(condition, image), ControlRequest(upright, wide)
+    result = pipeline.generate(ask(*controls))
     assert result.controls[1].control_map.shape == (256, 256, 3)
     assert result.controls[1].control_map[:, 127:].min() == 255, "the middle, not squeezed"
     assert result.controls[1].control_map[:, :127].max() == 0
@@ -116,24 +118,23 @@ def test_the_middle_with_anothers_proportions(shape, other, expected):
 
 
 def test_an_empty_map_of_any_control_is_said(pipeline, condition, image):
-    black = ControlRequest(image=np.zeros_like(image))
-    assert pipeline.generate(condition, ask(image, (condition, black))).warnings == (
-        "Nothing bright was found.",
-    )
+    controls = (ControlRequest(condition, one) for one in (image, np.zeros_like(image)))
+    assert pipeline.generate(ask(*controls)).warnings == ("Nothing bright was found.",)
 
 
 @pytest.fixture
 def saved(pipeline, condition, upright, image, lower, tmp_path):
     """A result of two controls with settings of their own, and its file."""
     second = ControlRequest(
-        image=lower,
+        upright,
+        lower,
         preprocessor=ALREADY_A_MAP,
         params=condition.annotator.params(level=99),
         strength=0.75,
         control_start=0.25,
         control_end=0.9,
     )
-    result = pipeline.generate(condition, ask(image, (upright, second), num_samples=2))
+    result = pipeline.generate(ask(ControlRequest(condition, image), second, num_samples=2))
     save_png(tmp_path / "out.png", result.images[1], result, 1)
     return result, tmp_path / "out.png"
 
@@ -153,8 +154,9 @@ def test_a_file_holds_all_that_makes_the_picture_again(
     assert asked["params"] == {"level": 99} and asked["strength"] == 0.75
     fields["params"] = condition.annotator.params(**fields["params"])
     asked["params"] = condition.annotator.params(**asked["params"])
-    further = ((known[name], ControlRequest(image=lower, **asked)),)
-    again = pipeline.generate(condition, GenerationRequest(image=image, further=further, **fields))
+    alone = GenerationRequest.single(condition, image, **fields)
+    second = ControlRequest(known[name], lower, **asked)
+    again = pipeline.generate(replace(alone, controls=(*alone.controls, second)))
     assert np.array_equal(again.images[0], result.images[1])
 
 
@@ -194,4 +196,4 @@ def test_a_hostile_list_of_controls_does_no_harm(further, condition, image):
         assert name == "bright2image"
         settings.pop("own_picture")
         params = condition.annotator.params(**settings.pop("params"))
-        ControlRequest(image=image, params=params, **settings)
+        ControlRequest(condition, image, params=params, **settings)

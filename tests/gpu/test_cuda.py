@@ -26,13 +26,8 @@ from models.engine import cuda_graph
 from models.engine.cuda_graph import CudaGraphForward, add_scaled
 from models.engine.kernels import build
 from models.engine.kernels.attention import _cudnn_is_better, attention
-from models.engine.kernels.groupnorm import (
-    add_and_norm,
-    convolve_and_norm,
-    convolve_onto,
-    group_norm,
-)
-from models.engine.layers import multiply_gated
+from models.engine.kernels.groupnorm import group_norm
+from models.engine.layers import add_and_norm, convolve_and_norm, convolve_onto, multiply_gated
 from models.engine.unet import Forward
 from models.engine.vae_decoder import decode_latents
 from models.networks import DiffusersNetworks
@@ -368,11 +363,11 @@ def drawn(networks: Any, **changes: Any) -> tuple[np.ndarray, list[str]]:
     edges = np.zeros((256, 256, 3), np.uint8)
     edges[60:200, [60, 199]] = edges[[60, 199], 60:200] = 255
     asked: dict[str, Any] = {
-        **{"image": edges, "preprocessor": ALREADY_A_MAP, "image_resolution": 256, "steps": 8},
+        **{"preprocessor": ALREADY_A_MAP, "image_resolution": 256, "steps": 8},
         **{"prompt": "a red box on grass", "added_prompt": "", "negative_prompt": "", "seed": 3},
     }
-    request = GenerationRequest(**(asked | changes))
-    result = Pipeline(lambda *_, **__: networks).generate(CANNY, request)
+    request = GenerationRequest.single(CANNY, edges, **(asked | changes))
+    result = Pipeline(lambda *_, **__: networks).generate(request)
     return np.int32(np.stack(result.images)), result.warnings
 
 

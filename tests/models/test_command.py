@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from models.__main__ import FAILED, main
 from models.networks import DiffusersNetworks
-from models.store import Store
+from models.registry import Registry
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, serving
 from tests.models.checkpoints.ldm_layout import base_state, control_state
@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def offline_store(
+def offline_registry(
     models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Store, Path]:
+) -> tuple[Registry, Path]:
     """The tiny models and one more that only the hub has, with an empty cache."""
     cache, folder = tmp_path / "cache", tmp_path / "models"
     cache.mkdir()
@@ -47,14 +47,14 @@ revision = "0123456789012345678901234567890123456789"
 "seg.safetensors" = 0
 """
     (folder / "far.toml").write_text(CARD + far, encoding="utf-8")
-    return Store("cpu", "float32", folder), cache
+    return Registry(folder), cache
 
 
 def test_the_list_says_what_is_here_and_what_would_be_downloaded(
-    offline_store: tuple[Store, Path], capsys: pytest.CaptureFixture[str]
+    offline_registry: tuple[Registry, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, cache = offline_store
-    assert main(["list"], store) == 0
+    registry, cache = offline_registry
+    assert main(["list"], registry) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:5] == [
         "far: Tiny",
@@ -67,13 +67,13 @@ def test_the_list_says_what_is_here_and_what_would_be_downloaded(
     snapshot = cache / "models--someone--depth/snapshots" / ("0123456789" * 4)
     snapshot.mkdir(parents=True)
     (snapshot / "depth.safetensors").touch()
-    main(["list"], store)
+    main(["list"], registry)
     assert "  depth: here, downloaded" in capsys.readouterr().out.splitlines()
-    store.lora_folder.mkdir()
-    (store.lora_folder / "style.safetensors").touch()
-    store.embeddings_folder.mkdir()
-    (store.embeddings_folder / "ugly.pt").touch()
-    assert main(["list"], store) == 0
+    registry.lora_folder.mkdir()
+    (registry.lora_folder / "style.safetensors").touch()
+    registry.embeddings_folder.mkdir()
+    (registry.embeddings_folder / "ugly.pt").touch()
+    assert main(["list"], registry) == 0
     lora_line, embedding_line = capsys.readouterr().out.splitlines()[-2:]
     assert lora_line.endswith("<lora:NAME:0.8>: style") and embedding_line.endswith(": ugly")
 
@@ -92,12 +92,12 @@ def test_what_is_fetched_is_seen_to_come(
     here = models_folder / "tiny" / "controlnet" / "canny"
     files = {f"someone/far/{name}": (here / name).read_bytes() for name in names}
     with serving(files, tmp_path / "cache"):
-        assert main(["fetch", "far", "canny"], Store("cpu", "float32", folder)) == 0
+        assert main(["fetch", "far", "canny"], Registry(folder)) == 0
     told = capsys.readouterr()
     assert "Far: 100%" in told.err and "B/s" in told.err
     assert told.out.splitlines()[-1].startswith("canny: ")
     with serving(files, tmp_path / "cache"):
-        main(["fetch", "far", "canny"], Store("cpu", "float32", folder))
+        main(["fetch", "far", "canny"], Registry(folder))
     assert capsys.readouterr().err == "", "what is here does not come again"
 
 
@@ -111,9 +111,9 @@ def test_the_list_of_what_is_shipped_from_the_shell() -> None:
 
 
 def test_what_is_here_is_found(
-    offline_store: tuple[Store, Path], capsys: pytest.CaptureFixture[str]
+    offline_registry: tuple[Registry, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fetch", "tiny", "canny"], offline_store[0]) == 0
+    assert main(["fetch", "tiny", "canny"], offline_registry[0]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[0].startswith("base: ") and "download" not in said
     assert said.splitlines()[1].endswith("tiny/controlnet/canny")
@@ -130,10 +130,10 @@ def test_what_is_here_is_found(
 def test_what_cannot_be_fetched_is_said_in_one_sentence(
     arguments: list[str],
     words: str,
-    offline_store: tuple[Store, Path],
+    offline_registry: tuple[Registry, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["fetch", *arguments], offline_store[0]) == FAILED
+    assert main(["fetch", *arguments], offline_registry[0]) == FAILED
     said = capsys.readouterr()
     assert words in said.err and said.err.count("\n") == 1
     if arguments == ["far"]:
@@ -143,13 +143,13 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(
 
 
 def test_files_and_folders_are_told_apart(
-    offline_store: tuple[Store, Path],
+    offline_registry: tuple[Registry, Path],
     networks: DiffusersNetworks,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    store, _ = offline_store
-    folder = store.card("tiny").folder
+    registry, _ = offline_registry
+    folder = registry.card("tiny").folder
     base = base_state(
         networks.unet.state_dict(), networks.vae.state_dict(), networks.text_encoder.state_dict()
     )
@@ -168,14 +168,14 @@ def test_files_and_folders_are_told_apart(
         (tmp_path / "style.safetensors", "lora and name it in the prompt, <lora:style:0.8>."),
         (tmp_path / "merged.safetensors", "with a ControlNet inside: use it with --model "),
     ):
-        assert main(["check", str(path)], store) == 0
+        assert main(["check", str(path)], registry) == 0
         assert words in capsys.readouterr().out
 
 
 def test_the_wrong_family_is_named(
-    offline_store: tuple[Store, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    offline_registry: tuple[Registry, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, _ = offline_store
+    registry, _ = offline_registry
     key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     hint = {"controlnet_cond_embedding.conv_in.weight": torch.zeros(4, 3, 3, 3)}
     save_file(hint | {key: torch.zeros(8, 2048)}, tmp_path / "xl.safetensors")
@@ -187,9 +187,9 @@ def test_the_wrong_family_is_named(
         (tmp_path / "style.safetensors", "is a LoRA (Stable Diffusion XL): "),
         (tmp_path / "empty", "empty is not the folder of a model: it has no config.json."),
         (tmp_path / "nothing", "There is nothing at "),
-        (store.card("tiny").folder / "unet", "holds one network (UNet2DConditionModel)"),
+        (registry.card("tiny").folder / "unet", "holds one network (UNet2DConditionModel)"),
     ):
-        assert main(["check", str(path)], store) == FAILED
+        assert main(["check", str(path)], registry) == FAILED
         said = capsys.readouterr()
         assert words in said.err and said.out == ""
 

@@ -21,6 +21,7 @@ from models.__main__ import main
 from models.catalog.cards import EXTRAS, LCM, TAESD, read_card
 from models.checkpoints import loading, lora
 from models.networks import DiffusersNetworks, decode
+from models.registry import Registry
 from models.store import Store
 from tests.conftest import CARD
 from tests.fake_hub import serving
@@ -85,7 +86,7 @@ def make(networks: DiffusersNetworks) -> Callable[..., RGBImage]:
 
     def made(pipeline: Pipeline, **settings: object) -> RGBImage:
         given = {"image_resolution": 256, "steps": 2, "seed": 5, "model": "tiny"} | settings
-        result = pipeline.generate(condition, GenerationRequest(picture, **given))
+        result = pipeline.generate(GenerationRequest.single(condition, picture, **given))
         return result.images[0]
 
     return made
@@ -152,7 +153,7 @@ def test_a_model_without_such_a_lora_says_so_in_one_sentence(
     with pytest.raises(WeightsMissing, match=words):
         make(Pipeline(store.load), mode="preview")
     with pytest.raises(WeightsMissing, match=words):
-        store.fetch("tiny", "canny", watch=lambda _: None, few_step=True)
+        store.registry.fetch("tiny", "canny", watch=lambda _: None, few_step=True)
 
 
 def test_one_of_another_model_is_refused(folder: Path) -> None:
@@ -173,7 +174,7 @@ def test_one_of_the_hub_is_named_with_its_size_and_place_and_found_in_the_cache(
     )
     for ask in (
         lambda: store.load("tiny", "canny", few_step=True),
-        lambda: store.fetch("tiny", "canny", watch=lambda _: None, few_step=True),
+        lambda: store.registry.fetch("tiny", "canny", watch=lambda _: None, few_step=True),
     ):
         with pytest.raises(WeightsMissing, match=words):
             ask()
@@ -203,7 +204,7 @@ def test_a_card_knows_no_other_extra(tmp_path: Path) -> None:
 
 
 def test_the_shipped_cards_name_commits_and_licences() -> None:
-    cards = {card.name: card for card in Store("cpu").cards()}
+    cards = {card.name: card for card in Registry().cards()}
     for name in ("sd15", "sd15_v10", "sd15_plus"):
         extras = cards[name].extras
         assert extras.keys() == EXTRAS.keys()
@@ -213,8 +214,9 @@ def test_the_shipped_cards_name_commits_and_licences() -> None:
 
 def test_dioramas_own_fits_it_and_without_it_there_is_a_sentence(tmp_path: Path) -> None:
     shipped = Store("cpu", "float32")
-    here = shipped.card("diorama").folder
-    if shipped.local_extra(shipped.card("diorama"), LCM):
+    registry = shipped.registry
+    here = registry.card("diorama").folder
+    if registry.local_extra(registry.card("diorama"), LCM):
         assert LCM in shipped.load("diorama", few_step=True).hashes
     (tmp_path / "diorama.toml").symlink_to(here.with_suffix(".toml"))
     (tmp_path / "diorama").mkdir()
@@ -288,18 +290,18 @@ def test_the_command_lists_and_finds_extras(
 ) -> None:
     (folder / "tiny.toml").write_text(CARD + FAR, encoding="utf-8")
     write_lora(folder / "tiny/lcm.safetensors", networks)
-    assert main(["list"], store_of(folder)) == 0
+    assert main(["list"], Registry(folder)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  lcm, for the mode preview: here" in lines
     far = (
         "  taesd, for the live preview: to download, 10 MB, from someone/taesd (licence not known)"
     )
     assert far in lines
-    assert main(["fetch", "tiny", "lcm"], store_of(folder)) == 0
+    assert main(["fetch", "tiny", "lcm"], Registry(folder)) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("tiny/lcm.safetensors")
-    assert main(["fetch", "tiny", TAESD], store_of(folder)) == 2
+    assert main(["fetch", "tiny", TAESD], Registry(folder)) == 2
     assert "Tiny's live preview needs diffusion_py" in capsys.readouterr().err
-    assert main(["fetch", "sd15", "lcm"], store_of(folder)) == 2
+    assert main(["fetch", "sd15", "lcm"], Registry(folder)) == 2
     assert "has no ControlNet 'lcm' (it has: canny)" in capsys.readouterr().err
 
 
@@ -311,9 +313,9 @@ def test_the_command_shows_extras_coming(
     files = {"lcm/pytorch_lora_weights.safetensors": b"1" * 4000, weights: b"1" * 2000}
     files = {f"someone/{name}": content for name, content in files.items()}
     with serving(files | {"someone/taesd/config.json": b"{}"}, tmp_path / "cache"):
-        assert main(["fetch", "tiny", LCM, TAESD], store_of(folder)) == 0
+        assert main(["fetch", "tiny", LCM, TAESD], Registry(folder)) == 0
         told = capsys.readouterr()
         assert "Tiny: 100%" in told.err and "6.00k/6.00k" in told.err and "B/s" in told.err
         assert told.out.splitlines()[-1].startswith("taesd: ")
-        main(["fetch", "tiny", LCM, TAESD], store_of(folder))
+        main(["fetch", "tiny", LCM, TAESD], Registry(folder))
         assert capsys.readouterr().err == "", "what is here does not come again"

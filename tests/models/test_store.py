@@ -1,4 +1,4 @@
-"""The store finds, checks, keeps and names models."""
+"""The store loads, keeps, drops and names models."""
 
 import gc
 import json
@@ -14,124 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from core.errors import BadInput, WeightsMismatch, WeightsMissing
+from core.errors import WeightsMismatch, WeightsMissing
 from core.networks import ControlInput, PredictCall
-from core.params import settings_of
-from core.request import GenerationRequest
 from models import store as store_module
-from models.catalog.cards import read_card
 from models.checkpoints import loading
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
 from tests.models.checkpoints.ldm_layout import base_state, control_state
-
-HUB_CARD = (
-    CARD
-    + """
-[base]
-hub = "someone/tiny"
-revision = "0123456789012345678901234567890123456789"
-[base.files]
-"unet/diffusion_pytorch_model.safetensors" = 1500000000
-"unet/config.json" = 700
-[controls.canny]
-hub = "someone/reward"
-revision = "0123456789012345678901234567890123456789"
-subfolder = "checkpoints/canny/controlnet"
-[controls.canny.files]
-"config.json" = 700
-"diffusion_pytorch_model.safetensors" = 700000000
-"""
-)
-
-
-@pytest.fixture
-def copy(models_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the folder of models, to be changed."""
-    return shutil.copytree(models_folder, tmp_path / "models")
-
-
-@pytest.fixture
-def hub_cache(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's client."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    return cache
-
-
-def test_the_shipped_cards_are_right() -> None:
-    cards = {card.name: card for card in Store("cpu").cards()}
-    assert {"diorama", "sd15", "sd15_v10", "sd15_plus"} <= cards.keys()
-    settings = settings_of(GenerationRequest)
-    for card in cards.values():
-        assert card.defaults.keys() <= settings.keys()
-        assert card.min_resolution <= card.defaults.get("image_resolution", 512)
-        assert card.title and card.blurb and card.licence and card.prompts
-        for source in (card.base, *card.controls.values()):
-            assert source is None or len(source.revision) == 40  # a commit, not a branch
-
-
-def test_the_families_of_controls_share_one_base() -> None:
-    cards = {card.name: card for card in Store("cpu").cards()}
-    base = cards["sd15"]
-    v10 = {"canny", "mlsd", "hed", "scribble", "pose", "seg", "depth", "normal"}
-    for name, controls_ in (
-        ("sd15", v10 | {"lineart"}),
-        ("sd15_v11_anime", {"lineart"}),
-        ("sd15_v10", v10),
-        ("sd15_plus", {"canny", "depth", "hed", "lineart", "seg"}),
-    ):
-        card = cards[name]
-        assert set(card.control_names()) == controls_
-        assert (card.base, card.base_folder) == (base.base, base.folder)
-        assert card.preview_matrix == base.preview_matrix and card.prompts == base.prompts
-        assert card.title.startswith(base.title)  # a user's own base takes its place in the title
-        assert all(source.licence for source in card.controls.values())
-        reversed_ = {c for c in card.controls if card.channel_order(c) == "bgr"}
-        assert reversed_ == ({"normal"} if name == "sd15_v10" else set())
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("title = ", "no valid TOML"),
-        (CARD.replace('title = "Tiny"', ""), "lacks the field title"),
-        ('colour = "red"\n' + CARD, "unknown field colour"),
-        ('preview_matrix = [["x"]]\n' + CARD, "malformed value"),
-        (CARD + "[base]\nhub = 'a/b'\n", "lacks the field"),
-        (
-            CARD
-            + "[controls.canny]\nhub = 'a/b'\nrevision = ''\nfiles = {}\nchannel_order = 'gbr'",
-            "malformed value: channel_order is 'gbr', it must be rgb or bgr",
-        ),
-        ('base_of = "nothing"\n' + CARD, "uses the base of nothing, which has no card"),
-        ('base_of = "odd"\n' + CARD, "uses the base of odd, which has none of its own"),
-    ],
-)
-def test_a_malformed_card_is_named(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "odd.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput, match=rf"odd\.toml.*{words}"):
-        read_card(tmp_path / "odd.toml")
-
-
-@pytest.mark.parametrize("name", ["nothing", "", " ", "../nothing", "x" * 300, "a\0b"])
-def test_an_unknown_model_lists_the_known_ones(name: str, store: Store) -> None:
-    with pytest.raises(BadInput, match="choose sd15, tiny"):
-        store.load(name)
-
-
-def test_the_environment_names_the_first_model(
-    store: Store, models_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CONTROLLOOP_MODEL", raising=False)
-    assert store.default_model() == "diorama"
-    monkeypatch.setenv("CONTROLLOOP_MODEL", "tiny")
-    assert store.default_model() == "tiny"
-    monkeypatch.setenv("CONTROLLOOP_MODEL", "typo")
-    with pytest.raises(BadInput, match=r"^CONTROLLOOP_MODEL: There is no model 'typo'"):
-        store.default_model()
+from tests.models.conftest import HUB_CARD, OTHER_CARD
 
 
 def test_a_second_load_is_the_same_networks(store: Store) -> None:
@@ -184,32 +75,6 @@ def test_several_controls_share_one_base_and_none_of_them_is_dropped(
         store.load("tiny", "canny", "seg")
 
 
-OTHER_CARD = """
-title = "Tiny with others"
-blurb = "The same noise."
-licence = "none"
-base_of = "{base}"
-[controls.canny]
-hub = "someone/others"
-revision = "0123456789012345678901234567890123456789"
-channel_order = "bgr"
-[controls.canny.files]
-"canny_fp16.safetensors" = 700000000
-"""
-
-
-def test_a_card_takes_what_it_does_not_say_from_that_of_its_base(copy: Path) -> None:
-    (copy / "other.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")
-    card = read_card(copy / "other.toml")
-    assert (card.folder, card.base_folder) == (copy / "other", copy / "tiny")
-    assert card.defaults == {"image_resolution": 256, "steps": 2}
-    assert (card.prompts, card.max_resolution) == (("the red ball",), 256)
-    text = "preview_matrix = [[1, 0, 0]]\n" + OTHER_CARD.format(base="tiny")
-    (copy / "other.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput, match=r"cannot have the field preview_matrix: .* tiny\.toml"):
-        read_card(copy / "other.toml")
-
-
 def test_cards_with_one_base_share_it_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = loading.load_base
@@ -231,14 +96,14 @@ def test_a_checkpoint_of_ones_own_is_offered_with_every_family_of_controls(
     shutil.copytree(copy / "tiny/controlnet/canny", copy / "other/controlnet/canny")
     shutil.copytree(copy / "tiny", tmp_path / "mine")
     store = Store("cpu", "float32", copy)
-    own = store.card(str(tmp_path / "mine"))
-    names = [card.name for card in store.cards()]
+    own = store.registry.card(str(tmp_path / "mine"))
+    names = [card.name for card in store.registry.cards()]
     assert names == ["other", "sd15", "tiny", "mine", "mine+other"]
     loaded = store.load("mine+other", "canny")
     assert loaded.unet is store.load(own.name, "canny").unet
     shutil.copytree(copy / "tiny", tmp_path / "second")
-    store.card(str(tmp_path / "second"))
-    assert [card.name for card in store.cards()] == [*names, "second", "second+other"]
+    store.registry.card(str(tmp_path / "second"))
+    assert [card.name for card in store.registry.cards()] == [*names, "second", "second+other"]
 
 
 def test_a_network_is_told_the_order_its_card_gives(copy: Path) -> None:
@@ -310,94 +175,6 @@ def test_a_card_lends_its_preview_matrix(copy: Path) -> None:
     assert store.load("sd15").preview_matrix.shape == (5, 3)  # fitted, with a bias
 
 
-def test_a_control_that_is_not_there_lists_those_that_are(store: Store) -> None:
-    with pytest.raises(WeightsMissing, match=r"no ControlNet 'seg' \(it has: canny\)"):
-        store.load("tiny", "seg")
-
-
-def test_a_control_for_another_family_is_refused(copy: Path) -> None:
-    config = copy / "tiny/controlnet/canny/config.json"
-    config.write_text(
-        config.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 2048')
-    )
-    with pytest.raises(WeightsMismatch, match=r"ControlNet \(Stable Diffusion XL\)"):
-        Store("cpu", "float32", copy).load("tiny", "canny")
-
-
-def test_a_control_with_other_blocks_is_refused(copy: Path) -> None:
-    config = copy / "tiny/controlnet/canny/config.json"
-    config.write_text(config.read_text().replace('"layers_per_block": 2', '"layers_per_block": 1'))
-    with pytest.raises(WeightsMismatch, match="other blocks than this model's UNet"):
-        Store("cpu", "float32", copy).load("tiny", "canny")
-
-
-def test_a_path_never_hides_behind_a_card_of_its_name(store: Store, copy: Path) -> None:
-    named = store.card(str(copy / "tiny"))
-    assert named is not store.card("tiny")
-    assert named.folder == copy / "tiny"
-    assert store.card(named.name) is named is store.card(str(copy / "sd15" / ".." / "tiny"))
-    assert named in store.cards()
-
-
-def test_a_network_of_another_class_is_no_control(copy: Path) -> None:
-    shutil.rmtree(copy / "tiny/controlnet/canny")
-    shutil.copytree(copy / "tiny/unet", copy / "tiny/controlnet/canny")
-    with pytest.raises(WeightsMismatch, match="canny is a UNet2DConditionModel"):
-        Store("cpu", "float32", copy).load("tiny", "canny")
-
-
-@pytest.mark.parametrize(
-    ("folder", "words"),
-    [
-        ("text_encoder_2", "a Stable Diffusion XL model"),
-        ("transformer", "Stable Diffusion 3 or Flux"),
-    ],
-)
-def test_the_folder_of_another_family_is_named(folder: str, words: str, copy: Path) -> None:
-    (copy / "tiny" / folder).mkdir()
-    with pytest.raises(WeightsMismatch, match=words):
-        Store("cpu", "float32", copy).load("tiny")
-
-
-def test_a_folder_of_stable_diffusion_2_is_named(copy: Path) -> None:
-    config = copy / "tiny/unet/config.json"
-    config.write_text(
-        config.read_text().replace('"cross_attention_dim": 32', '"cross_attention_dim": 1024')
-    )
-    with pytest.raises(WeightsMismatch, match=r"Stable Diffusion 2\.x"):
-        Store("cpu", "float32", copy).load("tiny")
-
-
-def test_a_single_network_is_no_model(store: Store, models_folder: Path) -> None:
-    with pytest.raises(WeightsMismatch, match=r"one network \(UNet2DConditionModel\)"):
-        store.load(str(models_folder / "tiny" / "unet"))
-
-
-def test_a_single_file_of_another_family_is_refused_before_any_work(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "load_base", lambda *given: pytest.fail("it began to load"))
-    for name, key, shape, words in (
-        (
-            "xl",
-            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
-            (8, 2048),
-            "Diffusion XL",
-        ),
-        (
-            "two",
-            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-            (8, 1024),
-            r"Diffusion 2\.x",
-        ),
-    ):
-        path = tmp_path / f"{name}.safetensors"
-        first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}
-        save_file(first | {f"model.diffusion_model.{key}": torch.zeros(shape)}, path)
-        with pytest.raises(WeightsMismatch, match=rf"^{name}\.safetensors is .*{words}"):
-            store.load(str(path))
-
-
 def test_a_missing_part_is_named(copy: Path) -> None:
     for path, words in (
         ("tokenizer", "no tokenizer folder"),
@@ -426,23 +203,13 @@ def test_weights_of_other_shapes_than_their_config_are_refused(copy: Path) -> No
         Store("cpu", "float32", copy).load("tiny")
 
 
-def test_what_is_missing_offline_is_named_with_its_size(copy: Path, hub_cache: Path) -> None:
-    shutil.rmtree(copy / "tiny")
-    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
-    words = r"needs unet/diffusion_pytorch_model\.safetensors \(1\.5 GB\) and \S+ \(\S+ .B\) of "
-    with pytest.raises(
-        WeightsMissing, match=words + r"huggingface\.co/someone/tiny.*cannot be reach"
-    ):
-        Store("cpu", "float32", copy).load("tiny")
-
-
 def test_what_the_hub_client_has_cached_loads_offline(
     copy: Path, models_folder: Path, hub_cache: Path
 ) -> None:
     """ControlNet++'s layout: the ControlNet in a subfolder of its repository."""
     shutil.rmtree(copy / "tiny")
     (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
-    card = Store("cpu", "float32", copy).card("tiny")
+    card = Store("cpu", "float32", copy).registry.card("tiny")
     assert card.base
     for source, folder in (
         (card.base, models_folder / "tiny"),
@@ -459,7 +226,7 @@ def test_a_cached_single_file_loads_offline(copy: Path, hub_cache: Path) -> None
     store = Store("cpu", "float32", copy)
     with pytest.raises(WeightsMissing, match=r"canny_fp16\.safetensors \(700 MB\) of .*someone"):
         store.load("other", "canny")
-    source = store.card("other").controls["canny"]
+    source = store.registry.card("other").controls["canny"]
     snapshot = hub_cache / "models--someone--others" / "snapshots" / source.revision
     snapshot.mkdir(parents=True)
     weights = copy / "tiny/controlnet/canny/diffusion_pytorch_model.safetensors"
@@ -467,26 +234,9 @@ def test_a_cached_single_file_loads_offline(copy: Path, hub_cache: Path) -> None
     assert list(store.load("other", "canny").controlnets) == ["canny"]
 
 
-def test_what_lies_in_the_folder_to_fill_is_not_asked_for(copy: Path, hub_cache: Path) -> None:
-    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
-    (copy / "tiny/unet/diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(WeightsMissing, match=r"needs \S+ \(1\.5 GB\) of ") as caught:
-        Store("cpu", "float32", copy).load("tiny")
-    assert "config.json" not in str(caught.value)
-
-
-def test_an_unknown_control_is_refused_before_the_base_is_fetched(
-    copy: Path, hub_cache: Path
-) -> None:
-    shutil.rmtree(copy / "tiny")
-    (copy / "tiny.toml").write_text(HUB_CARD, encoding="utf-8")
-    with pytest.raises(WeightsMissing, match="no ControlNet 'seg'"):
-        Store("cpu", "float32", copy).load("tiny", "seg")
-
-
 def test_diorama_loads_where_it_is_shipped() -> None:
-    card = Store("cpu", "float32").card("diorama")
-    networks = Store("cpu", "float32").load("diorama", card.control_names()[0])
+    store = Store("cpu", "float32")
+    networks = store.load("diorama", store.registry.card("diorama").control_names()[0])
     latents = torch.randn(1, networks.latent_channels, 8, 8)
     assert networks.decode(latents).shape == (1, 3, 8 * networks.downscale, 8 * networks.downscale)
     assert replace(networks).name == "diorama"
@@ -578,19 +328,6 @@ def test_only_the_latest_combinations_are_kept(copy: Path, monkeypatch: pytest.M
     assert store.load("tiny", "second").unet is store.load("tiny", "canny").unet
 
 
-def test_a_single_file_has_controls_of_its_own_in_the_folder_of_its_name(
-    store: Store, models_folder: Path, networks: DiffusersNetworks, tmp_path: Path
-) -> None:
-    parts = (networks.unet, networks.vae, networks.text_encoder)
-    save_file(base_state(*(part.state_dict() for part in parts)), tmp_path / "mine.safetensors")
-    model = str(tmp_path / "mine.safetensors")
-    assert store.find(model, "canny")[1] == models_folder / "sd15/controlnet/canny"
-    (tmp_path / "mine" / "controlnet").mkdir(parents=True)
-    own = tmp_path / "mine" / "controlnet" / "canny.safetensors"
-    save_file(control_state(networks.controlnets["canny"].state_dict()), own)
-    assert store.find(model, "canny")[1] == own
-
-
 def test_a_single_files_own_control_serves_though_no_card_lists_its_name(
     store: Store, networks: DiffusersNetworks, tmp_path: Path
 ) -> None:
@@ -600,7 +337,7 @@ def test_a_single_files_own_control_serves_though_no_card_lists_its_name(
     own = tmp_path / "mine" / "controlnet" / "seg.safetensors"
     save_file(control_state(networks.controlnets["canny"].state_dict()), own)
     model = str(tmp_path / "mine.safetensors")
-    assert store.find(model, "seg")[1] == own
+    assert store.registry.find(model, "seg")[1] == own
     assert list(store.load(model, "seg").controlnets) == ["seg"]
     with pytest.raises(WeightsMissing, match="no ControlNet 'depth'"):
         store.load(model, "depth")

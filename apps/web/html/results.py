@@ -18,7 +18,7 @@ from apps.web.suite import duration, how_much, long_duration
 from apps.web.tool import Tool
 from core.condition import Condition, RGBImage, Score
 from core.request import Download, GenerationResult, Progress
-from models.store import Card
+from models.catalog.cards import Card
 
 STAGES = {
     "wait": "Waiting for the machine",
@@ -65,8 +65,7 @@ WAITING = """
 
 def empty(app: Condition | Tool) -> str:
     """Show what will stand here and how to get it."""
-    kind = app.input if isinstance(app, Condition) else "photo"
-    return EMPTY.format(first_step=FIRST_STEP[kind])
+    return EMPTY.format(first_step=FIRST_STEP[app.input])
 
 
 def escape(text: str) -> str:
@@ -292,11 +291,11 @@ EMPTY_MAPS = """
 </div></section>"""
 
 
-def drawing(way: MapChoice, done: int, total: int) -> str:
+def drawing(choice: MapChoice, done: int, total: int) -> str:
     """Show which map is being drawn."""
     return f"""
 <div class="cl-stage cl-running" role="status">
-  <div class="cl-progress"><b>Drawing {escape(way.title)}</b>
+  <div class="cl-progress"><b>Drawing {escape(choice.title)}</b>
   <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
   <span>map {done + 1} of {total}</span></div></div>"""
 
@@ -322,9 +321,9 @@ def _tile(drawn: DrawnMap, paths: tuple[Path, Path] | None) -> str:
     note = f'<p class="cl-map-note">{escape(drawn.note)}</p>' if drawn.note else ""
     if paths is None or drawn.control_map is None:
         return f"""<figure class="cl-no-map"><div>{note}</div>
-      <figcaption><span>{escape(drawn.way.title)}</span></figcaption></figure>"""
+      <figcaption><span>{escape(drawn.choice.title)}</span></figcaption></figure>"""
     high, wide = drawn.control_map.shape[:2]
-    return picture(drawn.way.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
+    return picture(drawn.choice.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
 
 
 def _figure(value: float | None) -> str:

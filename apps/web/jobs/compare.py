@@ -36,7 +36,7 @@ def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
         WeightsMissing: the other model lacks a control that is asked for.
     """
     model = first.request.model
-    weights = [one.weights for one in (first.condition, *(one for one, _ in first.request.further))]
+    weights = [control.condition.weights for control in first.request.controls]
     known = rivals(suite, model, weights)
     if not known:
         raise BadInput("There is no other model on this one's base to compare it with.")
@@ -44,7 +44,7 @@ def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
         raise BadInput(f"{suite.card(model).title} can be compared with: {', '.join(known)}.")
     name = str(other or known[0])
     for control in weights:
-        suite.store.require_control(suite.card(name), control)
+        suite.store.registry.require_control(suite.card(name), control)
     return Pair(first, first.again, name)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from core.condition import Condition, ControlMap
+from core.condition import ControlMap
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
 from models.catalog.lora_tags import tags_in
@@ -59,7 +59,7 @@ def watched(
 
 
 def drawn_map(
-    pipeline: Pipeline, condition: Condition, request: GenerationRequest
+    pipeline: Pipeline, request: GenerationRequest
 ) -> Iterator[Progress | ControlMap | None]:
     """Draw a map as Pipeline.draw_map, with what is to be downloaded first; yield as `watched`.
 
@@ -69,8 +69,8 @@ def drawn_map(
     stopped = threading.Event()
 
     def draw(report: Report) -> ControlMap | None:
-        if pipeline.fetch(condition, request, report, stopped.is_set, map_only=True):
-            return pipeline.draw_map(condition, request)
+        if pipeline.fetch(request, report, stopped.is_set, map_only=True):
+            return pipeline.draw_map(request)
         return None
 
     return watched(draw, stopped)
@@ -86,20 +86,18 @@ class Job:
     def __init__(
         self,
         pipeline: Pipeline,
-        condition: Condition,
         request: GenerationRequest,
         notes: Sequence[str] = (),
     ):
         self._pipeline = pipeline
-        self.condition = condition
         self.request = request
         self._notes = tuple(notes)
         self._stopped = threading.Event()
         self.finished = False
 
     def again(self, request: GenerationRequest) -> "Job":
-        """Return a job of the same condition that does another request."""
-        return Job(self._pipeline, self.condition, request)
+        """Return a job on the same pipeline for another request."""
+        return Job(self._pipeline, request)
 
     def stop(self) -> None:
         """End within one step; finished images are kept. May be called at any time, by anyone."""
@@ -126,12 +124,11 @@ class Job:
     def _generate(self, report: Report) -> GenerationResult | None:
         # Before a place in the pipeline's line is taken: a download takes minutes.
         stopped = self._stopped.is_set
-        fetched = self._pipeline.fetch(self.condition, self.request, report, stopped)
+        fetched = self._pipeline.fetch(self.request, report, stopped)
         if not fetched or self.stopped:
             return None
         model, prompt = self.request.model, self.request.full_prompt
         result = self._pipeline.generate(
-            self.condition,
             replace(self.request, model=" ".join([model, *tags_in(prompt)])),
             on_progress=report,
             cancelled=stopped,

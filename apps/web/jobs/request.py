@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 from apps.web.files import upload_folder
 from apps.web.jobs.job import Job
 from apps.web.suite import Suite
-from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.condition import Condition, RGBImage
 from core.errors import BadInput
 from core.images import MAX_PIXELS, read_image, read_strokes
 from core.params import settings_of
-from core.request import GenerationRequest
-from models.store import Card
+from core.request import ControlRequest, GenerationRequest
+from models.catalog.cards import Card
 
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
 """A run's folder, as files.new_folder names it, and a file in it."""
@@ -25,24 +26,70 @@ MOST_LAYERS = 4
 
 
 def checked_request(
-    condition: Condition, suite: Suite, given: dict[str, Any]
+    condition: Condition, suite: Suite, given: Mapping[str, Any]
 ) -> tuple[GenerationRequest, list[str]]:
     """Return the request of raw values by field name, and notes on the picture.
 
+    The annotator's settings are among them, each by its own name.
+
     Raises:
-        SuiteError: something is missing, unreadable or out of its bounds.
+        SuiteError: something is missing, unreadable or out of bounds.
     """
-    given = dict(given)
     card = suite.card(given["model"])
-    names = [*(one.name for one in condition.annotator.preprocessors), ALREADY_A_MAP]
-    if given["preprocessor"] not in names:
-        raise BadInput(f"The preprocessor must be one of: {', '.join(names)}.")
-    picture = given.pop("image")
-    of_map = settings_of(condition.annotator.params)
-    params = condition.annotator.params(**{name: given.pop(name) for name in of_map})
-    image, notes = given_picture(picture)
-    request = GenerationRequest(image=image, params=params, **given)
+    params = {name: given[name] for name in settings_of(condition.annotator.params)}
+    control, notes = checked_control(condition, suite, card.name, {**given, "params": params})
+    return checked_whole(card, [control], given, notes)
+
+
+def checked_control(
+    condition: Condition, suite: Suite, model: str, given: Mapping[str, Any]
+) -> tuple[ControlRequest, list[str]]:
+    """Return a control of raw values by field name, and notes on its picture.
+
+    An empty preprocessor or detect resolution stands for the one usual with the model; "params"
+    are the annotator's settings by name, and those left out are as usual.
+
+    Raises:
+        SuiteError: something is missing, unreadable or out of bounds.
+    """
+    values = {name: given[name] for name in settings_of(ControlRequest) if name in given}
+    if not values["preprocessor"]:
+        values["preprocessor"] = suite.usual_preprocessor(condition, model)
+    if values.get("detect_resolution") is None:
+        values["detect_resolution"] = suite.defaults(model)["detect_resolution"]
+    params = _params(condition, given["params"])
+    image, notes = given_picture(given["image"])
+    return ControlRequest(condition, image, params=params, **values), notes
+
+
+def checked_whole(
+    card: Card, controls: Sequence[ControlRequest], given: Mapping[str, Any], notes: Sequence[str]
+) -> tuple[GenerationRequest, list[str]]:
+    """Return the request of these controls and raw values, and the notes with those on it.
+
+    Raises:
+        SuiteError: something is missing or out of bounds.
+    """
+    values = {name: given[name] for name in settings_of(GenerationRequest)}
+    request = GenerationRequest(tuple(controls), **values)
     return request, [*notes, *resolution_notes(card, request)]
+
+
+def _params(condition: Condition, given: object) -> Any:
+    """Return the annotator's params of settings by name."""
+    known = settings_of(condition.annotator.params)
+    if not isinstance(given or {}, dict):
+        raise BadInput(
+            f'{condition.title}: map settings must be given by name, as {{"name": value}}.'
+        )
+    settings: dict[str, Any] = dict(given or {})  # type: ignore[call-overload]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise BadInput(
+            f"{condition.title} has no map setting {str(unknown[0])[:40]!r}; "
+            f"it has: {', '.join(known) or 'none'}."
+        )
+    return condition.annotator.params(**settings)
 
 
 def resolution_notes(card: Card, request: GenerationRequest) -> list[str]:
@@ -55,13 +102,13 @@ def resolution_notes(card: Card, request: GenerationRequest) -> list[str]:
     ]
 
 
-def new_job(condition: Condition, suite: Suite, given: dict[str, Any]) -> Job:
+def new_job(condition: Condition, suite: Suite, given: Mapping[str, Any]) -> Job:
     """Return the job of raw values, checked.
 
     Raises:
         SuiteError: as checked_request.
     """
-    return Job(suite.pipeline, condition, *checked_request(condition, suite, given))
+    return Job(suite.pipeline, *checked_request(condition, suite, given))
 
 
 def given_picture(record: object) -> tuple[RGBImage, list[str]]:

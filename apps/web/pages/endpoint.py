@@ -15,7 +15,7 @@ from apps.web.pages.widgets import plain_errors, together
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.params import Bounds, Setting, settings_of
-from core.request import GenerationRequest, GenerationResult
+from core.request import SETTINGS, GenerationResult
 
 Save = Callable[[GenerationResult], SavedResult]
 Outputs = tuple[Any, ...]
@@ -76,7 +76,7 @@ class Endpoint:
 def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]) -> Endpoint:
     """Return a condition's endpoint; call it inside the page's Blocks."""
     names = sorted(fields, key=lambda n: API_ORDER.index(n if n in API_ORDER else "params"))
-    known = {**settings_of(GenerationRequest), **settings_of(condition.annotator.params)}
+    known = {**SETTINGS, **settings_of(condition.annotator.params)}
     return Endpoint(
         f"{condition.blurb} Returns the control map, the generated images, the maps "
         "re-extracted from them, and a report with a seed and a score for each image.",

@@ -1,15 +1,17 @@
-"""What stands where on a condition's page: its widgets and their order.
+"""What stands where on a page that generates images: its widgets and their order.
 
-Settings' labels, bounds and helps come from the records; what is shown, from _cards.
+Labels, bounds and helps of settings come from the records; the HTML comes from apps.web.html.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import gradio as gr
 
 from apps.web.html import results
 from apps.web.jobs.compare import rivals
+from apps.web.jobs.job import Job
+from apps.web.pages.endpoint import Endpoint
 from apps.web.pages.runs import Turn
 from apps.web.pages.widgets import (
     PRIVATE,
@@ -21,119 +23,144 @@ from apps.web.pages.widgets import (
 )
 from apps.web.suite import Suite
 from apps.web.tool import Tool
-from core.condition import ALREADY_A_MAP, Condition
-from core.params import Choice, settings_of
-from core.request import GenerationRequest
+from core.condition import Condition, Example
+from core.params import Choice
+from core.request import SETTINGS
 
-MAP_LABEL = "Control map"
 CANVAS_SIDE = 512
 """Of a new canvas, in pixels, as in v1.0's interactive app."""
 
+Fields = dict[str, gr.components.Component]
+"""The widgets whose values make a request, by field name, in the order of the page."""
+
+
+class Controls(Protocol):
+    """The part of a page that depends on its controls: one condition, or slots for several."""
+
+    section: str
+    """The title of the controls' section."""
+    advanced: Sequence[str]
+    """Names of the settings among the advanced options."""
+    weights: Sequence[str]
+    """Names of the ControlNets that a run may use."""
+    required: Sequence[str]
+    """Names of those that every run uses."""
+    examples: Sequence[Example]
+
+    def models(self) -> list[str]:
+        """Return the names of the models on offer, the page's first one first."""
+
+    def defaults(self, model: str) -> dict[str, Any]:
+        """Return the settings to start with, by field name."""
+
+    def place(self, fields: Fields) -> None:
+        """Make the widgets of the controls' section; add those that make a request to `fields`."""
+
+    def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
+        """Connect their events; `with_picture` wraps a trigger whose event needs the picture."""
+
+    def given(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the raw values that `job` takes, from the widgets' values by field name."""
+
+    def job(self, given: dict[str, Any]) -> Job:
+        """Return the job of raw values, checked."""
+
+    def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Return updates of fields after the model changed from `before`."""
+
+    def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings in a PNG by field name, and notes on them."""
+
+    def taken_over(self, path: str, model: str) -> dict[str, Any]:
+        """Return what else to take from another app's result, by field name."""
+
+    def endpoint(self, fields: Fields) -> Endpoint:
+        """Return what programs are offered; call it inside the page's Blocks."""
+
 
 class Layout:
-    """The widgets of one condition's page; `fields` are those whose values make a request."""
+    """A page's widgets; build it inside the page's Blocks."""
 
-    map_section = "Control map"
-    weights: tuple[str, ...] = ()
-    advanced = ("image_resolution", "strength", "control_start", "control_end",
-                "guess_mode", "steps", "sampler", "mode", "guidance_scale")  # fmt: skip
-
-    def __init__(
-        self, condition: Condition, suite: Suite, send_to: Sequence[Condition | Tool] = ()
-    ):
-        self.app: Condition | Tool = condition
-        self.condition = condition
-        self.input = condition.input
-        self.given_examples = condition.examples
-        self.suite = suite
-        self.send_to = send_to
-        self.weights = (condition.weights,)
-        self.annotator = condition.annotator
-        self.params = settings_of(condition.annotator.params)
-        self.defaults = self._defaults_of(suite.model)
-        self.fields: dict[str, gr.components.Component] = {}
+    def __init__(self, app: Condition | Tool, suite: Suite, controls: Controls):
+        self._app = app
+        self._suite = suite
+        self._controls = controls
+        self._defaults = controls.defaults(suite.model)
+        self.fields: Fields = {}
         self.canvas: gr.ImageEditor | None = None
-
-    def _defaults_of(self, model: str) -> dict[str, Any]:
-        """Return the settings a model starts with; its card, or the annotator, says how to draw."""
-        found = self.suite.defaults(model)
-        if found["detect_resolution"] is None:
-            found["detect_resolution"] = self.annotator.detect_resolution
-        found["preprocessor"] = self.suite.usual_preprocessor(self.condition, model)
-        return found
-
-    def place(self) -> None:
-        """Make the widgets; call it inside the page's Blocks."""
-        self.header = gr.HTML(self._header(self.suite.model), elem_classes="cl-header")
+        self.header = gr.HTML(self.header_of(suite.model), elem_classes="cl-header")
         with gr.Row(elem_classes="cl-columns"):
             with gr.Column(elem_classes="cl-input"):
                 self._input()
             with gr.Column(elem_classes="cl-settings"):
                 self._settings()
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
-                self.stage = gr.HTML(results.empty(self.app), elem_id="stage")
+                self.stage = gr.HTML(results.empty(app), elem_id="stage")
                 self.results = gr.HTML("", elem_id="results")
         self.turn = gr.State(Turn())
         self.last_seed = gr.State(-1)
-        self.shown_model = gr.State(self.suite.model)
+        self.shown_model = gr.State(suite.model)
+
+    def header_of(self, model: str) -> str:
+        """Return the header's HTML with the facts of a model."""
+        facts = self._suite.facts(model, *self._controls.required)
+        return results.header(self._app, facts, self._suite.card(model))
+
+    def comparison(self, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the properties of the compare button and of the choice of rivals."""
+        names = rivals(self._suite, model, self._controls.weights)
+        found = [(self._suite.card(name).title, name) for name in names]
+        choose = len(found) > 1
+        title = f"Compare with {'' if choose or not found else found[0][0]}".strip()
+        value = found[0][1] if found else None
+        return (
+            {"value": title, "visible": bool(found)},
+            {"choices": found, "value": value, "visible": choose},
+        )
+
+    def values_of(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the raw values for the job, from the fields' values in their order."""
+        return self._controls.given(dict(zip(self.fields, values, strict=True)))
+
+    def updates(self, changes: Mapping[str, Any]) -> list[Any]:
+        """Return one update for each field; those without a change stay as they are."""
+        return [changes.get(name, gr.skip()) for name in self.fields]
+
+    def labels(self, names: Sequence[str]) -> list[str]:
+        """Return the labels of fields, each once."""
+        return list(dict.fromkeys(getattr(self.fields[name], "label", name) for name in names))
 
     def _input(self) -> None:
-        drawn_here, drawing = (self.input == kind for kind in ("canvas", "drawing"))
+        drawn_here = self._app.input == "canvas"
         if drawn_here:
-            self._canvas()
-        self.fields["image"] = picture_input("drawing" if drawing else "picture", not drawn_here)
-        self._examples()
-        self._add("prompt", GenerationRequest, lines=2, elem_id="prompt",
-                  placeholder=self._prompt_hint())  # fmt: skip
+            self.canvas = _canvas()
+        kind = "drawing" if self._app.input == "drawing" else "picture"
+        self.fields["image"] = picture_input(kind, not drawn_here)
+        here = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
+        self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in here]
+        self.examples = example_strip([TEST_IMAGES / e.image for e in here])
+        prompts = self._suite.card(self._suite.model).prompts
+        hint = f"For example: {prompts[0]}" if prompts else ""
+        self._add("prompt", lines=2, elem_id="prompt", placeholder=hint)
         self.run, self.stop = run_and_stop()
-        button, choice = self._comparison(self.suite.model)
+        button, choice = self.comparison(self._suite.model)
         with gr.Row(elem_classes="cl-against"):
             self.compare = gr.Button(**button, size="md", elem_id="compare")
             self.other = gr.Dropdown(
                 **choice, label="Model to compare with", container=False, elem_id="other"
             )
 
-    def _canvas(self) -> None:
-        self.canvas = gr.ImageEditor(
-            label="Draw here",
-            type="numpy",
-            image_mode="RGBA",
-            format="png",
-            sources=(),  # with any, Gradio starts with the tool that asks for a picture
-            transforms=(),
-            layers=False,
-            brush=gr.Brush(default_size=8, colors=["#000000"], color_mode="fixed"),
-            eraser=gr.Eraser(default_size=24),
-            canvas_size=(CANVAS_SIDE, CANVAS_SIDE),
-            height=460,
-            elem_id="canvas",
-            placeholder="Draw with mouse, pen or finger",
-        )
-        with gr.Accordion("Canvas size", open=False, elem_classes="cl-section"):
-            sides = [
-                gr.Slider(
-                    256, 1024, CANVAS_SIDE, step=1, label=f"Canvas {side}", elem_id=f"canvas_{side}"
-                )
-                for side in ("width", "height")
-            ]
-            gr.Button("New canvas", size="sm", elem_id="new-canvas").click(
-                lambda wide, high: gr.ImageEditor(value=None, canvas_size=(wide, high)),
-                sides,
-                [self.canvas],
-                queue=False,
-                **PRIVATE,
-            )
-
     def _settings(self) -> None:
-        with gr.Accordion(self.map_section, open=True, elem_classes="cl-section"):
-            self._map_controls()
+        with gr.Accordion(self._controls.section, open=True, elem_classes="cl-section"):
+            self._controls.place(self.fields)
             self.invert = gr.Checkbox(
                 label="Show maps inverted",
                 info="Such as black lines on white. Display only: the model gets them as drawn.",
                 elem_id="invert",
             )
-        with gr.Accordion("Advanced options", open=False, elem_classes="cl-section",
-                          elem_id="advanced"):  # fmt: skip
+        with gr.Accordion(
+            "Advanced options", open=False, elem_classes="cl-section", elem_id="advanced"
+        ):
             self._advanced()
         self.restore = gr.File(
             label="Restore settings: drop a PNG saved here",
@@ -144,96 +171,64 @@ class Layout:
         )
         self.restored = gr.HTML("", elem_id="restored")
 
-    def _examples(self) -> None:
-        here = [e for e in self.given_examples if (TEST_IMAGES / e.image).is_file()]
-        self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in here]
-        self.examples = example_strip([TEST_IMAGES / e.image for e in here])
-
-    def _map_controls(self) -> None:
-        ways = self.annotator.preprocessors
-        options = [
-            (f"{way.name} ({way.needs})" if way.needs else way.name, way.name) for way in ways
-        ]
-        options.append((f"{ALREADY_A_MAP}: my image is already a control map", ALREADY_A_MAP))
-        self.fields["preprocessor"] = gr.Radio(
-            options,
-            value=self.defaults["preprocessor"],
-            label="Preprocessor",
-            info=" ".join(f"{way.name}: {way.help}" for way in ways if way.help) or None,
-            visible=self.canvas is None,  # what is drawn here is no map yet
-            elem_id="preprocessor",
-        )
-        for name, control in self.params.items():
-            self.fields[name] = widget(control, control.default, elem_id=name)
-        if self.annotator.detect_resolution is not None:
-            self._add("detect_resolution", GenerationRequest)
-        self.preview = gr.Button("Preview map", elem_id="preview", size="md")
-        self.map = gr.Image(
-            label=MAP_LABEL,
-            format="png",
-            interactive=False,
-            visible=False,
-            height=260,
-            elem_id="map",
-            elem_classes="cl-map",
-            buttons=["download", "fullscreen"],
-        )
-
     def _advanced(self) -> None:
-        models = self._models()
         self.fields["model"] = gr.Dropdown(
-            [(self.suite.card(name).title, name) for name in models],
-            value=self.suite.model,
+            [(self._suite.card(name).title, name) for name in self._controls.models()],
+            value=self._suite.model,
             label="Model",
             elem_id="model",
         )
-        self._add("num_samples", GenerationRequest)
+        self._add("num_samples")
         self.best_first = gr.Checkbox(
             label="Best first",
             info="Show the results by their score; the seeds and the files stay as made.",
             elem_id="best_first",
         )
-        for name in self.advanced:
-            control = settings_of(GenerationRequest)[name]
-            if not isinstance(control, Choice) or len(control.options) > 1:
-                self._add(name, GenerationRequest)
+        for name in self._controls.advanced:
+            setting = SETTINGS[name]
+            if not isinstance(setting, Choice) or len(setting.options) > 1:
+                self._add(name)
         with gr.Row(elem_classes="cl-seed-row"):
-            self._add("seed", GenerationRequest, min_width=140, elem_id="seed")
+            self._add("seed", min_width=140, elem_id="seed")
             with gr.Column(min_width=120, scale=0):
                 self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="reuse")
                 self.random = gr.Button("Random", size="sm")
         for name in ("eta", "added_prompt", "negative_prompt"):
-            self._add(name, GenerationRequest)
+            self._add(name)
 
-    def _models(self) -> list[str]:
-        return self.suite.models(self.condition)
-
-    def _add(self, name: str, record: type, **options: Any) -> None:
-        control = settings_of(record)[name]
+    def _add(self, name: str, **options: Any) -> None:
         options.setdefault("elem_id", name)
-        self.fields[name] = widget(control, self.defaults[name], **options)
+        self.fields[name] = widget(SETTINGS[name], self._defaults[name], **options)
 
-    def _prompt_hint(self) -> str:
-        prompts = self.suite.card(self.suite.model).prompts
-        return f"For example: {prompts[0]}" if prompts else ""
 
-    def _header(self, model: str) -> str:
-        facts = self.suite.facts(model, *self.weights)
-        return results.header(self.app, facts, self.suite.card(model))
-
-    def _rivals(self, model: str) -> list[str]:
-        return rivals(self.suite, model, self.weights)
-
-    def _comparison(self, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return how the button that compares a model stands, and the choice of the other one."""
-        found = [(self.suite.card(name).title, name) for name in self._rivals(model)]
-        choose = len(found) > 1
-        title = f"Compare with {'' if choose or not found else found[0][0]}".strip()
-        value = found[0][1] if found else None
-        return (
-            {"value": title, "visible": bool(found)},
-            {"choices": found, "value": value, "visible": choose},
+def _canvas() -> gr.ImageEditor:
+    canvas = gr.ImageEditor(
+        label="Draw here",
+        type="numpy",
+        image_mode="RGBA",
+        format="png",
+        sources=(),  # with any, Gradio starts with the tool that asks for a picture
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(default_size=8, colors=["#000000"], color_mode="fixed"),
+        eraser=gr.Eraser(default_size=24),
+        canvas_size=(CANVAS_SIDE, CANVAS_SIDE),
+        height=460,
+        elem_id="canvas",
+        placeholder="Draw with mouse, pen or finger",
+    )
+    with gr.Accordion("Canvas size", open=False, elem_classes="cl-section"):
+        sides = [
+            gr.Slider(
+                256, 1024, CANVAS_SIDE, step=1, label=f"Canvas {side}", elem_id=f"canvas_{side}"
+            )
+            for side in ("width", "height")
+        ]
+        gr.Button("New canvas", size="sm", elem_id="new-canvas").click(
+            lambda wide, high: gr.ImageEditor(value=None, canvas_size=(wide, high)),
+            sides,
+            [canvas],
+            queue=False,
+            **PRIVATE,
         )
-
-    def _given(self, values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(self.fields, values, strict=True))
+    return canvas

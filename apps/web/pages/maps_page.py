@@ -1,6 +1,6 @@
 """The page that shows one picture as every annotator sees it, and its endpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from apps.web.jobs import map_choices
 from apps.web.jobs.map_choices import DrawnMap, MapChoice, chosen_map_choices, draw_maps
 from apps.web.jobs.request import given_picture
 from apps.web.pages.widgets import (
-    CACHE,
     FEW_AT_ONCE,
     ONE_AT_A_TIME,
     PRIVATE,
     TEST_IMAGES,
+    blocks_of,
     example_strip,
     picture_input,
     plain_errors,
@@ -37,9 +37,7 @@ Paths = tuple[Path, Path] | None
 
 def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
     """Build the page, to be launched alone or rendered into a site; it makes nothing to send."""
-    with gr.Blocks(
-        title=f"{tool.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
-    ) as page:
+    with blocks_of(tool) as page:
         _MapsPage(tool, suite).build()
     return page
 
@@ -49,8 +47,8 @@ class _MapsPage:
         self.tool = tool
         self.suite = suite
         self.defaults = suite.defaults(suite.model)
-        self.ways = map_choices.every_map_choice()
-        self.ready = [name for name, way in self.ways.items() if not way.preprocessor.needs]
+        self.choices = map_choices.every_map_choice()
+        self.ready = [name for name, one in self.choices.items() if not one.preprocessor.needs]
 
     # What stands where
 
@@ -86,14 +84,14 @@ class _MapsPage:
                 gr.Button(text, size="sm", min_width=100) for text in (NO_DOWNLOADS, "All")
             ]
         self.names = gr.CheckboxGroup(
-            [(_label(way), name) for name, way in self.ways.items()],
+            [(_label(choice), name) for name, choice in self.choices.items()],
             value=self.ready,
             label="Ways to see",
             info="What must be downloaded is fetched when it is first used.",
             elem_id="names",
             elem_classes="cl-ways",
         )
-        for button, names in zip(shortcuts, (self.ready, list(self.ways)), strict=True):
+        for button, names in zip(shortcuts, (self.ready, list(self.choices)), strict=True):
             button.click(lambda names=names: names, None, [self.names], queue=False, **PRIVATE)
 
     # What happens when
@@ -132,54 +130,54 @@ class _MapsPage:
     def _draw(self, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Show each map as soon as it is drawn."""
         with plain_errors():
-            request, ways, _ = self._checked(*values)
-            drawing = results.drawing(ways[0], 0, len(ways))
+            requests, _ = self._checked(*values)
+            choices = list(requests)
+            drawing = results.drawing(choices[0], 0, len(choices))
             yield drawing, gr.skip()
-            for report in self._looked(request, ways):
-                if not isinstance(report, tuple):  # a page whose visitor has left ends here
+            for report in self._drawn(requests):
+                if not isinstance(report, tuple):  # the event of a closed tab ends here
                     yield (results.running(report, 1, None) if report else drawing), gr.skip()
                     continue
-                drawn_maps, files = report
-                done = len(drawn_maps)
-                drawing = results.drawing(ways[done], done, len(ways)) if done < len(ways) else ""
-                yield drawing, results.maps(drawn_maps, files, len(ways))
+                maps, files = report
+                done, total = len(maps), len(choices)
+                drawing = results.drawing(choices[done], done, total) if done < total else ""
+                yield drawing, results.maps(maps, files, total)
 
-    def _looked(
-        self, request: GenerationRequest, ways: Sequence[MapChoice]
+    def _drawn(
+        self, requests: Mapping[MapChoice, GenerationRequest]
     ) -> Iterator[tuple[list[DrawnMap], list[Paths]] | Progress | None]:
         """Yield the maps drawn so far and their files, after each; in between as `draw_maps`."""
         folder = new_folder(upload_folder())
-        drawn_maps: list[DrawnMap] = []
+        maps: list[DrawnMap] = []
         files: list[Paths] = []
-        for drawn in draw_maps(self.suite.pipeline, request, ways):
+        for drawn in draw_maps(self.suite.pipeline, requests):
             if not isinstance(drawn, DrawnMap):
                 yield drawn
                 continue
             paths = None
             if drawn.control_map is not None:
-                path = folder / drawn.way.file_name
-                paths = save_map(drawn.control_map, drawn.way.annotator, path)
+                path = folder / drawn.choice.file_name
+                paths = save_map(drawn.control_map, drawn.choice.annotator, path)
                 self.results.temp_files |= {str(path) for path in paths}  # for delete_cache
-            drawn_maps.append(drawn)
+            maps.append(drawn)
             files.append(paths)
-            yield drawn_maps, files
+            yield maps, files
 
     def _checked(
         self, image: Any, names: Any, image_resolution: Any
-    ) -> tuple[GenerationRequest, list[MapChoice], list[str]]:
-        """Return the request and the ways that raw values ask for, and notes on the picture.
+    ) -> tuple[dict[MapChoice, GenerationRequest], list[str]]:
+        """Return each chosen map's request, of raw values, and notes on the picture.
 
         Raises:
-            SuiteError: something is missing, unreadable or out of its bounds.
+            SuiteError: something is missing, unreadable or out of bounds.
         """
-        ways = chosen_map_choices(names)
+        choices = chosen_map_choices(names)
         picture, notes = given_picture(image)
-        request = GenerationRequest(
-            image=picture,
-            image_resolution=image_resolution,
-            detect_resolution=self.defaults["detect_resolution"],
-        )
-        return request, ways, notes
+        settings = {
+            "image_resolution": image_resolution,
+            "detect_resolution": self.defaults["detect_resolution"],
+        }
+        return {choice: choice.request(picture, **settings) for choice in choices}, notes
 
     # For programs
 
@@ -198,15 +196,15 @@ class _MapsPage:
                 image_resolution: Length of the maps' short side, in pixels.
             """
             with plain_errors():
-                request, ways, notes = self._checked(image, names, image_resolution)
-                for report in self._looked(request, ways):
-                    drawn_maps, files = report if isinstance(report, tuple) else ([], [])
-                    if len(drawn_maps) < len(ways):
+                requests, notes = self._checked(image, names, image_resolution)
+                for report in self._drawn(requests):
+                    maps, files = report if isinstance(report, tuple) else ([], [])
+                    if len(maps) < len(requests):
                         yield None, None  # a call whose caller has left ends here
                     else:
                         yield (
                             [str(paths[0]) for paths in files if paths],
-                            _report(drawn_maps, notes),
+                            _report(maps, notes),
                         )
 
         see.__name__ = self.tool.name
@@ -223,16 +221,16 @@ class _MapsPage:
         )
 
 
-def _label(way: MapChoice) -> str:
-    needs = way.preprocessor.needs
-    return f"{way.title} ({needs})" if needs else way.title
+def _label(choice: MapChoice) -> str:
+    needs = choice.preprocessor.needs
+    return f"{choice.title} ({needs})" if needs else choice.title
 
 
-def _report(drawn_maps: Sequence[DrawnMap], notes: Sequence[str]) -> dict[str, Any]:
-    drawn = [drawn for drawn in drawn_maps if drawn.control_map is not None]
+def _report(maps: Sequence[DrawnMap], notes: Sequence[str]) -> dict[str, Any]:
+    drawn = [one for one in maps if one.control_map is not None]
     return {
-        "maps": [drawn.way.name for drawn in drawn],
-        "errors": {s.way.name: s.note for s in drawn_maps if s.control_map is None},
-        "seconds": {drawn.way.name: drawn.seconds for drawn in drawn_maps},
-        "warnings": [*notes, *(f"{s.way.name}: {s.note}" for s in drawn if s.note)],
+        "maps": [one.choice.name for one in drawn],
+        "errors": {one.choice.name: one.note for one in maps if one.control_map is None},
+        "seconds": {one.choice.name: one.seconds for one in maps},
+        "warnings": [*notes, *(f"{one.choice.name}: {one.note}" for one in drawn if one.note)],
     }

@@ -1,6 +1,6 @@
-"""The page that combines several controls, and its endpoint: a condition's page with slots."""
+"""The page that combines several controls: slots, each with a control of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,15 +9,16 @@ import apps
 from apps.web.html import results
 from apps.web.jobs.job import Job
 from apps.web.jobs.several import OF_A_SLOT, SLOTS, combinable, job_of_several, offered
-from apps.web.pages.condition_page import Page
 from apps.web.pages.endpoint import Endpoint, help_of
-from apps.web.pages.widgets import CACHE, PRIVATE, picture_input, widget
+from apps.web.pages.layout import Fields
+from apps.web.pages.page import Page
+from apps.web.pages.widgets import PRIVATE, blocks_of, picture_input, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
 from core.metadata import read_controls, read_settings
 from core.params import settings_of
-from core.request import ControlRequest, GenerationRequest
+from core.request import SETTINGS, ControlRequest
 
 OWN_PICTURE = "{title} had a picture of its own: please add it again."
 GONE = "{title} is not here with this model; its slot is empty now."
@@ -28,84 +29,70 @@ TOO_MANY = "It was made with more controls than there are slots here."
 
 def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
     """Build the page, to be launched alone or rendered into a site; see Tool.page."""
-    with gr.Blocks(
-        title=f"{tool.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
-    ) as page:
-        _MultiPage(tool, suite, send_to).build(page)
-    return page
+    with blocks_of(tool) as blocks:
+        Page(blocks, tool, suite, ControlSlots(tool, suite), send_to)
+    return blocks
 
 
-class _MultiPage(Page):
-    """Its fields are a condition's page's, and those of each slot with the slot's number."""
+class ControlSlots:
+    """Slots for several controls; a slot's fields end in its number."""
 
-    map_section = "Controls"
+    section = "Controls"
     advanced = ("image_resolution", "guess_mode", "steps", "sampler", "mode", "guidance_scale")
+    required = ()
 
-    def __init__(  # the other facts are a condition's
-        self, tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool]
-    ):
-        self.app = tool
+    def __init__(self, tool: Tool, suite: Suite):
+        self.tool = tool
         self.suite = suite
-        self.send_to = send_to
         self.weights = tuple({one.weights for one in combinable().values()})
-        self.input = "photo"
         prompts = {e.image: e.prompt for one in apps.conditions() for e in one.examples}
-        self.given_examples = [Example(name, prompts.get(name, "")) for name in tool.examples]
-        self.defaults = self._defaults_of(suite.model)
-        self.fields = {}
-        self.canvas = None
+        self.examples = [Example(name, prompts.get(name, "")) for name in tool.examples]
         self.details: dict[int, gr.Column] = {}
         self.map_sections: dict[int, gr.Accordion] = {}
         self.maps: dict[int, dict[str, gr.Column]] = {}
         self.of_maps: dict[str, tuple[str, str, int]] = {}
         """The fields of maps' settings: the control and the setting that they are, and the slot."""
 
-    def _defaults_of(self, model: str) -> dict[str, Any]:
-        return self.suite.defaults(model)
-
-    def _models(self) -> list[str]:
+    def models(self) -> list[str]:
+        """See Controls."""
         able = [self.suite.models(condition) for condition in combinable().values()]
         return list(dict.fromkeys([self.suite.model, *(name for names in able for name in names)]))
 
-    def _header(self, model: str) -> str:
-        return results.header(self.app, self.suite.facts(model), self.suite.card(model))
+    def defaults(self, model: str) -> dict[str, Any]:
+        """See Controls."""
+        return self.suite.defaults(model)
 
     # The slots
 
-    def _map_controls(self) -> None:
+    def place(self, fields: Fields) -> None:
+        """See Controls."""
         names = [*offered(self.suite, self.suite.model)][:2]
         for slot, name in zip(SLOTS, [*names, *[""] * len(SLOTS)], strict=False):
             with gr.Column(elem_classes="cl-slot"):
-                self._slot(slot, name)
+                self._place_slot(fields, slot, name)
 
-    def _slot(self, slot: int, name: str) -> None:
+    def _place_slot(self, fields: Fields, slot: int, name: str) -> None:
         model = self.suite.model
-        self.fields[f"control_{slot}"] = gr.Dropdown(
+        fields[f"control_{slot}"] = gr.Dropdown(
             **self._controls(name, model), label=f"Control {slot}", elem_id=f"control_{slot}"
         )
         with gr.Column(visible=bool(name)) as self.details[slot]:
-            self.fields[f"preprocessor_{slot}"] = gr.Dropdown(
+            fields[f"preprocessor_{slot}"] = gr.Dropdown(
                 **self._ways(name, "", model), label="Preprocessor", elem_id=f"preprocessor_{slot}"
             )
-            self._add_to(slot, "strength")
-            with self._map_accordion(name) as self.map_sections[slot]:
-                self._map_settings(slot, name)
+            _add_to(fields, slot, "strength")
+            section = gr.Accordion("Map settings", open=False, visible=_has_settings(name))
+            with section:
+                self._map_settings(fields, slot, name)
+            self.map_sections[slot] = section
             with gr.Accordion("Own picture, start and end", open=False):
-                self.fields[f"image_{slot}"] = picture_input(
+                fields[f"image_{slot}"] = picture_input(
                     label="Instead of the shared picture", height=180, elem_id=f"image_{slot}"
                 )
-                self._add_to(slot, "control_start")
-                self._add_to(slot, "control_end")
+                _add_to(fields, slot, "control_start")
+                _add_to(fields, slot, "control_end")
 
-    def _add_to(self, slot: int, name: str, value: Any = None, **options: Any) -> None:
-        control, field = settings_of(ControlRequest)[name], f"{name}_{slot}"
-        value = control.default if value is None else value
-        self.fields[field] = widget(control, value, elem_id=field, **options)
-
-    def _map_accordion(self, name: str) -> gr.Accordion:
-        return gr.Accordion("Map settings", open=False, visible=_has_settings(name))
-
-    def _map_settings(self, slot: int, name: str) -> None:
+    def _map_settings(self, fields: Fields, slot: int, name: str) -> None:
         """Make the settings of every control's map, of which the chosen control's are seen."""
         self.maps[slot] = {}
         for key, condition in combinable().items():
@@ -113,14 +100,14 @@ class _MultiPage(Page):
             if not settings:
                 continue
             with gr.Column(visible=key == name) as self.maps[slot][key]:
-                for setting, control in settings.items():
-                    field = f"{key}.{setting}_{slot}"
-                    self.of_maps[field] = (key, setting, slot)
-                    self.fields[field] = widget(
-                        control, control.default, elem_id=f"{key}-{setting}_{slot}"
+                for param, setting in settings.items():
+                    field = f"{key}.{param}_{slot}"
+                    self.of_maps[field] = (key, param, slot)
+                    fields[field] = widget(
+                        setting, setting.default, elem_id=f"{key}-{param}_{slot}"
                     )
         usual = _usual_resolution(self.suite, self.suite.model, name)
-        self._add_to(slot, "detect_resolution", usual or ANY_RESOLUTION, visible=bool(usual))
+        _add_to(fields, slot, "detect_resolution", usual or ANY_RESOLUTION, visible=bool(usual))
 
     def _controls(self, name: str, model: str) -> dict[str, Any]:
         """Return a slot's choice of controls with one chosen."""
@@ -143,14 +130,15 @@ class _MultiPage(Page):
 
     # What happens when
 
-    def _wire_map(self) -> None:
+    def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
+        """See Controls."""
         for slot in SLOTS:
-            inputs = [self.fields[f"{n}_{slot}"] for n in ("control", "preprocessor")]
-            self.fields[f"control_{slot}"].change(
+            inputs = [fields[f"{n}_{slot}"] for n in ("control", "preprocessor")]
+            fields[f"control_{slot}"].change(
                 self._choose,
-                [*inputs, self.fields["model"]],
+                [*inputs, fields["model"]],
                 [
-                    self.fields[f"preprocessor_{slot}"],
+                    fields[f"preprocessor_{slot}"],
                     self.details[slot],
                     self.map_sections[slot],
                     *self.maps[slot].values(),
@@ -159,10 +147,10 @@ class _MultiPage(Page):
                 queue=False,
                 **PRIVATE,
             )
-            self.fields[f"control_{slot}"].input(
+            fields[f"control_{slot}"].input(
                 self._choose_resolution,
-                [self.fields[f"control_{slot}"], self.fields["model"]],
-                [self.fields[f"detect_resolution_{slot}"]],
+                [fields[f"control_{slot}"], fields["model"]],
+                [fields[f"detect_resolution_{slot}"]],
                 preprocess=False,
                 queue=False,
                 **PRIVATE,
@@ -181,27 +169,27 @@ class _MultiPage(Page):
         usual = _usual_resolution(self.suite, model, name)
         return gr.Slider(value=asked or usual or ANY_RESOLUTION, visible=bool(usual))
 
-    def _given(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the values by field; a slot's map settings as one, of the chosen control."""
-        given = super()._given(values)
+    def given(self, values: dict[str, Any]) -> dict[str, Any]:
+        """See Controls; a slot's map settings become one value, of the chosen control."""
+        given = dict(values)
         settings: dict[int, dict[str, Any]] = {slot: {} for slot in SLOTS}
-        for field, (key, setting, slot) in self.of_maps.items():
+        for field, (key, param, slot) in self.of_maps.items():
             value = given.pop(field)
             if given[f"control_{slot}"] == key:
-                settings[slot][setting] = value
+                settings[slot][param] = value
         for slot in SLOTS:
             given[f"params_{slot}"] = settings[slot]
             if not _usual_resolution(self.suite, self.suite.model, given[f"control_{slot}"]):
                 given[f"detect_resolution_{slot}"] = None
         return given
 
-    def _new_job(self, given: dict[str, Any]) -> Job:
+    def job(self, given: dict[str, Any]) -> Job:
+        """See Controls."""
         return job_of_several(self.suite, given)
 
-    def _change_model(self, before: str, *values: Any) -> list[Any]:
-        """Move settings as every page does, and offer the controls that the new model has."""
-        model, header, *moved = super()._change_model(before, *values)
-        given, moving = self._given(values), dict(zip(self.fields, moved, strict=True))
+    def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
+        """See Controls; offers the controls that the new model has."""
+        model, moving = given["model"], {}
         known = offered(self.suite, model)
         for slot in SLOTS:
             name = given[f"control_{slot}"]
@@ -211,7 +199,7 @@ class _MultiPage(Page):
             if resolution == _usual_resolution(self.suite, before, name):
                 resolution = None
             moving |= self._filled(slot, name, given[f"preprocessor_{slot}"], model, resolution)
-        return [model, header, *moving.values()]
+        return moving
 
     def _filled(
         self, slot: int, name: str, preprocessor: str, model: str, resolution: int | None = None
@@ -223,7 +211,8 @@ class _MultiPage(Page):
             f"detect_resolution_{slot}": self._choose_resolution(name, model, resolution),
         }
 
-    def _read(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+    def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+        """See Controls."""
         settings, notes = read_settings(source)
         found, more = read_controls(source, combinable())
         for name in (
@@ -232,7 +221,7 @@ class _MultiPage(Page):
         ):  # the first control's, as found has it
             settings.pop(name, None)
         model = settings.get("model")
-        model = model if model in self._models() else self.suite.model
+        model = model if model in self.models() else self.suite.model
         notes += more + ([TOO_MANY] if len(found) > len(SLOTS) else [])
         empty: list[tuple[str, dict[str, Any]]] = [("", {})] * len(SLOTS)
         for slot, (name, asked) in zip(SLOTS, [*found, *empty] if found else [], strict=False):
@@ -247,8 +236,8 @@ class _MultiPage(Page):
                 notes.append(OWN_PICTURE.format(title=combinable()[name].title))
         return settings, notes
 
-    def _from_sent(self, path: str, model: str) -> dict[str, Any]:
-        """Start with the control that the picture was made with, and one that is another."""
+    def taken_over(self, path: str, model: str) -> dict[str, Any]:
+        """See Controls: the control that the picture was made with, and another one."""
         found, _ = read_controls(path, combinable())
         known = offered(self.suite, model)
         names = [name for name, _ in found[:1] if name in known]
@@ -260,11 +249,12 @@ class _MultiPage(Page):
 
     # For programs
 
-    def _endpoint(self) -> Endpoint:
+    def endpoint(self, fields: Fields) -> Endpoint:
+        """See Controls."""
         of_slots = [f"{name}_{slot}" for slot in SLOTS for name in OF_A_SLOT]
         own = ("image", *of_slots, *self.of_maps)
-        others = [name for name in self.fields if name not in own]
-        known = settings_of(GenerationRequest)
+        others = [name for name in fields if name not in own]
+        known = SETTINGS
         helps = {
             "control": f"The control, one of: {', '.join(combinable())}; empty for none.",
             "image": "The picture its map is drawn from; without one, the shared picture.",
@@ -279,10 +269,10 @@ class _MultiPage(Page):
             }
         # A dropdown would tell programs that what it shows first is all there is, and a slider
         # that what is usual for that is so for every control.
-        widgets = dict(self.fields)
+        widgets = dict(fields)
         for slot in SLOTS:
             for name in ("control", "preprocessor"):
-                shown = self.fields[f"{name}_{slot}"]
+                shown = fields[f"{name}_{slot}"]
                 widgets[f"{name}_{slot}"] = gr.Textbox(
                     shown.value, label=shown.label, visible=False
                 )
@@ -292,13 +282,19 @@ class _MultiPage(Page):
             )
         told["image"] = "The picture to start from, for every control without one of its own."
         return Endpoint(
-            f"{self.app.blurb} Returns the control maps, the generated images, the maps "
+            f"{self.tool.blurb} Returns the control maps, the generated images, the maps "
             "re-extracted from them (image by image, one for each control), and a report with a "
             "seed and the controls' scores for each image.",
             {name: (widgets[name], told[name]) for name in ["image", *others, *of_slots]},
             gr.File(label="Control maps", file_count="multiple", visible=False),
             lambda maps: maps,
         )
+
+
+def _add_to(fields: Fields, slot: int, name: str, value: Any = None, **options: Any) -> None:
+    setting, field = SETTINGS[name], f"{name}_{slot}"
+    value = setting.default if value is None else value
+    fields[field] = widget(setting, value, elem_id=field, **options)
 
 
 def _usual_resolution(suite: Suite, model: str, name: object) -> int | None:

@@ -10,6 +10,8 @@ from gradio.data_classes import ImageData
 
 from apps.web.html.results import escape
 from apps.web.jobs.errors import sentence_of
+from apps.web.tool import Tool
+from core.condition import Condition
 from core.errors import SuiteError
 from core.params import Bounds, Choice, Setting, Text, Toggle
 
@@ -32,6 +34,13 @@ PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 MOST_SLIDER_STOPS = 10_000
 """A number with more values than this gets a box: nobody hits a seed with a slider."""
+
+
+def blocks_of(app: Condition | Tool) -> gr.Blocks:
+    """Return an app's Blocks, to be filled inside a `with`."""
+    return gr.Blocks(
+        title=f"{app.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
+    )
 
 
 def together(runs: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Normalisation in one pass with what stands before or behind it, in channels-last memory.
+"""Group normalisation in channels-last memory, in one pass with a bias before and SiLU after it.
 
 The kernel for bfloat16 on the CPU is groupnorm.cpp, the one for GPUs in triton_kernels.py; both say
 why they are faster. Elsewhere torch's own functions run.
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.engine.kernels.build import addresses, fits, kernel, on_gpu
-from models.engine.layers import convolve
 
 LANES = 16
 """Of whose multiples the kernel takes channels."""
@@ -41,50 +40,6 @@ def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None
             return fused
     found: Tensor = layer(x if bias is None else x + bias[:, None, None])
     return functional.silu(found, inplace=not found.requires_grad) if silu else found
-
-
-def convolve_and_norm(convolution: Any, norm: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what a GroupNorm and SiLU make of a convolution of x, with another bias if given.
-
-    For a GPU torch adds the bias in a pass of its own, which the normalisation does on its way.
-    """
-    if x.is_cuda:
-        bias = convolution.bias if bias is None else bias
-        found = _without_bias(convolution, x)
-    else:
-        found, bias = convolve(convolution, x, bias), None
-    del x  # which nobody else may need any more, and memory peaks here
-    return group_norm(norm, found, silu=True, bias=bias)
-
-
-def convolve_onto(convolution: Any, x: Tensor, kept: Tensor) -> Tensor:
-    """Return the sum of a convolution of x and a tensor like it; on a GPU with the bias at once."""
-    if x.is_cuda and not x.requires_grad and not convolution.weight.requires_grad:
-        found = _without_bias(convolution, x)
-        suits = lie_alike(found, kept)
-        if suits and on_gpu("add_with_bias", found, kept, convolution.bias) is not None:
-            return found
-        return found.add_(convolution.bias[:, None, None]).add_(kept)
-    return convolve(convolution, x, kept=kept)
-
-
-def add_and_norm(norm: Any, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of two tensors (B, N, C), and what a LayerNorm makes of it.
-
-    The first is not to be used again. On a GPU both are one pass.
-    """
-    alike = found.is_contiguous() and kept.is_contiguous() and found.shape == kept.shape
-    if found.is_cuda and alike and not found.requires_grad and not norm.weight.requires_grad:
-        fused = on_gpu("add_and_norm", found, kept, norm.weight, norm.bias, norm.eps)
-        if fused is not None:
-            return found, fused
-    total = found.add_(kept)
-    return total, norm(total)
-
-
-def _without_bias(convolution: Any, x: Tensor) -> Tensor:
-    weight, stride, padding = convolution.weight, convolution.stride, convolution.padding
-    return functional.conv2d(x, weight, None, stride, padding)
 
 
 def lie_alike(*pictures: Tensor) -> bool:

@@ -75,11 +75,11 @@ def test_the_page_shows_what_comes_stops_and_goes_on(
     monkeypatch.setattr(runs, "save", lambda _: None)
     monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
     grey = np.full((256, 256, 3), 127, np.uint8)
-    request = GenerationRequest(image=grey, **(suite.defaults("far") | {"steps": 1}))
+    request = GenerationRequest.single(canny, grey, **(suite.defaults("far") | {"steps": 1}))
 
     def shown(stop: bool) -> list[Any]:
         turn, seen = Turn(), []
-        turn.take(lambda: Job(suite.pipeline, canny, request))
+        turn.take(lambda: Job(suite.pipeline, request))
         for stage, made, _ in runs.generate(turn, -1):
             seen += [stage] if made != "shown" else ["shown"]
             if stop and len(fake.ranges) == 2:  # the config has come
@@ -151,9 +151,9 @@ def test_what_draws_the_map_comes_before_the_device_is_taken(
     fake: FakeHub, suite: Suite, far_eyes: Condition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"steps": 1, "model": "tiny"}
-    request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8), **asked)
+    request = GenerationRequest.single(far_eyes, np.zeros((256, 256, 3), np.uint8), **asked)
     monkeypatch.setattr(suite, "_load", lambda *_: pytest.fail("stopped before that"))
-    job = Job(suite.pipeline, far_eyes, request)
+    job = Job(suite.pipeline, request)
     told = []
     for report in job.run():
         told.append(report)
@@ -163,7 +163,7 @@ def test_what_draws_the_map_comes_before_the_device_is_taken(
     progress = [one for one in told if isinstance(one, Progress) and one.download]
     assert "<b>Downloading Far: 0 of 0 MB" in results.running(progress[0], 1, None)
     fake.go_on.set()
-    (before, *reports) = drawn_map(suite.pipeline, far_eyes, request)
+    (before, *reports) = drawn_map(suite.pipeline, request)
     assert isinstance(before, Progress) and fake.ranges[-1].startswith("bytes=")
     assert isinstance(reports[-1], np.ndarray) and reports[-1].shape == (512, 512, 3)
 
@@ -172,8 +172,8 @@ def test_the_maps_page_shows_what_comes_for_each(
     fake: FakeHub, suite: Suite, far_eyes: Condition
 ) -> None:
     fake.go_on.set()
-    way = MapChoice(far_eyes.annotator, far_eyes.annotator.preprocessors[0])
-    request = GenerationRequest(image=np.zeros((256, 256, 3), np.uint8))
-    *before, drawn = draw_maps(suite.pipeline, request, [way])
+    choice = MapChoice(far_eyes.annotator, far_eyes.annotator.preprocessors[0])
+    request = choice.request(np.zeros((256, 256, 3), np.uint8))
+    *before, drawn = draw_maps(suite.pipeline, {choice: request})
     assert any(isinstance(one, Progress) and one.download for one in before)
     assert isinstance(drawn, DrawnMap) and drawn.control_map is not None

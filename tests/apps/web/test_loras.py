@@ -37,13 +37,9 @@ def _made(
 ) -> GenerationResult:
     picture = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     settings = {**suite.defaults("tiny"), "image_resolution": 256, "steps": 1, "seed": 3}
-    job = Job(
-        suite.pipeline,
-        condition,
-        GenerationRequest(
-            picture, **settings | {"prompt": prompt, "negative_prompt": negative_prompt}
-        ),
-    )
+    settings |= {"prompt": prompt, "negative_prompt": negative_prompt}
+    request = GenerationRequest.single(condition, picture, **settings)
+    job = Job(suite.pipeline, request)
     reports = list(job.run())
     assert isinstance(reports[-1], GenerationResult)
     return reports[-1]

@@ -1,10 +1,13 @@
 """Every condition gets its page and its name, from its file alone; the command line around them."""
 
+import ast
 import dataclasses
+import inspect
 import io
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +29,8 @@ from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
 from core.metadata import save_png
 from core.params import Bounds, Choice, settings_of
-from core.request import ControlRequest, GenerationRequest
+from core.request import SETTINGS, ControlRequest
+from models.registry import Registry
 from models.store import Store
 from tests.apps.web.html.test_results import _result
 
@@ -44,7 +48,7 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
     ways = {label: name for label, name in found["Preprocessor"].choices}
     for way in condition.annotator.preprocessors:
         assert any(way.name == name and way.needs in label for label, name in ways.items())
-    wanted = {**settings_of(GenerationRequest), **settings_of(condition.annotator.params)}
+    wanted = {**SETTINGS, **settings_of(condition.annotator.params)}
     for name, control in wanted.items():
         if name in HIDDEN and control.label not in found:
             continue
@@ -76,7 +80,7 @@ def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite)
 
     def shown() -> object:
         page = build_page(condition, suite)
-        label = settings_of(GenerationRequest)["detect_resolution"].label
+        label = SETTINGS["detect_resolution"].label
         return next(b.value for b in page.blocks.values() if getattr(b, "label", "") == label)
 
     assert shown() == mlsd.ANNOTATOR.detect_resolution == 512
@@ -86,32 +90,36 @@ def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite)
 
 
 def test_maps_are_drawn_as_the_weights_were_trained(canny: Condition) -> None:
-    from apps.web.pages.condition_page import Page
+    from apps.web.pages.condition_page import SingleControl
 
-    page = Page(canny, Suite(Store("cpu"), "diorama"))
-    assert page.defaults["preprocessor"] == "Canny"
-    page.fields = dict.fromkeys(["model", "preprocessor"])
+    suite = Suite(Store("cpu"), "diorama")
+    page = _page(canny, suite, SingleControl(canny, suite))
+    values = {name: field.value for name, field in page.layout.fields.items()}
+    assert values["preprocessor"] == "Canny"
+    at = list(values).index("preprocessor")
     for chosen, moved in (("Canny", "Kornia"), ("None", None)):  # a choice of one's own stays
-        found = page._change_model("diorama", "sd15_plus", chosen)[-1]
-        assert found == moved if moved else isinstance(found, dict)
+        values |= {"model": "sd15_plus", "preprocessor": chosen}
+        _, _, *updates = page.prefill.change_model("diorama", *values.values())
+        assert updates[at] == moved if moved else isinstance(updates[at], dict)
 
 
 def test_the_page_speaks_of_the_model_that_a_file_restores(suite: Suite, canny: Condition) -> None:
-    from apps.web.pages.condition_page import Page
+    from apps.web.pages.condition_page import SingleControl
 
     info = PngInfo()
     info.add_text("controlloop", '{"schema": 1, "request": {"model": "other", "steps": 7}}')
     file = new_folder(Path(get_upload_folder())) / "x.png"
     Image.new("RGB", (8, 8)).save(file, pnginfo=info)
-    page = Page(canny, suite)
-    page.fields = dict.fromkeys(["model", "steps"])
-    _, _, model, header, *values = page._restore(str(file))
-    assert model == "other" and "<span>Other</span>" in header and values == ["other", 7]
+    page = _page(canny, suite, SingleControl(canny, suite))
+    _, _, model, header, *updates = page.prefill.restore(str(file))
+    assert model == "other" and "<span>Other</span>" in header
+    values = dict(zip(page.layout.fields, updates, strict=True))
+    assert (values["model"], values["steps"]) == ("other", 7)
 
 
 def test_every_way_that_a_card_asks_for_is_there() -> None:
     asked = 0
-    for card in Store("cpu").cards():
+    for card in Registry().cards():
         for control, source in card.controls.items():
             if source.preprocessor:
                 users = [one.annotator for one in apps.conditions() if one.weights == control]
@@ -174,7 +182,7 @@ def test_a_page_knows_how_long_an_image_takes_before_the_first(suite: Suite) -> 
     fresh = Suite(suite.store, "other")
     assert "first run" in fresh.facts("other")[2]
     fresh.load_in_background(apps.conditions()[0]).join()
-    assert fresh.settled("other")
+    assert fresh.has_finished_loading("other")
     told = fresh.facts("other")[2]
     assert told.startswith("about ") and "(4 steps" in told, "as many as the card says"
 
@@ -183,7 +191,7 @@ def test_a_control_that_is_not_here_is_told_on_its_own_pages_alone(suite: Suite)
     condition = next(one for one in apps.conditions() if one.weights == "hed")
     fresh = Suite(suite.store, "other")
     fresh.load_in_background(condition).join()
-    assert fresh.settled("other")
+    assert fresh.has_finished_loading("other")
     assert "no ControlNet 'hed' (it has: canny)" in fresh.facts("other", "hed")[2]
     fresh._load("other", "canny")
     with pytest.raises(WeightsMissing, match="hed"):
@@ -247,41 +255,64 @@ def test_only_refuses_an_app_that_is_not_there(tmp_path: Path) -> None:
     assert "cany2image" in done.stderr and "canny2image" in done.stderr
 
 
-def _several(suite: Suite) -> Any:
-    from apps.web.pages.several_page import _MultiPage
+def _page(app: Condition | Tool, suite: Suite, controls: Any) -> Any:
+    from apps.web.pages.page import Page
 
-    page = _MultiPage(next(tool for tool in TOOLS if tool.page == "several_page"), suite, ())
     with gr.Blocks(analytics_enabled=False) as blocks:
-        page.build(blocks)
-    return page
+        return Page(blocks, app, suite, controls)
+
+
+def _several(suite: Suite) -> Any:
+    from apps.web.pages.several_page import ControlSlots
+
+    tool = next(tool for tool in TOOLS if tool.page == "several_page")
+    return _page(tool, suite, ControlSlots(tool, suite))
+
+
+def test_no_part_of_a_page_lacks_what_its_code_reads(suite: Suite, canny: Condition) -> None:
+    """A constructor that is skipped leaves attributes out."""
+    from apps.web.pages.condition_page import SingleControl
+
+    for page in (_page(canny, suite, SingleControl(canny, suite)), _several(suite)):
+        for part in (page, page.layout, page.prefill, page.runs, page.controls):
+            sources = (inspect.getsource(one) for one in type(part).__mro__[:-1])
+            nodes = [
+                node for text in sources for node in ast.walk(ast.parse(textwrap.dedent(text)))
+            ]
+            read = {
+                node.attr
+                for node in nodes
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+            }
+            assert read and [name for name in read if not hasattr(part, name)] == []
 
 
 def test_a_slot_hands_on_the_map_settings_of_its_control_alone(
     suite: Suite, canny: Condition
 ) -> None:
     page = _several(suite)
-    values = {name: field.value for name, field in page.fields.items()}
+    values = {name: field.value for name, field in page.layout.fields.items()}
     values |= {"control_2": canny.name, f"{canny.name}.low_threshold_2": 7}
-    given = page._given(list(values.values()))
+    given = page.layout.values_of(list(values.values()))
     assert given["params_2"] == {"low_threshold": 7, "high_threshold": 200}
     assert given["params_3"] == {} and given["detect_resolution_2"] is None
-    assert set(given) & set(page.of_maps) == set()
+    assert set(given) & set(page.controls.of_maps) == set()
 
 
 def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: Condition) -> None:
     made = _result(canny, 40.0)
     asked = ControlRequest(
-        made.images[0], params=canny.annotator.params(low_threshold=7), detect_resolution=300
+        canny, made.images[0], params=canny.annotator.params(low_threshold=7), detect_resolution=300
     )
     made = dataclasses.replace(
         made,
         controls=made.controls * 2,
-        request=dataclasses.replace(made.request, further=((canny, asked),)),
+        request=dataclasses.replace(made.request, controls=(*made.request.controls, asked)),
     )
     saved = io.BytesIO()
     save_png(saved, made.images[0], made, 0)
     page = _several(suite)
-    settings, notes = page._read(saved.getvalue())
+    settings, notes = page.controls.restored(saved.getvalue())
     found = [settings[f"{canny.name}.low_threshold_{slot}"] for slot in (1, 2)]
     assert found == [100, 7]
     assert notes == []

@@ -39,7 +39,7 @@ def _with_lora(folder: Path) -> Suite:
 def _made(suite: Suite, condition: Condition, mode: str) -> GenerationResult:
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     settings = {**suite.defaults("tiny"), "steps": 1, "seed": 3, "mode": mode}
-    *_, result = Job(suite.pipeline, condition, GenerationRequest(picture, **settings)).run()
+    *_, result = Job(suite.pipeline, GenerationRequest.single(condition, picture, **settings)).run()
     assert isinstance(result, GenerationResult)
     suite.measured(result)
     return result

@@ -176,7 +176,7 @@ def test_a_plain_checkpoint_named_for_a_control_brings_none(
     checkpoint: dict[str, Tensor], store: Store, tmp_path: Path, models_folder: Path
 ) -> None:
     save_file(checkpoint, tmp_path / "uncanny.safetensors")
-    _, control_path = store.find(str(tmp_path / "uncanny.safetensors"), "canny")
+    _, control_path = store.registry.find(str(tmp_path / "uncanny.safetensors"), "canny")
     assert control_path == models_folder / "sd15" / "controlnet" / "canny"
 
 

@@ -50,11 +50,9 @@ def _single_file(networks: DiffusersNetworks) -> dict[str, Tensor]:
 def test_moved_to_where_it_came_from_it_is_itself(
     store: Store, networks: DiffusersNetworks, tmp_path: Path
 ) -> None:
-    control = store.card("tiny").folder / "controlnet" / "canny"
-    assert (
-        main(["transfer", str(control), "tiny", "sd15", str(tmp_path / "x.safetensors")], store)
-        == 0
-    )
+    control = store.registry.card("tiny").folder / "controlnet" / "canny"
+    out = str(tmp_path / "x.safetensors")
+    assert main(["transfer", str(control), "tiny", "sd15", out], store.registry) == 0
     moved = load_file(tmp_path / "x.safetensors")
     original = networks.controlnets["canny"].state_dict()
     assert moved.keys() == original.keys()
@@ -83,7 +81,7 @@ def test_a_copy_of_the_bases_encoder_becomes_a_copy_of_the_other_bases(
         control.save_pretrained(copied)
         save_networks(networks, sd15)
     out = tmp_path / "moved.safetensors"
-    assert main(["transfer", str(copied), str(base), str(sd15), str(out)], store) == 0
+    assert main(["transfer", str(copied), str(base), str(sd15), str(out)], store.registry) == 0
     assert f"{tmp_path}/community/controlnet/" in capsys.readouterr().out
     moved, wanted = load_file(out), other.unet.state_dict()
     shared = moved.keys() & wanted.keys()
@@ -97,7 +95,8 @@ def test_a_copy_of_the_bases_encoder_becomes_a_copy_of_the_other_bases(
 def test_what_cannot_be_moved_is_said_in_one_sentence(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    control = str(store.card("tiny").folder / "controlnet" / "canny")
+    folder = store.registry.card("tiny").folder
+    control = str(folder / "controlnet" / "canny")
     (tmp_path / "taken.safetensors").touch()
     out = str(tmp_path / "new.safetensors")
     for arguments, words in (
@@ -106,9 +105,9 @@ def test_what_cannot_be_moved_is_said_in_one_sentence(
         ([control, "tiny", "sd15", str(tmp_path / "x.pth")], "cannot be written"),
         ([control, "nothing", "sd15", out], "There is no model 'nothing'"),
         ([str(tmp_path / "nothing.pth"), "tiny", "sd15", out], "There is no weights file"),
-        ([str(store.card("tiny").folder / "unet"), "tiny", "sd15", out], "a UNet2DConditionModel"),
+        ([str(folder / "unet"), "tiny", "sd15", out], "a UNet2DConditionModel"),
     ):
-        assert main(["transfer", *arguments], store) == FAILED
+        assert main(["transfer", *arguments], store.registry) == FAILED
         said = capsys.readouterr()
         assert words in said.err and said.err.count("\n") == 1
     assert not Path(out).exists()
@@ -124,9 +123,9 @@ def test_a_full_disk_is_said_in_one_sentence(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("models.checkpoints.transfer.save_file", full)
-    control = str(store.card("tiny").folder / "controlnet" / "canny")
+    control = str(store.registry.card("tiny").folder / "controlnet" / "canny")
     out = tmp_path / "new.safetensors"
-    assert main(["transfer", control, "tiny", "tiny", str(out)], store) == FAILED
+    assert main(["transfer", control, "tiny", "tiny", str(out)], store.registry) == FAILED
     said = capsys.readouterr().err
     assert "cannot be written" in said and "No space left" in said and said.count("\n") == 1
     assert list(tmp_path.glob("new*")) == []
@@ -167,7 +166,7 @@ def test_the_order_of_a_maps_channels_moves_along(
         (tmp_path / "control_sd15_normal.safetensors", merged, "bgr"),
         (tmp_path / "other.safetensors", other, ""),
     ):
-        assert main(["transfer", str(path), "tiny", "sd15", str(out)], store) == 0
+        assert main(["transfer", str(path), "tiny", "sd15", str(out)], store.registry) == 0
         with safe_open(out, "pt") as file:
             assert file.metadata()["channel_order"] == order
     moved = store.load("tiny", "normal").controlnets["normal"]
@@ -192,5 +191,5 @@ def test_a_control_of_the_first_family_is_sent_to_its_card(
     ):
         path = tmp_path / f"{name}.safetensors"
         save_file(control_state(networks.controlnets["canny"].state_dict()), path)
-        assert main(["check", str(path)], store) == 0
+        assert main(["check", str(path)], store.registry) == 0
         assert f"put it into {folder / model}/controlnet/" in capsys.readouterr().out

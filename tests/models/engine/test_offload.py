@@ -179,11 +179,11 @@ def watched(networks: DiffusersNetworks, free: float) -> tuple[DiffusersNetworks
 
 def pictures(networks: DiffusersNetworks, condition: Any, count: int) -> list[Any]:  # noqa: F811
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    request = GenerationRequest(
-        image=image, prompt="the red ball", preprocessor=ALREADY_A_MAP, image_resolution=256,
+    request = GenerationRequest.single(
+        condition, image, prompt="the red ball", preprocessor=ALREADY_A_MAP, image_resolution=256,
         steps=2, seed=3, eta=0.5, num_samples=count,
     )  # fmt: skip
-    result = Pipeline(lambda *_, **__: networks).generate(condition, request)
+    result = Pipeline(lambda *_, **__: networks).generate(request)
     return list(result.images)
 
 

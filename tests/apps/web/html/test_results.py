@@ -12,7 +12,7 @@ from apps.web.files import SavedMaps, SavedResult, save
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
 from core.condition import Condition, Score
-from core.request import Download, GenerationRequest, GenerationResult, KeptControl, Progress
+from core.request import ControlResult, Download, GenerationRequest, GenerationResult, Progress
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
 
@@ -23,7 +23,7 @@ def _result(condition: Condition, *headlines: float) -> GenerationResult:
     return GenerationResult(
         images=(picture,) * count,
         controls=(
-            KeptControl(
+            ControlResult(
                 condition,
                 picture,
                 reextracted=(picture,) * count,
@@ -33,7 +33,7 @@ def _result(condition: Condition, *headlines: float) -> GenerationResult:
         seeds=tuple(range(7, 7 + count)),
         seconds={"sample": 1.5},
         warnings=(),
-        request=GenerationRequest(image=picture, params=condition.annotator.params()),
+        request=GenerationRequest.single(condition, picture, params=condition.annotator.params()),
         model="tiny",
         device="cpu",
         dtype="float32",

@@ -16,6 +16,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+import apps
 from apps.web.files import SavedMaps, SavedResult
 from apps.web.html.comparison import Side, versus
 from apps.web.jobs.compare import Pair, new_pair, rivals
@@ -25,7 +26,13 @@ from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition, Score
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
-from core.request import ControlRequest, GenerationRequest, GenerationResult, KeptControl, Progress
+from core.request import (
+    ControlRequest,
+    ControlResult,
+    GenerationRequest,
+    GenerationResult,
+    Progress,
+)
 from models.store import Store
 from tests.apps.web import test_browser
 from tests.apps.web.test_browser import CHROMIUM, PATIENCE_MS, expect
@@ -34,7 +41,8 @@ from tests.tiny_networks import tiny_networks
 
 PHOTO = Path(__file__).resolve().parents[4] / "test_imgs" / "coffee.jpg"
 PICTURE = np.zeros((8, 8, 3), np.uint8)
-REQUEST = GenerationRequest(image=PICTURE, model="one", seed=-1)
+CANNY = apps.find("canny2image")
+REQUEST = GenerationRequest.single(CANNY, PICTURE, model="one", seed=-1)
 
 
 class FakePipeline:
@@ -47,7 +55,7 @@ class FakePipeline:
         return True
 
     def generate(
-        self, condition: Any, request: Any, on_progress: Any, cancelled: Any, **_: Any
+        self, request: Any, on_progress: Any, cancelled: Any, **_: Any
     ) -> GenerationResult:
         self.asked.append(request)
         on_progress(Progress("sample", 1, 1, 0, None, None))
@@ -61,7 +69,7 @@ class FakePipeline:
 
 def _pair(pipeline: FakePipeline) -> Pair:
     def job(request: GenerationRequest) -> Job:
-        return Job(pipeline, SimpleNamespace(), request)  # type: ignore[arg-type]
+        return Job(pipeline, request)  # type: ignore[arg-type]
 
     return Pair(job(REQUEST), job, "two")
 
@@ -100,7 +108,7 @@ def test_a_stop_while_the_second_is_made_ready_leaves_it_out() -> None:
 
     def again(request: GenerationRequest) -> Job:
         pair.stop()
-        return Job(pipeline, SimpleNamespace(), request)  # type: ignore[arg-type]
+        return Job(pipeline, request)  # type: ignore[arg-type]
 
     pair = _pair(pipeline)
     pair._again = again
@@ -116,7 +124,7 @@ def test_what_fails_in_the_second_leaves_the_first_alone_on_the_page(
     def again(_: GenerationRequest) -> Job:
         raise BadInput("No more.")
 
-    job = Job(FakePipeline(), SimpleNamespace(), REQUEST)  # type: ignore[arg-type]
+    job = Job(FakePipeline(), REQUEST)  # type: ignore[arg-type]
     runs = Runs(canny, family, (), SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setattr(runs, "save", lambda _: None)
     monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
@@ -159,13 +167,13 @@ def test_a_rival_has_the_same_base_and_the_condition(family: Suite, canny: Condi
 
 
 def test_a_model_that_stands_alone_is_compared_with_none(family: Suite, canny: Condition) -> None:
-    job = Job(family.pipeline, canny, replace(REQUEST, model="alone"))
+    job = Job(family.pipeline, replace(REQUEST, model="alone"))
     with pytest.raises(BadInput, match="no other model on this one's base"):
         new_pair(family, job, "")
 
 
 def test_the_other_model_is_the_one_that_was_chosen(family: Suite, canny: Condition) -> None:
-    job = Job(family.pipeline, canny, replace(REQUEST, model="tiny_v10"))
+    job = Job(family.pipeline, replace(REQUEST, model="tiny_v10"))
     chosen = {other: new_pair(family, job, other).models[1] for other in ("", None, "tiny_plus")}
     assert chosen == {"": "tiny", None: "tiny", "tiny_plus": "tiny_plus"}
     for wrong in ("alone", "/etc/passwd", ["tiny"], 5):
@@ -174,8 +182,10 @@ def test_the_other_model_is_the_one_that_was_chosen(family: Suite, canny: Condit
 
 
 def test_the_other_model_must_know_every_control(family: Suite, canny: Condition) -> None:
-    further = ((replace(canny, weights="pose"), ControlRequest(PICTURE)),)
-    job = Job(family.pipeline, canny, replace(REQUEST, model="tiny_v10", further=further))
+    pose = ControlRequest(replace(canny, weights="pose"), PICTURE)
+    job = Job(
+        family.pipeline, replace(REQUEST, model="tiny_v10", controls=(*REQUEST.controls, pose))
+    )
     with pytest.raises(WeightsMissing, match="has no ControlNet 'pose'"):
         new_pair(family, job, "")
 
@@ -184,7 +194,7 @@ def test_the_other_model_must_know_every_control(family: Suite, canny: Condition
 
 
 def _begun() -> tuple[Turn, Job]:
-    turn, job = Turn(), Job(FakePipeline(), SimpleNamespace(), REQUEST)  # type: ignore[arg-type]
+    turn, job = Turn(), Job(FakePipeline(), REQUEST)  # type: ignore[arg-type]
     turn.take(lambda: job)
     return turn, job
 
@@ -252,9 +262,9 @@ def _side(title: str, canny: Condition, *headlines: float) -> Side:
     scores = tuple(Score(h, "F1", {"F1": h / 100}) for h in headlines)
     result = GenerationResult(
         images=(picture,) * count, seeds=tuple(range(7, 7 + count)), seconds={"sample": 1.5},
-        controls=(KeptControl(canny, picture, (picture,) * count, scores),),
-        warnings=("<both>",), request=GenerationRequest(image=picture), model="x", device="cpu",
-        dtype="float32", width=128, height=64, hashes={}, cancelled=False,
+        controls=(ControlResult(canny, picture, (picture,) * count, scores),),
+        warnings=("<both>",), request=GenerationRequest.single(canny, picture), model="x",
+        device="cpu", dtype="float32", width=128, height=64, hashes={}, cancelled=False,
     )  # fmt: skip
     files = tuple(Path(f"/cache/{title[0]}{i}.png") for i in range(count))
     map_file = Path("/cache/map.png")

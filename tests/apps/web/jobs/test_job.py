@@ -2,17 +2,18 @@
 
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import apps
 from apps.web.jobs.job import Job
 from core.errors import BadInput
 from core.request import Download, GenerationRequest, GenerationResult, Progress
 
-REQUEST = GenerationRequest(image=np.zeros((8, 8, 3), np.uint8), steps=5)
+CANNY = apps.find("canny2image")
+REQUEST = GenerationRequest.single(CANNY, np.zeros((8, 8, 3), np.uint8), steps=5)
 
 
 class FakePipeline:
@@ -25,14 +26,14 @@ class FakePipeline:
         self.fetched = threading.Event()
         self.fetched.set()
 
-    def fetch(self, condition: Any, request: Any, on_progress: Any, cancelled: Any) -> bool:
+    def fetch(self, request: Any, on_progress: Any, cancelled: Any) -> bool:
         while not self.fetched.wait(0.01):
             on_progress(Progress("download", 0, 5, 0, None, None, Download("Far", 1, 2)))
             if cancelled():
                 return False
         return True
 
-    def generate(self, condition: Any, request: Any, on_progress: Any, cancelled: Any, **_: Any):
+    def generate(self, request: Any, on_progress: Any, cancelled: Any, **_: Any):
         try:
             if self.error:
                 raise self.error
@@ -57,7 +58,7 @@ def _result(cancelled: bool) -> GenerationResult:
 
 
 def _job(pipeline: FakePipeline, *notes: str) -> Job:
-    return Job(pipeline, SimpleNamespace(), REQUEST, notes)  # type: ignore[arg-type]
+    return Job(pipeline, REQUEST, notes)  # type: ignore[arg-type]
 
 
 def test_progress_comes_first_and_the_result_last() -> None:

@@ -1,0 +1,191 @@
+"""A page that generates images: what happens when its widgets are used.
+
+The widgets stand in layout.py, what fills them in prefill.py, what a run shows in runs.py, and what
+depends on the controls in condition_page.py (one) and several_page.py (several).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from apps.web.jobs.compare import Pair, new_pair, rivals
+from apps.web.jobs.request import given_drawing
+from apps.web.pages.endpoint import answer, offer
+from apps.web.pages.layout import Controls, Layout
+from apps.web.pages.prefill import Prefill
+from apps.web.pages.runs import Runs, Turn
+from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, plain_errors, together
+from apps.web.suite import Suite
+from apps.web.tool import Tool
+from core.condition import Condition, RGBImage
+
+
+class Page:
+    """The page of an app; build it inside its Blocks."""
+
+    def __init__(
+        self,
+        blocks: gr.Blocks,
+        app: Condition | Tool,
+        suite: Suite,
+        controls: Controls,
+        send_to: Sequence[Condition | Tool] = (),
+    ):
+        self.suite = suite
+        self.controls = controls
+        self.layout = Layout(app, suite, controls)
+        self.prefill = Prefill(self.layout, suite, controls)
+        self.runs = Runs(app, suite, send_to, self.layout.results)
+        self._wire_runs()
+        self._wire_settings()
+        controls.wire(self.layout.fields, self._with_picture)
+        if self.layout.canvas is None:
+            self._wire_sent(blocks)
+        self._publish(app.name)
+
+    def _publish(self, name: str) -> None:
+        """Offer `/<name>` to gradio_client and MCP, and `/<name>_compare` if models compare."""
+        endpoint, runs = self.controls.endpoint(self.layout.fields), self.suite.runs
+        answered = answer(self.suite, self.controls.job, self.runs.save, endpoint.pick)
+        offer(name, endpoint, answered, runs)
+        models, weights = self.controls.models(), self.controls.weights
+        if any(rivals(self.suite, model, weights) for model in models):
+            compared = answer(self.suite, self._new_pair, self.runs.save, endpoint.pick)
+            offer(f"{name}_compare", endpoint.of_two_models(), compared, runs)
+
+    def _wire_runs(self) -> None:
+        layout, fields = self.layout, list(self.layout.fields.values())
+        for button, begin, more in (
+            (layout.run, self._begin, []),
+            (layout.compare, self._begin_pair, [layout.other]),
+        ):
+            begun = self._with_picture(button.click)(
+                begin,
+                [layout.turn, *more, *fields],
+                [layout.run, layout.stop, layout.stage],
+                preprocess=False,
+                **FEW_AT_ONCE,
+                **PRIVATE,
+            )
+            ran = begun.success(
+                self.runs.generate,
+                [layout.turn, layout.last_seed],
+                [layout.stage, layout.results, layout.last_seed],
+                **together(self.suite.runs),
+                **PRIVATE,
+            )
+            for ended in (ran.then, ran.failure):  # Gradio 6 has `then` left out after a failure
+                ended(
+                    self._settle,
+                    [layout.turn, layout.fields["model"], layout.last_seed],
+                    [layout.run, layout.stop, layout.stage, layout.header],
+                    queue=False,
+                    **PRIVATE,
+                )
+        layout.stop.click(self.runs.stop, [layout.turn], [layout.stop], queue=False, **PRIVATE)
+
+    def _wire_settings(self) -> None:
+        layout, fields = self.layout, self.layout.fields
+        fields["model"].change(
+            self._offer_comparison,
+            [fields["model"]],
+            [layout.compare, layout.other],
+            queue=False,
+            **PRIVATE,
+        )
+        for switch, looks in ((layout.invert, "cl-invert"), (layout.best_first, "cl-best-first")):
+            switch.change(
+                None,
+                [switch],
+                None,
+                js=f"(on) => {{document.body.classList.toggle('{looks}', on)}}",
+            )
+        layout.examples.click(
+            self.prefill.take_example,
+            [layout.examples],
+            [layout.canvas or fields["image"], fields["prompt"]],
+            queue=False,
+            **PRIVATE,
+        )
+        layout.random.click(lambda: -1, None, [fields["seed"]], queue=False, **PRIVATE)
+        layout.reuse.click(
+            lambda seed: seed, [layout.last_seed], [fields["seed"]], queue=False, **PRIVATE
+        )
+        fields["model"].input(
+            self.prefill.change_model,
+            [layout.shown_model, *fields.values()],
+            [layout.shown_model, layout.header, *fields.values()],
+            preprocess=False,
+            **AT_ONCE,
+            **PRIVATE,
+        )
+        layout.restore.upload(
+            self.prefill.restore,
+            [layout.restore],
+            [layout.restored, layout.restore, layout.shown_model, layout.header, *fields.values()],
+            **PRIVATE,
+        )
+        loading = gr.Timer(1.5)
+        loading.tick(
+            self._look_at_loading,
+            [fields["model"]],
+            [layout.header, loading],
+            queue=False,
+            **PRIVATE,
+        )
+
+    def _wire_sent(self, blocks: gr.Blocks) -> None:
+        """Take what another app sent here, if the page's address names it."""
+        layout, sent = self.layout, gr.Textbox(visible=False)
+        blocks.load(
+            self.prefill.take_sent,
+            [sent],
+            [layout.restored, layout.shown_model, layout.header, *layout.fields.values()],
+            js="() => [new URLSearchParams(location.search).get('from') ?? '']",
+            **AT_ONCE,
+            **PRIVATE,
+        )
+
+    def _with_picture(self, trigger: Any) -> Any:
+        """Return the trigger for what needs the picture; on a canvas the picture is taken first."""
+        if self.layout.canvas is None:
+            return trigger
+        taken = trigger(
+            _take_drawing,
+            [self.layout.canvas],
+            [self.layout.fields["image"]],
+            preprocess=False,
+            **FEW_AT_ONCE,
+            **PRIVATE,
+        )
+        return taken.success
+
+    def _begin(self, turn: Turn, *values: Any) -> tuple[Any, ...]:
+        return self.runs.begin(turn, lambda: self.controls.job(self.layout.values_of(values)))
+
+    def _begin_pair(self, turn: Turn, other: Any, *values: Any) -> tuple[Any, ...]:
+        """Begin the same with two models."""
+        return self.runs.begin(
+            turn, lambda: self._new_pair({"other": other} | self.layout.values_of(values))
+        )
+
+    def _new_pair(self, given: dict[str, Any]) -> Pair:
+        other = given.pop("other")
+        return new_pair(self.suite, self.controls.job(given), other)
+
+    def _settle(self, turn: Turn, model: str, last_seed: int) -> tuple[Any, ...]:
+        return *self.runs.settle(turn, last_seed), self.layout.header_of(model)
+
+    def _offer_comparison(self, model: str) -> tuple[gr.Button, gr.Dropdown]:
+        button, choice = self.layout.comparison(model)
+        return gr.Button(**button), gr.Dropdown(**choice)
+
+    def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
+        done = self.suite.has_finished_loading(model)
+        return self.layout.header_of(model), gr.Timer(active=not done)
+
+
+def _take_drawing(drawing: Any) -> RGBImage:
+    with plain_errors():
+        return given_drawing(drawing)
