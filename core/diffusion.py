@@ -32,6 +32,12 @@ MOST_OF_A_REQUEST = 4
 kernels, and each doubling yields less; more would keep finished images from the user for longer.
 Images of several requests meet in core.batching."""
 FEWER = "Memory ran out with {} images at once, so they were made one by one."
+SAMPLED_IN_FLOAT32 = (
+    "The result had NaN or infinite values in {}, so the image was made again in float32."
+)
+DECODED_IN_FLOAT32 = (
+    "The decoded image had NaN or infinite values in {}, so it was decoded again in float32."
+)
 SPARING = (
     "Memory ran out, so the rest was made with as little of it as possible, which takes longer; "
     "the pictures are the same."
@@ -62,8 +68,8 @@ class Diffusion:
     """The making of one request's pictures with one model."""
 
     networks: Networks
-    """Replaced by their float32 twin after a result that was not finite, and by one that needs
-    little memory after it ran out."""
+    """Replaced by a copy in float32 (of the VAE alone if only decoding overflowed), and by one that
+    needs little memory after it ran out."""
     request: GenerationRequest
     tracks: Sequence[ControlTrack]
     """At least one."""
@@ -108,23 +114,37 @@ class Diffusion:
         return self.pictures(seeds)
 
     def _finite(self, seeds: Sequence[int]) -> Tensor:
-        """Return pictures as above, wherever memory suffices.
+        """Return pictures as above, if memory suffices.
 
         Half precision can overflow. Then the same seeds are tried again in float32, and the rest of
         the request stays there.
         """
         pictures = self._attempt(seeds)
         if pictures is None and self.networks.dtype != torch.float32:
-            dtype = str(self.networks.dtype).removeprefix("torch.")
-            self._warn(f"The result was not finite in {dtype}, so it was made again in float32.")
+            self._warn(SAMPLED_IN_FLOAT32.format(_name(self.networks.dtype)))
             self.networks, self._text = self.networks.in_float32(), None
             pictures = self._attempt(seeds)
         if pictures is None:
             raise SuiteError(
-                "The model gave values that are not numbers, even in float32; please lower the "
-                "guidance scale or the control strength, or check the weights file."
+                "The model gave NaN or infinite values, even in float32; please lower the guidance "
+                "scale or the control strength, or check the weights file."
             )
         return pictures
+
+    def _attempt(self, seeds: Sequence[int]) -> Tensor | None:
+        """Sample and decode; None if the result is not finite.
+
+        Where the latents are finite, only the VAE overflowed: it decodes them again in float32.
+        """
+        latents = self._sample(seeds)
+        if not torch.isfinite(latents).all():
+            return None
+        pictures = self._decode(latents)
+        if not torch.isfinite(pictures).all() and self.networks.vae_dtype != torch.float32:
+            self._warn(DECODED_IN_FLOAT32.format(_name(self.networks.vae_dtype)))
+            self.networks = self.networks.with_vae_in_float32()
+            pictures = self._decode(latents)
+        return pictures if torch.isfinite(pictures).all() else None
 
     def _warn(self, warning: str) -> None:
         """Say it, but once."""
@@ -132,8 +152,8 @@ class Diffusion:
             self.run.warnings.append(warning)
 
     @torch.inference_mode()
-    def _attempt(self, seeds: Sequence[int]) -> Tensor | None:
-        """Encode, sample and decode; None if anything came out that is not finite."""
+    def _sample(self, seeds: Sequence[int]) -> Tensor:
+        """Encode the prompts, unless they are, and return latents (B, C, h, w)."""
         networks, request, run = self.networks, self.request, self.run
         run.stop_if_cancelled()
         if self._text is None:
@@ -155,7 +175,7 @@ class Diffusion:
             noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))
             scheduler = networks.make_scheduler(request.sampler)
             scheduler.set_timesteps(request.steps)
-            latents = denoise(
+            return denoise(
                 self._predict(shared, self._text, scheduler),
                 scheduler,
                 noise.to(networks.device),
@@ -163,14 +183,12 @@ class Diffusion:
                 request.eta,
                 lambda step, clean: run.stepped(step, len(seeds), networks, clean),
             )
-        if not torch.isfinite(latents).all():
-            return None
-        with run.stage("decode"), self.batcher.decoding:
+
+    @torch.inference_mode()
+    def _decode(self, latents: Tensor) -> Tensor:
+        with self.run.stage("decode"), self.batcher.decoding:
             # One by one: decoding is where memory peaks.
-            pictures = torch.cat([networks.decode(one[None]) for one in latents])
-        if not torch.isfinite(pictures).all():
-            return None
-        return pictures
+            return torch.cat([self.networks.decode(one[None]) for one in latents])
 
     def _kind(self, size: Sequence[int]) -> Hashable:
         """Return what requests must agree in to share a turn: the steps they take, and on what."""
@@ -207,3 +225,7 @@ class Diffusion:
             ),
             window=(control.control_start, control.control_end),
         )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -76,6 +76,10 @@ class Networks(Protocol):
         """The weights' number format."""
 
     @property
+    def vae_dtype(self) -> torch.dtype:
+        """The VAE's number format."""
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
 
@@ -131,7 +135,10 @@ class Networks(Protocol):
         """Return cheap small pictures (B, 3, h, w) in [-1, 1] from the scheduler's latents."""
 
     def in_float32(self) -> "Networks":
-        """Return the same weights in float32, for the retry after a non-finite result."""
+        """Return the same weights in float32, for the retry after latents that are not finite."""
+
+    def with_vae_in_float32(self) -> "Networks":
+        """Return the same networks with only the VAE's weights in float32 (see vae_dtype)."""
 
     def in_low_memory(self) -> "Networks":
         """Return the same weights, of which only those in use are on the device.

@@ -109,6 +109,11 @@ class DiffusersNetworks:
         )
 
     @property
+    def vae_dtype(self) -> torch.dtype:
+        """The VAE's number format; float32 in half-precision networks whose VAE overflowed."""
+        return next(self.vae.parameters()).dtype
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
         return int(_config(self.unet).in_channels)
@@ -240,7 +245,7 @@ class DiffusersNetworks:
         """Return float32 pictures (B, 3, H, W), nominally in [-1, 1]."""
         latents = latents.to(self.device)
         with self._on_device(self.vae, latents):
-            return decode(self.vae, latents, self.dtype)
+            return decode(self.vae, latents, self.vae_dtype)
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> Tensor:
@@ -279,6 +284,12 @@ class DiffusersNetworks:
             taesd=_in_float32(self.taesd) if self.taesd is not None else None,
             dtype=torch.float32,
         )
+
+    def with_vae_in_float32(self) -> "DiffusersNetworks":
+        """Return the same networks with only the VAE in float32 (diffusers: upcast_vae)."""
+        twin = copy.copy(self)  # not replace: what the forward pass has cached stays valid
+        twin.vae = _in_float32(self.vae)
+        return twin
 
 
 def _on_device(
@@ -381,7 +392,7 @@ def _with_vectors(network: nn.Module, instead: Sequence[Mapping[int, Tensor]]) -
 
 
 def _in_float32(part: nn.Module) -> nn.Module:
-    """Return a copy in the CPU's memory, where there is none of the first format in between."""
+    """Return a copy in CPU memory, made without one in the first format."""
     weights = {
         id(one): nn.Parameter(one.to("cpu", torch.float32), requires_grad=False)
         for one in part.parameters()

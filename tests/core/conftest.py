@@ -18,7 +18,7 @@ class FakeNetworks:
     """Predicts the noise between the latents and the control map, with a little of the seed left.
 
     Faults to inject: from call `broken_at` predictions are NaN, or `broken_decode` gives infinity;
-    in float32 only if `broken_for_good`.
+    in float32 only if `broken_for_good`. Copies share the lists, so these count for all.
     """
 
     name: str = "fake"
@@ -26,6 +26,7 @@ class FakeNetworks:
     dtype: torch.dtype = torch.float32
     latent_channels: int = 3
     downscale: int = 8
+    float32_vae: bool = False
     hashes: dict = field(default_factory=lambda: {"unet": "abc123"})
     together: int = 1
     """What max_batch returns."""
@@ -36,6 +37,7 @@ class FakeNetworks:
     calls: list = field(default_factory=list)
     control_calls: list = field(default_factory=list)
     """Timesteps at which residuals were asked for apart."""
+    copied_to_float32: list = field(default_factory=list)
 
     def make_scheduler(self, sampler):
         assert sampler == "ddim"
@@ -65,8 +67,12 @@ class FakeNetworks:
         assert name == "weights-name"
         return 13
 
-    def _faulty(self):
-        return self.broken_for_good or self.dtype != torch.float32
+    @property
+    def vae_dtype(self):
+        return torch.float32 if self.float32_vae else self.dtype
+
+    def _faulty(self, dtype):
+        return self.broken_for_good or dtype != torch.float32
 
     def control_residuals(self, call):
         self.control_calls.append(call.timestep)
@@ -85,7 +91,11 @@ class FakeNetworks:
         latents = torch.cat([call.latents] * len(call.texts))
         texts, scales = call.texts[:, 0, 0].tolist(), [one.scales for one in call.controls]
         self.calls.append((call.timestep, texts, scales))
-        if self.broken_at is not None and len(self.calls) > self.broken_at and self._faulty():
+        if (
+            self.broken_at is not None
+            and len(self.calls) > self.broken_at
+            and self._faulty(self.dtype)
+        ):
             return torch.full_like(latents, float("nan"))
         wanted = sum(call.residuals, self._wanted(latents, call.controls))
         alpha = self.make_scheduler("ddim").alphas_cumprod[int(call.timestep)]
@@ -93,7 +103,7 @@ class FakeNetworks:
         return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
 
     def decode(self, latents):
-        if self.broken_decode and self._faulty():
+        if self.broken_decode and self._faulty(self.vae_dtype):
             return torch.full((len(latents), 3, 8, 8), float("inf"))
         latents = torch.nan_to_num(latents).clamp(-1, 1)  # a real decoder may hide it just so
         return functional.interpolate(latents, scale_factor=self.downscale, mode="nearest")
@@ -102,7 +112,12 @@ class FakeNetworks:
         return latents.clamp(-1, 1)
 
     def in_float32(self):
+        self.copied_to_float32.append("all")
         return replace(self, dtype=torch.float32)
+
+    def with_vae_in_float32(self):
+        self.copied_to_float32.append("vae")
+        return replace(self, float32_vae=True)
 
     def in_low_memory(self):
         return replace(self, low_memory=True)

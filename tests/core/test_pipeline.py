@@ -9,6 +9,7 @@ import torch
 from diffusers import LCMScheduler
 
 from core.condition import ALREADY_A_MAP
+from core.diffusion import DECODED_IN_FLOAT32, SAMPLED_IN_FLOAT32
 from core.errors import BadInput, SuiteError
 from core.images import resize_map
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, resolved
@@ -315,15 +316,25 @@ def test_cancel_ends_within_a_step_and_keeps_finished_images(
     assert len(again.images) == 1
 
 
-# Numbers that are none
+# NaN and infinity
 
 
-@pytest.mark.parametrize("fault", [{"broken_at": 2}, {"broken_decode": True}])
-def test_not_finite_is_made_again_in_float32(condition, image, networks, fault):
+@pytest.mark.parametrize(
+    ("fault", "copied", "steps", "warning"),
+    [
+        ({"broken_at": 2}, "all", 3 * 4, SAMPLED_IN_FLOAT32),
+        ({"broken_decode": True}, "vae", 2 * 4, DECODED_IN_FLOAT32),
+    ],
+)
+def test_only_what_overflowed_runs_again_in_float32(
+    condition, image, networks, fault, copied, steps, warning
+):
+    """Of two images of four steps: the first sampled twice, or decoded twice; the second once."""
     half = replace(networks, dtype=torch.float16, **fault)
     result = Pipeline(lambda *_, **__: half).generate(ask(condition, image, num_samples=2))
-    assert len([w for w in result.warnings if "float32" in w]) == 1
-    assert result.dtype == "float32"
+    assert half.copied_to_float32 == [copied] and len(half.calls) == steps
+    assert result.warnings == (warning.format("float16"),)
+    assert result.dtype == ("float32" if copied == "all" else "float16")
     good = Pipeline(lambda *_, **__: networks).generate(ask(condition, image, num_samples=2))
     for mine, wanted in zip(result.images, good.images, strict=True):
         assert np.array_equal(mine, wanted)
@@ -335,7 +346,7 @@ def test_not_finite_even_in_float32_is_an_error_not_a_black_image(
     condition, image, networks, dtype, fault
 ):
     broken = replace(networks, dtype=dtype, broken_for_good=True, **fault)
-    with pytest.raises(SuiteError, match="not numbers"):
+    with pytest.raises(SuiteError, match="NaN or infinite"):
         Pipeline(lambda *_, **__: broken).generate(ask(condition, image))
 
 
@@ -349,7 +360,7 @@ def test_a_later_failure_keeps_the_finished_images(condition, image, networks):
 def test_previews_of_nothing_do_not_hide_it(condition, image, networks):
     broken = replace(networks, broken_at=0, broken_for_good=True)
     heard = []
-    with pytest.raises(SuiteError, match="not numbers"):
+    with pytest.raises(SuiteError, match="NaN or infinite"):
         Pipeline(lambda *_, **__: broken).generate(
             ask(condition, image), heard.append, preview_every=1
         )

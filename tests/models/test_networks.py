@@ -1,14 +1,21 @@
 """The networks behind one protocol compute what diffusers' own pipeline does with them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionControlNetPipeline
 from torch import Tensor
 
+import models.networks
+from annotators import find_annotator
+from core.condition import Condition
+from core.diffusion import DECODED_IN_FLOAT32, ControlTrack, Diffusion
 from core.errors import BadInput
 from core.networks import ControlInput, Networks, PredictCall
+from core.progress import Run
+from core.request import ControlRequest, GenerationRequest
 from models.checkpoints.loading import fit_preview
 from models.networks import DiffusersNetworks
 from tests.tiny_networks import tiny_networks
@@ -286,6 +293,50 @@ def test_the_float32_retry_has_the_same_weights(latents: Tensor) -> None:
         assert torch.equal(found, wanted.float())
     assert exact.controlnets["canny"].dtype == torch.float32
     assert exact.decode(latents).isfinite().all()
+
+
+def test_a_vae_that_overflows_is_the_only_copy_in_float32(
+    hint: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents that float16 can hold, decoded by weights whose sums it cannot."""
+    exact, half = tiny_networks(), replace(tiny_networks(), dtype=torch.float16)
+    for one in (exact, half):
+        one.vae.post_quant_conv.weight.data.mul_(1e5)
+        one.vae.decoder.conv_in.weight.data.div_(1e4)
+    for network in (half.text_encoder, half.unet, half.vae, *half.controlnets.values()):
+        torch.nn.Module.to(network, torch.float16)
+    copies: list[torch.nn.Module] = []
+    copy_to_float32 = models.networks._in_float32
+
+    def counted(part: torch.nn.Module) -> torch.nn.Module:
+        copies.append(part)
+        return copy_to_float32(part)
+
+    monkeypatch.setattr("models.networks._in_float32", counted)
+    picture = (hint[0].permute(1, 2, 0) * 255).byte().numpy()
+    condition = Condition("canny", "canny", "", find_annotator("canny"), "canny")
+    control = ControlRequest(condition, picture, strength=0.1)
+    request = GenerationRequest((control,), prompt="the red ball", guidance_scale=1.5, steps=3)
+    steps: list[int] = []
+
+    def made(networks: DiffusersNetworks) -> tuple[Tensor, Diffusion]:
+        run = Run(lambda progress: steps.append(progress.step), None, 0, 3, 1)
+        diffusion = Diffusion(networks, request, [ControlTrack(control, picture)], run)
+        return diffusion.pictures([1]), diffusion
+
+    wanted, _ = made(exact)
+    steps.clear()
+    found, diffusion = made(half)
+    assert copies == [half.vae] and max(steps) == 3 and steps.count(3) == 1
+    assert diffusion.run.warnings == [DECODED_IN_FLOAT32.format("float16")]
+    twin: Any = diffusion.networks
+    assert (twin.dtype, twin.vae_dtype, half.vae_dtype) == (
+        torch.float16,
+        torch.float32,
+        torch.float16,
+    )
+    assert twin._step is half._step, "what a GPU has captured is not captured again"
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_a_network_that_wants_its_map_reversed_turns_it_itself(latents: Tensor) -> None:
