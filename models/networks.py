@@ -1,7 +1,7 @@
 """The networks of a loaded model, on diffusers' and transformers' own modules.
 
-Latents stay float32 outside: the scheduler's arithmetic loses a visible part of a picture in
-bfloat16, so every cast to the networks' format happens in here, and every result is float32 again.
+Latents are float32 outside this module: in bfloat16 the scheduler's arithmetic would visibly harm a
+picture. Every cast to the networks' format happens here, and every result is float32 again.
 """
 
 import copy
@@ -30,21 +30,21 @@ TEXT_TOKENS = 77
 """CLIP's text length, start and end token included."""
 
 KEPT_PROMPTS = 8
-"""Encoded prompts that are kept, so that another image of the same prompt starts at once."""
+"""Encoded prompts cached by each model: another image of the same prompt starts at once."""
 
-GPU_TOGETHER, CPU_TOGETHER = 8, 4
-"""Images that are sampled together at most; see core.diffusion.MOST_OF_A_REQUEST."""
-CPU_ROOM = 64 * 2**20
-"""Bytes that images sampled together on a CPU may need. Four of Diorama's take 0.43 s each, alone
-0.60; Stable Diffusion's matrices are large enough from 256 pixels on."""
+GPU_MAX_BATCH, CPU_MAX_BATCH = 8, 4
+"""Images sampled as one batch; see core.diffusion.MAX_BATCH_OF_REQUEST."""
+CPU_BATCH_BYTES = 64 * 2**20
+"""Working memory that a batch on a CPU may need. Four of Diorama's images take 0.43 s each, one
+alone 0.60; Stable Diffusion's matrices are large enough from 256 pixels on."""
 
 STEP_NUMBERS = 45
-"""What a prediction needs beside the weights for each image of two texts: so many numbers for each
-latent cell and channel of the first level. Measured with Stable Diffusion 1.5 on a CPU: 42 at 512
-pixels, 44 at 256; not yet on a GPU."""
+"""Working memory of a prediction with two texts: so many numbers for each image, latent cell and
+channel of the first level. Measured with Stable Diffusion 1.5 on a CPU: 42 at 512 pixels, 44 at
+256; not yet on a GPU."""
 DECODE_NUMBERS = 8
-"""What decoding needs for each pixel and channel of the decoder's last level; measured so: 7, and
-by the tensors alive at once 6."""
+"""Working memory of decoding: so many numbers for each pixel and channel of the decoder's last
+level. Measured: 7; by the tensors alive at once: 6."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,96 +66,100 @@ _TOKENIZER_LOCK = threading.Lock()
 
 @dataclass(eq=False)
 class DiffusersNetworks:
-    """Implements core.networks.Networks; fields are only read after it is made."""
+    """Implements core.networks.Networks; immutable once made, but for caches."""
 
     name: str
     tokenizer: Any
     """transformers' CLIPTokenizer."""
     text_encoder: nn.Module
-    unet: nn.Module
-    vae: nn.Module
+    unet: Any
+    """UNet2DConditionModel."""
+    vae: Any
     """AutoencoderKL or AutoencoderTiny."""
     controlnets: Mapping[str, nn.Module]
     scheduler_config: Mapping[str, Any]
     preview_matrix: Tensor
-    """(latent channels, 3), or one row more, which is then the bias."""
+    """(latent channels, 3), RGB in [-1, 1]; a further row is a bias."""
     hashes: dict[str, str]
     device: torch.device
     dtype: torch.dtype
     split_prompt: Callable[[str], PromptParts] = lambda prompt: (prompt,)
     """Finds the embeddings that a prompt names."""
     taesd: nn.Module | None = None
-    """A tiny autoencoder of the same latents, for previews alone; without one the matrix serves."""
+    """A tiny autoencoder for the same latents, used for previews instead of the matrix."""
 
     offloader: Offloader | None = None
-    """Who brings the parts to the device as they are used; on a GPU the GPU's own if none is given,
-    on a CPU nobody."""
+    """Loads the parts onto the device as they are used. By default a GPU's shared one, on a CPU
+    none."""
     low_memory: bool = False
-    """Whether a part is sent home when another is used, room or not."""
+    """Whether using a part offloads all others, even if there is room."""
 
     def __post_init__(self) -> None:
         if self.offloader is None and self.device.type != "cpu":
             self.offloader = offloader_of(self.device)
-        # No bound methods: who keeps them would hold what holds it, and dropped networks would stay
-        # in memory until the garbage collector comes, beside the next ones.
+        # Partials, not bound methods: these would be reference cycles, and dropped networks would
+        # stay in memory beside the next ones until the garbage collector runs.
         self._on_device = partial(_on_device, self.offloader, self.low_memory)
         self._forward = Forward(self.unet, self.controlnets, self._on_device)
         self._step: Forward | CudaGraphForward = self._forward
         if self.device.type == "cuda" and self.offloader and not self.low_memory:
-            self._step = CudaGraphForward(self._forward, partial(getattr, self.offloader, "gone"))
+            self._step = CudaGraphForward(
+                self._forward, partial(getattr, self.offloader, "offload_count")
+            )
         parts = (self.tokenizer, self.text_encoder)
-        self._encode = lru_cache(KEPT_PROMPTS)(
-            partial(_encoded, *parts, self._on_device, self.device)
+        self._encode_text = lru_cache(KEPT_PROMPTS)(
+            partial(_encode_text, *parts, self._on_device, self.device)
         )
 
     @property
     def vae_dtype(self) -> torch.dtype:
         """The VAE's number format; float32 in half-precision networks whose VAE overflowed."""
-        return next(self.vae.parameters()).dtype
+        dtype: torch.dtype = next(self.vae.parameters()).dtype
+        return dtype
 
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
-        return int(_config(self.unet).in_channels)
+        return int(self.unet.config.in_channels)
 
     @property
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
-        return int(2 ** (len(_config(self.vae).block_out_channels) - 1))
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def max_batch(self, height: int, width: int) -> int:
-        """Return how many images of this latent size should be sampled together, at least 1.
+        """Return how many images of this latent size to sample as one batch, at least 1.
 
-        No more than memory holds beside the weights. On a CPU only where every kernel of ours runs:
-        with them Diorama's pictures are the same to the bit, whatever is sampled with them.
+        No more than memory holds beside the weights. On a CPU more than 1 only with our own
+        kernels: these make Diorama's pictures the same to the bit in any batch.
         """
         if self.low_memory:
             return 1
-        most, room = GPU_TOGETHER, 0.0
+        most, free = GPU_MAX_BATCH, 0.0
         if self.offloader is not None:
-            room = self.offloader.room([self.unet, *self.controlnets.values()])
+            free = self.offloader.free_with([self.unet, *self.controlnets.values()])
         elif self.device.type == "cpu" and self.dtype == torch.bfloat16 and has_kernels():
-            most, room = CPU_TOGETHER, CPU_ROOM
-        return int(max(1, min(most, room // _work(self.unet, height * width))))
+            most, free = CPU_MAX_BATCH, CPU_BATCH_BYTES
+        return int(max(1, min(most, free // workspace_bytes(self.unet, height * width))))
 
     def make_scheduler(self, sampler: str) -> Any:
         """Return a fresh scheduler with this model's betas and prediction type.
 
-        Leading spacing with offset 1 is the original's schedule (latent-diffusion's "uniform").
-        LCM's takes its steps from the 50 that consistency models are trained on.
+        For DDIM leading spacing with offset 1, the original's schedule (latent-diffusion's
+        "uniform"). LCM's takes its steps from the 50 that consistency models are trained on.
 
         Raises:
             BadInput: the sampler is not known.
         """
         if sampler == "lcm":
-            from diffusers.schedulers.scheduling_lcm import LCMScheduler  # noqa: PLC0415 - as below
+            from diffusers.schedulers.scheduling_lcm import LCMScheduler  # noqa: PLC0415 - see below
 
             return LCMScheduler.from_config(
                 dict(self.scheduler_config), clip_sample=False, set_alpha_to_one=False
             )
         if sampler != "ddim":
             raise BadInput(f"The sampler '{sampler}' is not known: use ddim or lcm.")
-        # Only here: diffusers takes seconds to import, and the store imports this module at once.
+        # Imported here, because diffusers takes seconds to import.
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415
 
         return DDIMScheduler.from_config(
@@ -167,7 +171,7 @@ class DiffusersNetworks:
         )
 
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
-        """Return how many of the 75 free tokens the prompt uses, and the text behind the last."""
+        """Return how many of the 75 free tokens the prompt uses, and the text that does not fit."""
         free, used = TEXT_TOKENS - 2, 0
         parts = self._parts(prompt)
         for index, part in enumerate(parts):
@@ -179,12 +183,12 @@ class DiffusersNetworks:
         return used, ""
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return the last hidden states (B, 77, C), padded and cut as diffusers' pipelines do.
+        """Return the last hidden states (B, 77, D), padded and cut as diffusers' pipelines do.
 
-        Each call gives a tensor of its own, so that what is kept of it, which is much larger, goes
-        with the request.
+        Each call returns a new tensor, so that what Forward caches for it, which is much larger, is
+        freed with the request.
         """
-        return self._encode(tuple(self._parts(prompt) for prompt in prompts)).clone()
+        return self._encode_text(tuple(self._parts(prompt) for prompt in prompts)).clone()
 
     def prompt_hashes(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return the short SHA-256 of each embedding's file that prompts name."""
@@ -229,7 +233,7 @@ class DiffusersNetworks:
                 networks, call = calls[indices[0]]
                 results[indices[0]] = networks.predict(call)
                 continue
-            parts = [_on_own_device(*calls[index]) for index in indices]
+            parts = [_for_batch(*calls[index]) for index in indices]
             with self._on_device(self.unet, torch.cat([call.latents for _, call in parts])):
                 found = batched.predict(parts)
             results |= {index: one.float() for index, one in zip(indices, found, strict=True)}
@@ -251,7 +255,7 @@ class DiffusersNetworks:
     def preview(self, latents: Tensor) -> Tensor:
         """Return pictures (B, 3, h, w) in [-1, 1], one pixel per latent cell.
 
-        With a tiny autoencoder they are half as large as the result.
+        With a tiny autoencoder they are half as large as the result along a side.
         """
         if self.taesd is not None:
             latents = latents.to(self.device)
@@ -264,15 +268,15 @@ class DiffusersNetworks:
         return (pictures + bias[:, None, None]).clamp(-1, 1)
 
     def in_low_memory(self) -> "DiffusersNetworks":
-        """Return the same networks, of which only the parts in use are on a GPU.
+        """Return the same networks, of which only the parts in use are on the GPU.
 
-        On a CPU all stays where it is, but what was kept of prompts and maps.
+        On a CPU this frees only the caches of prompts and hints.
         """
         drop_all_graphs()
         return replace(self, low_memory=True)
 
     def in_float32(self) -> "DiffusersNetworks":
-        """Return a copy with the same weights in float32, or itself where they are already."""
+        """Return a copy with the same weights in float32, or itself if they are already."""
         if self.dtype == torch.float32:
             return self
         return replace(
@@ -295,16 +299,16 @@ class DiffusersNetworks:
 def _on_device(
     offloader: Offloader | None, alone: bool, part: nn.Module, latents: Tensor | None = None
 ) -> AbstractContextManager[None]:
-    """Have a part on its device, with room for what it does with latents (B, C, h, w)."""
+    """Have a part on its device, with memory free for its work on latents (B, C, h, w)."""
     if offloader is None:
         return nullcontext()
     cells = latents.numel() // latents.shape[1] if latents is not None else 0
-    return offloader.using(part, _work(part, cells) if cells else 0, alone)
+    return offloader.using(part, workspace_bytes(part, cells) if cells else 0, alone)
 
 
-def _work(part: nn.Module, cells: int) -> int:
-    """Return the bytes that a part needs beside its weights, for so many latent cells."""
-    widths = _config(part).block_out_channels
+def workspace_bytes(part: Any, cells: int) -> int:
+    """Return the bytes of working memory that a UNet, ControlNet or VAE needs for latent cells."""
+    widths = part.config.block_out_channels
     if hasattr(part, "decoder"):
         pixels = cells * 4 ** (len(widths) - 1)
         numbers = DECODE_NUMBERS * pixels * widths[0]
@@ -313,12 +317,12 @@ def _work(part: nn.Module, cells: int) -> int:
     return int(numbers * next(part.parameters()).itemsize)
 
 
-def _on_own_device(networks: Any, call: PredictCall) -> tuple[Forward, PredictCall]:
+def _for_batch(networks: Any, call: PredictCall) -> tuple[Forward, PredictCall]:
     return networks._forward, call.to(networks.device, networks.dtype)
 
 
 @torch.no_grad()
-def _encoded(
+def _encode_text(
     tokenizer: Any,
     text_encoder: nn.Module,
     on_device: OnDevice,
@@ -392,7 +396,7 @@ def _with_vectors(network: nn.Module, instead: Sequence[Mapping[int, Tensor]]) -
 
 
 def _in_float32(part: nn.Module) -> nn.Module:
-    """Return a copy in CPU memory, made without one in the first format."""
+    """Return a copy in CPU memory, without making one in the first format."""
     weights = {
         id(one): nn.Parameter(one.to("cpu", torch.float32), requires_grad=False)
         for one in part.parameters()
@@ -401,12 +405,8 @@ def _in_float32(part: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor, dtype: torch.dtype) -> Tensor:
+def decode(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the autoencoder's float32 pictures (B, 3, H, W) of the scheduler's latents."""
-    config = _config(vae)
+    config = vae.config
     raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
     return decode_latents(vae, raw.to(dtype)).float()
-
-
-def _config(module: nn.Module) -> Any:
-    return module.config

@@ -1,9 +1,9 @@
-"""Which parts of a model are on a GPU: all of them while it has room, else only what is in use.
+"""Model offload: all parts of a model stay on a GPU while it has room, else only those in use.
 
-A part (text encoder, UNet, a ControlNet, autoencoder) is brought when it is used. Where that leaves
-too little room for the part and for the work with it, those go that were used longest ago and are
-not in use. Their weights stay in the CPU's memory from then on, so going costs nothing and coming
-one copy; the numbers do not change, so nor do pictures. With room for everything nothing moves.
+A part (text encoder, UNet, a ControlNet, VAE) is loaded onto the device when it is used. Where that
+leaves too little memory for the part and its work, the least recently used parts that are not in
+use are offloaded to the CPU. The CPU keeps its copy from then on, so that offloading again costs
+nothing and loading one copy; the numbers do not change, so nor do pictures.
 """
 
 import functools
@@ -21,113 +21,114 @@ from core.memory import free_bytes
 
 
 class Offloader:
-    """The parts on one device. May be used from any number of threads."""
+    """The parts of all models on one device. May be used from any number of threads."""
 
     def __init__(self, device: torch.device, free: Callable[[], float] | None = None) -> None:
-        """Take `free()` for the device's free memory in bytes; without it the device is asked."""
+        """Take `free()`, the device's free memory in bytes; by default the device is asked."""
         self.device = device
         self.free = free or functools.partial(free_bytes, device)
         self._changed = threading.Condition()
-        self._known: OrderedDict[ref[nn.Module], None] = OrderedDict()
-        """The parts that were used, the longest ago first."""
-        self._whole: set[ref[nn.Module]] = set()
-        """Those of them that need not be looked through, since nothing has gone."""
+        self._used: OrderedDict[ref[nn.Module], None] = OrderedDict()
+        """Parts that were loaded, least recently used first."""
+        self._complete: set[ref[nn.Module]] = set()
+        """Those known to be on the device whole, until something is offloaded."""
         self._in_use: list[tuple[int, nn.Module]] = []
-        """By which thread; a thread may use one part within the use of another."""
-        self._home = WeakTensorKeyDictionary()
-        """The CPU's copy of a weight that was away once."""
-        self.gone = 0
-        """How many weights went so far; what was recorded with them would read where they lay."""
+        """With the thread that uses each; a thread may use one part while it uses another."""
+        self._cpu_copies = WeakTensorKeyDictionary()
+        """By weight, of those that were loaded from the CPU."""
+        self.offload_count = 0
+        """Weights offloaded so far; a CUDA graph captured with one would read where it lay."""
 
     @contextmanager
     def using(self, part: nn.Module, work: float = 0, alone: bool = False) -> Iterator[None]:
-        """Have a part on the device while the block runs, with `work` bytes free beside it.
+        """Have a part on the device during the block, with `work` more bytes free.
 
-        Waits for other threads to end where their parts stand in the way; if there is no such room
-        even then, the block runs all the same. With `alone` all goes that is not in use.
+        Waits for parts that other threads use, if they stand in the way; where even then there is
+        too little memory, the block runs all the same. With `alone`, everything that is not in use
+        is offloaded.
         """
-        mine = (threading.get_ident(), part)
+        use = (threading.get_ident(), part)
         with self._changed:
-            while not self._make_room(part, work, alone) and self._others():
+            while not self._make_room(part, work, alone) and self._others_in_use():
                 self._changed.wait()
-            self._in_use.append(mine)
+            self._in_use.append(use)
             try:
-                self._bring(part)
+                self._load(part)
             except BaseException:
-                self._in_use.remove(mine)
+                self._in_use.remove(use)
                 raise
         try:
             yield
         finally:
             with self._changed:
-                self._in_use.remove(mine)
+                self._in_use.remove(use)
                 self._changed.notify_all()
 
-    def room(self, parts: Iterable[nn.Module]) -> float:
-        """Return the bytes that would be free beside these parts, with nothing sent home."""
+    def free_with(self, parts: Iterable[nn.Module]) -> float:
+        """Return the bytes that would be free with these parts loaded and nothing offloaded."""
         with self._changed:
             return self.free() - sum(self._missing(part) for part in parts)
 
     def _make_room(self, part: nn.Module, work: float, alone: bool) -> bool:
-        """Send parts home until there is room, or none is left to send; tell whether there is."""
+        """Offload parts until there is room or none is left to offload; tell whether there is."""
         needed = work + self._missing(part)
-        used = {id(one) for one in (part, *(one for _, one in self._in_use))}
-        for known in [one for one in self._known if id(one()) not in used]:
+        kept = {id(one) for one in (part, *(one for _, one in self._in_use))}
+        for other in [one for one in self._used if id(one()) not in kept]:
             if not alone and self.free() >= needed:
                 return True
-            self._send_home(known, part)
+            self._offload(other, part)
         return self.free() >= needed
 
     def _missing(self, part: nn.Module) -> int:
-        """Return the bytes of its weights that are not here."""
-        if ref(part) in self._whole:
+        """Return the bytes of its weights that are not on the device."""
+        if ref(part) in self._complete:
             return 0
         return sum(one.nbytes for one in _tensors(part) if not self._is_here(one))
 
-    def _others(self) -> bool:
+    def _others_in_use(self) -> bool:
         return any(thread != threading.get_ident() for thread, _ in self._in_use)
 
     def _is_here(self, tensor: Tensor) -> bool:
         return tensor.device.type == self.device.type
 
-    def _copied(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)
 
-    # Weights are ordinary tensors, also where they are moved in inference mode: they outlive it.
+    # Outside inference mode: weights moved within it would be inference tensors, and outlive it.
 
-    def _bring(self, part: nn.Module) -> None:
-        for known in [one for one in self._known if one() in (None, part)]:
-            del self._known[known]
-        self._known[ref(part)] = None  # the latest
-        if ref(part) in self._whole:
+    def _load(self, part: nn.Module) -> None:
+        for other in [one for one in self._used if one() in (None, part)]:
+            del self._used[other]
+        self._used[ref(part)] = None  # the most recent
+        if ref(part) in self._complete:
             return
         with torch.inference_mode(False), torch.no_grad():
             for tensor in _tensors(part):
                 if not self._is_here(tensor):
-                    self._home[tensor] = tensor.data
-                    tensor.data = self._copied(tensor.data)
-        self._whole.add(ref(part))
+                    self._cpu_copies[tensor] = tensor.data
+                    tensor.data = self._to_device(tensor.data)
+        self._complete.add(ref(part))
 
-    def _send_home(self, known: ref[nn.Module], wanted: nn.Module) -> None:
-        """Parts may share weights, as a UNet and its version with a LoRA do."""
-        del self._known[known]
-        self._whole.clear()
-        part = known()
-        if part is None:  # dropped by who loaded it
+    def _offload(self, other: ref[nn.Module], wanted: nn.Module) -> None:
+        """Offload a part, but for weights that it shares, as a UNet and its LoRA version do."""
+        del self._used[other]
+        self._complete.clear()
+        part = other()
+        if part is None:  # its owner has dropped it
             return
         in_use = (wanted, *(one for _, one in self._in_use))
-        staying = {id(tensor) for one in in_use for tensor in _tensors(one)}
+        shared = {id(tensor) for one in in_use for tensor in _tensors(one)}
         with torch.inference_mode(False), torch.no_grad():
             for tensor in _tensors(part):
-                if id(tensor) not in staying and self._is_here(tensor):
-                    was_away = tensor in self._home
-                    tensor.data = self._home[tensor] if was_away else tensor.data.cpu()
-                    self.gone += 1
+                if id(tensor) not in shared and self._is_here(tensor):
+                    has_copy = tensor in self._cpu_copies
+                    tensor.data = self._cpu_copies[tensor] if has_copy else tensor.data.cpu()
+                    self.offload_count += 1
 
 
 @functools.cache
 def offloader_of(device: torch.device) -> Offloader:
-    """Return the one of a device, whose memory all models share."""
+    """Return a device's offloader, which all models share."""
     return Offloader(device)
 
 

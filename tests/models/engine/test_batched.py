@@ -12,7 +12,7 @@ from core.networks import ControlInput, PredictCall
 from models.engine import batched
 from models.engine.kernels.build import has_kernels
 from models.engine.offload import Offloader
-from models.networks import CPU_TOGETHER, GPU_TOGETHER, DiffusersNetworks
+from models.networks import CPU_MAX_BATCH, GPU_MAX_BATCH, DiffusersNetworks
 from models.store import Store
 from tests.tiny_networks import tiny_networks
 
@@ -125,10 +125,10 @@ def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
 ) -> None:
     gpu = torch.device("cuda")
     roomy = replace(pair[0], device=gpu, offloader=Offloader(gpu, lambda: math.inf))
-    assert roomy.max_batch(8, 8) == GPU_TOGETHER
+    assert roomy.max_batch(8, 8) == GPU_MAX_BATCH
     assert pair[0].max_batch(8, 8) == 1  # float32
     half = replace(pair[0], dtype=torch.bfloat16)
-    for there, most in ((True, CPU_TOGETHER), (False, 1)):
+    for there, most in ((True, CPU_MAX_BATCH), (False, 1)):
         monkeypatch.setattr("models.networks.has_kernels", lambda there=there: there)
         assert half.max_batch(8, 8) == most
         assert half.max_batch(1000, 1000) == 1

@@ -1,4 +1,4 @@
-"""Parts come when they are used and go when room is short, and the numbers stay what they were."""
+"""Parts are loaded when used and offloaded when memory is short, and the numbers stay the same."""
 
 import threading
 from contextlib import nullcontext
@@ -15,7 +15,7 @@ from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from models.checkpoints.loading import Placement
 from models.engine.offload import Offloader
-from models.networks import GPU_TOGETHER, DiffusersNetworks, _work
+from models.networks import GPU_MAX_BATCH, DiffusersNetworks, workspace_bytes
 from tests.core.conftest import condition  # noqa: F401 - a fixture
 from tests.tiny_networks import tiny_networks
 
@@ -30,21 +30,21 @@ def part(value: float = 1.0) -> nn.Linear:
 
 
 class Elsewhere(Offloader):
-    """A stand-in for a GPU, that holds so many parts: what is there is a copy in other memory."""
+    """A stand-in for a GPU that holds so many parts: what is on it is a copy in other memory."""
 
     def __init__(self, holds: float) -> None:
         self.copies: list[Tensor] = []
         super().__init__(torch.device("cpu"), lambda: holds * PART - self.filled())
 
     def filled(self) -> int:
-        parts = [one for known in self._known if (one := known()) is not None]
+        parts = [one for used in self._used if (one := used()) is not None]
         there = [t for one in parts for t in one.parameters() if self._is_here(t)]
         return sum({one.data_ptr(): one.nbytes for one in there}.values())
 
     def _is_here(self, tensor: Tensor) -> bool:
         return tensor.data_ptr() in [one.data_ptr() for one in self.copies]
 
-    def _copied(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         self.copies.append(tensor.clone())
         return self.copies[-1]
 
@@ -53,25 +53,25 @@ class Elsewhere(Offloader):
         return [all(map(self._is_here, one.parameters())) for one in parts]
 
 
-def test_with_room_for_all_nothing_goes() -> None:
+def test_with_room_for_all_nothing_is_offloaded() -> None:
     parts = [part() for _ in range(3)]
-    home = Elsewhere(holds=3)
+    offloader = Elsewhere(holds=3)
     for one in parts:
-        with home.using(one):
-            assert home.has(one) == [True]
-    assert home.has(*parts) == [True] * 3 and len(home.copies) == 2 * 3
-    assert home.room(parts) == 0 and home.room([part()]) == -PART
+        with offloader.using(one):
+            assert offloader.has(one) == [True]
+    assert offloader.has(*parts) == [True] * 3 and len(offloader.copies) == 2 * 3
+    assert offloader.free_with(parts) == 0 and offloader.free_with([part()]) == -PART
 
 
-def test_who_was_used_longest_ago_goes_first_and_comes_back_as_it_was() -> None:
+def test_the_least_recently_used_goes_first_and_comes_back_as_it_was() -> None:
     one, two, three = parts = [part(value) for value in (1, 2, 3)]
-    home = Elsewhere(holds=2)
+    offloader = Elsewhere(holds=2)
     for each in (one, two, one, three):
-        with home.using(each):
+        with offloader.using(each):
             pass
-    assert home.has(*parts) == [True, False, True]
-    with torch.inference_mode(), home.using(two):
-        assert home.has(*parts) == [False, True, True]
+    assert offloader.has(*parts) == [True, False, True]
+    with torch.inference_mode(), offloader.using(two):
+        assert offloader.has(*parts) == [False, True, True]
     for each, value in zip(parts, (1.0, 2.0, 3.0), strict=True):
         assert torch.equal(each.weight, torch.full((8, 8), value))
         assert not each.weight.is_inference()
@@ -80,75 +80,75 @@ def test_who_was_used_longest_ago_goes_first_and_comes_back_as_it_was() -> None:
 @pytest.mark.parametrize(("work", "stays"), [(0.0, True), (0.5, True), (1.0, False)])
 def test_room_for_the_work_is_made_too(work: float, stays: bool) -> None:
     one, two = part(), part()
-    home = Elsewhere(holds=2.5)
+    offloader = Elsewhere(holds=2.5)
     for _ in range(2):  # when it comes, and when it is there already
-        with home.using(one), home.using(two):
+        with offloader.using(one), offloader.using(two):
             pass
-        with home.using(two, work * PART):
-            assert home.has(one, two) == [stays, True]
+        with offloader.using(two, work * PART):
+            assert offloader.has(one, two) == [stays, True]
 
 
 def test_what_is_in_use_stays_though_room_is_short() -> None:
     one, two, three = part(), part(), part()
-    home = Elsewhere(holds=2)
-    with home.using(one):
-        with home.using(two):
+    offloader = Elsewhere(holds=2)
+    with offloader.using(one):
+        with offloader.using(two):
             pass
-        with home.using(three):
-            assert home.has(one, two, three) == [True, False, True]
-        with home.using(three, work=5 * PART):  # there is no such room, and it is tried
-            assert home.has(one, three) == [True, True]
+        with offloader.using(three):
+            assert offloader.has(one, two, three) == [True, False, True]
+        with offloader.using(three, work=5 * PART):  # there is no such room, and it is tried
+            assert offloader.has(one, three) == [True, True]
 
 
 def test_alone_there_is_only_what_is_in_use() -> None:
     parts = one, two, three = part(), part(), part()
-    home = Elsewhere(holds=10)
-    with home.using(one), home.using(two, alone=True), home.using(three, alone=True):
-        assert home.has(*parts) == [True] * 3
-    with home.using(three, alone=True):
-        assert home.has(*parts) == [False, False, True]
+    offloader = Elsewhere(holds=10)
+    with offloader.using(one), offloader.using(two, alone=True), offloader.using(three, alone=True):
+        assert offloader.has(*parts) == [True] * 3
+    with offloader.using(three, alone=True):
+        assert offloader.has(*parts) == [False, False, True]
 
 
 def test_shared_weights_stay_with_who_uses_them() -> None:
     """As of a UNet and its version with a LoRA."""
     base, changed = part(), part(2)
     changed.bias = base.bias
-    home = Elsewhere(holds=10)
-    with home.using(base):
+    offloader = Elsewhere(holds=10)
+    with offloader.using(base):
         pass
-    with home.using(changed, alone=True):
-        assert home.has(base, changed) == [False, True]
-        assert home._is_here(base.bias)
+    with offloader.using(changed, alone=True):
+        assert offloader.has(base, changed) == [False, True]
+        assert offloader._is_here(base.bias)
 
 
 def test_a_part_in_anothers_use_is_waited_for() -> None:
     one, two = part(), part()
-    home = Elsewhere(holds=1)
+    offloader = Elsewhere(holds=1)
     came = threading.Event()
 
     def come() -> None:
-        with home.using(two):
+        with offloader.using(two):
             came.set()
 
     other = threading.Thread(target=come)
-    with home.using(one):
+    with offloader.using(one):
         other.start()
         assert not came.wait(0.1)
-    assert came.wait(10) and home.has(one, two) == [False, True]
+    assert came.wait(10) and offloader.has(one, two) == [False, True]
     other.join()
 
 
 def test_a_dropped_part_is_forgotten() -> None:
     one, two = part(), part()
-    home = Elsewhere(holds=1)
-    with home.using(one):
+    offloader = Elsewhere(holds=1)
+    with offloader.using(one):
         pass
     del one
-    with home.using(two):
-        assert len(home._known) == 1
+    with offloader.using(two):
+        assert len(offloader._used) == 1
 
 
-def test_what_does_not_fit_is_loaded_and_stays_home() -> None:
+def test_what_does_not_fit_is_loaded_on_the_cpu() -> None:
     for free, where in ((PART, "cpu"), (PART + 1, "meta")):
         placement = Placement(torch.device("meta"), torch.float32, lambda _, free=free: free)
         assert placement.place(part()).weight.device.type == where
@@ -164,17 +164,17 @@ def tiny() -> DiffusersNetworks:
 
 def watched(networks: DiffusersNetworks, free: float) -> tuple[DiffusersNetworks, Offloader]:
     """Return networks whose layers, when they run, must be those of a part in use."""
-    home = Offloader(torch.device("cpu"), lambda: free)
+    offloader = Offloader(torch.device("cpu"), lambda: free)
     parts = (networks.text_encoder, networks.unet, networks.vae, *networks.controlnets.values())
     for one in parts:
 
         def looked(*_: Any, one: nn.Module = one) -> None:
-            assert one in [used for _, used in home._in_use]
+            assert one in [used for _, used in offloader._in_use]
 
         for layer in one.modules():
             if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
                 layer.register_forward_pre_hook(looked)
-    return replace(networks, offloader=home), home
+    return replace(networks, offloader=offloader), offloader
 
 
 def pictures(networks: DiffusersNetworks, condition: Any, count: int) -> list[Any]:  # noqa: F811
@@ -203,8 +203,8 @@ def test_chunks_are_as_large_as_memory_and_pictures_the_same(
     condition: Any,  # noqa: F811
 ) -> None:
     """Alone to the bit; together up to the rounding of float32, which shows in no picture."""
-    each = _work(tiny.unet, 32 * 32)
-    for holds, most in ((0, 1), (2.5, 2), (100, GPU_TOGETHER)):
+    each = workspace_bytes(tiny.unet, 32 * 32)
+    for holds, most in ((0, 1), (2.5, 2), (100, GPU_MAX_BATCH)):
         networks, _ = watched(tiny_networks(controls=("weights-name", "other")), holds * each)
         assert networks.max_batch(32, 32) == most
         assert networks.in_low_memory().max_batch(32, 32) == 1
@@ -214,7 +214,7 @@ def test_chunks_are_as_large_as_memory_and_pictures_the_same(
             assert np.abs(a.astype(int) - b).max() <= (0 if most == 1 else 1)
 
 
-def test_a_float32_copy_is_made_at_home() -> None:
+def test_a_float32_copy_is_made_on_the_cpu() -> None:
     networks = tiny_networks()
     half = replace(
         networks,
