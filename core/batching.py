@@ -1,10 +1,10 @@
-"""Many requests on one device: who is let in, whose turn it is, and which turns are taken together.
+"""Many requests on one device: which are admitted, which has the device, and which share it.
 
-A request is admitted while its model is the one in use, takes a turn for each batch of its images,
-and samples in it. Requests that wait at the same time and agree in what fixes their steps share a
-turn: at every step their predictions are made as one batch, and each goes on alone with its own,
-so that neither prompt, map, seed nor an end by error or cancel of one touches another. Everything
-before and after the turn, such as drawing maps, scoring and saving, runs beside other turns.
+A request is admitted once its model is the one in use. For each batch of its images it takes a
+lease of the device. Requests that wait at the same time and take the same steps share a lease: at
+every step their predictions are made as one batch, and each samples on with its own, so that no
+prompt, map, seed, error or cancel of one affects another. What comes before and after a lease, such
+as drawing maps, scoring and saving, runs while others have the device.
 
 A request alone pays nothing for this: it gets the networks themselves.
 """
@@ -24,61 +24,61 @@ from core.networks import Networks, PredictCall
 LOGGER = logging.getLogger(__name__)
 
 MOST_ADMITTED = 1000
-"""Requests let in where nothing else is said: each holds a thread and its picture."""
+"""Default limit of requests, at work or waiting: each holds a thread and its picture."""
 HEARTBEAT_S = 0.5
-"""The longest a waiting request is not asked whether it still wants to wait."""
+"""Longest time between two calls of a waiting request's OnWait."""
 
-Waiting = Callable[[], None]
-"""Called now and then by who waits; raises to give up."""
+OnWait = Callable[[], None]
+"""Called now and then while a request waits; raises to give up."""
 
 
 @dataclass(eq=False)
 class _Ticket:
-    """A request in one of the two lines; it may go once `group` is there."""
+    """A request in one of the two queues; a lease has begun once `group` is set."""
 
-    kind: Hashable
+    key: Hashable
     images: int = 0
-    most: int = 0
-    """Images it may be sampled together with, its own included."""
+    max_batch: int = 0
+    """The largest batch that its images may be part of."""
     group: "_Group | None" = None
 
 
 @dataclass(eq=False)
 class Admission:
-    """A request that was let in."""
+    """A request that was admitted."""
 
     alone: bool = True
-    """Whether no other was at work at the same time."""
+    """Whether no other request was at work at the same time."""
 
 
 class Batcher:
-    """The lines before one device. May be used from any number of threads."""
+    """The queues for one device. May be used from any number of threads."""
 
     def __init__(self, most_admitted: int = MOST_ADMITTED) -> None:
-        """Let in so many requests, those at work included."""
+        """Admit at most so many requests, at work or waiting."""
         self._most_admitted = most_admitted
         self._changed = threading.Condition()
         self._admitted = 0
-        self._models: list[_Ticket] = []
-        """Before a change of model, in the order they came."""
+        self._model_queue: list[_Ticket] = []
+        """Requests that wait until their model may be used, in order of arrival."""
         self._model: Hashable = None
         self._at_work: list[Admission] = []
-        """The requests with that model."""
-        self._turns: list[_Ticket] = []
-        """Before a turn, in the order they came."""
+        """Requests that use that model."""
+        self._lease_queue: list[_Ticket] = []
+        """Requests that wait for a lease, in order of arrival."""
         self._group: _Group | None = None
         self.decoding = threading.Lock()
         """Held while pictures are decoded: that is where memory peaks."""
 
     @contextmanager
-    def admitted(self, model: Hashable, waiting: Waiting) -> Iterator[Admission]:
-        """Let a request in, for as long as the block lasts, once no other model is in use.
+    def admitted(self, model: Hashable, on_wait: OnWait) -> Iterator[Admission]:
+        """Admit a request for the duration of the block, once no other model is in use.
 
-        So the networks of one model at a time are in memory. Who waits for a change of model is
-        passed by nobody, so that no model is starved.
+        So the networks of one model at a time are in memory. No request overtakes one that waits
+        for another model, so that none is starved.
 
         Raises:
-            Busy: as many are in already as there may be.
+            Busy: the limit is reached.
         """
         ticket = _Ticket(model)
         with self._changed:
@@ -87,15 +87,17 @@ class Batcher:
                     f"{self._admitted} requests are waiting already: please try again in a minute."
                 )
             self._admitted += 1
-            self._models.append(ticket)
+            self._model_queue.append(ticket)
             try:
-                while self._models[0] is not ticket or (self._at_work and self._model != model):
-                    self._wait(waiting)
+                while self._model_queue[0] is not ticket or (
+                    self._at_work and self._model != model
+                ):
+                    self._wait(on_wait)
             except BaseException:
                 self._admitted -= 1
                 raise
             finally:
-                self._models.remove(ticket)
+                self._model_queue.remove(ticket)
                 self._changed.notify_all()
             self._model = model
             admission = Admission(alone=not self._at_work)
@@ -111,21 +113,21 @@ class Batcher:
                 self._changed.notify_all()
 
     @contextmanager
-    def turn(
-        self, networks: Networks, kind: Hashable, images: int, waiting: Waiting, most: int = 1
+    def lease(
+        self, networks: Networks, key: Hashable, images: int, on_wait: OnWait, max_batch: int = 1
     ) -> Iterator[Networks]:
-        """Wait for a turn on the device; give what predicts in it, for as long as the block lasts.
+        """Wait for the device and have it during the block; yield the networks to predict with.
 
-        Who waits with the same `kind` joins the turn of who waited longest, while the images
-        together are no more than anybody's `most`. Equal kinds must take equal steps.
+        Waiting requests with the key of the one that waited longest share its lease, as long as all
+        their images fit into each one's `max_batch`. Equal keys must mean equal steps.
         """
-        ticket = _Ticket(kind, images, most)
+        ticket = _Ticket(key, images, max_batch)
         with self._changed:
-            self._turns.append(ticket)
+            self._lease_queue.append(ticket)
             try:
                 self._begin_next()
                 while ticket.group is None:
-                    self._wait(waiting)
+                    self._wait(on_wait)
             except BaseException:
                 self._give_up(ticket)
                 raise
@@ -136,37 +138,37 @@ class Batcher:
             with self._changed:
                 self._leave(group)
 
-    def _wait(self, waiting: Waiting) -> None:
-        """Let others change something, with the lock released also while the caller is asked."""
+    def _wait(self, on_wait: OnWait) -> None:
+        """Wait for a change or a heartbeat; the lock is also released while `on_wait` runs."""
         self._changed.wait(HEARTBEAT_S)
         self._changed.release()
         try:
-            waiting()
+            on_wait()
         finally:
             self._changed.acquire()
 
     def _begin_next(self) -> None:
-        """Give the free device to who waited longest, and to those that can share the turn."""
-        if self._group is not None or not self._turns:
+        """Lease the free device to the first in the queue and to those that can share with it."""
+        if self._group is not None or not self._lease_queue:
             return
-        first, chosen, images = self._turns[0], [], 0
-        most = first.most
-        for ticket in self._turns:
-            fits = images + ticket.images <= min(most, ticket.most) and ticket.kind == first.kind
-            if ticket is first or fits:
+        first, chosen, images = self._lease_queue[0], [], 0
+        most = first.max_batch
+        for ticket in self._lease_queue:
+            fits = images + ticket.images <= min(most, ticket.max_batch)
+            if ticket is first or (fits and ticket.key == first.key):
                 chosen.append(ticket)
                 images += ticket.images
-                most = min(most, ticket.most)
+                most = min(most, ticket.max_batch)
         self._group = _Group(self._changed, len(chosen))
         for ticket in chosen:
             ticket.group = self._group
-            self._turns.remove(ticket)
+            self._lease_queue.remove(ticket)
         self._changed.notify_all()
 
     def _give_up(self, ticket: _Ticket) -> None:
-        """Leave the line, or the turn that began just then."""
+        """Leave the queue, or the lease that began just then."""
         if ticket.group is None:
-            self._turns.remove(ticket)
+            self._lease_queue.remove(ticket)
         else:
             self._leave(ticket.group)
 
@@ -180,7 +182,7 @@ class Batcher:
 
 @dataclass(eq=False)
 class _Pending:
-    """A call whose prediction its thread waits for."""
+    """A call whose thread waits for the prediction."""
 
     networks: Networks
     call: PredictCall
@@ -189,7 +191,7 @@ class _Pending:
 
 @dataclass(eq=False)
 class _Group:
-    """Requests that share a turn; their calls are predicted once every member has made one."""
+    """Requests that share a lease; their calls are predicted once every member has made one."""
 
     changed: threading.Condition
     size: int
@@ -200,7 +202,9 @@ class _Group:
         self.members = self.size
 
     def predict(self, networks: Networks, call: PredictCall) -> Tensor:
-        """Return the prediction; the last to call, or one who waits when another leaves, makes all.
+        """Return the prediction.
+
+        The last member to call predicts for all; after a member has left, one that waits may.
 
         Raises:
             Exception: as Networks.predict for this call alone.
@@ -233,7 +237,7 @@ def _predict(batch: Sequence[_Pending]) -> None:
         for one, result in zip(batch, results, strict=True):
             one.result = result
         return
-    # Only here, where the error no longer holds the batch's tensors: memory may be what failed.
+    # Outside the except block, which would keep the batch's tensors: memory may be what failed.
     for one in batch:
         try:
             one.result = one.networks.predict(one.call)

@@ -1,6 +1,6 @@
 """From prompts and control maps to pictures: encode, sample, decode.
 
-Once more in float32 where numbers overflow, and with less memory where it runs out.
+Where half precision overflows it is done again in float32, where memory runs out with less of it.
 """
 
 import gc
@@ -21,16 +21,16 @@ from core.images import to_tensor
 from core.memory import OUT_OF_MEMORY, is_out_of_memory, release_cached_memory
 from core.modes import MODES, X0Extrapolation
 from core.networks import ControlInput, Networks
-from core.progress import Run
+from core.progress import ProgressReporter
 from core.request import ControlRequest, GenerationRequest
 from core.sampling import Predict, denoise, seeded_noise
 
 LOGGER = logging.getLogger(__name__)
 
-MOST_OF_A_REQUEST = 4
-"""Of a request's images, so many are sampled together at most: on a GPU one leaves it idle between
-kernels, and each doubling yields less; more would keep finished images from the user for longer.
-Images of several requests meet in core.batching."""
+MAX_BATCH_OF_REQUEST = 4
+"""Images of one request that are sampled as one batch. One image does not fill a GPU, but each
+doubling gains less, and the user waits longer for the first images. core.batching joins the images
+of several requests."""
 FEWER = "Memory ran out with {} images at once, so they were made one by one."
 SAMPLED_IN_FLOAT32 = (
     "The result had NaN or infinite values in {}, so the image was made again in float32."
@@ -38,20 +38,20 @@ SAMPLED_IN_FLOAT32 = (
 DECODED_IN_FLOAT32 = (
     "The decoded image had NaN or infinite values in {}, so it was decoded again in float32."
 )
-SPARING = (
+LOW_MEMORY = (
     "Memory ran out, so the rest was made with as little of it as possible, which takes longer; "
     "the pictures are the same."
 )
 
 
 def batches(seeds: Sequence[int], networks: Networks, size: tuple[int, int]) -> list[Sequence[int]]:
-    """Split the seeds into what is sampled together; each batch is finished before the next.
+    """Split the seeds into batches, each of which is finished before the next.
 
-    `size` (width, height) in pixels. No image depends on the others of its batch, so that the split
-    decides no more than the rounding.
+    `size` is (width, height) in pixels. No image depends on the others of its batch: the split
+    affects only rounding.
     """
     width, height = (side // networks.downscale for side in size)
-    most = min(MOST_OF_A_REQUEST, networks.max_batch(height, width))
+    most = min(MAX_BATCH_OF_REQUEST, networks.max_batch(height, width))
     return [seeds[start : start + most] for start in range(0, len(seeds), most)]
 
 
@@ -65,7 +65,7 @@ class ControlTrack:
 
 @dataclass
 class Diffusion:
-    """The making of one request's pictures with one model."""
+    """Makes one request's pictures with one model."""
 
     networks: Networks
     """Replaced by a copy in float32 (of the VAE alone if only decoding overflowed), and by one that
@@ -73,23 +73,23 @@ class Diffusion:
     request: GenerationRequest
     tracks: Sequence[ControlTrack]
     """At least one."""
-    run: Run
+    reporter: ProgressReporter
     batcher: Batcher = field(default_factory=Batcher)
     _text: Tensor | None = None
-    """Embeddings (2, 77, C) of the negative prompt and the prompt, once they are needed."""
+    """Embeddings (2, 77, D) of the negative prompt and the prompt, once encoded."""
     _one_by_one: bool = False
     """Whether memory ran out with several images at once."""
-    _sparing: bool = False
+    _low_memory: bool = False
     """Whether it ran out with one."""
 
     def pictures(self, seeds: Sequence[int]) -> Tensor:
         """Return pictures (B, 3, H, W) in [-1, 1], all finite, one per seed.
 
-        If memory runs out, the same seeds are tried again one by one, then with networks that need
-        as little as possible; the rest of the request stays with what helped.
+        If memory runs out, the same seeds are tried again one by one, then with low-memory
+        networks; the rest of the request stays with what worked.
 
         Raises:
-            SuiteError: not finite even in float32, or there is too little memory for one image.
+            SuiteError: not finite even in float32, or too little memory even for one image.
         """
         if self._one_by_one and len(seeds) > 1:
             return torch.cat([self.pictures([seed]) for seed in seeds])
@@ -99,15 +99,15 @@ class Diffusion:
             if not is_out_of_memory(error):
                 raise
             LOGGER.warning("Memory ran out with %d images at once: %s", len(seeds), str(error))
-        # Only here, where the error no longer holds the tensors that were too many.
+        # Outside the except block, which would keep the attempt's tensors in memory.
         gc.collect()
         release_cached_memory()
         if len(seeds) > 1:
             self._one_by_one = True
-            self._warn(FEWER.format(len(seeds)))
-        elif not self._sparing:
-            self._sparing = True
-            self._warn(SPARING)
+            self.reporter.warn(FEWER.format(len(seeds)))
+        elif not self._low_memory:
+            self._low_memory = True
+            self.reporter.warn(LOW_MEMORY)
             self.networks = self.networks.in_low_memory()
         else:
             raise DeviceUnavailable(OUT_OF_MEMORY)
@@ -116,12 +116,12 @@ class Diffusion:
     def _finite(self, seeds: Sequence[int]) -> Tensor:
         """Return pictures as above, if memory suffices.
 
-        Half precision can overflow. Then the same seeds are tried again in float32, and the rest of
-        the request stays there.
+        If half precision overflows, the same seeds are tried again in float32, and the rest of the
+        request stays there.
         """
         pictures = self._attempt(seeds)
         if pictures is None and self.networks.dtype != torch.float32:
-            self._warn(SAMPLED_IN_FLOAT32.format(_name(self.networks.dtype)))
+            self.reporter.warn(SAMPLED_IN_FLOAT32.format(_name(self.networks.dtype)))
             self.networks, self._text = self.networks.in_float32(), None
             pictures = self._attempt(seeds)
         if pictures is None:
@@ -134,43 +134,38 @@ class Diffusion:
     def _attempt(self, seeds: Sequence[int]) -> Tensor | None:
         """Sample and decode; None if the result is not finite.
 
-        Where the latents are finite, only the VAE overflowed: it decodes them again in float32.
+        If the latents are finite, only the VAE overflowed: it decodes them again in float32.
         """
         latents = self._sample(seeds)
         if not torch.isfinite(latents).all():
             return None
         pictures = self._decode(latents)
         if not torch.isfinite(pictures).all() and self.networks.vae_dtype != torch.float32:
-            self._warn(DECODED_IN_FLOAT32.format(_name(self.networks.vae_dtype)))
+            self.reporter.warn(DECODED_IN_FLOAT32.format(_name(self.networks.vae_dtype)))
             self.networks = self.networks.with_vae_in_float32()
             pictures = self._decode(latents)
         return pictures if torch.isfinite(pictures).all() else None
 
-    def _warn(self, warning: str) -> None:
-        """Say it, but once."""
-        if warning not in self.run.warnings:
-            self.run.warnings.append(warning)
-
     @torch.inference_mode()
     def _sample(self, seeds: Sequence[int]) -> Tensor:
-        """Encode the prompts, unless they are, and return latents (B, C, h, w)."""
-        networks, request, run = self.networks, self.request, self.run
-        run.stop_if_cancelled()
+        """Encode the prompts, once, and return latents (B, C, h, w), one per seed."""
+        networks, request, reporter = self.networks, self.request, self.reporter
+        reporter.stop_if_cancelled()
         if self._text is None:
-            with run.stage("text"):
+            with reporter.stage("text"):
                 prompts = [request.negative_prompt, request.full_prompt]
                 self._text = networks.encode_text(prompts)
         size = self.tracks[0].control_map.shape[:2]
         height, width = (side // networks.downscale for side in size)
         with (
-            self.batcher.turn(
+            self.batcher.lease(
                 networks,
-                self._kind(size),
+                self._lease_key(size),
                 len(seeds),
-                run.waiting,
+                reporter.waiting,
                 networks.max_batch(height, width),
             ) as shared,
-            run.stage("sample"),
+            reporter.stage("sample"),
         ):
             noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))
             scheduler = networks.make_scheduler(request.sampler)
@@ -181,24 +176,24 @@ class Diffusion:
                 noise.to(networks.device),
                 generators,
                 request.eta,
-                lambda step, clean: run.stepped(step, len(seeds), networks, clean),
+                lambda step, clean: reporter.stepped(step, len(seeds), networks, clean),
             )
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor) -> Tensor:
-        with self.run.stage("decode"), self.batcher.decoding:
+        with self.reporter.stage("decode"), self.batcher.decoding:
             # One by one: decoding is where memory peaks.
             return torch.cat([self.networks.decode(one[None]) for one in latents])
 
-    def _kind(self, size: Sequence[int]) -> Hashable:
-        """Return what requests must agree in to share a turn: the steps they take, and on what."""
+    def _lease_key(self, size: Sequence[int]) -> Hashable:
+        """Return what requests must have in common to share a lease: the model and the steps."""
         request = self.request
         unguided = request.guidance_scale == 1
         steps = (request.steps, request.sampler, request.mode, request.guess_mode, unguided)
         return (request.model, self.networks.dtype, tuple(size), *steps)
 
     def _predict(self, networks: Networks, text: Tensor, scheduler: Any) -> Predict:
-        """Return the steered model for text embeddings (2, 77, C): negative, positive."""
+        """Return the guided model for text embeddings (2, 77, D): negative, positive."""
         steps, shortcuts = self.request.steps, MODES[self.request.mode]
         guidance = Guidance(
             networks=networks,

@@ -1,7 +1,7 @@
 """The one pipeline: a request in, pictures with their scores out.
 
-`Pipeline.generate` is the flow of design.md, top to bottom. It never asks which condition it
-serves, and keeps nothing between requests but the line they wait in.
+`Pipeline.generate` is the whole flow, top to bottom. It is the same for every condition, and keeps
+nothing between requests but the queue they wait in.
 """
 
 import logging
@@ -27,7 +27,7 @@ from core.images import center_crop_to_aspect, fit_size, resize_map, to_images
 from core.memory import oom_as_device_unavailable
 from core.modes import MODES
 from core.networks import Networks
-from core.progress import Run, Stopped
+from core.progress import ProgressReporter, Stopped
 from core.request import (
     LARGEST_SEED,
     ControlRequest,
@@ -68,24 +68,26 @@ class Fetch(Protocol):
 LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
 COARSE_BEYOND = 4
-"""A picture enlarged more than this has fewer real edges than its map pretends."""
-CUT = "{title}: its picture has another shape than that of the first control; its middle is used."
+"""A picture enlarged more than this gives a coarse map."""
+CROPPED = (
+    "{title}: its picture was centre-cropped, because its aspect ratio is not the first control's."
+)
 LCM_GUIDANCE = 2.0
 """LCM-LoRA's authors advise 1 to 2 (huggingface.co/latent-consistency/lcm-lora-sdv1-5)."""
-EMPTY_MAP_GIVEN = "The control map is empty: it shows nothing that could be kept."
+EMPTY_MAP_GIVEN = "The control map is empty: it shows nothing to follow."
 DROPPED_WORDS_SHOWN = 300
-"""Characters of a cut prompt that are repeated in the warning."""
+"""Characters of a cut prompt shown in the warning."""
 
 
 class Pipeline:
-    """Makes pictures, given a way to load networks."""
+    """Makes pictures with the networks that `load` returns."""
 
     def __init__(
         self, load: Load, most_requests: int = MOST_ADMITTED, fetch: Fetch | None = None
     ) -> None:
-        """Remember how to load; nothing is loaded yet. Without `fetch`, loading fetches too.
+        """Load nothing yet. Without `fetch`, loading downloads too.
 
-        generate may be called from many threads at once, of which so many requests are let in.
+        generate may be called from many threads; more than `most_requests` at once are refused.
         """
         self._load = load
         self._fetch = fetch
@@ -98,23 +100,23 @@ class Pipeline:
         cancelled: Callable[[], bool] | None = None,
         map_only: bool = False,
     ) -> bool:
-        """Bring here the weights that `generate` would need; return whether it was let finish.
+        """Download the weights that `generate` would need; return False if cancelled.
 
-        With `map_only` those that `draw_map` would. It needs no device, so call it before one is
-        waited for.
+        With `map_only`, only those that `draw_map` would. It needs no device, so call it before
+        waiting for one.
 
         Raises:
-            SuiteError: they cannot be had.
+            SuiteError: they cannot be downloaded.
         """
-        run = Run(on_progress, cancelled, 0, request.steps, request.num_samples)
+        reporter = ProgressReporter(on_progress, cancelled, 0, request.steps, request.num_samples)
         names = [control.condition.weights for control in request.controls]
         try:
-            run.stop_if_cancelled()
+            reporter.stop_if_cancelled()
             for control in request.controls:
-                _fetch_preprocessor(_preprocessor(control), run)
+                _fetch_preprocessor(_preprocessor(control), reporter)
             if self._fetch and not map_only:
                 self._fetch(
-                    request.model, *names, watch=run.downloaded, few_step=_few_step(request)
+                    request.model, *names, watch=reporter.downloaded, few_step=_few_step(request)
                 )
         except Stopped:
             return False
@@ -136,60 +138,62 @@ class Pipeline:
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
     ) -> GenerationResult:
-        """Make the pictures asked for, and measure how well each kept the map.
+        """Make the request's pictures, and measure how well each followed its control maps.
 
-        on_progress hears of every stage and step; every preview_every-th step (0: never) comes with
-        a small preview. Once cancelled() is true, the run ends within a step and the result holds
+        on_progress is called at every stage and step; every preview_every-th step (0: never) has a
+        small preview. Once cancelled() is true, generation ends within a step, and the result holds
         the images finished so far, perhaps none. If a later image fails, those before it are
         returned with the reason among the warnings.
 
         Raises:
-            SuiteError: the input will not do, a model cannot be loaded, or the first image failed.
+            SuiteError: bad input, a model that cannot be loaded, or the first image failed.
             Busy: too many requests are waiting.
         """
-        run = Run(on_progress, cancelled, preview_every, request.steps, request.num_samples)
-        with run.stage("prepare"):
+        reporter = ProgressReporter(
+            on_progress, cancelled, preview_every, request.steps, request.num_samples
+        )
+        with reporter.stage("prepare"):
             request = resolved(request)
             seeds = image_seeds(request.seed, request.num_samples)
             size = _size(request)
-            run.warnings += _size_notes(request, size) + _sampler_notes(request)
+            reporter.warnings += _size_notes(request, size) + _sampler_notes(request)
 
-        with run.stage("map"):
+        with reporter.stage("map"):
             extractors = [_extractor(control) for control in request.controls]
             tracks: list[ControlTrack] = []
             for control, extractor in zip(request.controls, extractors, strict=True):
                 image = center_crop_to_aspect(control.image, request.controls[0].image)
                 if image.shape != control.image.shape:
-                    run.warnings.append(CUT.format(title=control.condition.title))
+                    reporter.warnings.append(CROPPED.format(title=control.condition.title))
                 control_map = _control_map(extractor, replace(control, image=image), size)
                 tracks.append(ControlTrack(control, control_map))
-                run.warnings += map_notes(control, control_map)
+                reporter.warnings += map_notes(control, control_map)
 
         finished: list[_Finished] = []
         networks, admission = None, Admission()
         try:
-            run.stop_if_cancelled()
+            reporter.stop_if_cancelled()
             with (
-                self._batcher.admitted(request.model, run.waiting) as admission,
+                self._batcher.admitted(request.model, reporter.waiting) as admission,
                 oom_as_device_unavailable(),
             ):
-                with run.stage("load"):
+                with reporter.stage("load"):
                     names = [control.condition.weights for control in request.controls]
                     networks = self._load(request.model, *names, few_step=_few_step(request))
-                run.warnings += _prompt_notes(networks, request)
-                diffusion = Diffusion(networks, request, tracks, run, self._batcher)
+                reporter.warnings += _prompt_notes(networks, request)
+                diffusion = Diffusion(networks, request, tracks, reporter, self._batcher)
                 for batch in batches(seeds, networks, size):
                     pictures = diffusion.pictures(batch)
                     networks = diffusion.networks
-                    with run.stage("reextract"):
+                    with reporter.stage("reextract"):
                         finished += _scored(extractors, tracks, pictures, batch)
-                    run.finished(len(batch))
+                    reporter.finished(len(batch))
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
         except SuiteError as error:
             if not finished:
                 raise
-            run.warnings.append(f"Only {len(finished)} of {len(seeds)} images were made: {error}")
+            reporter.warn(f"Only {len(finished)} of {len(seeds)} images were made: {error}")
 
         return GenerationResult(
             images=tuple(one.image for one in finished),
@@ -203,8 +207,8 @@ class Pipeline:
                 for index, track in enumerate(tracks)
             ),
             seeds=tuple(one.seed for one in finished),
-            seconds={stage: round(seconds, 4) for stage, seconds in run.seconds.items()},
-            warnings=tuple(run.warnings),
+            seconds={stage: round(seconds, 4) for stage, seconds in reporter.seconds.items()},
+            warnings=tuple(reporter.warnings),
             request=request,
             model=networks.name if networks else request.model,
             device=str(networks.device) if networks else "",
@@ -212,7 +216,7 @@ class Pipeline:
             width=size[0],
             height=size[1],
             hashes=_hashes(networks, request) if networks else {},
-            cancelled=run.was_cancelled,
+            cancelled=reporter.was_cancelled,
             alone=admission.alone,
         )
 
@@ -245,7 +249,7 @@ def _resolved_control(control: ControlRequest) -> ControlRequest:
 
 
 def image_seeds(seed: int, count: int) -> list[int]:
-    """Return each image's seed: seed, seed + 1, ..., starting again at 0 behind the largest."""
+    """Return each image's seed: seed, seed + 1, ..., and 0 after the largest."""
     return [(seed + index) % (LARGEST_SEED + 1) for index in range(count)]
 
 
@@ -262,7 +266,7 @@ def _size(request: GenerationRequest) -> tuple[int, int]:
 
 
 def _extractor(control: ControlRequest) -> Extractor:
-    """Return what draws the maps; where the input is a map already, the default way re-extracts."""
+    """Return what draws the maps; for an input that is a map already, the default preprocessor."""
     annotator, preprocessor = control.condition.annotator, _preprocessor(control)
     return Extractor(annotator, preprocessor, control.params, control.detect_resolution)
 
@@ -272,11 +276,11 @@ def _preprocessor(control: ControlRequest) -> Preprocessor:
     return next((one for one in known if one.name == control.preprocessor), known[0])
 
 
-def _fetch_preprocessor(preprocessor: Preprocessor, run: Run) -> None:
-    """Bring here what a way of drawing maps needs, reporting what has come."""
+def _fetch_preprocessor(preprocessor: Preprocessor, reporter: ProgressReporter) -> None:
+    """Download what a preprocessor needs, and report the progress."""
     if preprocessor.fetch:
         preprocessor.fetch(
-            watch=lambda here, whole: run.downloaded(Download(preprocessor.name, here, whole))
+            watch=lambda here, whole: reporter.downloaded(Download(preprocessor.name, here, whole))
         )
 
 
@@ -297,7 +301,7 @@ def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
     return [note] if (note := annotator.map_warning(control_map)) else []
 
 
-# What came out, and what should be said
+# Results and warnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,7 +369,7 @@ def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
         notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
         ("prompt with the added prompt", request.full_prompt),
-        # At scale 1 it has no say.
+        # Without effect at scale 1.
         ("negative prompt", request.negative_prompt if request.guidance_scale != 1 else ""),
     ):
         _, dropped = networks.fit_prompt(prompt)

@@ -49,9 +49,9 @@ def occupied(shared):
     @contextmanager
     def held(waiting):
         batcher = pipeline._batcher
-        with batcher.turn(shared, "something else", 1, lambda: None):
+        with batcher.lease(shared, "something else", 1, lambda: None):
             yield
-            wait_until(lambda: len(batcher._turns) == waiting)
+            wait_until(lambda: len(batcher._lease_queue) == waiting)
 
     return pipeline, held
 
@@ -90,7 +90,7 @@ def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, ima
     "change",
     [{"steps": 5}, {"mode": "fast"}, {"guidance_scale": 1.0}, {"image_resolution": 320}],
 )
-def test_what_takes_other_steps_takes_a_turn_of_its_own(occupied, shared, condition, image, change):
+def test_other_steps_take_a_lease_of_their_own(occupied, shared, condition, image, change):
     pipeline, held = occupied
     requests = [
         ask(condition, image),
@@ -105,7 +105,7 @@ def test_what_takes_other_steps_takes_a_turn_of_its_own(occupied, shared, condit
     assert shared.batches == [2] * 4
 
 
-def test_no_more_share_a_turn_than_are_worth_it(occupied, shared, condition, image):
+def test_no_more_share_a_lease_than_the_largest_batch(occupied, shared, condition, image):
     pipeline, held = occupied
     with ThreadPoolExecutor(6) as threads:
         with held(waiting=6):
@@ -118,18 +118,18 @@ def test_no_more_share_a_turn_than_are_worth_it(occupied, shared, condition, ima
     assert sorted(shared.batches) == [2] * 4 + [4] * 4
 
 
-def test_turns_are_taken_in_the_order_of_coming(shared):
-    """Of a b a c, both a share the first turn; then b, then c."""
+def test_leases_begin_in_order_of_arrival(shared):
+    """Of a b a c, both a share the first lease; then b, then c."""
     batcher, order = Batcher(), []
 
     def take(kind):
-        with batcher.turn(shared, kind, 1, lambda: None, most=4):
+        with batcher.lease(shared, kind, 1, lambda: None, max_batch=4):
             order.append(kind)
 
-    with ThreadPoolExecutor(4) as threads, batcher.turn(shared, "first", 1, lambda: None):
+    with ThreadPoolExecutor(4) as threads, batcher.lease(shared, "first", 1, lambda: None):
         for count, kind in enumerate("abac", 1):
             threads.submit(take, kind)
-            wait_until(lambda count=count: len(batcher._turns) == count)
+            wait_until(lambda count=count: len(batcher._lease_queue) == count)
     assert order == ["a", "a", "b", "c"]
 
 
@@ -203,7 +203,7 @@ def test_a_full_queue_says_so(shared):
 
 
 def test_one_model_at_a_time_and_none_is_starved():
-    """While a is in use, b waits, and an a that comes behind b does not pass it."""
+    """While a is in use, b waits, and an a that comes after b does not pass it."""
     batcher, order = Batcher(), []
 
     def use(model):
@@ -215,7 +215,7 @@ def test_one_model_at_a_time_and_none_is_starved():
             pass
         for count, model in enumerate(("b", "a"), 1):
             threads.submit(use, model)
-            wait_until(lambda count=count: len(batcher._models) == count)
+            wait_until(lambda count=count: len(batcher._model_queue) == count)
     assert order == ["b", "a"]
 
 
@@ -232,9 +232,9 @@ def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image)
     shared.predict, shared.in_float32 = broken, lambda: whole
     pipeline = Pipeline(lambda *_, **__: shared)
     with ThreadPoolExecutor(2) as threads:
-        with pipeline._batcher.turn(shared, "something else", 1, lambda: None):
+        with pipeline._batcher.lease(shared, "something else", 1, lambda: None):
             good = threads.submit(pipeline.generate, ask(condition, image))
             bad = threads.submit(pipeline.generate, ask(condition, image, negative_prompt="xyz"))
-            wait_until(lambda: len(pipeline._batcher._turns) == 2)
+            wait_until(lambda: len(pipeline._batcher._lease_queue) == 2)
         assert good.result(WAIT_S).dtype == "float16"
         assert bad.result(WAIT_S).dtype == "float32"

@@ -20,7 +20,7 @@ from core.diffusion import ControlTrack, Diffusion
 from core.guidance import residual_scales
 from core.images import to_tensor
 from core.networks import ControlInput, PredictCall
-from core.progress import Run
+from core.progress import ProgressReporter
 from core.request import ControlRequest, GenerationRequest
 from models.networks import DiffusersNetworks
 
@@ -125,10 +125,10 @@ def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
     request = GenerationRequest.single(condition_of("canny"), control_map, **PROMPTS, **settings)
     latents = []
     monkeypatch.setattr(networks, "decode", lambda x: latents.append(x) or torch.zeros(1, 3, 8, 8))
-    run = Run(None, None, 0, request.steps, len(seeds))
-    Diffusion(networks, request, [ControlTrack(request.controls[0], control_map)], run).pictures(
-        seeds
-    )
+    reporter = ProgressReporter(None, None, 0, request.steps, len(seeds))
+    Diffusion(
+        networks, request, [ControlTrack(request.controls[0], control_map)], reporter
+    ).pictures(seeds)
     return torch.cat(latents)
 
 
@@ -319,8 +319,8 @@ def ours_of_two(
     )
     request = GenerationRequest(controls, **PROMPTS, **settings)
     tracks = [ControlTrack(control, control.image) for control in controls]
-    run = Run(None, None, 0, request.steps, 1)
-    Diffusion(networks, request, tracks, run).pictures([3])
+    reporter = ProgressReporter(None, None, 0, request.steps, 1)
+    Diffusion(networks, request, tracks, reporter).pictures([3])
     return torch.cat(latents)
 
 

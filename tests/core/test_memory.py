@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.diffusion import FEWER, MOST_OF_A_REQUEST, SPARING, batches
+from core.diffusion import FEWER, LOW_MEMORY, MAX_BATCH_OF_REQUEST, batches
 from core.errors import DeviceUnavailable
 from core.memory import OUT_OF_MEMORY, free_bytes, is_out_of_memory
 from core.pipeline import Pipeline
@@ -20,13 +20,13 @@ class Cramped(FakeNetworks):
     """Of which memory holds so many images at once, and so many as long as it is spared."""
 
     holds: int = 1
-    holds_sparing: int = 1
+    holds_low_memory: int = 1
     error: type = torch.OutOfMemoryError
     broken_part: str = "predict"
 
     def _fill(self, part, latents):
         if part != self.broken_part or len(latents) <= (
-            self.holds_sparing if self.low_memory else self.holds
+            self.holds_low_memory if self.low_memory else self.holds
         ):
             return
         if self.error is RuntimeError:
@@ -68,13 +68,13 @@ def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
 def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, part):
     networks = Cramped(together=4, holds=0, broken_part=part)
     result = made(networks, ask(condition, image, num_samples=2))
-    assert result.warnings == (FEWER.format(2), SPARING)
+    assert result.warnings == (FEWER.format(2), LOW_MEMORY)
     assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=False))
     assert len(result.images) == 2
 
 
 def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(condition, image):
-    networks = Cramped(holds=0, holds_sparing=0)
+    networks = Cramped(holds=0, holds_low_memory=0)
     pipeline = Pipeline(lambda *_, **__: networks)
     with pytest.raises(DeviceUnavailable, match="smaller image resolution"):
         pipeline.generate(ask(condition, image))
@@ -84,7 +84,7 @@ def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(conditio
 
 
 def test_images_made_before_memory_ran_out_are_kept(condition, image):
-    networks = Cramped(holds=1, holds_sparing=0)
+    networks = Cramped(holds=1, holds_low_memory=0)
     steps = []
 
     def stepped(progress):
@@ -96,7 +96,7 @@ def test_images_made_before_memory_ran_out_are_kept(condition, image):
         ask(condition, image, num_samples=3), stepped
     )
     assert result.seeds == (5,)
-    assert result.warnings == (SPARING, f"Only 1 of 3 images were made: {OUT_OF_MEMORY}")
+    assert result.warnings == (LOW_MEMORY, f"Only 1 of 3 images were made: {OUT_OF_MEMORY}")
 
 
 def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
@@ -111,7 +111,7 @@ def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().predict(call)
 
-    assert made(Wasteful(), ask(condition, image)).warnings == (SPARING,)
+    assert made(Wasteful(), ask(condition, image)).warnings == (LOW_MEMORY,)
     assert len(held) == 1
 
 
@@ -136,7 +136,7 @@ def test_which_errors_are_meant():
     assert free_bytes(torch.device("cpu")) == float("inf")
 
 
-@pytest.mark.parametrize(("together", "largest"), [(1, 1), (3, 3), (100, MOST_OF_A_REQUEST)])
+@pytest.mark.parametrize(("together", "largest"), [(1, 1), (3, 3), (100, MAX_BATCH_OF_REQUEST)])
 def test_batches_hold_every_seed_once(together, largest):
     seeds = list(range(10))
     groups = batches(seeds, FakeNetworks(together=together), (64, 64))

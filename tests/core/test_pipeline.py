@@ -13,7 +13,7 @@ from core.diffusion import DECODED_IN_FLOAT32, SAMPLED_IN_FLOAT32
 from core.errors import BadInput, SuiteError
 from core.images import resize_map
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, resolved
-from core.progress import Run
+from core.progress import ProgressReporter
 from core.request import Download, GenerationRequest
 
 
@@ -287,16 +287,16 @@ def test_time_left_counts_the_turns_of_others(monkeypatch):
     """Two images, of two steps of one second and ten seconds of waiting each, are left: 24 s."""
     clock, heard = [0.0], []
     monkeypatch.setattr("core.progress.time.perf_counter", lambda: clock[0])
-    run = Run(heard.append, None, 0, steps=2, images=3)
-    with run.stage("text"):
+    reporter = ProgressReporter(heard.append, None, 0, steps=2, images=3)
+    with reporter.stage("text"):
         clock[0] += 1
     clock[0] += 10
-    with run.stage("sample"):
+    with reporter.stage("sample"):
         for step in (1, 2):
             clock[0] += 1
-            run.stepped(step, 1, None, None)
-    run.finished(1)
-    run.waiting()
+            reporter.stepped(step, 1, None, None)
+    reporter.finished(1)
+    reporter.waiting()
     assert heard[-1].stage == "wait" and heard[-1].seconds_left == 24
 
 

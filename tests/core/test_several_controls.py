@@ -97,7 +97,7 @@ def test_another_shape_is_cut_to_the_first_and_said(pipeline, condition, upright
     assert result.controls[1].control_map[:, 127:].min() == 255, "the middle, not squeezed"
     assert result.controls[1].control_map[:, :127].max() == 0
     assert any(
-        note.startswith("Upright: its picture has another shape") for note in result.warnings
+        note.startswith("Upright: its picture was centre-cropped") for note in result.warnings
     )
 
 

@@ -14,7 +14,7 @@ from core.condition import Condition
 from core.diffusion import DECODED_IN_FLOAT32, ControlTrack, Diffusion
 from core.errors import BadInput
 from core.networks import ControlInput, Networks, PredictCall
-from core.progress import Run
+from core.progress import ProgressReporter
 from core.request import ControlRequest, GenerationRequest
 from models.checkpoints.loading import fit_preview
 from models.networks import DiffusersNetworks
@@ -320,15 +320,15 @@ def test_a_vae_that_overflows_is_the_only_copy_in_float32(
     steps: list[int] = []
 
     def made(networks: DiffusersNetworks) -> tuple[Tensor, Diffusion]:
-        run = Run(lambda progress: steps.append(progress.step), None, 0, 3, 1)
-        diffusion = Diffusion(networks, request, [ControlTrack(control, picture)], run)
+        reporter = ProgressReporter(lambda progress: steps.append(progress.step), None, 0, 3, 1)
+        diffusion = Diffusion(networks, request, [ControlTrack(control, picture)], reporter)
         return diffusion.pictures([1]), diffusion
 
     wanted, _ = made(exact)
     steps.clear()
     found, diffusion = made(half)
     assert copies == [half.vae] and max(steps) == 3 and steps.count(3) == 1
-    assert diffusion.run.warnings == [DECODED_IN_FLOAT32.format("float16")]
+    assert diffusion.reporter.warnings == [DECODED_IN_FLOAT32.format("float16")]
     twin: Any = diffusion.networks
     assert (twin.dtype, twin.vae_dtype, half.vae_dtype) == (
         torch.float16,

@@ -58,12 +58,12 @@ def in_line(busy: Suite) -> Callable[..., AbstractContextManager[list[Any]]]:
     @contextmanager
     def held(requests: Iterable[tuple[Client, dict[str, Any]]]) -> Iterator[list[Any]]:
         networks = busy.store.load("tiny", "canny")
-        with batcher.turn(networks, "something else", 1, lambda: None):
+        with batcher.lease(networks, "something else", 1, lambda: None):
             calls: list[Any] = []
             for client, asked in requests:
                 # One after another: each needs for a moment the single place in Gradio's queue.
                 calls.append(_ask(client, **asked))
-                _until(lambda: len(batcher._turns) == len(calls))
+                _until(lambda: len(batcher._lease_queue) == len(calls))
             yield calls
 
     return held
