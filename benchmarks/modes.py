@@ -54,12 +54,12 @@ def ways(each: bool, steps: int) -> list[Way]:
     if not each:
         return found
     fast, mode = MODES["fast"], {"mode": "fast"}
-    asked = sum(fast.asks(step, steps) for step in range(steps))
+    asked = sum(fast.predicts(step, steps) for step in range(steps))
     return [
         *found,
         Way("guidance ends", mode, Shortcuts(guidance_until=fast.guidance_until)),
         Way("ControlNet rests", mode, Shortcuts(control_every=fast.control_every)),
-        Way("answers foretold", mode, Shortcuts(answer_every=fast.answer_every)),
+        Way("answers foretold", mode, Shortcuts(predict_every=fast.predict_every)),
         Way(f"{asked} steps", {"steps": asked}),
     ]
 

@@ -1,4 +1,4 @@
-"""Was the control kept? Draw the map of the result the way the first map was drawn, and compare."""
+"""How well was the control followed? Extract the result's map as the input's, and compare them."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Extractor:
-    """An annotator with its settings chosen: draws a picture's map, the same way each time."""
+    """An annotator with fixed settings: draws the map of any picture in the same way."""
 
     annotator: Annotator
     preprocessor: Preprocessor
@@ -50,30 +50,30 @@ class Extractor:
     def reextract_and_score(
         self, image: RGBImage, control_map: ControlMap
     ) -> tuple[ControlMap, Score]:
-        """Return the map found in a generated image and how well it agrees with the one wanted."""
+        """Return the map of a generated image, and its score against the input's map."""
         size = (control_map.shape[1], control_map.shape[0])
         found = self._drawn(self.annotator.reextract or self.preprocessor, image, size)
         return found, self.annotator.score(control_map, found)
 
 
 HALF_BRIGHT = 127
-"""A map that was resized or saved as JPEG elsewhere has greys; brighter than this is a line."""
+"""Brighter is a line: maps that were resized or saved as JPEG have greys."""
 
 
 def lines_in(control_map: ControlMap) -> Mask:
-    """Return where a map of white lines on black has one; a map of one colour has none."""
+    """Return where a map of white lines on black has lines; a map of one colour has none."""
     if of_one_colour(control_map):
         return np.zeros(control_map.shape[:2], bool)
-    # Five times as fast as the maximum over the last axis.
+    # Five times as fast as max over the last axis.
     brightest = reduce(np.maximum, np.moveaxis(control_map, 2, 0))
     return np.asarray(brightest > HALF_BRIGHT, dtype=bool)
 
 
 def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
-    """Return the F1 of two line drawings, 0..1; a pixel counts if a line lies within the tolerance.
+    """Return the F1 of two line drawings, 0..1; a pixel matches if a line is within the tolerance.
 
-    The distance is the larger of dx and dy (a square). Two empty drawings agree fully: 1. If only
-    one is empty: 0. With tolerance 0 this is the exact-pixel F1 of ControlNet++'s evaluation.
+    The distance is the larger of dx and dy (a square). Two empty drawings give 1, one empty drawing
+    0. With tolerance 0 this is the exact-pixel F1 of ControlNet++'s evaluation.
 
     Example:
         >>> line = np.eye(4, dtype=bool)
@@ -84,8 +84,8 @@ def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
         return 1.0
     if not wanted.any() or not found.any():
         return 0.0
-    precision = float(_widened(wanted, tolerance_px)[found].mean())
-    recall = float(_widened(found, tolerance_px)[wanted].mean())
+    precision = float(_dilated(wanted, tolerance_px)[found].mean())
+    recall = float(_dilated(found, tolerance_px)[wanted].mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -95,14 +95,14 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Wang et al. 2003, finest scale first."""
 MS_SSIM_SMALLEST_SIDE = 2 * SSIM_RADIUS * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
-"""In pixels: from 161 on the window fits at the coarsest scale."""
+"""In pixels: only above it does the window fit at the coarsest scale."""
 
 
 def ms_ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Return the multi-scale structural similarity of two grey pictures (H, W) in 0..1; 1 is equal.
+    """Return the multi-scale SSIM of two grey pictures (H, W) in 0..1; 1 is equal.
 
-    At a side of MS_SSIM_SMALLEST_SIDE pixels or less the similarity at one scale (SSIM). Negative
-    structure counts as none, as in torchmetrics, which ControlNet++ scores soft edges with.
+    Up to a side of MS_SSIM_SMALLEST_SIDE pixels it is single-scale SSIM. Negative structure counts
+    as 0, as in torchmetrics, with which ControlNet++ scores soft edges.
     """
     if min(first.shape) <= MS_SSIM_SMALLEST_SIDE:
         return max(0.0, _ssim(first, second)[0])
@@ -120,7 +120,7 @@ def ms_ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
 
 
 def _ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the mean similarity, and its part without brightness, where the window fits."""
+    """Return the mean SSIM and its contrast-structure term alone, where the window fits."""
 
     def local_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
         side = 2 * SSIM_RADIUS + 1
@@ -130,15 +130,15 @@ def _ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[floa
 
     x, y = first.astype(np.float64), second.astype(np.float64)
     mean_x, mean_y = local_mean(x), local_mean(y)
-    spread_x = local_mean(x * x) - mean_x**2
-    spread_y = local_mean(y * y) - mean_y**2
-    together = local_mean(x * y) - mean_x * mean_y
-    structure = (2 * together + SSIM_C2) / (spread_x + spread_y + SSIM_C2)
-    brightness = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    return float((structure * brightness).mean()), float(structure.mean())
+    variance_x = local_mean(x * x) - mean_x**2
+    variance_y = local_mean(y * y) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    return float((structure * luminance).mean()), float(structure.mean())
 
 
-def _widened(mask: Mask, radius_px: int) -> Mask:
+def _dilated(mask: Mask, radius_px: int) -> Mask:
     side = 2 * radius_px + 1
     return np.asarray(
         cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)), dtype=bool

@@ -204,10 +204,10 @@ class Diffusion:
             guess_mode=self.request.guess_mode,
             shortcuts=shortcuts,
         )
-        if shortcuts.answer_every == 1:
+        if shortcuts.predict_every == 1:
             return guidance.predict
-        asks = partial(shortcuts.asks, steps=steps)
-        return X0Extrapolation(guidance.predict, scheduler, asks).predict
+        predicts = partial(shortcuts.predicts, steps=steps)
+        return X0Extrapolation(guidance.predict, scheduler, predicts).predict
 
     def _control_input(self, track: ControlTrack) -> ControlInput:
         networks, control = self.networks, track.control

@@ -1,6 +1,6 @@
-"""The errors raised on purpose: each message is one sentence a user can act on.
+"""The errors that are raised on purpose: each message is one sentence that a user can act on.
 
-Anything else that rises is a bug of ours and keeps its traceback.
+Any other error is a bug and keeps its traceback.
 """
 
 
@@ -13,16 +13,16 @@ class BadInput(SuiteError):
 
 
 class WeightsMissing(SuiteError):
-    """A weights file is not here and cannot be fetched now."""
+    """A weights file is missing and cannot be downloaded now."""
 
 
 class WeightsMismatch(SuiteError):
-    """A weights file is here but is of another family, or damaged."""
+    """A weights file is damaged, or of another model family."""
 
 
 class DeviceUnavailable(SuiteError):
-    """The device asked for is absent, unfit or out of memory."""
+    """The requested device is absent, unsuitable or out of memory."""
 
 
 class Busy(SuiteError):
-    """As many requests are waiting as may wait."""
+    """The queue is full."""

@@ -1,4 +1,4 @@
-"""Guidance: how the prompt, its absence and the control map are weighed against each other.
+"""Guidance: how the prompt, the negative prompt and the control maps are weighted.
 
 Sources: classifier-free guidance, Ho and Salimans 2022 (arXiv 2207.12598); guess mode,
 lllyasviel/ControlNet gradio_canny2image.py and cldm/ddim_hacked.py; control window, diffusers'
@@ -15,13 +15,13 @@ from core.modes import ResidualCache, Shortcuts
 from core.networks import ControlInput, Networks, PredictCall
 
 GUESS_DECAY = 0.825
-"""Guess mode weakens each shallower residual by this: with SD 1.5's 13 residuals (12 skips and the
-middle block) the shallowest, which fix the finest detail, keep a tenth, and the prompt-free half
-of the model can move. The number is v1.0's."""
+"""Guess mode multiplies each shallower residual by this once more: of SD 1.5's 13 (12 skips and the
+middle block) the shallowest, which fix the finest detail, keep a tenth, so that the model is freer
+without a prompt. The number is v1.0's."""
 
 
 def residual_scales(count: int, strength: float, guess_mode: bool) -> tuple[float, ...]:
-    """Return a weight per residual, shallowest first: equal, or in guess mode rising to the last.
+    """Return a scale per residual, shallowest first: equal, or in guess mode rising to the last.
 
     Example:
         >>> [round(scale, 3) for scale in residual_scales(3, 1.0, guess_mode=True)]
@@ -32,18 +32,18 @@ def residual_scales(count: int, strength: float, guess_mode: bool) -> tuple[floa
 
 
 def in_window(step: int, steps: int, start: float, end: float) -> bool:
-    """Tell whether control acts at a step (from 0): the step must lie wholly inside the window."""
+    """Tell whether control acts at a step (from 0), which must lie wholly inside the window."""
     return step / steps >= start and (step + 1) / steps <= end
 
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """What steers one batch of images; `predict` is the model as the sampler wants it."""
+    """Classifier-free guidance with controls, for one batch; `predict` is a sampling.Predict."""
 
     networks: Networks
     steps: int
     texts: Tensor
-    """Embeddings (2, 77, C): the negative prompt, the prompt."""
+    """Embeddings (2, 77, D): the negative prompt, the prompt."""
     controls: Sequence[ControlInput]
     """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
     guidance_scale: float
@@ -55,7 +55,7 @@ class Guidance:
         # At scale 1 the negative half cancels out.
         guided = self.guidance_scale != 1 and self.shortcuts.uses_cfg(step, self.steps)
         texts = self.texts if guided else self._positive
-        call = PredictCall(latents, float(timestep), texts, self._acting(step))
+        call = PredictCall(latents, float(timestep), texts, self._active(step))
         if not guided:
             return self._controlled(call, step)
         if self.guess_mode and call.controls:
@@ -75,7 +75,7 @@ class Guidance:
     def _residual_cache(self) -> ResidualCache:
         return ResidualCache(self.networks, self.shortcuts.control_every)
 
-    # Kept, because networks know a text they have seen by its being the same tensor.
+    # Cached, because networks recognise a text by the tensor's identity.
 
     @cached_property
     def _negative(self) -> Tensor:
@@ -85,7 +85,7 @@ class Guidance:
     def _positive(self) -> Tensor:
         return self.texts[1:]
 
-    def _acting(self, step: int) -> Sequence[ControlInput]:
+    def _active(self, step: int) -> Sequence[ControlInput]:
         return [
             control
             for control in self.controls

@@ -1,8 +1,7 @@
-"""Pictures: reading them from anybody, fitting them to a size, and turning them into tensors.
+"""Pictures: reading untrusted files, fitting to a size, and conversion to and from tensors.
 
-The only place where arrays become tensors and tensors arrays. Between modules a picture is uint8
-(H, W, 3) RGB; for the networks a control map is (B, 3, H, W) in [0, 1] and a generated picture
-(B, 3, H, W) in [-1, 1].
+Between modules a picture is a uint8 array (H, W, 3) RGB; for the networks a control map is a tensor
+(B, 3, H, W) in [0, 1] and a generated picture (B, 3, H, W) in [-1, 1]. Only this module converts.
 """
 
 import io
@@ -36,7 +35,7 @@ LOGGER = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
-"""Their files in a folder end so, in small letters or capitals."""
+"""Of their files, in lower or upper case."""
 MAX_PIXELS = 40_000_000
 """Larger than any camera most people own, small enough to decode in a second or so."""
 MAX_JPEG_PIXELS, MAX_PROGRESSIVE_PIXELS = 210_000_000, 100_000_000
@@ -46,16 +45,16 @@ scale."""
 DRAFT_SCALES = (1, 2, 4, 8)
 """What libjpeg can divide the sides by while it decodes."""
 MAX_ASPECT = 8
-"""A longer strip has no use as a picture and would ask for gigabytes once its short side is 512."""
+"""A longer strip would need gigabytes once its short side is 512."""
 GRID = 64
-"""Output sides are multiples of this: 8 pixels a latent cell, 8 cells for the UNet's halvings."""
+"""Output sides are multiples of this: 8 pixels a latent cell, and three halvings in the UNet."""
 YCBCR = 6
-"""TIFF's number for it among the photometric interpretations."""
+"""TIFF's photometric interpretation of that name."""
 SIXTEEN_TO_EIGHT = 257
 """65535 / 255."""
 
 OPAQUE_ENOUGH = 64
-"""Of 255: fainter is the soft rim of a brush."""
+"""Of 255: below it is the soft rim of a brush."""
 
 PAPER, NOTHING = 255, 0
 """Grey levels for transparent parts: white paper under a picture; nothing drawn, on a ready map."""
@@ -73,7 +72,7 @@ DAMAGED = (
     *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError),
     struct.error,
 )
-"""A broken file fails in as many ways as there are decoders; all mean the same to its owner."""
+"""What the decoders raise for a broken file."""
 _ASK_FOR = "Please save it as PNG or JPEG and try again."
 
 
@@ -84,8 +83,8 @@ def read_image(source: str | Path | bytes, ground: int = PAPER) -> tuple[RGBImag
     """Decode a picture file from its path or bytes.
 
     Upright (EXIF), in sRGB, transparency on a `ground` of that grey level, first frame of an
-    animation; 16-bit values are scaled, not cut. A JPEG beyond MAX_PIXELS comes smaller. Returns
-    the picture and a note for each thing a person may not expect.
+    animation; 16-bit values are scaled, not clipped. A JPEG beyond MAX_PIXELS is decoded smaller.
+    Returns the picture and a note for each thing that may surprise.
 
     Raises:
         BadInput: not a picture of FORMATS, incomplete, too large, or a long strip.
@@ -115,7 +114,7 @@ def _shrink_while_decoding(picture: JpegImageFile, notes: list[str]) -> None:
     width, height = picture.size
     progressive = "progressive" in picture.info
     if width * height > (MAX_PROGRESSIVE_PIXELS if progressive else MAX_JPEG_PIXELS):
-        return  # check_shape refuses it
+        return  # check_shape will refuse it
     scale = next(one for one in DRAFT_SCALES if width * height <= MAX_PIXELS * one**2)
     if scale > 1:
         picture.draft(None, (width // scale, height // scale))
@@ -126,10 +125,9 @@ def _shrink_while_decoding(picture: JpegImageFile, notes: list[str]) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8; 1 where there is none or the EXIF cannot be read.
+    """Return EXIF's orientation, 1 to 8; 1 if there is none or the EXIF cannot be read.
 
-    Only read: Pillow's exif_transpose writes the whole EXIF anew, and fails where any other entry
-    is odd.
+    Pillow's exif_transpose would also rewrite the EXIF, and fail if any other entry is invalid.
     """
     try:
         return int(picture.getexif().get(ExifTag.Orientation, 1))
@@ -139,14 +137,14 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header alone."""
+    """Read the header only."""
     if not data:
         raise BadInput("The file is empty; please choose a picture (PNG, JPEG, WebP, ...).")
     foreign = _foreign_format(data)
     if foreign:
         raise BadInput(f"{foreign} files cannot be read here. {_ASK_FOR}")
     try:
-        # Image.open refuses a large JPEG before it could be asked to come smaller.
+        # Image.open refuses a large JPEG before it can be told to decode it smaller.
         if data.startswith(b"\xff\xd8\xff"):
             return jpeg_factory(io.BytesIO(data))
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -164,7 +162,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _foreign_format(data: bytes) -> str:
-    """Return the name of a well-known format that is not read here, or ""."""
+    """Return the name of a well-known format that cannot be read here, or ""."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"%pdf"):
         return "PDF"
@@ -185,17 +183,17 @@ def _foreign_format(data: bytes) -> str:
 
 
 def _is_ours(data: bytes) -> bool:
-    """Tell whether the first bytes are those of one of FORMATS."""
+    """Tell whether the first bytes are one of FORMATS' signatures."""
     return data.startswith(
         (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
     ) or data[8:12] in (b"WEBP", b"avif", b"avis")
 
 
 def _let_libtiff_read_ycbcr(picture: TiffImageFile) -> None:
-    """Have an uncompressed YCbCr TIFF decoded by libtiff, which makes RGB of it.
+    """Have an uncompressed YCbCr TIFF decoded by libtiff, which converts it to RGB.
 
-    Pillow 12.3 writes such files, but takes their three bytes a pixel for four when it reads them
-    itself. Compressed ones go through libtiff anyway; this is how Pillow sets those up.
+    Pillow 12.3 writes such files, but its own decoder takes their three bytes a pixel for four.
+    Compressed ones are read by libtiff anyway; this sets up the others as Pillow does those.
     """
     tags = picture.tag_v2
     if tags.get(PHOTOMETRIC_INTERPRETATION) != YCBCR or picture.use_load_libtiff:
@@ -232,11 +230,11 @@ def _too_large() -> BadInput:
 
 
 def _to_rgb(picture: Image.Image, ground: int, notes: list[str]) -> RGBImage:
-    """Turn any mode of Pillow's into RGB, transparency on the grey level `ground`; add notes."""
+    """Convert any Pillow mode to RGB, transparency on the grey level `ground`; append notes."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture)
         grey = _to_eight_bits(values, picture.mode, notes)
-        # Pillow makes no alpha of it: the one 16-bit level of a PNG that stands for nothing.
+        # A PNG's one transparent 16-bit level, which Pillow does not turn into alpha.
         level = picture.info.get("transparency")
         if isinstance(level, int) and level in values:
             notes.append(_filled(ground))
@@ -267,14 +265,14 @@ def _filled(ground: int) -> str:
 def _to_eight_bits(values: NDArray[Any], mode: str, notes: list[str]) -> NDArray[np.uint8]:
     """Scale grey (H, W) of 16 bits, 32 bits or floats to 0..255.
 
-    16-bit values keep their meaning (65535 is white), floats in [0, 1] too; any other range has no
-    agreed white, so it is stretched to fit, and said. An infinity becomes the end it points to.
+    White is 65535 in 16 bits and 1 in floats within [0, 1]. Any other range has no agreed white, so
+    it is stretched, with a note. Infinities become the highest or lowest value, NaN the lowest.
     """
     numbers = values.astype(np.float64)
     finite = numbers[np.isfinite(numbers)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if finite.size < numbers.size:
-        notes.append("Values that are no finite numbers became the picture's darkest or brightest.")
+        notes.append("NaN and infinite values became the picture's darkest or brightest.")
         numbers = np.nan_to_num(numbers, nan=low, neginf=low, posinf=high)
     if mode.startswith("I;16"):
         numbers /= SIXTEEN_TO_EIGHT
@@ -289,7 +287,7 @@ def _to_eight_bits(values: NDArray[Any], mode: str, notes: list[str]) -> NDArray
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """Convert to RGB through the embedded colour profile, if there is one and it is not sRGB."""
+    """Convert to RGB through the embedded colour profile, unless there is none or it is sRGB."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -305,9 +303,9 @@ def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> I
 
 
 def read_strokes(layers: Sequence[NDArray[np.uint8]]) -> RGBImage:
-    """Return what was drawn on the layers of a canvas, each uint8 (H, W, 4), as black on white.
+    """Return what was drawn on a canvas's layers, each uint8 (H, W, 4), in black on white.
 
-    Any colour counts, and so does a half-transparent brush; a picture below the layers does not.
+    Any colour counts, and a half-transparent brush; a picture below the layers does not.
 
     Raises:
         BadInput: nothing was drawn.
@@ -326,7 +324,7 @@ def read_strokes(layers: Sequence[NDArray[np.uint8]]) -> RGBImage:
 def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Return (width, height) with the short side near `resolution`, both multiples of GRID.
 
-    As ControlNet v1.0's resize_image (annotator/util.py): scale first, then round each side.
+    As in ControlNet v1.0's resize_image (annotator/util.py): scale, then round each side.
 
     Raises:
         BadInput: the picture is too large or too long a strip.
@@ -338,7 +336,7 @@ def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 
 
 def center_crop_to_aspect(image: RGBImage, other: RGBImage) -> RGBImage:
-    """Return the largest middle part with the other picture's proportions, within a pixel."""
+    """Return the largest centre crop with the other picture's aspect ratio, within a pixel."""
     (height, width), (high, wide) = image.shape[:2], other.shape[:2]
     cut_width = min(width, max(1, round(height * wide / high)))
     cut_height = min(height, max(1, round(width * high / wide)))
@@ -349,7 +347,7 @@ def center_crop_to_aspect(image: RGBImage, other: RGBImage) -> RGBImage:
 
 
 def resize(image: RGBImage, size: tuple[int, int]) -> RGBImage:
-    """Resize a picture to (width, height): Lanczos when enlarging, area means when shrinking."""
+    """Resize a picture to (width, height): Lanczos for enlarging, area averages for shrinking."""
     if (image.shape[1], image.shape[0]) == size:
         return image
     enlarging = min(size) > min(image.shape[:2])
@@ -359,10 +357,10 @@ def resize(image: RGBImage, size: tuple[int, int]) -> RGBImage:
 def resize_map(
     control_map: ControlMap, size: tuple[int, int], interpolation: Interpolation
 ) -> ControlMap:
-    """Resize a control map to (width, height) in the way its annotator asks for.
+    """Resize a control map to (width, height) with its annotator's interpolation.
 
-    "nearest" invents no values; "lines" neither, and a thin white line survives shrinking: each
-    output pixel is the brightest of those it covers.
+    "nearest" and "lines" create no new values; with "lines" each output pixel is the brightest of
+    those it covers, so that thin white lines survive shrinking.
     """
     height, width = control_map.shape[:2]
     if (width, height) == size:
@@ -385,12 +383,12 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int], flag: int) -> NDAr
 
 
 def _as_bytes(array: Any) -> NDArray[np.uint8]:
-    """Give an OpenCV result its type: its own stubs know only "some array"."""
+    """Give an OpenCV result its type, which OpenCV's stubs lack."""
     return np.asarray(array, dtype=np.uint8)
 
 
 def grey_map(levels: NDArray[np.uint8]) -> ControlMap:
-    """Return grey levels (H, W) as a control map, the same in all three channels."""
+    """Return grey levels (H, W) as a control map of three equal channels."""
     return np.repeat(levels[:, :, None], 3, axis=2)
 
 
@@ -403,9 +401,9 @@ def to_tensor(control_map: ControlMap) -> Tensor:
 
 
 def to_images(pictures: Tensor) -> list[RGBImage]:
-    """Return pictures (B, 3, H, W) in [-1, 1] as B arrays; values beyond are cut.
+    """Return pictures (B, 3, H, W) in [-1, 1] as B arrays; values beyond are clipped.
 
-    Not for non-finite values: they would turn black in silence, so the caller checks first.
+    The caller makes sure that all are finite: NaN would silently turn black.
     """
     levels = ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
     return list(levels.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,4 +1,4 @@
-"""Memory: how much of it is free, which errors say that it ran out, and giving it back."""
+"""Memory: how much is free, which errors mean that it ran out, and returning cached memory."""
 
 import ctypes
 import math
@@ -17,9 +17,9 @@ OUT_OF_MEMORY = (
 
 
 def free_bytes(device: torch.device) -> float:
-    """Return what a GPU can still hold, in bytes, torch's own reserve included.
+    """Return the bytes that can still be allocated on a GPU, torch's cache included.
 
-    Infinite for a CPU: its system decides, and nothing could be moved anywhere from there.
+    Infinite for a CPU, from which nothing can be offloaded.
     """
     if device.type != "cuda":
         return math.inf
@@ -28,9 +28,9 @@ def free_bytes(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, of a GPU or of this machine.
+    """Tell whether an error means that memory ran out, on a GPU or on this machine.
 
-    Of a CPU torch raises a plain RuntimeError, and of cuDNN and cuBLAS too: only the text tells.
+    For a CPU, cuDNN and cuBLAS torch raises a plain RuntimeError, recognised by its text.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -39,11 +39,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_cached_memory() -> None:
-    """Return to the system what this process has freed but kept for later, as far as it can.
+    """Return freed memory that allocators have cached to the system, as far as possible.
 
-    torch keeps a GPU's memory in a reserve; glibc keeps a CPU's between what is still in use.
+    torch caches a GPU's memory, glibc a CPU's.
     """
-    torch.cuda.empty_cache()  # without a GPU, nothing
+    torch.cuda.empty_cache()  # does nothing without a GPU
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -51,7 +51,7 @@ def release_cached_memory() -> None:
 
 @contextmanager
 def oom_as_device_unavailable() -> Iterator[None]:
-    """Turn an error that says so into the one for the user.
+    """Turn an out-of-memory error into the one for the user.
 
     Raises:
         DeviceUnavailable: memory ran out in the block.

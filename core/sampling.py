@@ -1,6 +1,6 @@
-"""The denoising loop: noise from seeds, then one scheduler step after the other.
+"""The denoising loop: noise from seeds, then one scheduler step after another.
 
-Pure: the model is any callable, progress and cancelling leave through a callback. The schedules
+The model is any callable; progress and cancelling go through a callback. The schedules
 (DDIM, Song et al. 2021, arXiv 2010.02502; LCM, Luo et al. 2023, arXiv 2310.04378) are diffusers'.
 """
 
@@ -22,8 +22,8 @@ def seeded_noise(
 ) -> tuple[Tensor, list[torch.Generator]]:
     """Return noise (B, C, h, w) on the CPU, one image per seed, and the generators it came from.
 
-    Each image owns a generator, which also draws its eta noise later: so no image depends on its
-    place in the batch, and CPU noise is the same whatever device denoises it.
+    Each image has its own generator, which also draws its eta noise later: so no image depends on
+    its place in the batch. CPU noise is the same for every device.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     # Said, as everywhere: while a model loads in another thread, torch's default is that model's.
@@ -42,17 +42,17 @@ def denoise(
     eta: float,
     after_step: AfterStep,
 ) -> Tensor:
-    """Denoise (B, C, h, w) along the scheduler's timesteps, already set; returns float32 latents.
+    """Denoise (B, C, h, w) along the scheduler's timesteps, already set; return float32 latents.
 
-    Everything but the model's own forward pass is float32, whatever the weights are. A scheduler
-    that knows no eta, as LCM's, draws its noise anyway.
+    All but the model's forward pass is float32, whatever its weights are. A scheduler without eta,
+    such as LCM's, always draws noise.
     """
-    knows_eta = "eta" in inspect.signature(scheduler.step).parameters
-    own: dict[str, Any] = {"eta": eta} if knows_eta else {}
+    has_eta = "eta" in inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"eta": eta} if has_eta else {}
     latents: Tensor = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         output = predict(scheduler.scale_model_input(latents, timestep), timestep, step)
-        moved = scheduler.step(output, timestep, latents, generator=generators, **own)
-        latents = moved.prev_sample
-        after_step(step + 1, moved.pred_original_sample if knows_eta else moved.denoised)
+        result = scheduler.step(output, timestep, latents, generator=generators, **extra)
+        latents = result.prev_sample
+        after_step(step + 1, result.pred_original_sample if has_eta else result.denoised)
     return latents

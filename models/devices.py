@@ -1,8 +1,8 @@
-"""Chooses the device and the number format that the networks run in.
+"""Chooses the device and the number format (dtype) that the networks run in.
 
-The format is what the device does well: bfloat16 on processors with instructions for it, float16 on
-NVIDIA cards since Volta (Stable Diffusion 1.x is published in it, and bfloat16 keeps three bits
-fewer of each weight), float32 elsewhere.
+The format is the fastest that the device supports natively: bfloat16 on CPUs with instructions for
+it, float16 on NVIDIA GPUs since Volta (Stable Diffusion 1.x is published in it, and bfloat16 has
+three mantissa bits fewer), float32 elsewhere.
 """
 
 import os
@@ -27,12 +27,12 @@ def choose_device(
 ) -> tuple[torch.device, torch.dtype, str]:
     """Return the device, the format, and a note for the page that says which and why.
 
-    `requested` is auto, cpu, cuda or cuda:N; without it the environment variable CONTROLLOOP_DEVICE
-    is read. `dtype` is float32, bfloat16 or float16; without it the device's best is taken.
+    `requested` is auto, cpu, cuda or cuda:N; None reads the environment variable
+    CONTROLLOOP_DEVICE. `dtype` is float32, bfloat16 or float16; None takes the device's best.
 
     Raises:
         BadInput: the device or the format is not one of these.
-        DeviceUnavailable: the device is not in this machine, or its driver does not work.
+        DeviceUnavailable: this machine does not have the device, or its driver does not work.
     """
     name = requested or os.environ.get(DEVICE_VARIABLE) or "auto"
     asker = "The device" if requested else DEVICE_VARIABLE
@@ -80,7 +80,7 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def _cpu_flags() -> set[str]:
-    """Read the first core's feature names; none where the system does not list them."""
+    """Return the first core's feature names; none if the system does not list them."""
     listing = Path("/proc/cpuinfo")
     if not listing.exists():
         return set()

@@ -312,7 +312,7 @@ def _residual_block(block: Any, x: Tensor, cache: StepCache) -> Tensor:
 
 def _transformer(transformer: Any, x: Tensor, cache: StepCache) -> Tensor:
     height, width = x.shape[2:]
-    # In channels-last memory a picture is its list of pixels already: both views cost nothing.
+    # In channels-last memory a picture is a list of pixels already: both views cost nothing.
     pixels = group_norm(transformer.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     pixels = multiply(transformer.proj_in, pixels)
     for layer in transformer.transformer_blocks:

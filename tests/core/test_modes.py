@@ -34,7 +34,7 @@ def ask(condition, image, **settings):
 def test_nothing_is_left_out_of_the_exact_mode():
     assert MODES["exact"] == Shortcuts()
     for step in range(20):
-        assert Shortcuts().asks(step, 20) and Shortcuts().uses_cfg(step, 20)
+        assert Shortcuts().predicts(step, 20) and Shortcuts().uses_cfg(step, 20)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_nothing_is_left_out_of_the_exact_mode():
     ],
 )
 def test_the_first_steps_and_the_last_are_always_asked(every, steps, asked):
-    shortcuts = Shortcuts(answer_every=every)
-    assert [step for step in range(steps) if shortcuts.asks(step, steps)] == asked
+    shortcuts = Shortcuts(predict_every=every)
+    assert [step for step in range(steps) if shortcuts.predicts(step, steps)] == asked
 
 
 def test_guidance_ends_but_not_before_the_first_steps():
@@ -60,7 +60,7 @@ def test_guidance_ends_but_not_before_the_first_steps():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_what_moves_in_a_straight_line_is_foretold_exactly(prediction):
+def test_what_moves_in_a_straight_line_is_extrapolated_exactly(prediction):
     """A model whose clean picture is a straight line over the timesteps, asked and half asked."""
     scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False)
     scheduler.set_timesteps(20)
@@ -81,8 +81,10 @@ def test_what_moves_in_a_straight_line_is_foretold_exactly(prediction):
 
     wanted = made(predict)
     asked.clear()
-    shortcuts = Shortcuts(answer_every=3)
-    found = made(X0Extrapolation(predict, scheduler, lambda step: shortcuts.asks(step, 20)).predict)
+    shortcuts = Shortcuts(predict_every=3)
+    found = made(
+        X0Extrapolation(predict, scheduler, lambda step: shortcuts.predicts(step, 20)).predict
+    )
     assert asked == [0, 1, 2, 3, 6, 9, 12, 15, 18, 19]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
@@ -122,7 +124,7 @@ def test_the_fast_mode_asks_less_and_makes_nearly_the_same(pipeline, condition, 
     networks.calls.clear()
     fast = pipeline.generate(ask(condition, image, mode="fast"))
     shortcuts = MODES["fast"]
-    asked = [step for step in range(20) if shortcuts.asks(step, 20)]
+    asked = [step for step in range(20) if shortcuts.predicts(step, 20)]
     assert len(networks.calls) == len(asked) < 14
     halves = [len(text) for _, text, _ in networks.calls]
     assert halves == [2 if shortcuts.uses_cfg(step, 20) else 1 for step in asked]
