@@ -1,7 +1,7 @@
-"""What the pipeline asks of a model: text encoder, UNet, ControlNets and autoencoder as one thing.
+"""The pipeline's interface to a model: text encoder, UNet, ControlNets and VAE behind one protocol.
 
-models/networks.py implements it on diffusers' modules; tests hand in small fakes. Every setting is
-an argument: nothing is ever written on a network, so two requests cannot mix.
+models/networks.py implements it with diffusers' modules; tests pass small fakes. Every setting is
+an argument: nothing is ever written to a network, so two requests cannot mix.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ControlInput:
-    """One ControlNet's part in a prediction."""
+    """One ControlNet's input to a prediction."""
 
     name: str
     hint: Tensor
     """(1, 3, H, W) in [0, 1]."""
     scales: tuple[float, ...]
-    """One weight per residual, shallowest encoder block first, the middle block last."""
+    """One per residual, shallowest skip first, the middle block last."""
     window: tuple[float, float] = (0.0, 1.0)
-    """The part of the steps it acts in; the guidance leaves it out of the others."""
+    """The fraction of the steps in which it acts; guidance leaves it out of the others."""
 
 
 Residuals = tuple[Tensor, ...]
@@ -73,7 +73,7 @@ class Networks(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' number format."""
+        """The number format of the weights."""
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -88,9 +88,9 @@ class Networks(Protocol):
         """Pixels per latent cell along a side."""
 
     def max_batch(self, height: int, width: int) -> int:
-        """Return how many images of this latent size should be sampled together, at least 1.
+        """Return how many images of this latent size to sample as one batch, at least 1.
 
-        No more than memory holds, and 1 where together is no faster than one by one.
+        No more than fit in memory, and 1 where a batch is not faster than one by one.
         """
 
     @property
@@ -101,13 +101,13 @@ class Networks(Protocol):
         """Return a fresh diffusers scheduler made from the model's own config."""
 
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
-        """Return how many of the 75 tokens the prompt uses, and the text that did not fit."""
+        """Return how many of the 75 tokens the prompt uses, and the text that does not fit."""
 
     def prompt_hashes(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return the short SHA-256 of each file that words of the prompts name, by what it is."""
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return embeddings (B, 77, C)."""
+        """Return embeddings (B, 77, D)."""
 
     def residual_count(self, name: str) -> int:
         """Return how many residuals the named ControlNet adds (13 for SD 1.5)."""
@@ -143,5 +143,5 @@ class Networks(Protocol):
     def in_low_memory(self) -> "Networks":
         """Return the same weights, of which only those in use are on the device.
 
-        The predictions are the same, made more slowly; nothing is to be made together with them.
+        Predictions are the same, but slower; `max_batch` is 1.
         """

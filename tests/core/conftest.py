@@ -1,4 +1,4 @@
-"""A picture, a condition and a fake model whose answer is known: it paints the control map."""
+"""A picture, a condition and a fake model whose output is known: it paints the control map."""
 
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +28,7 @@ class FakeNetworks:
     downscale: int = 8
     float32_vae: bool = False
     hashes: dict = field(default_factory=lambda: {"unet": "abc123"})
-    together: int = 1
+    largest_batch: int = 1
     """What max_batch returns."""
     low_memory: bool = False
     broken_at: int | None = None
@@ -51,7 +51,7 @@ class FakeNetworks:
         )
 
     def max_batch(self, height, width):
-        return self.together
+        return self.largest_batch
 
     def fit_prompt(self, prompt):
         words = prompt.split()
@@ -142,7 +142,7 @@ def same_pixels(wanted, found):
 
 @pytest.fixture
 def condition():
-    """A condition that is no real one: bright pixels. Nothing in core may know the difference."""
+    """An invented condition: bright pixels. Nothing in core may depend on a real one."""
     annotator = Annotator(
         name="bright",
         preprocessors=(

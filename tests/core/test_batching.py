@@ -1,4 +1,4 @@
-"""Requests at once: each gets its own pictures, in a fair order, whatever becomes of the others."""
+"""Concurrent requests: each gets its own pictures, in a fair order, whatever the others do."""
 
 import threading
 import time
@@ -29,15 +29,15 @@ def one_by_one(calls):
 
 @pytest.fixture
 def shared(networks):
-    """The fake model, of which four images are worth sampling together; it notes how many were."""
-    networks.together = 4
+    """The fake model with batches of up to four images; it notes how many calls each had."""
+    networks.largest_batch = 4
     networks.batches = []
 
-    def together(calls):
+    def counted(calls):
         networks.batches.append(len(calls))
         return one_by_one(calls)
 
-    networks.predict_batched = together
+    networks.predict_batched = counted
     return networks
 
 
@@ -76,7 +76,7 @@ def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, ima
         ask(condition, image, seed=4, guidance_scale=3.0),
     ]
     wanted = [Pipeline(lambda *_, **__: shared).generate(one) for one in requests]
-    assert not shared.batches, "alone, nothing is put together"
+    assert not shared.batches, "alone, nothing is batched"
     with ThreadPoolExecutor(4) as threads:
         with held(waiting=4):
             made = [threads.submit(pipeline.generate, one) for one in requests]
@@ -219,7 +219,7 @@ def test_one_model_at_a_time_and_none_is_starved():
     assert order == ["b", "a"]
 
 
-def test_a_retry_in_float32_is_no_matter_of_the_others(shared, condition, image):
+def test_a_float32_retry_does_not_affect_the_others(shared, condition, image):
     shared.dtype = torch.float16
     poisoned = shared.predict
 

@@ -266,7 +266,7 @@ def test_control_matters_here(parts, control_map, monkeypatch):
     assert (weak - guess).norm() > 1e-2 * without.norm()
 
 
-def test_controlnet_is_not_evaluated_where_it_has_no_part(parts, control_map, monkeypatch):
+def test_the_controlnet_does_not_run_where_it_has_no_effect(parts, control_map, monkeypatch):
     calls = []
     first = parts["controlnet"].down_blocks[0].resnets[0].norm1
     hook = first.register_forward_hook(lambda *_: calls.append(1))

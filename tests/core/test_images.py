@@ -243,7 +243,7 @@ def test_the_transparent_level_of_sixteen_bit_grey_is_put_on_white():
     assert read_image(saved(Image.fromarray(levels), transparency=7))[1] == []
 
 
-def test_half_transparent_is_mixed_and_opaque_alpha_is_no_news():
+def test_half_transparent_is_blended_and_opaque_alpha_gives_no_note():
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 3] = 128
     assert read_image(saved(Image.fromarray(rgba)))[0].max() == 127
@@ -351,7 +351,7 @@ def test_first_frame_of_an_animation(pixels):
     assert notes == ["Only the first page is used."]
 
 
-def test_huge_text_beside_the_picture_does_not_matter(pixels):
+def test_huge_text_chunks_do_not_matter(pixels):
     """Pillow refuses the whole picture; the picture itself is fine."""
     data = saved(Image.fromarray(pixels))
     bomb = png_chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 2_000_000))
@@ -515,6 +515,6 @@ def test_strokes_of_all_layers_and_colours_are_black_on_white():
 
 
 @pytest.mark.parametrize("layers", [[], [layer()]])
-def test_an_empty_canvas_is_said(layers):
+def test_an_empty_canvas_is_refused(layers):
     with pytest.raises(BadInput, match="draw something first"):
         read_strokes(layers)

@@ -1,4 +1,4 @@
-"""Where memory runs out the pictures are made in another way, and are the same."""
+"""Where memory runs out, the pictures are made in another way and are the same."""
 
 import weakref
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tests.core.conftest import FakeNetworks
 
 @dataclass
 class Cramped(FakeNetworks):
-    """Of which memory holds so many images at once, and so many as long as it is spared."""
+    """Runs out of memory beyond so many images at once, and so many in low memory."""
 
     holds: int = 1
     holds_low_memory: int = 1
@@ -58,7 +58,7 @@ def wanted(condition, image):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
 def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
-    networks = Cramped(together=4, holds=1, error=error)
+    networks = Cramped(largest_batch=4, holds=1, error=error)
     result = made(networks, ask(condition, image, num_samples=6))
     assert result.warnings == (FEWER.format(4),)  # said once, and the second batch not tried
     assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=True))
@@ -66,7 +66,7 @@ def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
 
 @pytest.mark.parametrize("part", ["predict", "decode"])
 def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, part):
-    networks = Cramped(together=4, holds=0, broken_part=part)
+    networks = Cramped(largest_batch=4, holds=0, broken_part=part)
     result = made(networks, ask(condition, image, num_samples=2))
     assert result.warnings == (FEWER.format(2), LOW_MEMORY)
     assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=False))
@@ -115,7 +115,7 @@ def test_what_failed_is_freed_before_it_is_tried_again(condition, image):
     assert len(held) == 1
 
 
-def test_memory_that_ends_while_loading_is_said(condition, image):
+def test_running_out_of_memory_while_loading_is_reported(condition, image):
     def load(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -136,9 +136,9 @@ def test_which_errors_are_meant():
     assert free_bytes(torch.device("cpu")) == float("inf")
 
 
-@pytest.mark.parametrize(("together", "largest"), [(1, 1), (3, 3), (100, MAX_BATCH_OF_REQUEST)])
-def test_batches_hold_every_seed_once(together, largest):
+@pytest.mark.parametrize(("max_batch", "largest"), [(1, 1), (3, 3), (100, MAX_BATCH_OF_REQUEST)])
+def test_batches_hold_every_seed_once(max_batch, largest):
     seeds = list(range(10))
-    groups = batches(seeds, FakeNetworks(together=together), (64, 64))
+    groups = batches(seeds, FakeNetworks(largest_batch=max_batch), (64, 64))
     assert [seed for group in groups for seed in group] == seeds
     assert max(len(group) for group in groups) == largest

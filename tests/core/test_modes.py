@@ -47,7 +47,7 @@ def test_nothing_is_left_out_of_the_exact_mode():
         (3, 1, [0]),
     ],
 )
-def test_the_first_steps_and_the_last_are_always_asked(every, steps, asked):
+def test_the_first_steps_and_the_last_are_always_predicted(every, steps, asked):
     shortcuts = Shortcuts(predict_every=every)
     assert [step for step in range(steps) if shortcuts.predicts(step, steps)] == asked
 
@@ -173,7 +173,7 @@ def test_an_unknown_mode_is_refused(condition, image):
         ask(condition, image, mode="turbo")
 
 
-def test_preview_decides_what_runs_whatever_was_asked(condition, image):
+def test_preview_overrides_the_settings(condition, image):
     asked = {"steps": 50, "sampler": "ddim", "guidance_scale": 9.0}
     request = ask(condition, image, mode="preview", **asked)
     ran = (request.steps, request.sampler, request.guidance_scale)

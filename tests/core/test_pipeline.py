@@ -36,21 +36,21 @@ def test_the_map_is_kept_and_scored(pipeline, condition, image):
     assert not result.warnings
 
 
-def test_an_empty_prompt_is_said(pipeline, condition, image):
+def test_an_empty_prompt_gives_a_warning(pipeline, condition, image):
     silent = {"prompt": " ", "added_prompt": ""}
     assert "prompt is empty" in pipeline.generate(ask(condition, image, **silent)).warnings[0]
     spoken = {"prompt": "", "added_prompt": "best quality"}
     assert not pipeline.generate(ask(condition, image, **spoken)).warnings
 
 
-def test_a_long_negative_prompt_is_said_where_it_has_a_say(pipeline, condition, image):
+def test_a_long_negative_prompt_gives_a_warning_where_it_has_an_effect(pipeline, condition, image):
     long = ask(condition, image, negative_prompt="blurry " * 80, guidance_scale=2)
     (told,) = pipeline.generate(long).warnings
     assert told.startswith("The negative prompt is longer than 75 tokens; left out: blurry")
     assert not pipeline.generate(replace(long, guidance_scale=1)).warnings
 
 
-def test_a_given_map_that_is_empty_is_no_matter_of_thresholds(pipeline, condition, image):
+def test_the_warning_of_an_empty_ready_map_names_no_thresholds(pipeline, condition, image):
     given = ask(condition, np.zeros_like(image), preprocessor=ALREADY_A_MAP)
     assert pipeline.generate(given).warnings == (EMPTY_MAP_GIVEN,)
 
@@ -113,7 +113,7 @@ def test_a_drawn_seed_is_reported_and_makes_the_picture_again(pipeline, conditio
     assert other.seeds != drawn.seeds
 
 
-def test_seeds_start_again_behind_the_largest():
+def test_seeds_wrap_around_after_the_largest():
     assert image_seeds(2**32 - 1, 3) == [2**32 - 1, 0, 1]
 
 
@@ -197,7 +197,7 @@ def test_unknown_preprocessor_and_foreign_params(condition, image):
         ask(condition, image, params=object())
 
 
-def test_a_flat_map_is_said_and_still_runs(pipeline, condition):
+def test_a_flat_map_gives_a_warning_and_still_runs(pipeline, condition):
     result = pipeline.generate(ask(condition, np.zeros((256, 256, 3), np.uint8)))
     assert result.warnings == ("Nothing bright was found.",)
     assert len(result.images) == 1
@@ -216,7 +216,7 @@ def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, conditio
     assert "only 5 x 5 pixels" in result.warnings[1]
 
 
-def test_lcm_at_a_high_guidance_is_said(condition, image, networks):
+def test_lcm_at_a_high_guidance_gives_a_warning(condition, image, networks):
     ddim = networks.make_scheduler
     networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim("ddim").config)
     pipeline = Pipeline(lambda *_, **__: networks)
@@ -283,7 +283,7 @@ def test_a_download_says_how_long_it_takes_and_stops(condition, image, networks,
     assert len(heard) == 6
 
 
-def test_time_left_counts_the_turns_of_others(monkeypatch):
+def test_time_left_counts_the_wait_for_the_device(monkeypatch):
     """Two images, of two steps of one second and ten seconds of waiting each, are left: 24 s."""
     clock, heard = [0.0], []
     monkeypatch.setattr("core.progress.time.perf_counter", lambda: clock[0])

@@ -40,7 +40,7 @@ def original_schedule(steps):
 @pytest.mark.parametrize("steps", [10, 20, 25, 40, 50, 100])
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_equals_the_original_schedule_where_steps_divide_1000(steps, eta):
-    """A model that always answers 0.3 * latents: each step is then one line of the DDIM paper."""
+    """A model that always predicts 0.3 * latents: each step is then one line of the DDIM paper."""
     timesteps, alphas, previous = original_schedule(steps)
     scheduler = scheduler_of(steps)
     assert scheduler.timesteps.tolist() == timesteps.tolist()
@@ -61,7 +61,7 @@ def test_equals_the_original_schedule_where_steps_divide_1000(steps, eta):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 9, 20, 27, 30, 36, 37, 60, 99, 100])
-def test_exactly_the_steps_asked_for(steps):
+def test_exactly_the_requested_steps(steps):
     """The original gave 31 for 30 and crashed at 3, 9, 27, 36 and 37."""
     calls, heard = [], []
     noise, generators = seeded_noise([1], (1, 2, 2))

@@ -143,7 +143,7 @@ def test_replayed_it_gives_the_same_bits() -> None:
     assert all(torch.equal(first, one) for one in again)
 
 
-def test_sizes_take_turns_and_threads_do_not_mix() -> None:
+def test_sizes_alternate_and_threads_do_not_mix() -> None:
     example = Example()
     small, large = torch.randn(1, 4, 16, 16), torch.randn(2, 4, 32, 24)
 
@@ -275,7 +275,7 @@ def test_multiples(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(NEAR))
-def test_what_stands_beside_a_convolution_or_a_sum(dtype: torch.dtype) -> None:
+def test_what_is_fused_with_a_convolution_or_a_sum(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     convolution = nn.Conv2d(64, 320, 3, padding=1, device=GPU, dtype=dtype).requires_grad_(False)
     norm = nn.GroupNorm(32, 320, device=GPU, dtype=dtype).requires_grad_(False)
@@ -322,7 +322,7 @@ def test_the_faster_attention_is_taken_where_captures_are_prepared() -> None:
 
 
 @torch.inference_mode()
-def test_the_decoder_is_diffusers_own_in_no_more_memory() -> None:
+def test_the_decoder_equals_diffusers_in_the_same_memory() -> None:
     torch.manual_seed(0)
     with GPU:
         vae: Any = AutoencoderKL(

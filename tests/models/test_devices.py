@@ -71,7 +71,7 @@ def test_the_flags_of_this_machine_are_read() -> None:
     assert devices._cpu_flags()
 
 
-def test_a_missing_gpu_is_said(no_gpu: None) -> None:
+def test_a_missing_gpu_is_reported(no_gpu: None) -> None:
     with pytest.raises(DeviceUnavailable, match="no working NVIDIA GPU"):
         choose_device("cuda")
 

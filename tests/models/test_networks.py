@@ -339,7 +339,7 @@ def test_a_vae_that_overflows_is_the_only_copy_in_float32(
     assert (found - wanted).norm() < 0.05 * wanted.norm()
 
 
-def test_a_network_that_wants_its_map_reversed_turns_it_itself(latents: Tensor) -> None:
+def test_a_network_with_bgr_hints_flips_them_itself(latents: Tensor) -> None:
     """ControlNet v1.0's normals: maps are RGB here, and diffusers' config switch does the rest."""
     hint = torch.tensor([1.0, 0.5, 0.0])[None, :, None, None].expand(1, 3, 64, 64)
     turned = tiny_networks()

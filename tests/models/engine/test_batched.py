@@ -81,7 +81,7 @@ def test_one_text_as_well_as_two(pair) -> None:
     assert_as_alone([call_of(pair[0], seed, texts=1) for seed in (1, 2)])
 
 
-def test_what_does_not_agree_is_answered_apart(pair, monkeypatch) -> None:
+def test_calls_that_cannot_be_batched_run_alone(pair, monkeypatch) -> None:
     sizes = []
     predict = batched.predict
 
@@ -120,7 +120,7 @@ def test_half_precision_is_kept_apart_from_float32(pair) -> None:
         torch.testing.assert_close(prediction, networks.predict(call), rtol=0.05, atol=0.05)
 
 
-def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
+def test_images_are_batched_on_a_gpu_and_small_ones_where_our_kernels_run(
     pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = torch.device("cuda")
@@ -136,7 +136,7 @@ def test_images_go_together_on_a_gpu_and_small_ones_where_our_kernels_run(
 
 @pytest.mark.skipif(not has_kernels(), reason="not every kernel of ours runs here")
 @pytest.mark.parametrize("size", [(32, 32), (32, 48), (64, 40)])
-def test_with_our_kernels_company_changes_no_bit(size: tuple[int, int]) -> None:
+def test_with_our_kernels_batching_changes_no_bit(size: tuple[int, int]) -> None:
     """On Diorama's own weights, whose sizes those of the tiny networks are not."""
     networks: Any = Store("cpu", "bfloat16").load("diorama", "canny", "depth")
     generator = torch.Generator().manual_seed(0)

@@ -84,7 +84,7 @@ def test_whatever_changes_comes_through(changes: dict[str, Any], images: int, te
     assert example.capture.captures == 4 and example.capture.replays == 13
 
 
-def test_an_answer_is_not_overwritten_by_the_next() -> None:
+def test_an_output_is_not_overwritten_by_the_next() -> None:
     example = Captured({})
     first = example.found([])
     kept = first.clone()

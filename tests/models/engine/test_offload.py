@@ -202,7 +202,7 @@ def test_chunks_are_as_large_as_memory_and_pictures_the_same(
     tiny: DiffusersNetworks,
     condition: Any,  # noqa: F811
 ) -> None:
-    """Alone to the bit; together up to the rounding of float32, which shows in no picture."""
+    """One by one to the bit; in batches up to float32 rounding, which shows in no picture."""
     each = workspace_bytes(tiny.unet, 32 * 32)
     for holds, most in ((0, 1), (2.5, 2), (100, GPU_MAX_BATCH)):
         networks, _ = watched(tiny_networks(controls=("weights-name", "other")), holds * each)

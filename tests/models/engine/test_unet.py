@@ -188,14 +188,14 @@ def test_requests_in_several_threads_do_not_mix() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_a_control_of_no_weight_is_not_run() -> None:
+def test_a_control_of_scale_0_does_not_run() -> None:
     example = Example({})
     missing = ControlInput("there is none of this name", example.hint, (0.0,) * 7)
     assert torch.equal(example.ours([missing]), example.ours([]))
 
 
 @pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
-def test_residuals_that_are_kept_act_as_if_found_again(images: int, texts: int) -> None:
+def test_cached_residuals_act_like_computed_ones(images: int, texts: int) -> None:
     example = Example(DIORAMA, images, texts)
     controls = [example.control(), example.control(0.4, "depth"), example.control(0.0)]
     controls[-1] = replace(controls[-1], scales=(0.0,) * 7)
@@ -213,7 +213,9 @@ def test_residuals_that_are_kept_act_as_if_found_again(images: int, texts: int) 
     assert not torch.allclose(later, example.theirs(controls, 7), atol=1e-4)
 
 
-def test_the_prompts_share_what_comes_before_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_share_the_pass_up_to_cross_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     example = Example(SD15)
     rows: list[int] = []
 
@@ -257,7 +259,7 @@ def test_in_bfloat16_it_is_no_further_from_float32(changes: dict[str, Any]) -> N
     ],
     ids=["time", "scale", "attention", "text", "activation"],
 )
-def test_another_construction_is_refused(changes: dict[str, Any]) -> None:
+def test_another_architecture_is_refused(changes: dict[str, Any]) -> None:
     unet: UNet2DConditionModel = tiny_unet(**changes)
     with pytest.raises(WeightsMismatch, match="not built as Stable Diffusion"):
         Forward(unet, {})
