@@ -93,17 +93,17 @@ class Example:
         return self._there[id(tensor)][1]
 
     @torch.inference_mode()
-    def asked(self, of: Any, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
+    def predict(self, of: Any, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
         controls = [replace(one, hint=self.there(one.hint)) for one in controls]
         latents, texts = self.there(self.latents), self.there(self.texts)
-        answer: Tensor = of(PredictCall(latents, timestep, texts, controls))
-        return answer
+        output: Tensor = of(PredictCall(latents, timestep, texts, controls))
+        return output
 
     def assert_right(self, controls: Sequence[ControlInput], timestep: float = 401) -> Tensor:
         with torch.no_grad():
             exact = self.reference(PredictCall(self.latents, timestep, self.texts, controls))
-        found = self.asked(self.captured, controls, timestep)
-        plain = self.asked(self.forward, controls, timestep)
+        found = self.predict(self.captured, controls, timestep)
+        plain = self.predict(self.forward, controls, timestep)
         assert not self.captured._failed
         assert far(found.cpu(), exact) < STEP_NEAR[self.dtype]
         # The same arithmetic, but convolutions may have found faster algorithms.
@@ -138,8 +138,8 @@ def test_whatever_changes_comes_through_a_graph(dtype: torch.dtype) -> None:
 
 def test_replayed_it_gives_the_same_bits() -> None:
     example = Example()
-    first = example.asked(example.captured, [example.control()])
-    again = [example.asked(example.captured, [example.control()]) for _ in range(5)]
+    first = example.predict(example.captured, [example.control()])
+    again = [example.predict(example.captured, [example.control()]) for _ in range(5)]
     assert all(torch.equal(first, one) for one in again)
 
 
@@ -180,7 +180,7 @@ def test_where_memory_runs_out_within_a_capture_all_goes_on(
 
     monkeypatch.setattr(cuda_graph, "run_up", short)
     with pytest.raises(torch.OutOfMemoryError):
-        example.asked(example.captured, [example.control()])
+        example.predict(example.captured, [example.control()])
     monkeypatch.undo()
     example.captured._wait = 0
     example.assert_right([example.control()])
@@ -199,8 +199,8 @@ def test_what_cannot_be_captured_runs_all_the_same(monkeypatch: pytest.MonkeyPat
         return found
 
     monkeypatch.setattr(cuda_graph, "run_up", reading)
-    found = example.asked(example.captured, [example.control()])
-    plain = example.asked(example.forward, [example.control()])
+    found = example.predict(example.captured, [example.control()])
+    plain = example.predict(example.forward, [example.control()])
     assert example.captured._failed and far(found, plain) < STEP_NEAR[example.dtype]
     monkeypatch.undo()
     other = Example()
@@ -213,7 +213,7 @@ def test_memory_goes_with_the_model() -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     example = Example()
-    example.asked(example.captured, [example.control()])
+    example.predict(example.captured, [example.control()])
     del example
     gc.collect()
     cuda_graph._drop_workspaces()
