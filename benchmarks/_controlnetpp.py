@@ -1,13 +1,13 @@
-"""ControlNet++'s own way to measure control, on a folder of pictures and captions.
+"""ControlNet++'s evaluation protocol, on a folder of pictures and captions.
 
-Every picture is squeezed to 512 pixels squared and drawn again four times from its caption alone;
-edges are found and compared as in the paper, depth with DPT-Large, classes with Mask2Former. The
-figures are in the paper's units, and their whole is taken as there: canny's F1 over the four images
-of a caption together, mIoU over all pictures, once for each of the four.
+Every picture is resized to 512 x 512, whatever its shape, and its map and caption generate four
+images. Maps are drawn and compared as in the paper, depth with DPT-Large, classes with Mask2Former,
+in the paper's units and with its aggregation: canny's F1 pools a caption's four images, mIoU is
+over all pictures, once for each of the four.
 
-What differs: DDIM for UniPC; a seed of its own for every image; Mask2Former is transformers' and
-not MMSegmentation's; the overflow in the paper's inversion of line art is left out; road and
-skyscraper, which share a colour, are one class in maps that a folder brings.
+Differences: DDIM, not UniPC; every image has a seed of its own; Mask2Former is transformers', not
+MMSegmentation's; the overflow in the paper's inversion of line art is not reproduced; in maps that
+a folder brings, road and skyscraper share a colour and are one class.
 
 Source: Li et al. 2024, "ControlNet++" (arXiv 2404.07987), and its eval/.
 """
@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 
 from annotators import depth, find_annotator
-from benchmarks._controlnetpp_metrics import WAYS, Figures
-from benchmarks._shared import at_strength, psnr, round_trip, save_sheet, spared
+from benchmarks._controlnetpp_metrics import EVALUATIONS, Statistics
+from benchmarks._shared import at_strength, psnr, record_failure, round_trip, save_sheet
 from core.condition import ALREADY_A_MAP, Annotator, Condition, ControlMap, Preprocessor, RGBImage
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
@@ -32,7 +32,7 @@ from core.images import SUFFIXES, read_image
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from models.store import Store
-from training.progress import clock
+from training.progress import progress_line
 
 PROTOCOL = "controlnet++"
 SIDE, IMAGES, FIRST_SEED = 512, 4, 42
@@ -60,47 +60,47 @@ class Example:
 
 
 def read_folder(folder: Path) -> list[Example]:
-    """The pictures of a folder with their captions.
+    """A folder's pictures with their captions.
 
-    From its prompt.json, one line a picture with `target` and `prompt`, as training reads it; where
-    there is none, every picture with the text file beside it (cat.jpg, cat.txt).
+    They are listed in prompt.json, one object per line with `target` and `prompt`, as training
+    reads it; without one, each picture's caption is the text file beside it (cat.jpg, cat.txt).
 
     Raises:
-        BadInput: There is nothing in it, or a line of prompt.json or a caption has another form.
+        BadInput: The folder has no pictures, or prompt.json or a caption cannot be read.
     """
     manifest = folder / "prompt.json"
     if manifest.is_file():
         try:
             lines = manifest.read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line) for line in lines if line.strip()]
-            found = [Example(folder, folder / row["target"], str(row["prompt"])) for row in rows]
+            examples = [Example(folder, folder / row["target"], str(row["prompt"])) for row in rows]
         except (ValueError, LookupError, TypeError) as error:
             raise BadInput(
-                f"{manifest} must have one JSON object a line, with target and prompt."
+                f"{manifest} must have one JSON object per line, with target and prompt."
             ) from error
     else:
         files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
-        found = [Example(folder, file, _caption(file.with_suffix(".txt"))) for file in files]
-    if not found:
+        examples = [Example(folder, file, _caption(file.with_suffix(".txt"))) for file in files]
+    if not examples:
         raise BadInput(f"There are no pictures in {folder}.")
-    return found
+    return examples
 
 
 def _caption(text: Path) -> str:
     try:
         return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
     except UnicodeDecodeError as error:
-        raise BadInput(f"{text} is not UTF-8 text: please save it as that.") from error
+        raise BadInput(f"{text} is not UTF-8 text; save it as UTF-8.") from error
 
 
-def squeezed(path: Path, interpolation: int = cv2.INTER_CUBIC) -> RGBImage:
-    """The picture at 512 pixels squared, whatever its shape.
+def load_square(path: Path, interpolation: int = cv2.INTER_CUBIC) -> RGBImage:
+    """Load a picture at 512 x 512, without keeping its aspect ratio.
 
     Raises:
-        BadInput: It is not there or cannot be read.
+        BadInput: It does not exist or cannot be read.
     """
     if not path.is_file():
-        raise BadInput(f"{path} is not there.")
+        raise BadInput(f"{path} does not exist.")
     try:
         picture = read_image(path)[0]
     except BadInput as error:
@@ -108,115 +108,117 @@ def squeezed(path: Path, interpolation: int = cv2.INTER_CUBIC) -> RGBImage:
     return np.asarray(cv2.resize(picture, (SIDE, SIDE), interpolation=interpolation), np.uint8)
 
 
-# The measuring
+# The evaluation
 
 
-class _Measured:
-    """What is found about one condition of a model, picture by picture."""
+class _Evaluator:
+    """Evaluates one condition of a model, picture by picture."""
 
     def __init__(self, store: Store, model: str, name: str, strengths: tuple[float, ...]) -> None:
-        self.way = WAYS[name]
+        self.evaluation = EVALUATIONS[name]
         annotator = find_annotator(name)
-        found = self.way.draw_found
+        draw_generated = self.evaluation.draw_generated
         annotator = replace(
             annotator,
             preprocessors=(self._preprocessor(annotator),),
-            reextract=Preprocessor("of results", found) if found else None,
+            reextract=Preprocessor("generated", draw_generated) if draw_generated else None,
             detect_resolution=None,
         )
         self._condition = Condition(name, name, "", annotator, weights=name)
         self._pipeline, self._model, self._strengths = Pipeline(store.load), model, strengths
         self._networks = store.load(model, name)
         keys = ["oracle", *(f"{s:g}" for s in strengths)]
-        self.figures: dict[str, list[Figures]] = {key: [] for key in keys}
+        self.statistics: dict[str, list[Statistics]] = {key: [] for key in keys}
         self.headlines: dict[str, list[float]] = {key: [] for key in keys}
-        self.noise: list[float] = []  # PSNR of the autoencoder's round trips, in dB
+        self.psnrs: list[float] = []  # of the autoencoder's round trips, in dB
         self.rows: list[list[RGBImage]] = []  # of the contact sheet
 
     def _preprocessor(self, annotator: Annotator) -> Preprocessor:
-        draw = self.way.draw
+        draw = self.evaluation.draw
         if not isinstance(draw, str):
             return Preprocessor("the paper's", draw)
-        for one in annotator.preprocessors:
-            if one.name == draw:
-                return one
+        for preprocessor in annotator.preprocessors:
+            if preprocessor.name == draw:
+                return preprocessor
         raise BadInput(f"The annotator {annotator.name} has no preprocessor {draw}.")
 
     def add(self, example: Example) -> None:
-        """Measures one picture.
+        """Evaluate one picture.
 
         Raises:
-            BadInput: It, or its map, is not there or cannot be read.
+            BadInput: The picture or its map does not exist or cannot be read.
         """
-        annotator, image = self._condition.annotator, squeezed(example.path)
+        annotator, image = self._condition.annotator, load_square(example.path)
         params = annotator.params()
-        control_map = self._given_map(example) if self.way.labelled else None
+        control_map = self._folder_map(example) if self.evaluation.labelled else None
         if control_map is None:
             control_map = annotator.preprocessors[0].draw(image, params)
-        returned = round_trip(self._networks, image)
-        self.noise.append(psnr(image, returned))
+        decoded = round_trip(self._networks, image)
+        self.psnrs.append(psnr(image, decoded))
         extractor = Extractor(annotator, annotator.preprocessors[0], params, None)
-        found, score = extractor.reextract_and_score(returned, control_map)
-        self.figures["oracle"].append(self.way.compare(control_map, [found] * IMAGES))
+        reextracted, score = extractor.reextract_and_score(decoded, control_map)
+        oracle = self.evaluation.compare(control_map, [reextracted] * IMAGES)
+        self.statistics["oracle"].append(oracle)
         self.headlines["oracle"].append(score.headline)
         request = GenerationRequest.single(
             self._condition,
             control_map,
             prompt=example.caption,
-            seed=FIRST_SEED + IMAGES * len(self.noise) - IMAGES,
+            seed=FIRST_SEED + IMAGES * len(self.psnrs) - IMAGES,
             model=self._model,
             **SETTINGS,
         )
         row = [image, annotator.preview(control_map)]
         for strength in self._strengths:
-            made = self._pipeline.generate(at_strength(request, strength))
-            if len(made.images) < IMAGES:
-                raise SuiteError(made.warnings[-1])
+            result = self._pipeline.generate(at_strength(request, strength))
+            if len(result.images) < IMAGES:
+                raise SuiteError(result.warnings[-1])
             key = f"{strength:g}"
-            self.figures[key].append(self.way.compare(control_map, made.reextracted))
-            self.headlines[key] += [one.headline for one in made.scores]
-            row += [made.images[0], annotator.preview(made.reextracted[0])]
+            self.statistics[key].append(self.evaluation.compare(control_map, result.reextracted))
+            self.headlines[key] += [score.headline for score in result.scores]
+            row += [result.images[0], annotator.preview(result.reextracted[0])]
         self.rows.append(row)
 
-    def _given_map(self, example: Example) -> ControlMap | None:
-        """The folder's own map of a picture; None where it brings none of this condition."""
+    def _folder_map(self, example: Example) -> ControlMap | None:
+        """The folder's own map of a picture; None if it has no maps of this condition."""
         folder = example.folder / self._condition.name
         if not folder.is_dir():
             return None
         path = folder / f"{example.path.stem}.png"
         if self._condition.annotator.interpolation == "nearest":
-            return squeezed(path, cv2.INTER_NEAREST)
-        return depth.as_map(squeezed(path)[:, :, 0].astype(np.float32))
+            return load_square(path, cv2.INTER_NEAREST)
+        return depth.as_map(load_square(path)[:, :, 0].astype(np.float32))
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the contract, in the paper's units."""
-        values = {key: round(self.way.whole(kept), 4) for key, kept in self.figures.items()}
+        """The condition's entry in the JSON, in the paper's units."""
+        evaluation = self.evaluation
+        values = {k: round(evaluation.aggregate(v), 4) for k, v in self.statistics.items()}
         return {
-            "metric": self.way.metric,
-            "higher_is_better": self.way.higher_is_better,
+            "metric": evaluation.metric,
+            "higher_is_better": evaluation.higher_is_better,
             "oracle": values.pop("oracle"),
             "strength": values,
-            "headline": {k: round(float(np.mean(kept)), 2) for k, kept in self.headlines.items()},
-            "pictures": len(self.noise),
+            "headline": {k: round(float(np.mean(v)), 2) for k, v in self.headlines.items()},
+            "pictures": len(self.psnrs),
         }
 
 
-def chosen(store: Store, model: str, names: list[str] | None) -> list[str]:
-    """The conditions of these names, or for None those of the paper that the model knows.
+def select_conditions(store: Store, model: str, names: list[str] | None) -> list[str]:
+    """Check the conditions' names; None selects all of the paper's that the model has.
 
     Raises:
         BadInput: The paper does not measure one; the message lists those it does.
     """
     card = store.registry.card(model)
     if names is None:
-        names = [name for name in WAYS if card.has_control(name)]
+        names = [name for name in EVALUATIONS if card.has_control(name)]
     for name in names or [""]:
-        if name not in WAYS:
+        if name not in EVALUATIONS:
             raise BadInput(
-                f"ControlNet++ does not measure {name!r}: choose among {', '.join(WAYS)}."
+                f"ControlNet++ does not measure {name!r}: choose among {', '.join(EVALUATIONS)}."
                 if name
                 else f"{card.title} has none of the ControlNets that ControlNet++ measures: "
-                f"{', '.join(WAYS)}."
+                f"{', '.join(EVALUATIONS)}."
             )
     return names
 
@@ -229,9 +231,9 @@ def measure(
     strengths: tuple[float, ...],
     sheet: Path | None,
 ) -> dict[str, Any]:
-    """The figures of the contract over the examples, with the paper's own beside them.
+    """Evaluate the conditions on the examples; returns the benchmark's JSON, the paper's included.
 
-    What fails, a condition or a picture, is said on stderr and stands in "failed".
+    A condition or picture that fails is reported on stderr and in "failed".
 
     Raises:
         SuiteError: None could be measured.
@@ -249,45 +251,45 @@ def measure(
         "paper": {},
         "failed": {},
     }
-    noise: list[float] = []
-    began, total = time.monotonic(), len(examples) * len(names)
+    psnrs: list[float] = []
+    start, total = time.monotonic(), len(examples) * len(names)
     for k, name in enumerate(names):
-        with spared(name, result["failed"]):
-            found = _Measured(store, model, name, strengths)
+        with record_failure(name, result["failed"]):
+            evaluator = _Evaluator(store, model, name, strengths)
             for done, example in enumerate(examples, k * len(examples) + 1):
-                with spared(example.path.name, result["failed"], BadInput):
-                    found.add(example)
-                print(clock(done, total, began, "pictures"), end="\r", flush=True)
-            if not found.noise:
+                with record_failure(example.path.name, result["failed"], BadInput):
+                    evaluator.add(example)
+                print(progress_line(done, total, start, "pictures"), end="\r", flush=True)
+            if not evaluator.psnrs:
                 raise BadInput("None of the pictures can be used.")
-            result["conditions"][name] = found.summary()
-            result["paper"][name] = found.way.paper
-            noise += found.noise
-            print_condition(name, result["conditions"][name], found.way.paper)
+            result["conditions"][name] = evaluator.summary()
+            result["paper"][name] = evaluator.evaluation.paper
+            psnrs += evaluator.psnrs
+            print_condition(name, result["conditions"][name], evaluator.evaluation.paper)
             if sheet:
-                save_sheet(found.rows, sheet, name)
-    if not noise:
+                save_sheet(evaluator.rows, sheet, name)
+    if not psnrs:
         raise SuiteError("Nothing could be measured.")
-    result["autoencoder_psnr"] = round(float(np.mean(noise)), 2)
+    result["autoencoder_psnr"] = round(float(np.mean(psnrs)), 2)
     result["prompt_colour_accuracy"] = None
     return result
 
 
-def print_condition(name: str, found: dict[str, Any], paper: dict[str, float]) -> None:
-    """What was measured, and what the paper found on its own data."""
-    lower = "" if found["higher_is_better"] else "  (lower is better)"
-    cells = {"oracle": found["oracle"], **found["strength"]}
+def print_condition(name: str, summary: dict[str, Any], paper: dict[str, float]) -> None:
+    """Print a condition's results, and the paper's on its own data."""
+    lower = "" if summary["higher_is_better"] else "  (lower is better)"
+    cells = {"oracle": summary["oracle"], **summary["strength"]}
     ours = "  ".join(f"{key}: {value:.4g}" for key, value in cells.items())
     theirs = "  ".join(f"{key} {value:.4g}" for key, value in paper.items())
     print(" " * 79, end="\r")
-    print(f"  {name:8} {found['metric']:8} {ours}{lower}   in the paper: {theirs}", flush=True)
+    print(f"  {name:8} {summary['metric']:8} {ours}{lower}   in the paper: {theirs}", flush=True)
 
 
-def print_whole(result: dict[str, Any]) -> None:
-    """Under what conditions all was measured."""
+def print_totals(result: dict[str, Any]) -> None:
+    """Print the settings, and the results over all conditions."""
     print(
-        f"{result['model']}, as ControlNet++ was measured: {result['scenes']} pictures of "
-        f"{SIDE} x {SIDE}, {IMAGES} images of each, {result['steps']} steps of DDIM (the paper's "
-        f"are UniPC's), guidance {result['guidance_scale']:g}; "
+        f"{result['model']}, protocol of ControlNet++: {result['scenes']} pictures of "
+        f"{SIDE} x {SIDE}, {IMAGES} images each, {result['steps']} steps of DDIM (the paper: "
+        f"UniPC), guidance {result['guidance_scale']:g}; "
         f"autoencoder {result['autoencoder_psnr']} dB"
     )

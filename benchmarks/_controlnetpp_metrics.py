@@ -1,4 +1,4 @@
-"""How ControlNet++'s paper draws and compares the maps of each condition, and what it found.
+"""How ControlNet++'s paper draws and compares each condition's maps, and its published results.
 
 Source: Li et al. 2024, "ControlNet++" (arXiv 2404.07987), and its eval/.
 """
@@ -33,32 +33,33 @@ MASK2FORMER = (
     866_052_064,
 )
 
-Figures = NDArray[np.float64]
-"""What is kept of one picture, until all are seen."""
+Statistics = NDArray[np.float64]
+"""One picture's statistics, aggregated over all pictures at the end."""
 Draw = Callable[[RGBImage, Any], ControlMap]
 
 
-# How the maps are drawn
+# Drawing maps
 
 
-def depth_in(image: RGBImage) -> NDArray[np.float32]:
-    """DPT-Large's inverse depth (H, W)."""
+def predict_depth(image: RGBImage) -> NDArray[np.float32]:
+    """DPT-Large's inverse depth of a picture, (H, W)."""
     processor, network = load_transformer(*DPT_LARGE)
     with torch.no_grad():
         pixels = processor(images=image, return_tensors="pt").to(network.device)
-        found = network(**pixels).predicted_depth[0].float().cpu().numpy()
-    return resize_like(found[:, :, None], image)[:, :, 0]
+        inverse_depth = network(**pixels).predicted_depth[0].float().cpu().numpy()
+    return resize_like(inverse_depth[:, :, None], image)[:, :, 0]
 
 
 def draw_depth(image: RGBImage, _: Any) -> ControlMap:
-    """Draw the depth of a picture from its farthest place, black, to its nearest, white."""
-    return depth.as_map(depth_in(image))
+    """Draw a source picture's depth: its farthest point is black, its nearest white."""
+    return depth.as_map(predict_depth(image))
 
 
-def draw_found_depth(image: RGBImage, _: Any) -> ControlMap:
-    """Draw the depth of a generated picture, which the paper divides by its largest alone."""
-    found = depth_in(image).clip(0)
-    return grey_map((255 * found / max(float(found.max()), 1e-9)).round().astype(np.uint8))
+def draw_generated_depth(image: RGBImage, _: Any) -> ControlMap:
+    """Draw a generated picture's depth, which the paper divides by its largest value."""
+    inverse_depth = predict_depth(image).clip(0)
+    largest = max(float(inverse_depth.max()), 1e-9)
+    return grey_map((255 * inverse_depth / largest).round().astype(np.uint8))
 
 
 def draw_classes(image: RGBImage, _: Any) -> ControlMap:
@@ -66,118 +67,118 @@ def draw_classes(image: RGBImage, _: Any) -> ControlMap:
     processor, network = load_transformer(*MASK2FORMER)
     with torch.no_grad():
         pixels = processor(images=image, return_tensors="pt").to(network.device)
-        found = processor.post_process_semantic_segmentation(
+        classes = processor.post_process_semantic_segmentation(
             network(**pixels), target_sizes=[image.shape[:2]]
         )
-    return as_map(found[0].cpu().numpy().astype(np.uint8))
+    return as_map(classes[0].cpu().numpy().astype(np.uint8))
 
 
-# How they are compared: (the map wanted, those of its images) -> what is kept
+# Comparing maps: (the target, the re-extracted maps of its images) -> the picture's statistics
 
 
-def f1_of_all(wanted: ControlMap, found: Sequence[ControlMap]) -> Figures:
-    """F1 of exact pixels in percent, over the images of one picture together; 0 without any."""
-    first = lines_in(wanted)
-    second = [lines_in(one) for one in found]
-    both = sum(int((first & one).sum()) for one in second)
-    either = sum(int(first.sum() + one.sum()) for one in second)
-    return np.array(100 * 2 * both / either if either else 0.0)
+def pooled_f1(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
+    """Exact-pixel F1 in percent, with the pixels of all images pooled; 0 if there are no lines."""
+    first = lines_in(target)
+    others = [lines_in(m) for m in extracted]
+    common = sum(int((first & other).sum()) for other in others)
+    total = sum(int(first.sum() + other.sum()) for other in others)
+    return np.array(100 * 2 * common / total if total else 0.0)
 
 
-def mean_ms_ssim(wanted: ControlMap, found: Sequence[ControlMap]) -> Figures:
+def mean_ms_ssim(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
     """Multi-scale SSIM, 0 to 1."""
-    first, *others = (one[:, :, 0].astype(np.float32) / np.float32(255) for one in (wanted, *found))
-    return np.array(np.mean([ms_ssim(first, one) for one in others]), np.float64)
+    first, *others = (m[:, :, 0].astype(np.float32) / np.float32(255) for m in (target, *extracted))
+    return np.array(np.mean([ms_ssim(first, other) for other in others]), np.float64)
 
 
-def mean_rmse(wanted: ControlMap, found: Sequence[ControlMap]) -> Figures:
+def mean_rmse(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
     """Root mean squared error in grey levels, 0 to 255."""
-    first, *others = (one[:, :, 0].astype(np.float64) for one in (wanted, *found))
-    errors = [np.sqrt(np.square(first - one).mean()) for one in others]
+    first, *others = (m[:, :, 0].astype(np.float64) for m in (target, *extracted))
+    errors = [np.sqrt(np.square(first - other).mean()) for other in others]
     return np.array(np.mean(errors), np.float64)
 
 
-def overlaps(wanted: ControlMap, found: Sequence[ControlMap]) -> Figures:
-    """Pixels that each class has in both maps and in either: (images, 2, classes).
+def class_overlaps(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
+    """Pixel counts of each class's intersection and union: (images, 2, classes).
 
-    Black in the wanted map is no class and counts for nothing.
+    Black pixels of the target have no class and are ignored.
     """
-    known = wanted.any(axis=2)
+    labelled = target.any(axis=2)
     count = partial(np.bincount, minlength=len(palette()[0]))
-    first = as_classes(wanted)[known]
+    first = as_classes(target)[labelled]
     result = []
-    for one in found:
-        second = as_classes(one)[known]
-        both = count(first[first == second])
-        result.append([both, count(first) + count(second) - both])
+    for control_map in extracted:
+        second = as_classes(control_map)[labelled]
+        intersection = count(first[first == second])
+        result.append([intersection, count(first) + count(second) - intersection])
     return np.array(result, np.float64)
 
 
-def mean(figures: Sequence[Figures]) -> float:
+def mean(statistics: Sequence[Statistics]) -> float:
     """The mean over the pictures."""
-    return float(np.mean(figures))
+    return float(np.mean(statistics))
 
 
-def miou(figures: Sequence[Figures]) -> float:
-    """Mean IoU in percent, of all pictures as one; the mean over the first, second ... images."""
-    both, either = np.moveaxis(np.sum(figures, 0), 1, 0)
+def miou(statistics: Sequence[Statistics]) -> float:
+    """Mean IoU in percent over the pixels of all pictures; the mean over a picture's images."""
+    intersection, union = np.moveaxis(np.sum(statistics, 0), 1, 0)
     with np.errstate(invalid="ignore"):
-        return float(100 * np.nanmean(both / either, axis=1).mean())
+        return float(100 * np.nanmean(intersection / union, axis=1).mean())
 
 
 @dataclass(frozen=True)
-class Way:
-    """How the paper measures one condition, and what it found."""
+class Evaluation:
+    """How the paper measures one condition, and its results."""
 
     metric: str
     draw: Draw | str
-    """Or the name of the annotator's preprocessor that does."""
-    compare: Callable[[ControlMap, Sequence[ControlMap]], Figures]
+    """A function, or the name of one of the annotator's preprocessors."""
+    compare: Callable[[ControlMap, Sequence[ControlMap]], Statistics]
     paper: dict[str, float]
-    whole: Callable[[Sequence[Figures]], float] = mean
-    draw_found: Draw | None = None
-    """Of generated pictures, where that differs."""
+    aggregate: Callable[[Sequence[Statistics]], float] = mean
+    draw_generated: Draw | None = None
+    """Draws the maps of generated pictures, if not `draw`."""
     labelled: bool = False
-    """Whether the paper's maps are its data's own, so that a folder may bring them."""
+    """Whether the paper's maps are labels of its data set, so that a folder may bring its own."""
     higher_is_better: bool = True
 
 
-WAYS = {
-    "canny": Way(
+EVALUATIONS = {
+    "canny": Evaluation(
         "F1",
         "Kornia",
-        f1_of_all,
+        pooled_f1,
         {"ControlNet": 34.65, "ControlNet++": 37.04},
     ),
-    "hed": Way(
+    "hed": Evaluation(
         "MS-SSIM",
         "HED",
         mean_ms_ssim,
         {"ControlNet": 0.7621, "ControlNet++": 0.8097},
     ),
-    "lineart": Way(
+    "lineart": Evaluation(
         "MS-SSIM",
         "Lineart",
         mean_ms_ssim,
         {"ControlNet": 0.7054, "ControlNet++": 0.8399},
     ),
-    "depth": Way(
+    "depth": Evaluation(
         "RMSE",
         draw_depth,
         mean_rmse,
         {"ControlNet": 35.90, "ControlNet++": 28.32},
-        draw_found=draw_found_depth,
+        draw_generated=draw_generated_depth,
         labelled=True,
         higher_is_better=False,
     ),
-    "seg": Way(
+    "seg": Evaluation(
         "mIoU",
         draw_classes,
-        overlaps,
-        # Of the corrected version: the first's 27.46 and 35.36 are of pictures saved as JPEG. The
-        # second is the first plus the gain of 11.1 that is stated there, not read from a table.
+        class_overlaps,
+        # From the corrected version of the paper: 27.46 and 35.36 in the first are for pictures
+        # saved as JPEG. 43.6 is 32.55 plus the stated gain of 11.1, not a table's value.
         {"ControlNet": 32.55, "ControlNet++": 43.6},
-        whole=miou,
+        aggregate=miou,
         labelled=True,
     ),
 }

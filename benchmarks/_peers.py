@@ -1,7 +1,7 @@
-"""Who takes part in the speed benchmark: this project's pipeline, and diffusers' in several ways.
+"""The competitors of the speed benchmark: this project's pipeline, and variants of diffusers'.
 
-Every peer makes the pictures of a request, from prompt and map to 8-bit pixels, and notes when each
-step ended and what the final latents were.
+Each generates a request's pictures, from prompt and map to 8-bit pixels, and records when each step
+ended and the final latents.
 """
 
 import copy
@@ -23,54 +23,54 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks._openvino import converted
+from benchmarks._openvino import to_openvino
 from core.diffusion import batches
 from core.pipeline import Pipeline, image_seeds
 from core.request import GenerationRequest, Progress
 from core.sampling import seeded_noise
 
 COMPILERS = ("c++", "g++", "clang++")
-COMPILED: dict[str, dict[str, dict[str, Any]]] = {
+COMPILE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "inductor": {
-        # Freezing lets it pack weights for oneDNN: on a CPU its fastest way.
+        # Freezing lets it pack weights for oneDNN, its fastest mode on a CPU.
         "cpu": {"backend": "inductor", "options": {"freezing": True}},
-        # With CUDA graphs, as diffusers' own documentation has it for a ControlNet.
+        # With CUDA graphs, as diffusers' documentation recommends for a ControlNet.
         "cuda": {"mode": "reduce-overhead"},
     },
-    # Also tries its own kernels for products and convolutions: many minutes of compiling.
+    # Also tries its own kernels for matrix products and convolutions: compiles for many minutes.
     "inductor_autotuned": {"cuda": {"mode": "max-autotune"}},
     "openvino": {"cpu": {}},
 }
-"""Who compiles the networks, with torch.compile's arguments on each kind of device."""
+"""Compilers of the networks, with torch.compile's arguments for each kind of device."""
 
 
 @dataclass
-class Made:
-    """One request's run."""
+class Measurement:
+    """The measurements of one request."""
 
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
-    """Above what was there before the run."""
+    """Above the memory in use before the request."""
     latents: list[Tensor] = field(default_factory=list)
     """The final latents, (B, C, h, w) of each batch, float32 on the CPU."""
     on_gpu: bool = False
     _ends: list[tuple[int, int, Any]] = field(default_factory=list)
-    """Of each step: its number, its images, and the moment."""
+    """For each step: its number, its images, and the time of its end."""
 
-    def stepped(self, step: int, images: int) -> None:
-        """Note the end of a batch's step, counted from 1."""
-        moment: Any = time.perf_counter()
+    def end_step(self, step: int, images: int) -> None:
+        """Record the end of a batch's step, counted from 1."""
+        end: Any = time.perf_counter()
         if self.on_gpu:
-            # Python is ahead of a GPU; to wait for it here would slow whoever makes use of that.
-            moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            moment.record()
-        self._ends.append((step, images, moment))
+            # An event, since Python runs ahead of the GPU, and waiting would slow it down.
+            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            end.record()
+        self._ends.append((step, images, end))
 
     @property
     def step_seconds(self) -> list[float]:
-        """Of each step but a batch's first, whose beginning nobody sees; for one image.
+        """Seconds per image of each step but a batch's first, whose start is not recorded.
 
-        On a GPU to be asked for when it has finished.
+        On a GPU, read it after synchronising.
         """
         return [
             (before.elapsed_time(end) / 1000 if self.on_gpu else end - before) / images
@@ -80,59 +80,59 @@ class Made:
 
 
 class Peer(Protocol):
-    """Somebody who takes part."""
+    """A competitor."""
 
     networks: Any
 
-    def __call__(self, request: GenerationRequest, made: Made) -> None:
-        """Make the pictures, and note each step and the final latents."""
+    def __call__(self, request: GenerationRequest, measurement: Measurement) -> None:
+        """Generate the pictures, and record each step and the final latents."""
 
 
 class Ours:
-    """The pipeline of this project."""
+    """This project's pipeline."""
 
     def __init__(self, networks: Any) -> None:
         self.networks = networks
 
-    def __call__(self, request: GenerationRequest, made: Made) -> None:
+    def __call__(self, request: GenerationRequest, measurement: Measurement) -> None:
         """See Peer."""
-        # Its pictures need no other sides than these, which the benchmark's maps have already.
+        # The benchmark's maps have the output's size already.
         height, width = request.controls[0].image.shape[:2]
         batch = len(batches(range(request.num_samples), self.networks, (width, height))[0])
 
-        def stepped(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             if progress.stage == "sample" and progress.step:
-                made.stepped(progress.step, batch)
+                measurement.end_step(progress.step, batch)
 
-        watched: Any = _Watched(self.networks, made)
+        recorder: Any = _LatentsRecorder(self.networks, measurement)
 
         def load(_model: str, /, *_controls: str, few_step: bool = False) -> Any:
-            return watched
+            return recorder
 
-        Pipeline(load).generate(request, stepped)
+        Pipeline(load).generate(request, on_progress)
 
 
-class _Watched:
-    """Networks that note the latents they are asked to decode."""
+class _LatentsRecorder:
+    """Networks that record the latents they decode."""
 
-    def __init__(self, networks: Any, made: Made) -> None:
-        self._networks, self._made = networks, made
+    def __init__(self, networks: Any, measurement: Measurement) -> None:
+        self._networks, self._measurement = networks, measurement
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._networks, name)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, h, w), and keep a float32 copy of them."""
-        self._made.latents.append(latents.detach().float().cpu())
+        self._measurement.latents.append(latents.detach().float().cpu())
         pictures: Tensor = self._networks.decode(latents)
         return pictures
 
 
 class Diffusers:
-    """StableDiffusionControlNetPipeline on the very modules of `networks`.
+    """StableDiffusionControlNetPipeline on the modules of `networks`.
 
-    With `compiled` (of COMPILED) the UNet, the ControlNet and the decoder are
-    compiled, for shapes that do not change.
+    With `compiled`, a key of COMPILE_OPTIONS, UNet, ControlNet and decoder are compiled for fixed
+    shapes.
     """
 
     def __init__(self, networks: Any, control: str, compiled: str | None = None) -> None:
@@ -141,7 +141,7 @@ class Diffusers:
         self.networks = networks
         # A copy, because its decoder is replaced.
         vae = copy.deepcopy(networks.vae) if compiled else networks.vae
-        self._peer: Any = StableDiffusionControlNetPipeline(
+        self._pipeline: Any = StableDiffusionControlNetPipeline(
             vae=vae,
             text_encoder=networks.text_encoder,
             tokenizer=networks.tokenizer,
@@ -152,33 +152,33 @@ class Diffusers:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        self._peer.set_progress_bar_config(disable=True)
-        self._peer.to(networks.device)  # its float32 version waits in the CPU's memory
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._pipeline.to(networks.device)  # in_float32() leaves them in the CPU's memory
         if compiled:
-            how = COMPILED[compiled][networks.device.type]
-            make: Any = partial(torch.compile, dynamic=False, **how)
+            options = COMPILE_OPTIONS[compiled][networks.device.type]
+            compile_: Any = partial(torch.compile, dynamic=False, **options)
             if compiled == "openvino":
-                make = converted
+                compile_ = to_openvino
             for part in ("unet", "controlnet"):
-                setattr(self._peer, part, make(getattr(self._peer, part)))
-            vae.decoder = make(vae.decoder)
+                setattr(self._pipeline, part, compile_(getattr(self._pipeline, part)))
+            vae.decoder = compile_(vae.decoder)
 
-    def __call__(self, request: GenerationRequest, made: Made) -> None:
+    def __call__(self, request: GenerationRequest, measurement: Measurement) -> None:
         """See Peer."""
         networks = self.networks
         (control,) = request.controls
-        # The noise is handed in: drawn by diffusers in half precision, it would be another noise.
+        # Our own noise: diffusers would draw it in half precision, and differently.
         height, width = (side // networks.downscale for side in control.image.shape[:2])
         seeds = image_seeds(request.seed, request.num_samples)
         noise, _ = seeded_noise(seeds, (networks.latent_channels, height, width))
 
-        def stepped(_pipe: Any, step: int, _t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-            made.stepped(step + 1, len(seeds))
+        def on_step(_pipe: Any, step: int, _t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            measurement.end_step(step + 1, len(seeds))
             if step == request.steps - 1:
-                made.latents.append(values["latents"].detach().float().cpu())
+                measurement.latents.append(values["latents"].detach().float().cpu())
             return values
 
-        self._peer(
+        self._pipeline(
             request.prompt,
             image=Image.fromarray(control.image),
             num_inference_steps=request.steps,
@@ -187,65 +187,65 @@ class Diffusers:
             negative_prompt=request.negative_prompt,
             num_images_per_prompt=request.num_samples,
             latents=noise.to(networks.device, networks.dtype),
-            callback_on_step_end=stepped,
+            callback_on_step_end=on_step,
             callback_on_step_end_tensor_inputs=["latents"],
         )
 
     def flops(self, request: GenerationRequest) -> tuple[float, float]:
-        """Floating-point operations (two for each product and sum) of one step, and of all else.
+        """Floating-point operations of one step, and of the rest; a multiply-add counts as two.
 
-        Counted in a run of two steps: the first step's count cannot be told from the text's.
+        Counted in a run of two steps, since the first step's count includes the text encoder's.
         """
         # torch has no formula for the CPU's own attention.
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         counter = FlopCounterMode(display=False, custom_mapping={attention: _attention_flops})
-        after: list[int] = []
+        totals: list[int] = []
 
-        def stepped(
+        def on_step(
             _pipe: Any, _step: int, _t: Any, values: dict[str, Tensor]
         ) -> dict[str, Tensor]:
-            after.append(counter.get_total_flops())
+            totals.append(counter.get_total_flops())
             return values
 
         with counter:
-            self._peer(
+            self._pipeline(
                 request.prompt,
                 image=Image.fromarray(request.controls[0].image),
                 num_inference_steps=2,
                 guidance_scale=request.guidance_scale,
-                callback_on_step_end=stepped,
+                callback_on_step_end=on_step,
             )
-        step = after[1] - after[0]
+        step = totals[1] - totals[0]
         return float(step), float(counter.get_total_flops() - 2 * step)
 
 
 def _attention_flops(queries: Sequence[int], keys: Sequence[int], *_: object, **__: object) -> int:
-    """Operations of both products, of the shapes (B, heads, N, width) and (B, heads, M, width)."""
+    """Operations of attention's two matrix products: shapes (B, heads, N, width), (…, M, width)."""
     batch, heads, rows, width = queries
     return 4 * batch * heads * rows * keys[2] * width
 
 
 def why_not_compiled() -> str:
-    """Why torch.compile cannot take part; empty where it can."""
+    """Why torch.compile cannot be used; empty if it can."""
     if any(shutil.which(compiler) for compiler in COMPILERS):
         return ""
-    return f"torch.compile needs a C++ compiler ({', '.join(COMPILERS)}), and there is none"
+    return f"torch.compile needs a C++ compiler ({', '.join(COMPILERS)})"
 
 
 def why_not_openvino() -> str:
-    """Why OpenVINO cannot take part; empty where it can."""
+    """Why OpenVINO cannot be used; empty if it can."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed"
     return ""
 
 
 class PeakMemory:
-    """How far memory rises while the block runs, in MB: on a CPU the process's resident set.
+    """The increase in memory while the block runs, in MB.
 
-    What earlier runs freed is given back to the system first, or it would be used again unseen. On
-    a GPU it is what torch allocates, and what CUDA graphs recorded in the block keep for their
-    playing, which torch counts as free. Played later they seem to need nothing, so the peak of
-    several runs is that of the first, which recorded.
+    On a CPU it is the process's resident set; memory freed earlier is returned to the system first,
+    or its reuse would not be counted. On a GPU it is torch's allocations, plus what CUDA graphs
+    captured in the block keep for replay, which torch counts as free. Replays seem to need nothing,
+    so of several runs the first, which captured, has the peak.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -284,10 +284,10 @@ class PeakMemory:
 
 
 def _kept_for_graphs_mb() -> float:
-    """Return what torch holds for CUDA graphs, and for nobody else, beyond what is allocated."""
+    """Memory reserved in CUDA graphs' pools beyond what is allocated, in MB."""
     segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    pooled = [one for one in segments if tuple(one["segment_pool_id"]) != (0, 0)]
-    return float(sum(one["total_size"] - one["allocated_size"] for one in pooled)) / 2**20
+    pooled = [s for s in segments if tuple(s["segment_pool_id"]) != (0, 0)]
+    return float(sum(s["total_size"] - s["allocated_size"] for s in pooled)) / 2**20
 
 
 def _resident_mb() -> float:
@@ -303,5 +303,5 @@ def weights_mb(networks: Any) -> float:
         networks.vae,
         *networks.controlnets.values(),
     )
-    weights = {id(one): one for part in parts for one in part.parameters()}
-    return float(sum(one.numel() * one.element_size() for one in weights.values())) / 2**20
+    weights = {id(p): p for part in parts for p in part.parameters()}
+    return float(sum(p.numel() * p.element_size() for p in weights.values())) / 2**20

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the record of a run, a running site, contact sheets, and going on."""
+"""Shared by the benchmarks: command and machine, a running site, PSNR, sheets, failures."""
 
 import importlib.metadata
 import os
@@ -28,17 +28,17 @@ from core.networks import Networks
 from core.request import GenerationRequest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN_ROWS = 12  # of a contact sheet
+MAX_SHEET_ROWS = 12
 
 
 def command(name: str, arguments: Sequence[str] | None) -> str:
-    """The command line that starts a benchmark of this name; `arguments` as its `main` has them."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return f"python -m benchmarks.{name} {shlex.join(given)}".strip()
+    """The command line of a benchmark; `arguments` are those of its `main`."""
+    options = sys.argv[1:] if arguments is None else arguments
+    return f"python -m benchmarks.{name} {shlex.join(options)}".strip()
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What the figures were measured on, and when."""
+    """The date, machine and versions, for the JSON."""
     packages = ("torch", "diffusers", "transformers")
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -53,7 +53,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's name; Linux has it only here."""
+    """The processor's name; on Linux only /proc/cpuinfo has it."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -62,10 +62,10 @@ def _processor() -> str:
 
 @contextmanager
 def served(program: str, *options: str) -> Iterator[str]:
-    """Run `launch.py` or an app's file; yield its address once it answers, and end it afterwards.
+    """Run `launch.py` or an app's file until the block ends; yield its address once it answers.
 
     Raises:
-        SystemExit: it ended by itself.
+        SystemExit: It ended before it answered.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,7 +92,7 @@ def served(program: str, *options: str) -> Iterator[str]:
 
 
 def round_trip(networks: Networks, image: RGBImage) -> RGBImage:
-    """The picture as the autoencoder gives it back."""
+    """Encode and decode a picture with the autoencoder."""
     vae = networks.vae  # type: ignore[attr-defined]
     pixels = (to_tensor(image) * 2 - 1).to(networks.device, networks.dtype)
     with torch.no_grad():
@@ -108,23 +108,25 @@ def at_strength(request: GenerationRequest, strength: float) -> GenerationReques
 
 
 def psnr(a: RGBImage, b: RGBImage) -> float:
-    """Peak signal to noise ratio in dB, of 8-bit pictures."""
+    """Peak signal-to-noise ratio of 8-bit pictures, in dB."""
     error = float(np.square(a.astype(np.float32) - b.astype(np.float32)).mean())
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def save_sheet(rows: Sequence[Sequence[RGBImage]], sheet: Path, name: str) -> None:
-    """Saves the first rows of pictures of one size as one, beside `sheet` and with `name`."""
+    """Save the first rows of pictures as one picture, `sheet` with `-name` after its stem."""
     sheet.parent.mkdir(parents=True, exist_ok=True)
-    whole = np.concatenate([np.concatenate(row, 1) for row in rows[:SHOWN_ROWS]], 0)
+    whole = np.concatenate([np.concatenate(row, 1) for row in rows[:MAX_SHEET_ROWS]], 0)
     Image.fromarray(whole).save(sheet.with_stem(f"{sheet.stem}-{name}"))
 
 
 @contextmanager
-def spared(name: str, failed: dict[str, str], only: type[Exception] = Exception) -> Iterator[None]:
-    """Notes a failure in `failed` and on stderr: hours of measuring are not lost to one condition.
+def record_failure(
+    name: str, failed: dict[str, str], only: type[Exception] = Exception
+) -> Iterator[None]:
+    """Record a failure in `failed` and on stderr, so that one condition does not stop the run.
 
-    What is no plain mistake is a bug, and where it rose is printed too.
+    An exception other than SuiteError is a bug: its traceback is printed too.
     """
     try:
         yield

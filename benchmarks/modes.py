@@ -1,13 +1,13 @@
-"""What each mode costs and loses: time, nearness to the exact picture, and how control is kept.
+"""What each mode gains and loses: speed, distance to the exact picture, and control score.
 
     python -m benchmarks.modes --model diorama [--conditions canny,depth] [--scenes N] [--json]
 
-Every held-out scene is drawn again from its map and caption in every mode, in turns and from the
-same seed, so that a busy machine slows all alike. R is the exact mode's seconds divided by the
-mode's, the median over the scenes; seconds are those of a whole request but for loading, with the
-map drawn before and again. With --each, every shortcut of the fast mode is measured alone too, and
-what as few plain steps would give. The preview mode is another model: its PSNR says little, its
-control score what counts. Where the model has no LoRA for it, it is left out with one line.
+Every held-out scene is generated from its map and caption in every mode, in turns and from the same
+seed, so that a busy machine slows all modes equally. R is the exact mode's seconds divided by the
+mode's, the median over the scenes; seconds are a whole request's without loading, including drawing
+and re-extracting the map. With --each, every shortcut of the fast mode is also measured alone, and
+the exact mode with as few steps. The preview mode is another model: judge it by its control score,
+not its PSNR. It is left out if the model has no LoRA for it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks._shared import command, machine, psnr
-from benchmarks.controllability import chosen
+from benchmarks.controllability import select_conditions
 from core.condition import Condition, RGBImage
 from core.errors import SuiteError, WeightsMissing
 from core.modes import MODES, Shortcuts
@@ -32,59 +32,59 @@ from models.store import Store
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
-from training.progress import clock
+from training.progress import progress_line
 
 SCENES = 32
-FIRST_SCENE = 100  # the fast mode's settings were chosen on some of those before
+FIRST_SCENE = 100  # the fast mode's settings were chosen on earlier ones
 EXACT = "exact"
 
 
 @dataclass(frozen=True)
-class Way:
-    """One row of the table: how a request is changed, and the shortcuts if they are no mode's."""
+class Variant:
+    """One row of the table: changes to the request, and shortcuts that replace the fast mode's."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
     shortcuts: Shortcuts | None = None
 
 
-def ways(each: bool, steps: int) -> list[Way]:
-    """The exact mode first, then the others; `each` adds the shortcuts of the fast mode alone."""
-    found = [Way(name, {"mode": name}) for name in MODES]
+def variants(each: bool, steps: int) -> list[Variant]:
+    """The modes, the exact one first; `each` adds the fast mode's shortcuts alone."""
+    modes = [Variant(name, {"mode": name}) for name in MODES]
     if not each:
-        return found
+        return modes
     fast, mode = MODES["fast"], {"mode": "fast"}
-    asked = sum(fast.predicts(step, steps) for step in range(steps))
+    calls = sum(fast.predicts(step, steps) for step in range(steps))
     return [
-        *found,
-        Way("guidance ends", mode, Shortcuts(guidance_until=fast.guidance_until)),
-        Way("ControlNet rests", mode, Shortcuts(control_every=fast.control_every)),
-        Way("answers foretold", mode, Shortcuts(predict_every=fast.predict_every)),
-        Way(f"{asked} steps", {"steps": asked}),
+        *modes,
+        Variant("guidance ends", mode, Shortcuts(guidance_until=fast.guidance_until)),
+        Variant("ControlNet rests", mode, Shortcuts(control_every=fast.control_every)),
+        Variant("answers foretold", mode, Shortcuts(predict_every=fast.predict_every)),
+        Variant(f"{calls} steps", {"steps": calls}),
     ]
 
 
-def _there(
-    store: Store, model: str, condition: Condition, found: list[Way]
-) -> tuple[list[Way], dict[str, str]]:
-    """The ways whose networks can be had, and of the others why not."""
+def _available(
+    store: Store, model: str, condition: Condition, candidates: list[Variant]
+) -> tuple[list[Variant], dict[str, str]]:
+    """The variants whose weights are available, and the reasons why others are not."""
     left_out = {}
-    for way in found:
-        if MODES[way.changes.get("mode", EXACT)].few_step:
+    for variant in candidates:
+        if MODES[variant.changes.get("mode", EXACT)].few_step:
             try:
                 store.load(model, condition.weights, few_step=True)
             except WeightsMissing as error:
-                left_out[way.name] = str(error)
-    return [way for way in found if way.name not in left_out], left_out
+                left_out[variant.name] = str(error)
+    return [variant for variant in candidates if variant.name not in left_out], left_out
 
 
-def scenes(
+def scene_requests(
     store: Store, pipeline: Pipeline, model: str, condition: Condition, count: int
 ) -> Iterator[GenerationRequest]:
-    """Requests that draw held-out scenes again, each with its seed; scenes without map left out."""
+    """`count` requests from held-out scenes, each with its own seed; empty maps are skipped."""
     defaults = store.registry.card(model).defaults
-    number, made = FIRST_SCENE, 0
-    while made < count:
+    number, yielded = FIRST_SCENE, 0
+    while yielded < count:
         scene = make_scene(HELD_OUT + number)
         size = int(defaults.get("image_resolution", 512))
         picture = render([scene], size).image[0].numpy()
@@ -94,37 +94,38 @@ def scenes(
         number += 1
         control_map = pipeline.draw_map(request)
         if not condition.annotator.is_empty(control_map):
-            made += 1
+            yielded += 1
             yield request
 
 
 def measure(
     store: Store, model: str, conditions: dict[str, Condition], count: int, each: bool
 ) -> dict[str, Any]:
-    """The figures of every way, over `count` held-out scenes of every condition.
+    """Measure every variant on `count` held-out scenes per condition; returns the benchmark's JSON.
 
     Raises:
-        SuiteError: the model or a condition's ControlNet cannot be had.
+        SuiteError: The model or a condition's ControlNet is not available.
     """
     pipeline = Pipeline(store.load)
     steps = int(store.registry.card(model).defaults.get("steps", 20))
-    compared, left_out = _there(store, model, next(iter(conditions.values())), ways(each, steps))
-    for name, why in left_out.items():
-        print(f"{name} is left out: {why}", flush=True)
-    rows: dict[str, list[dict[str, float]]] = {way.name: [] for way in compared}
-    began, done = time.monotonic(), 0
+    first = next(iter(conditions.values()))
+    compared, left_out = _available(store, model, first, variants(each, steps))
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}", flush=True)
+    rows: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in compared}
+    start, done, total = time.monotonic(), 0, count * len(conditions)
     for condition in conditions.values():
-        for request in scenes(store, pipeline, model, condition, count):
-            if not done:  # the first runs also pay for loading and warming up
-                for mode in dict.fromkeys(way.changes.get("mode", EXACT) for way in compared):
-                    _made(pipeline, replace(request, steps=2), Way("", {"mode": mode}))
+        for request in scene_requests(store, pipeline, model, condition, count):
+            if not done:  # load and warm up
+                for mode in dict.fromkeys(v.changes.get("mode", EXACT) for v in compared):
+                    _generate(pipeline, replace(request, steps=2), Variant("", {"mode": mode}))
             exact: RGBImage | None = None
-            for way in compared:
-                result = _made(pipeline, request, way)
+            for variant in compared:
+                result = _generate(pipeline, request, variant)
                 exact = result.images[0] if exact is None else exact
-                rows[way.name].append(_figures(result, exact))
+                rows[variant.name].append(_measurements(result, exact))
             done += 1
-            print(clock(done, count * len(conditions), began, "scenes"), end="\r", flush=True)
+            print(progress_line(done, total, start, "scenes"), end="\r", flush=True)
     print()
     return {
         "model": model,
@@ -133,73 +134,72 @@ def measure(
         "conditions": list(conditions),
         "scenes": count,
         "steps": steps,
-        "modes": {name: _summary(found, rows[EXACT]) for name, found in rows.items()},
+        "modes": {name: _summary(measured, rows[EXACT]) for name, measured in rows.items()},
         "left_out": left_out,
     }
 
 
-def _made(pipeline: Pipeline, request: GenerationRequest, way: Way) -> GenerationResult:
-    """One picture in this way."""
-    with patch.dict(MODES, fast=way.shortcuts) if way.shortcuts else nullcontext():
-        return pipeline.generate(replace(request, **way.changes))
+def _generate(pipeline: Pipeline, request: GenerationRequest, variant: Variant) -> GenerationResult:
+    with patch.dict(MODES, fast=variant.shortcuts) if variant.shortcuts else nullcontext():
+        return pipeline.generate(replace(request, **variant.changes))
 
 
-def _figures(result: GenerationResult, exact: RGBImage) -> dict[str, float]:
-    spent = {stage: seconds for stage, seconds in result.seconds.items() if stage != "load"}
+def _measurements(result: GenerationResult, exact: RGBImage) -> dict[str, float]:
+    seconds = {stage: value for stage, value in result.seconds.items() if stage != "load"}
     return {
-        "seconds": sum(spent.values()),
-        "sampling": spent["sample"],
+        "seconds": sum(seconds.values()),
+        "sampling": seconds["sample"],
         "psnr": psnr(exact, result.images[0]),
         "score": result.headlines[0],
     }
 
 
-def _summary(found: list[dict[str, float]], exact: list[dict[str, float]]) -> dict[str, Any]:
+def _summary(rows: list[dict[str, float]], exact: list[dict[str, float]]) -> dict[str, Any]:
     """Medians of the times and of their ratios to the exact mode's; means of the rest."""
 
     def ratio(name: str) -> float:
-        pairs = zip(exact, found, strict=True)
-        return round(float(np.median([theirs[name] / ours[name] for theirs, ours in pairs])), 3)
+        pairs = zip(exact, rows, strict=True)
+        return round(float(np.median([base[name] / row[name] for base, row in pairs])), 3)
 
     def mean(rows: list[dict[str, float]], name: str) -> float:
         return float(np.mean([row[name] for row in rows]))
 
-    score, wanted = mean(found, "score"), mean(exact, "score")
+    score, exact_score = mean(rows, "score"), mean(exact, "score")
     return {
-        "seconds": round(float(np.median([row["seconds"] for row in found])), 4),
+        "seconds": round(float(np.median([row["seconds"] for row in rows])), 4),
         "R": ratio("seconds"),
         "R_sampling": ratio("sampling"),
-        "psnr": None if found is exact else round(mean(found, "psnr"), 2),
-        "psnr_lowest": None if found is exact else round(min(row["psnr"] for row in found), 2),
+        "psnr": None if rows is exact else round(mean(rows, "psnr"), 2),
+        "psnr_lowest": None if rows is exact else round(min(row["psnr"] for row in rows), 2),
         "score": round(score, 2),
-        "score_change_percent": round(100 * (score / wanted - 1), 2) if wanted else None,
+        "score_change_percent": round(100 * (score / exact_score - 1), 2) if exact_score else None,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures as the README has them."""
+    """The results as a Markdown table."""
     lines = [
         "| mode | seconds | R | R of sampling | PSNR to exact, lowest | control score, change |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in result["modes"].items():
-        near = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB, {row['psnr_lowest']:.1f}"
+        psnrs = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB, {row['psnr_lowest']:.1f}"
         change = row["score_change_percent"]
-        kept = f"{row['score']:.1f}" + ("" if change is None else f", {change:+.1f} %")
+        score = f"{row['score']:.1f}" + ("" if change is None else f", {change:+.1f} %")
         lines.append(
             f"| {name} | {row['seconds']:.2f} | {row['R']:.2f} | {row['R_sampling']:.2f} "
-            f"| {near} | {kept} |"
+            f"| {psnrs} | {score} |"
         )
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; `arguments` stand in for the process's own."""
+    """Run the command line; `arguments` replace sys.argv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="diorama")
     parser.add_argument("--conditions", default="canny", help="names such as canny,depth")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="of each condition")
-    parser.add_argument("--each", action="store_true", help="also each shortcut alone")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="per condition")
+    parser.add_argument("--each", action="store_true", help="also measure each shortcut alone")
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
     parser.add_argument(
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         store = Store(options.device, options.dtype)
-        conditions = chosen(store, options.model, options.conditions.split(","))
+        conditions = select_conditions(store, options.model, options.conditions.split(","))
         result = {
             "command": command("modes", arguments),
             "machine": machine(store.device, store.dtype),

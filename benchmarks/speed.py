@@ -1,20 +1,21 @@
-"""How fast the pipeline and the server are, against diffusers' own pipeline on the same weights.
+"""How fast the pipeline and the server are, compared with diffusers' pipeline on the same weights.
 
     python -m benchmarks.speed --model diorama [--json]
     python -m benchmarks.speed --model sd15-random --steps 4 --rounds 3 [--compile] [--growth]
     python -m benchmarks.speed --model sd15-random --dtype bfloat16 --device cuda
 
-All take part in one process, in turns (A B A B), on the same weights and number of threads, so that
-a busy machine slows all alike: the ratios travel, the seconds do not. Each round has a scene and a
-seed of its own, so prompt and map are new to all. `rho` is the distance of the final latents from a
-float32 run of diffusers, divided by the distance of diffusers' own run in the same format (1 or
-less: no worse). The share of the peak is what the machine's best matrix product would need for the
-operations that diffusers executes, as a part of the seconds: more than 1 is possible for whoever
-executes fewer. Memory is a peer's weights and what a run adds at its peak, without Python and the
-libraries, which all have in common; on a GPU it includes what CUDA graphs keep for themselves.
+All competitors run in one process, in turns (A B A B), with the same weights and number of threads,
+so that a busy machine slows them equally: ratios can be compared across machines, seconds cannot.
+Each round has its own scene and seed, so prompt and map are new to all. `rho` is the distance of
+the final latents from a float32 run of diffusers, divided by the distance of diffusers' own run in
+the same format (1 or less: no worse). The share of the peak is the time that the machine's best
+matrix product would need for diffusers' operations, divided by the time measured: it may exceed 1
+for a competitor that executes fewer. Memory is a competitor's weights and what a run adds at its
+peak, without Python and libraries, which are common to all; on a GPU it includes what CUDA graphs
+keep.
 
-sd15-random is Stable Diffusion 1.5 at full size with random weights. It keeps each peer's weights
-in memory: 2.9 GB twice in bfloat16, and 5.7 GB for float32, which `--peers diffusers` leaves out.
+sd15-random is Stable Diffusion 1.5 at full size with random weights. Each competitor's weights stay
+in memory: 2.9 GB twice in bfloat16, and 5.7 GB in float32, which `--peers diffusers` leaves out.
 """
 
 import argparse
@@ -30,9 +31,9 @@ import torch
 
 from annotators import find_annotator
 from benchmarks._peers import (
-    COMPILED,
+    COMPILE_OPTIONS,
     Diffusers,
-    Made,
+    Measurement,
     Ours,
     PeakMemory,
     Peer,
@@ -56,21 +57,21 @@ GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192
 RANDOM = "sd15-random"
 ROUNDS = 5
 SLOW_ROUNDS, SLOW_SEEDS = 3, 1
-"""Where a picture takes minutes."""
+"""For sd15-random, where a picture takes minutes."""
 WARM_UP_STEPS = 2
 PEERS = ("diffusers", "diffusers_float32")
 CONTROLS = ("canny", "depth", "hed")
-"""Of the growth with several controls."""
+"""For --growth with several controls."""
 GROWTH_IMAGES, GROWTH_SIZES, GROWTH_STEPS = (1, 2, 4, 8), (256, 384, 512, 640, 768), (1, 2, 4)
-"""Images at once, sides in pixels, and factors of the steps."""
+"""Number of images, sides in pixels, and factors of the steps."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What everybody is asked to do."""
+    """The task of every competitor."""
 
     load: Callable[..., Any]
-    """(*control names) -> networks of their own, with weights that are the same each time."""
+    """(*control names) -> new networks, with the same weights each time."""
     model: str
     control: str
     size: int
@@ -79,7 +80,7 @@ class Workload:
     guidance_scale: float
 
     def request(self, round_: int) -> GenerationRequest:
-        """Return the request of one round: its own scene, and its number as the seed."""
+        """Return a round's request: its own scene, with its number as the seed."""
         scene = make_scene(HELD_OUT + round_)
         annotator = find_annotator(self.control)
         picture = render([scene], self.size).image[0].numpy()
@@ -100,45 +101,44 @@ class Workload:
 
 
 def condition(control: str) -> Condition:
-    """A condition of this control, as an app would have it."""
+    """A condition with this control."""
     return Condition(control, control, "", find_annotator(control), control)
 
 
 def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of the best of five products of two square matrices."""
+    """GFLOP/s of a product of two square matrices, the best of five."""
     side = GPU_GEMM_SIDE if device.type == "cuda" else GEMM_SIDE
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         (a @ b).flatten()[0].item()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best / 1e9
 
 
 def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> dict[str, Any]:
-    """Run ours and the named peers in turns.
+    """Run ours and the named competitors in turns; returns this part of the benchmark's JSON.
 
-    Float32 takes part in the first `seeds` rounds only, over which rho is taken. Returns a row of
-    figures for each, the ratios of theirs to ours, the peak and diffusers' operations.
+    Float32 runs in the first `seeds` rounds only, over which rho is computed.
     """
     peers, weights = _peers(work, names)
-    made: dict[str, list[Made]] = {name: [] for name in peers}
+    measurements: dict[str, list[Measurement]] = {name: [] for name in peers}
     memory: dict[str, float] = {}
     for name, peer in peers.items():
-        warming = replace(work.request(0), steps=min(WARM_UP_STEPS, work.steps))
-        first = _run(peer, warming)
+        warm_up = replace(work.request(0), steps=min(WARM_UP_STEPS, work.steps))
+        first = _run(peer, warm_up)
         memory[name] = first.peak_memory_mb
-        _say(f"{name}: warmed up in {first.seconds:.1f} s")
+        _log(f"{name}: warmed up in {first.seconds:.1f} s")
     for round_ in range(1, max(rounds, seeds) + 1):
         request = work.request(round_)
         for name, peer in peers.items():
             if name == "diffusers_float32" and round_ > seeds:
                 continue
-            found = _run(peer, request)
-            made[name].append(found)
-            memory[name] = max(memory[name], found.peak_memory_mb)
-            _say(f"round {round_}, {name}: {found.seconds / work.images:.2f} s an image")
+            measurement = _run(peer, request)
+            measurements[name].append(measurement)
+            memory[name] = max(memory[name], measurement.peak_memory_mb)
+            _log(f"round {round_}, {name}: {measurement.seconds / work.images:.2f} s per image")
     device, dtype = peers["ours"].networks.device, peers["ours"].networks.dtype
     peak = {
         "fp32": round(gemm_peak(torch.float32, device)),
@@ -149,25 +149,30 @@ def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> di
     if isinstance(eager, Diffusers):
         step, rest = eager.flops(work.request(0))
         flops = {"step": step, "rest": rest, "image": work.steps * step + rest}
-    table = {}
-    for name, runs in made.items():
-        row = _figures(runs, work)
+    rows = {}
+    same_format, references = (
+        measurements.get(name, []) for name in ("diffusers", "diffusers_float32")
+    )
+    for name, runs in measurements.items():
+        row = _times(runs, work)
         row["peak_memory_mb"] = round(weights[name] + memory[name])
-        row |= _rho(runs, made.get("diffusers", []), made.get("diffusers_float32", []))
+        row |= _rho(runs, same_format, references)
         if flops:
-            narrow = dtype != torch.float32 and name != "diffusers_float32"
-            best = peak["bf16" if narrow else "fp32"] * 1e9
+            is_float32 = dtype == torch.float32 or name == "diffusers_float32"
+            best = peak["fp32" if is_float32 else "bf16"] * 1e9
             row["share_of_peak"] = flops["image"] / best / row["seconds_per_image"]["median"]
-        table[name] = row
-    base = table["ours"]["seconds_per_image"]["median"]
-    ratios = {n: t["seconds_per_image"]["median"] / base for n, t in table.items() if n != "ours"}
-    return {"gemm_peak_gflops": peak, "flops": flops, "runs": table, "ratios": ratios}
+        rows[name] = row
+    base = rows["ours"]["seconds_per_image"]["median"]
+    ratios = {
+        n: row["seconds_per_image"]["median"] / base for n, row in rows.items() if n != "ours"
+    }
+    return {"gemm_peak_gflops": peak, "flops": flops, "runs": rows, "ratios": ratios}
 
 
 def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[str, float]]:
-    """Return those who take part, and the memory of each one's weights in MB.
+    """Return the competitors, and the memory of their weights in MB.
 
-    Each has weights of its own, but the compiled ones share those of diffusers.
+    Each has its own weights, except that the compiled ones share diffusers'.
     """
     peers: dict[str, Peer] = {"ours": Ours(work.load(work.control))}
     theirs: Any = work.load(work.control) if names else None
@@ -175,115 +180,115 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
         if name == "diffusers":
             peers[name] = Diffusers(theirs, work.control)
         elif name == "diffusers_float32":
-            # On weights that are float32 already this is the same run again, and rho is open.
+            # If the weights are float32 already, this repeats diffusers, and rho is undefined.
             peers[name] = Diffusers(theirs.in_float32(), work.control)
         else:
             peers[name] = Diffusers(replace(theirs), work.control, name)
     return peers, {name: weights_mb(peer.networks) for name, peer in peers.items()}
 
 
-def _run(peer: Peer, request: GenerationRequest) -> Made:
+def _run(peer: Peer, request: GenerationRequest) -> Measurement:
     device = peer.networks.device
-    made = Made(on_gpu=device.type == "cuda")
+    measurement = Measurement(on_gpu=device.type == "cuda")
     with PeakMemory(device) as peak:
-        began = time.perf_counter()
-        peer(request, made)
-        if made.on_gpu:
+        start = time.perf_counter()
+        peer(request, measurement)
+        if measurement.on_gpu:
             torch.cuda.synchronize(device)
-        made.seconds = time.perf_counter() - began
-    made.peak_memory_mb = peak.megabytes
-    return made
+        measurement.seconds = time.perf_counter() - start
+    measurement.peak_memory_mb = peak.megabytes
+    return measurement
 
 
-def _figures(runs: Sequence[Made], work: Workload) -> dict[str, Any]:
+def _times(runs: Sequence[Measurement], work: Workload) -> dict[str, Any]:
     seconds = [run.seconds / work.images for run in runs]
-    # Of a single step nobody sees the beginning.
-    steps = [one for run in runs for one in run.step_seconds] or [s / work.steps for s in seconds]
+    # The start of a first step is not recorded, so a single step has no time of its own.
+    steps = [s for run in runs for s in run.step_seconds] or [s / work.steps for s in seconds]
     return {
-        "seconds_per_image": _spread(seconds),
+        "seconds_per_image": _median_p95(seconds),
         "seconds_per_step": float(np.median(steps)),
         "seconds_per_step_p95": float(np.percentile(steps, 95)),
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _median_p95(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
 
 
 def _rho(
-    runs: Sequence[Made], same_format: Sequence[Made], references: Sequence[Made]
+    runs: Sequence[Measurement],
+    same_format: Sequence[Measurement],
+    references: Sequence[Measurement],
 ) -> dict[str, float | None]:
-    """Return the median and 95th percentile over the rounds that have all three."""
-    found = []
+    """Return rho's median and 95th percentile over the rounds that have all three."""
+    rhos = []
     for run, other, exact in zip(runs, same_format, references, strict=False):
-        latents, theirs, reference = (torch.cat(made.latents) for made in (run, other, exact))
-        own = (theirs - reference).norm()
-        if own > 0:
-            found.append(float((latents - reference).norm() / own))
-    if not found:
+        latents, theirs, reference = (torch.cat(m.latents) for m in (run, other, exact))
+        error = (theirs - reference).norm()
+        if error > 0:
+            rhos.append(float((latents - reference).norm() / error))
+    if not rhos:
         return {"rho": None, "rho_p95": None}
-    return {"rho": float(np.median(found)), "rho_p95": float(np.percentile(found, 95))}
+    return {"rho": float(np.median(rhos)), "rho_p95": float(np.percentile(rhos, 95))}
 
 
 def growth(work: Workload) -> list[dict[str, Any]]:
     """Time and memory of ours as images, size, steps and controls grow, one run each.
 
-    Every row says what was asked, the seconds of the whole request, those of a step for one image,
-    and the peak in MB, the weights of the ControlNets in use included.
+    A row has the workload, the request's seconds, those of a step per image, and the peak memory in
+    MB, including the weights of the ControlNets in use.
     """
     controls = [work.control, *(name for name in CONTROLS if name != work.control)]
     networks = work.load(*controls)
-    asked = [(replace(work, images=images), 1) for images in GROWTH_IMAGES]
-    asked += [(replace(work, size=size), 1) for size in GROWTH_SIZES]
-    asked += [(replace(work, steps=work.steps * factor), 1) for factor in GROWTH_STEPS]
-    asked += [(work, count + 1) for count in range(len(controls))]
+    workloads = [(replace(work, images=images), 1) for images in GROWTH_IMAGES]
+    workloads += [(replace(work, size=size), 1) for size in GROWTH_SIZES]
+    workloads += [(replace(work, steps=work.steps * factor), 1) for factor in GROWTH_STEPS]
+    workloads += [(work, count + 1) for count in range(len(controls))]
     rows = []
-    for each, count in asked:
-        some = {name: networks.controlnets[name] for name in controls[:count]}
-        ours = Ours(replace(networks, controlnets=some))
+    for each, count in workloads:
+        used = {name: networks.controlnets[name] for name in controls[:count]}
+        ours = Ours(replace(networks, controlnets=used))
         request = each.request(1)
         (control,) = request.controls
         several = (replace(control, condition=condition(name)) for name in controls[:count])
         request = replace(request, controls=tuple(several))
         first = _run(ours, replace(request, steps=1, num_samples=1))
-        made = _run(ours, request)
+        measurement = _run(ours, request)
         rows.append(
             {
                 "images": each.images,
                 "size": each.size,
                 "steps": each.steps,
                 "controls": count,
-                "seconds": made.seconds,
-                "seconds_per_step": _figures([made], each)["seconds_per_step"],
+                "seconds": measurement.seconds,
+                "seconds_per_step": _times([measurement], each)["seconds_per_step"],
                 "peak_memory_mb": round(
-                    weights_mb(ours.networks) + max(first.peak_memory_mb, made.peak_memory_mb)
+                    weights_mb(ours.networks)
+                    + max(first.peak_memory_mb, measurement.peak_memory_mb)
                 ),
             }
         )
-        _say(_row(rows[-1]))
+        _log(_row(rows[-1]))
     return rows
 
 
 def server_times(model: str) -> dict[str, float]:
-    """Seconds from the command to an answering server, and from Run to an image.
-
-    The first image is timed cold, as the server's first run, and once the model is loaded.
-    """
-    # Only this measure needs it.
+    """Seconds until the server answers, and from a request to its image, cold and warm."""
+    # Only this measurement needs it.
     from gradio_client import Client, handle_file  # noqa: PLC0415
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     with served("apps/canny2image.py", "--model", model) as address:
-        answered = time.perf_counter() - began
+        answered = time.perf_counter() - start
         client = Client(address, verbose=False)
         picture = handle_file(str(ROOT / "test_imgs" / "chelsea.jpg"))
         times = []
         for _ in range(2):  # the first run may still wait for the weights
-            began = time.perf_counter()
+            start = time.perf_counter()
             client.predict(
                 image=picture, prompt="a red ball on grass", seed=1, api_name="/canny2image"
             )
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     return {
         "seconds_to_answer": answered,
         "seconds_to_first_image_cold": times[0],
@@ -291,7 +296,7 @@ def server_times(model: str) -> dict[str, float]:
     }
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -299,7 +304,7 @@ def _row(row: Mapping[str, Any]) -> str:
     return (
         f"{row['images']:2} images, {row['size']} px, {row['steps']:2} steps, "
         f"{row['controls']} controls: {row['seconds']:8.2f} s, "
-        f"{row['seconds_per_step']:.3f} s a step and image, {row['peak_memory_mb']} MB"
+        f"{row['seconds_per_step']:.3f} s per step and image, {row['peak_memory_mb']} MB"
     )
 
 
@@ -309,15 +314,15 @@ def _print(result: Mapping[str, Any]) -> None:
         rho = "-" if row["rho"] is None else f"{row['rho']:.2f} (p95 {row['rho_p95']:.2f})"
         share = f", {row['share_of_peak']:.0%} of the peak" if "share_of_peak" in row else ""
         print(
-            f"{name:18} {times['median']:.2f} s an image (p95 {times['p95']:.2f}), "
-            f"{row['seconds_per_step']:.3f} s a step (p95 {row['seconds_per_step_p95']:.3f}), "
+            f"{name:18} {times['median']:.2f} s per image (p95 {times['p95']:.2f}), "
+            f"{row['seconds_per_step']:.3f} s per step (p95 {row['seconds_per_step_p95']:.3f}), "
             f"{row['peak_memory_mb']} MB, rho {rho}{share}"
         )
     if result.get("ratios"):
         print("  ".join(f"{name} / ours = {ratio:.2f}" for name, ratio in result["ratios"].items()))
     if result.get("gemm_peak_gflops"):
         peak, flops = result["gemm_peak_gflops"], result["flops"]
-        counted = f"; diffusers executes {flops['step'] / 1e9:.0f} GFLOP a step" if flops else ""
+        counted = f"; diffusers executes {flops['step'] / 1e9:.0f} GFLOP per step" if flops else ""
         print(f"matrix products: {peak['bf16']} GFLOP/s bf16, {peak['fp32']} fp32{counted}")
     for row in result.get("growth", []):
         print(_row(row))
@@ -336,47 +341,51 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
     parser.add_argument("--size", type=int, default=None, help="pixels; default: the model's own")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=None, help="timed runs of each")
-    parser.add_argument("--seeds", type=int, default=None, help="rounds that rho is taken over")
-    parser.add_argument("--peers", default=",".join(PEERS), help="of these; empty for ours alone")
-    parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
+    parser.add_argument("--rounds", type=int, default=None, help="timed runs per competitor")
+    parser.add_argument("--seeds", type=int, default=None, help="rounds to compute rho over")
     parser.add_argument(
-        "--autotune", action="store_true", help="so does its max-autotune, on a GPU alone"
+        "--peers", default=",".join(PEERS), help="competitors, of these; empty for ours alone"
     )
-    parser.add_argument("--openvino", action="store_true", help="OpenVINO takes part")
-    parser.add_argument("--growth", action="store_true", help="how time and memory grow, instead")
-    parser.add_argument("--no-server", action="store_true", help="leave the server's times out")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile")
+    parser.add_argument(
+        "--autotune", action="store_true", help="add torch.compile with max-autotune; GPU only"
+    )
+    parser.add_argument("--openvino", action="store_true", help="add OpenVINO; CPU only")
+    parser.add_argument(
+        "--growth", action="store_true", help="measure how time and memory grow instead"
+    )
+    parser.add_argument("--no-server", action="store_true", help="skip the server's times")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
     )
     return parser, parser.parse_args(arguments)
 
 
-def _taking_part(options: argparse.Namespace, device: torch.device) -> list[str]:
+def _competitors(options: argparse.Namespace, device: torch.device) -> list[str]:
     names = [name for name in options.peers.split(",") if name]
-    strange = [name for name in names if name not in PEERS]
-    if strange:
-        raise BadInput(f"There is no peer '{strange[0]}': choose of {', '.join(PEERS)}.")
-    for asked, name, why_not in (
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise BadInput(f"There is no peer '{unknown[0]}': choose among {', '.join(PEERS)}.")
+    for requested, name, why_not in (
         (options.compile, "inductor", why_not_compiled),
         (options.autotune, "inductor_autotuned", why_not_compiled),
         (options.openvino, "openvino", why_not_openvino),
     ):
-        missing = why_not() if asked else ""
-        if asked and device.type not in COMPILED[name]:
-            missing = f"it is not for {device.type}"
-        if missing:
-            _say(f"{name} does not take part: {missing}.")
-        elif asked:
+        reason = why_not() if requested else ""
+        if requested and device.type not in COMPILE_OPTIONS[name]:
+            reason = f"it does not run on {device.type}"
+        if reason:
+            _log(f"{name} is left out: {reason}.")
+        elif requested:
             names.append(name)
     return names
 
 
 def _workload(options: argparse.Namespace) -> Workload:
-    """Return what is asked for.
+    """Return the workload of the options.
 
     Raises:
-        SuiteError: there is no such model or device.
+        SuiteError: There is no such model or device.
     """
     device, dtype, _ = choose_device(options.device, options.dtype)
     defaults: Mapping[str, Any] = {"image_resolution": 512, "guidance_scale": 9.0}  # v1.0's
@@ -384,7 +393,7 @@ def _workload(options: argparse.Namespace) -> Workload:
     def load(*controls: str) -> Any:
         if options.model == RANDOM:
             return random_networks(controls, device, dtype)
-        # A store of its own, or the networks would be those that somebody has already.
+        # A new store each time, or competitors would share networks.
         return Store(options.device, options.dtype).load(options.model, *controls)
 
     if options.model != RANDOM:
@@ -401,7 +410,7 @@ def _workload(options: argparse.Namespace) -> Workload:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; `arguments` stand in for the process's own."""
+    """Run the command line; `arguments` replace sys.argv."""
     parser, options = _options(arguments)
     slow = options.model == RANDOM
     rounds = options.rounds or (SLOW_ROUNDS if slow else ROUNDS)
@@ -426,7 +435,7 @@ def main(arguments: list[str] | None = None) -> None:
             result["growth"] = growth(work)
         else:
             server = None if options.no_server or slow else server_times(options.model)
-            result |= compare(work, _taking_part(options, device), rounds, seeds)
+            result |= compare(work, _competitors(options, device), rounds, seeds)
             result["server"] = server
     except SuiteError as error:
         parser.exit(2, f"{error}\n")

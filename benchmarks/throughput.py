@@ -1,11 +1,11 @@
-"""How many pictures a minute come out when many ask at once, and whether each gets its own.
+"""Throughput with concurrent clients, and whether each client gets its own picture.
 
     python -m benchmarks.throughput --model diorama --clients 16 [--requests N] [--json]
 
-Every client asks for a held-out scene of its own, by turns with the ControlNets of --conditions,
-and has its picture encoded as PNG. First all requests are made one after the other, then by all
-clients at once, through the same pipeline; each client asks anew when it has its picture. The wait
-is from asking to the encoded picture; one at a time, who comes behind waits for all before.
+Every request has its own held-out scene, with the ControlNets of --conditions in turn, and ends
+with a PNG-encoded picture. All requests run one after the other, then from all clients at once
+through the same pipeline; a client sends its next request when it has its picture. The wait is from
+request to encoded picture; one at a time, a request waits for all before it.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks._shared import command, machine, psnr
-from benchmarks.controllability import chosen
-from benchmarks.modes import scenes
+from benchmarks.controllability import select_conditions
+from benchmarks.modes import scene_requests
 from core.condition import Condition, RGBImage
 from core.errors import SuiteError
 from core.metadata import save_png
@@ -33,139 +33,145 @@ CONDITIONS = "canny,hed,depth,lineart"
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """One picture, and when it was there: seconds since all began, and since it was asked for."""
+class TimedImage:
+    """An image, with seconds from the start of all requests, and of its own."""
 
     image: RGBImage
     finished: float
     waited: float
 
 
-def requests(
+def make_requests(
     store: Store, pipeline: Pipeline, model: str, conditions: Sequence[Condition], count: int
 ) -> list[GenerationRequest]:
-    """So many requests of different scenes and seeds, by turns with each condition."""
-    share = -(-count // len(conditions))
+    """`count` requests with different scenes and seeds, cycling through the conditions."""
+    per_condition = -(-count // len(conditions))
     by_condition = [
-        list(scenes(store, pipeline, model, condition, share)) for condition in conditions
+        list(scene_requests(store, pipeline, model, condition, per_condition))
+        for condition in conditions
     ]
-    # Each condition starts with the same scenes; nobody's shall be another's.
+    # All conditions start with the same scenes, so every request gets a seed of its own.
     return [
         replace(request, seed=index)
         for index, request in enumerate(
-            request for turn in zip(*by_condition, strict=True) for request in turn
+            request for cycle in zip(*by_condition, strict=True) for request in cycle
         )
     ][:count]
 
 
-def at_once(
-    make: Callable[[GenerationRequest], RGBImage], asked: Sequence[GenerationRequest], clients: int
-) -> list[Made]:
-    """Every clients-th request is a client's; it asks for the next when it has one."""
-    made: dict[int, Made] = {}
-    began = time.perf_counter()
+def run_concurrently(
+    generate: Callable[[GenerationRequest], RGBImage],
+    requests: Sequence[GenerationRequest],
+    clients: int,
+) -> list[TimedImage]:
+    """Run the requests from `clients` threads; client k has every clients-th one from k on."""
+    results: dict[int, TimedImage] = {}
+    start = time.perf_counter()
 
     def client(number: int) -> None:
-        for index in range(number, len(asked), clients):
-            since = time.perf_counter()
-            image = make(asked[index])
+        for index in range(number, len(requests), clients):
+            sent = time.perf_counter()
+            image = generate(requests[index])
             now = time.perf_counter()
-            made[index] = Made(image, now - began, now - since)
+            results[index] = TimedImage(image, now - start, now - sent)
 
     with ThreadPoolExecutor(clients) as threads:
-        for done in [threads.submit(client, number) for number in range(clients)]:
-            done.result()
-    return [made[index] for index in range(len(asked))]
+        for future in [threads.submit(client, number) for number in range(clients)]:
+            future.result()
+    return [results[index] for index in range(len(requests))]
 
 
-def one_by_one(
-    make: Callable[[GenerationRequest], RGBImage], asked: Sequence[GenerationRequest]
-) -> list[Made]:
-    """All have asked at the beginning and are served in order."""
-    began, made = time.perf_counter(), []
-    for one in asked:
-        image = make(one)
-        passed = time.perf_counter() - began
-        made.append(Made(image, passed, passed))
-    return made
+def run_sequentially(
+    generate: Callable[[GenerationRequest], RGBImage], requests: Sequence[GenerationRequest]
+) -> list[TimedImage]:
+    """Run the requests in order; all wait from the start."""
+    start, results = time.perf_counter(), []
+    for request in requests:
+        image = generate(request)
+        elapsed = time.perf_counter() - start
+        results.append(TimedImage(image, elapsed, elapsed))
+    return results
 
 
 def compare(
     store: Store, model: str, conditions: Sequence[Condition], clients: int, each: int, mode: str
 ) -> dict[str, Any]:
-    """The figures of both ways, and how near each client's picture is to the one made alone.
+    """Time both runs, and compare each client's picture with that of the sequential run.
 
     Raises:
-        SuiteError: the model cannot be had.
+        SuiteError: The model is not available.
     """
     pipeline = Pipeline(store.load)
-    asked = [
+    requests = [
         replace(request, mode=mode)
-        for request in requests(store, pipeline, model, conditions, clients * each)
+        for request in make_requests(store, pipeline, model, conditions, clients * each)
     ]
 
-    def make(request: GenerationRequest) -> RGBImage:
+    def generate(request: GenerationRequest) -> RGBImage:
         result = pipeline.generate(request)
         save_png(BytesIO(), result.images[0], result, 0)
         return result.images[0]
 
-    for request in asked[: len(conditions)]:
-        make(request)  # loads and warms up
-    alone = one_by_one(make, asked)
-    together = at_once(make, asked, clients)
-    near = np.array([[psnr(a.image, b.image) for b in alone] for a in together])
-    ways = {"one at a time": alone, "at once": together}
+    for request in requests[: len(conditions)]:
+        generate(request)  # loads and warms up
+    sequential = run_sequentially(generate, requests)
+    concurrent = run_concurrently(generate, requests, clients)
+    psnrs = np.array([[psnr(a.image, b.image) for b in sequential] for a in concurrent])
+    runs = {"one at a time": sequential, "at once": concurrent}
     networks = store.load(model, conditions[0].weights)
-    height, width = (side // networks.downscale for side in alone[0].image.shape[:2])
-    rates = {name: len(asked) / max(one.finished for one in made) for name, made in ways.items()}
+    height, width = (side // networks.downscale for side in sequential[0].image.shape[:2])
+    rates = {name: len(requests) / max(r.finished for r in run) for name, run in runs.items()}
     return {
         "model": model,
         "device": str(store.device),
         "dtype": str(store.dtype).removeprefix("torch."),
         "mode": mode,
         "clients": clients,
-        "requests": len(asked),
+        "requests": len(requests),
         "max_batch": networks.max_batch(height, width),
         "ways": {
             name: {
                 "images_per_second": round(rates[name], 4),
-                "wait_p50": round(float(np.percentile([one.waited for one in made], 50)), 3),
-                "wait_p95": round(float(np.percentile([one.waited for one in made], 95)), 3),
+                "wait_p50": round(float(np.percentile([r.waited for r in run], 50)), 3),
+                "wait_p95": round(float(np.percentile([r.waited for r in run], 95)), 3),
             }
-            for name, made in ways.items()
+            for name, run in runs.items()
         },
         "throughput_ratio": round(rates["at once"] / rates["one at a time"], 3),
         "identical": int(
-            sum(np.array_equal(a.image, b.image) for a, b in zip(together, alone, strict=True))
+            sum(
+                np.array_equal(a.image, b.image)
+                for a, b in zip(concurrent, sequential, strict=True)
+            )
         ),
-        "psnr_lowest": round(float(near.diagonal().min()), 1),
-        "strangers": int((near.argmax(1) != np.arange(len(asked))).sum()),
+        "psnr_lowest": round(float(psnrs.diagonal().min()), 1),
+        "strangers": int((psnrs.argmax(1) != np.arange(len(requests))).sum()),
     }
 
 
 def _print(result: dict[str, Any]) -> None:
     for name, row in result["ways"].items():
         print(
-            f"{name:14} {row['images_per_second']:.2f} images a second, "
+            f"{name:14} {row['images_per_second']:.2f} images per second, "
             f"wait p50 {row['wait_p50']:.1f} s, p95 {row['wait_p95']:.1f} s"
         )
     print(
         f"{result['clients']} clients get {result['throughput_ratio']:.2f} times as many; "
-        f"{result['identical']} of {result['requests']} pictures are the ones made alone to the "
-        f"last bit (lowest PSNR {result['psnr_lowest']} dB), {result['strangers']} are another's"
+        f"{result['identical']} of {result['requests']} pictures are bit-identical to those made "
+        f"alone (lowest PSNR {result['psnr_lowest']} dB), {result['strangers']} another client's"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; `arguments` stand in for the process's own.
+    """Run the command line; `arguments` replace sys.argv.
 
-    Returns 1 if anybody got another's picture.
+    Returns 1 if a client got another's picture.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="diorama")
-    parser.add_argument("--conditions", default=CONDITIONS, help="the ControlNets in use")
+    parser.add_argument("--conditions", default=CONDITIONS, help="the ControlNets to use in turn")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=1, help="of each client")
+    parser.add_argument("--requests", type=int, default=1, help="per client")
     parser.add_argument("--mode", default="exact")
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
@@ -175,7 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         store = Store(options.device, options.dtype)
-        conditions = list(chosen(store, options.model, options.conditions.split(",")).values())
+        conditions = list(
+            select_conditions(store, options.model, options.conditions.split(",")).values()
+        )
         result = {
             "command": command("throughput", arguments),
             "machine": machine(store.device, store.dtype),

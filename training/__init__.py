@@ -1,1 +1,1 @@
-"""Makes Diorama: the world it is drawn from, the pictures, and the three trainings."""
+"""Trains Diorama from nothing: its procedural world, rendered pictures and networks."""

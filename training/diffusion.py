@@ -1,17 +1,17 @@
-"""The noise schedule, the target and its weight, for the base model and the ControlNets alike."""
+"""The noise schedule, training target and loss weight of the base model and the ControlNets."""
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-MAX_WEIGHT = 5.0  # of the error in the picture, relative to pure noise
+MAX_WEIGHT = 5.0  # of the error in the clean latents, relative to its weight at pure noise
 
 
 def make_scheduler() -> DDIMScheduler:
     """Diorama's schedule.
 
-    Noisier at its end than Stable Diffusion's (beta 0.02 against 0.012), so that sampling may start
-    from pure noise without greying the picture, and v-prediction (Salimans & Ho 2022), which stays
+    It ends noisier than Stable Diffusion's (beta 0.02, not 0.012), so that sampling can start from
+    pure noise without greying the picture, and uses v-prediction (Salimans & Ho 2022), which stays
     well conditioned there.
     """
     return DDIMScheduler(
@@ -27,35 +27,36 @@ def make_scheduler() -> DDIMScheduler:
 
 
 class NoisyTarget:
-    """Draws timesteps and noise for latents (B, 4, h, w) and holds what the network must answer."""
+    """Latents (B, 4, h, w) with random noise at random timesteps, and the loss of a prediction."""
 
     def __init__(
         self, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator
     ) -> None:
         count = len(latents)
-        # One timestep from each of `count` equal stretches: the same uniform law, with less noise
-        # in the gradient.
-        stretch = torch.rand(count, generator=generator) + torch.arange(count)
-        drawn = (stretch / count * scheduler.config.num_train_timesteps).long()
-        self.timesteps = drawn.to(latents.device)
+        # Stratified: one timestep from each of `count` equal intervals. Still uniform, with a less
+        # noisy gradient.
+        strata = torch.rand(count, generator=generator) + torch.arange(count)
+        timesteps = (strata / count * scheduler.config.num_train_timesteps).long()
+        self.timesteps = timesteps.to(latents.device)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         self.noisy = scheduler.add_noise(latents, noise, self.timesteps)
-        self._wanted = scheduler.get_velocity(latents, noise, self.timesteps)
+        self._velocity = scheduler.get_velocity(latents, noise, self.timesteps)
         alpha = scheduler.alphas_cumprod.to(latents.device)[self.timesteps]
         self._alpha = alpha.reshape(-1, 1, 1, 1)
         snr = alpha / (1 - alpha)
-        # In terms of the picture a plain v loss weighs SNR + 1 (Salimans & Ho 2022), and Hang et
-        # al. 2023 ("Min-SNR") cap it where noise is low. Their own weight, SNR alone, all but
-        # skips the noisy half of the schedule, where colours and the edges' meaning are decided.
+        # A plain v loss weighs the error in the clean latents by SNR + 1 (Salimans & Ho 2022); it
+        # is capped at low noise, as in Min-SNR (Hang et al. 2023). Min-SNR's own weight, SNR alone,
+        # nearly skips the noisy half of the schedule, where colours and layout are decided.
         self._weight = (snr + 1).clamp_max(MAX_WEIGHT) / (snr + 1)
 
-    def loss(self, found: Tensor) -> Tensor:
-        """The weighted mean square error of a v prediction (B, 4, h, w)."""
-        error = (found.float() - self._wanted).square().mean((1, 2, 3))
+    def loss(self, prediction: Tensor) -> Tensor:
+        """The weighted mean squared error of a v prediction (B, 4, h, w)."""
+        error = (prediction.float() - self._velocity).square().mean((1, 2, 3))
         loss: Tensor = (self._weight * error).sum() / self._weight.sum()
         return loss
 
-    def clean(self, found: Tensor) -> Tensor:
-        """The latents (B, 4, h, w) that a v prediction takes for the clean ones."""
-        clean: Tensor = self._alpha.sqrt() * self.noisy - (1 - self._alpha).sqrt() * found.float()
+    def clean(self, prediction: Tensor) -> Tensor:
+        """The clean latents (B, 4, h, w) that a v prediction implies."""
+        signal, noise = self._alpha.sqrt(), (1 - self._alpha).sqrt()
+        clean: Tensor = signal * self.noisy - noise * prediction.float()
         return clean

@@ -1,13 +1,14 @@
-"""The one training loop; it knows nothing of data or loss.
+"""The training loop of every network: schedule, averaged weights (EMA), checkpoints and a log.
 
-It has a learning-rate schedule, averaged weights, checkpoints, a log and progress.
+Data and loss are the caller's.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -15,17 +16,17 @@ from typing import TextIO
 import torch
 from torch import Tensor, nn
 
-from training.progress import clock
+from training.progress import progress_line
 
 WARMUP_STEPS = 100
 EMA_DECAY = 0.999
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where a training run keeps its state, and when it ends.
+class RunConfig:
+    """Where a training run keeps its state, and how long it lasts.
 
-    It ends after `steps`, or after `minutes` of training if that comes first.
+    It ends after `steps` or after `minutes` of training, whichever comes first.
     """
 
     folder: Path
@@ -40,17 +41,15 @@ class Run:
 def add_run_options(
     parser: argparse.ArgumentParser, folder: str, steps: int, learning_rate: float
 ) -> None:
-    """The options every training command shares."""
+    """Add the options that all training commands share."""
     parser.add_argument(
         "--out",
         type=Path,
         default=Path(folder),
-        help="checkpoints, log and sheets; resumes from it",
+        help="folder of checkpoints, log and sheets; a run resumes from it",
     )
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument(
-        "--minutes", type=float, default=None, help="stop after this much training time"
-    )
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this training time")
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--checkpoint-every", type=int, default=200)
@@ -59,9 +58,9 @@ def add_run_options(
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run_from(options: argparse.Namespace) -> Run:
-    """The run that the shared options describe."""
-    return Run(
+def run_config(options: argparse.Namespace) -> RunConfig:
+    """The configuration given by the shared options."""
+    return RunConfig(
         folder=options.out,
         steps=options.steps,
         minutes=options.minutes,
@@ -72,81 +71,76 @@ def run_from(options: argparse.Namespace) -> Run:
     )
 
 
-def decay(done: float) -> float:
-    """Share of the full learning rate at a share `done` (0..1) of the run.
-
-    Flat for a third, then a cosine to 2 %.
-    """
-    if done < 1 / 3:
+def lr_factor(progress: float) -> float:
+    """Factor of the learning rate at `progress` (0..1): 1 for a third, then a cosine to 2 %."""
+    if progress < 1 / 3:
         return 1.0
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min((done - 1 / 3) * 1.5, 1.0)))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min((progress - 1 / 3) * 1.5, 1.0)))
 
 
 def train(
-    run: Run,
+    run: RunConfig,
     modules: dict[str, nn.Module],
     loss_at: Callable[[int], dict[str, Tensor]],
     sheet: Callable[[dict[str, nn.Module], Path], None],
 ) -> dict[str, nn.Module]:
-    """Trains the parameters of `modules` that need gradients.
+    """Train the parameters of `modules` that require gradients; return them with averaged weights.
 
-    Returns the modules holding the averaged weights.
-
-    `loss_at(step)` returns named losses whose sum under "loss" is minimised; its own randomness
-    must follow from the step, so that a resumed run goes on as an unbroken one would.
-    `sheet(modules, path)` draws samples to look at.
+    `loss_at(step)` returns named losses, of which "loss" is minimised and the others logged. Its
+    randomness must depend on the step alone, so that a resumed run equals an uninterrupted one.
+    `sheet(modules, path)` saves sample pictures.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     state = _State(run, modules)
-    recent: dict[str, Tensor] = {}
+    smoothed: dict[str, Tensor] = {}
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     with (run.folder / "log.jsonl").open("a") as log:
-        while state.share() < 1:
-            state.set_rate()
+        while state.progress() < 1:
+            state.set_learning_rate()
             losses = loss_at(state.step)
-            state.descend(losses["loss"])
+            state.optimize(losses["loss"])
             for name, value in losses.items():
-                now = value.detach()  # left where it is: to read it would wait for a GPU
-                recent[name] = now.lerp(recent.get(name, now), 0.98)
+                latest = value.detach()  # stays on the GPU: reading it would wait
+                smoothed[name] = latest.lerp(smoothed.get(name, latest), 0.98)
             if state.step % 20 == 0:
-                _report(state, recent, log)
+                _report(state, smoothed, log)
             if state.step % run.checkpoint_every == 0:
                 state.save()
             if state.step % run.sheet_every == 0:
-                with swapped(state.trained, state.average):
+                with averaged_weights(state.parameters, state.average):
                     sheet(modules, run.folder / f"step-{state.step:06d}.png")
         state.save()
-        for name, p in state.trained.items():
+        for name, p in state.parameters.items():
             p.data.copy_(state.average[name])
         sheet(modules, run.folder / "final.png")
     return modules
 
 
 class _State:
-    """All that a run must remember between two steps, and between two sittings."""
+    """A run's state, saved in and resumed from its checkpoint."""
 
-    def __init__(self, run: Run, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, run: RunConfig, modules: dict[str, nn.Module]) -> None:
         self.run = run
-        self.trained = {
+        self.parameters = {
             f"{m}.{n}": p
             for m, module in modules.items()
             for n, p in module.named_parameters()
             if p.requires_grad
         }
-        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
+            self.parameters.values(), lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
         )
         self._checkpoint = run.folder / "checkpoint.pt"
         self.step = 0
         spent = self._resume() if self._checkpoint.exists() else 0.0
-        self.began = time.monotonic() - spent
+        self.start = time.monotonic() - spent
 
     def _resume(self) -> float:
-        """Takes up the checkpoint and returns the seconds spent so far."""
-        device = next(iter(self.trained.values())).device
+        """Load the checkpoint; return the seconds spent so far."""
+        device = next(iter(self.parameters.values())).device
         state = torch.load(self._checkpoint, weights_only=True, map_location=device)
-        for name, p in self.trained.items():
+        for name, p in self.parameters.items():
             p.data.copy_(state["weights"][name])
             self.average[name].copy_(state["average"][name])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -155,73 +149,72 @@ class _State:
         return float(state["spent"])
 
     def save(self) -> None:
-        """Writes the checkpoint, complete or not at all."""
+        """Write the checkpoint atomically."""
         part = self._checkpoint.with_suffix(".part")
         state = {
-            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "weights": {name: p.detach() for name, p in self.parameters.items()},
             "average": self.average,
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
-            "spent": time.monotonic() - self.began,
+            "spent": time.monotonic() - self.start,
         }
         torch.save(state, part)
         part.rename(self._checkpoint)
 
-    def share(self) -> float:
-        """How much of the run is done, by steps or by time, whichever is further; 1 is the end."""
+    def progress(self) -> float:
+        """The finished fraction of the run, by steps or by time, whichever is larger."""
         run = self.run
-        by_time = (time.monotonic() - self.began) / 60 / run.minutes if run.minutes else 0.0
+        by_time = (time.monotonic() - self.start) / 60 / run.minutes if run.minutes else 0.0
         return max(self.step / run.steps, by_time)
 
-    def set_rate(self) -> None:
-        """Gives the optimizer the learning rate of the coming step."""
-        warm = min((self.step + 1) / WARMUP_STEPS, 1.0)
-        rate = self.run.learning_rate * decay(self.share()) * warm
+    def set_learning_rate(self) -> None:
+        """Set the optimizer's learning rate for the next step."""
+        warmup = min((self.step + 1) / WARMUP_STEPS, 1.0)
+        rate = self.run.learning_rate * lr_factor(self.progress()) * warmup
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
-    def descend(self, loss: Tensor) -> None:
-        """Takes one step down the gradient of `loss` and moves the averages after the weights."""
+    def optimize(self, loss: Tensor) -> None:
+        """Take one optimizer step and update the averaged weights."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
-        # A step that overflowed is left out rather than let it spoil the weights.
-        if bool(torch.isfinite(norm)):
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        if bool(torch.isfinite(norm)):  # a step that overflowed would spoil the weights
             self._optimizer.step()
         self.step += 1
-        keep = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        weights = [p.detach() for p in self.trained.values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - keep)
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        weights = [p.detach() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
 
 def _report(state: _State, losses: dict[str, Tensor], log: TextIO) -> None:
-    """Prints a line of progress and writes it to the log."""
+    """Print a line of progress and append it to the log."""
     run, step = state.run, state.step
-    recent = {name: float(value) for name, value in losses.items()}
+    values = {name: float(value) for name, value in losses.items()}
     total = run.steps
-    if run.minutes:  # the time may end the run first: guess how far it will get
-        total = max(step + 1, min(run.steps, round(step / max(state.share(), 1e-6))))
-    shown = (f"{name} {value:.4f}" for name, value in recent.items())
-    print(clock(step, total, state.began, "steps"), *shown, flush=True)
-    seconds = round(time.monotonic() - state.began)
-    log.write(json.dumps({"step": step, "seconds": seconds, **recent}) + "\n")
+    if run.minutes:  # time may end the run first: extrapolate the number of steps
+        total = max(step + 1, min(run.steps, round(step / max(state.progress(), 1e-6))))
+    text = (f"{name} {value:.4f}" for name, value in values.items())
+    print(progress_line(step, total, state.start, "steps"), *text, flush=True)
+    seconds = round(time.monotonic() - state.start)
+    log.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
     log.flush()
 
 
-class swapped:  # noqa: N801 - reads as a statement: `with swapped(...)`
-    """Puts the averaged weights in place of the trained ones for a while."""
+@contextmanager
+def averaged_weights(
+    parameters: dict[str, nn.Parameter], average: dict[str, Tensor]
+) -> Iterator[None]:
+    """Use the averaged weights inside the block; both are swapped back after it."""
 
-    def __init__(self, trained: dict[str, nn.Parameter], average: dict[str, Tensor]) -> None:
-        self._trained, self._average = trained, average
+    def swap() -> None:
+        for name, p in parameters.items():
+            weights = p.data.clone()
+            p.data.copy_(average[name])
+            average[name].copy_(weights)
 
-    def _exchange(self) -> None:
-        for name, p in self._trained.items():
-            held = p.data.clone()
-            p.data.copy_(self._average[name])
-            self._average[name].copy_(held)
-
-    def __enter__(self) -> None:
-        self._exchange()
-
-    def __exit__(self, *_: object) -> None:
-        self._exchange()
+    swap()
+    try:
+        yield
+    finally:
+        swap()

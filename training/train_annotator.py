@@ -22,7 +22,7 @@ from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, STRIDE, Prediction, 
 from training.diorama.dataset import Pictures
 from training.diorama.truth import load_truth
 from training.diorama.world import ADE20K
-from training.loop import add_run_options, run_from, train
+from training.loop import add_run_options, run_config, train
 from training.train_autoencoder import pixels
 from training.weights import save_module
 
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
             sheet_rows.append(_sheet_row(picture[::STRIDE, ::STRIDE], arrays))
         Image.fromarray(np.concatenate(sheet_rows, 0)).save(path)
 
-    modules = train(run_from(options), {"annotator": network}, loss_at, sheet)
+    modules = train(run_config(options), {"annotator": network}, loss_at, sheet)
     if options.save:
         save_module(modules["annotator"], options.save, vars(options))
 

@@ -1,11 +1,11 @@
-"""Trains Diorama's autoencoder, which turns a picture into latents an eighth its size.
+"""Trains Diorama's autoencoder; its latents are an eighth of the picture's size.
 
     python -m training.train_autoencoder --minutes 20
 
-Source: TAESD (madebyollin/taesd) for the network, an `AutoencoderTiny`; the recipe is ours: random
-crops, a pixel loss with a term on the picture's gradients, which keeps edges sharp without an
-adversary, noise on the latents, and a pull of every latent channel towards mean 0 and variance 1,
-so that the diffusion model needs no scaling factor.
+The network is TAESD's (madebyollin/taesd), an `AutoencoderTiny`; the recipe is our own: random
+crops; a pixel loss with a term on image gradients, which keeps edges sharp without an adversary;
+noise on the latents; and a loss that pulls every latent channel to mean 0 and variance 1, so that
+the diffusion model needs no scaling factor.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.diorama.dataset import Pictures
-from training.loop import add_run_options, run_from, train
+from training.loop import add_run_options, run_config, train
 from training.weights import save_module
 
 CHANNELS = 48
@@ -31,7 +31,7 @@ def make_autoencoder() -> AutoencoderTiny:
     return AutoencoderTiny(
         encoder_block_out_channels=(CHANNELS,) * 4,
         decoder_block_out_channels=(CHANNELS,) * 4,
-        num_encoder_blocks=(0, 1, 2, 3),  # none at full size: there it costs most and brings least
+        num_encoder_blocks=(0, 1, 2, 3),  # none at full size, where they cost most and help least
         num_decoder_blocks=(3, 3, 2, 1),
         latent_channels=4,
         scaling_factor=1.0,
@@ -39,33 +39,33 @@ def make_autoencoder() -> AutoencoderTiny:
 
 
 def pixels(pictures: np.ndarray, device: str) -> Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W) float in [-1, 1], channels last."""
+    """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [-1, 1], channels last."""
     tensor = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
     return tensor.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
-def reconstruction_loss(found: Tensor, wanted: Tensor) -> Tensor:
-    """L1 + 5 MSE + the L1 of both gradients; pictures in [-1, 1]."""
-    error = found - wanted
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 + 5 MSE + 2 L1 of both image gradients; pictures (B, 3, H, W) in [-1, 1]."""
+    error = output - target
     down = (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
     across = (error[:, :, :, 1:] - error[:, :, :, :-1]).abs().mean()
     return error.abs().mean() + 5 * error.square().mean() + 2 * (down + across)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; `arguments` stand in for the process's own."""
+    """Run the command line; `arguments` replace sys.argv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser, "runs/autoencoder", steps=6000, learning_rate=2e-3)
     parser.add_argument("--data", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument(
-        "--save", type=Path, default=None, help="folder to write the finished autoencoder to"
+        "--save", type=Path, default=None, help="folder to write the trained autoencoder to"
     )
-    parser.add_argument("--start", type=Path, default=None, help="an earlier --save to go on from")
+    parser.add_argument("--start", type=Path, default=None, help="continue from an earlier --save")
     parser.add_argument(
         "--decoder-only",
         action="store_true",
-        help="leave the encoder as it is: latents, and all that was trained on them, stay valid",
+        help="freeze the encoder: models trained on its latents stay valid",
     )
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
@@ -80,36 +80,36 @@ def main(arguments: list[str] | None = None) -> None:
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((options.seed, step))
         rows = rng.integers(0, len(data), batch)
-        wanted = pixels(data.crops(rows, options.crop, rng), options.device)
+        target = pixels(data.crops(rows, options.crop, rng), options.device)
         with torch.autocast(options.device, torch.bfloat16):
-            latents = vae.encoder(wanted)
+            latents = vae.encoder(target)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
-            found = vae.decoder(latents + LATENT_NOISE * noise.to(latents))
-        flat = latents.float().transpose(0, 1).flatten(1)
-        white = (flat.mean(1).square() + (flat.std(1) - 1).square()).mean()
-        error = found.float() - wanted
+            output = vae.decoder(latents + LATENT_NOISE * noise.to(latents))
+        channels = latents.float().transpose(0, 1).flatten(1)
+        whitening = (channels.mean(1).square() + (channels.std(1) - 1).square()).mean()
+        error = output.float() - target
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return {
-            "loss": reconstruction_loss(found.float(), wanted) + 0.05 * white,
+            "loss": reconstruction_loss(output.float(), target) + 0.05 * whitening,
             "psnr": psnr,
-            "white": white,
+            "whitening": whitening,
         }
 
     def sheet(modules: dict[str, nn.Module], path: Path) -> None:
-        wanted = pixels(data.batch(range(min(6, len(data)))), options.device)
+        target = pixels(data.batch(range(min(6, len(data)))), options.device)
         with torch.no_grad():
-            found = vae.decoder(vae.encoder(wanted)).clamp(-1, 1)
-        both = torch.cat([torch.cat(list(row), 2) for row in (wanted, found)], 1)
+            output = vae.decoder(vae.encoder(target)).clamp(-1, 1)
+        both = torch.cat([torch.cat(list(row), 2) for row in (target, output)], 1)
         Image.fromarray((both.permute(1, 2, 0) * 127.5 + 127.5).byte().cpu().numpy()).save(path)
 
-    modules = train(run_from(options), {"vae": vae}, loss_at, sheet)
+    modules = train(run_config(options), {"vae": vae}, loss_at, sheet)
     if options.save:
         save_module(modules["vae"], options.save, vars(options))
-        config = options.save / "config.json"
-        facts = json.loads(config.read_text())
-        # AutoencoderTiny writes this one, and complains when it reads it back.
-        facts.pop("block_out_channels", None)
-        config.write_text(json.dumps(facts, indent=2) + "\n")
+        file = options.save / "config.json"
+        config = json.loads(file.read_text())
+        # AutoencoderTiny writes this key, and warns about it when reading.
+        config.pop("block_out_channels", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

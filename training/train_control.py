@@ -4,9 +4,9 @@
     python -m training.train_control --condition canny --folder my_pictures --base path/to/base
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models": copied
-encoder, zero convolutions, half the prompts emptied. Data, loss and loop are apart: any `Examples`
-will do for data, so a user's own folder trains the same way as Diorama's scenes. A trained
-ControlNet is tuned as ControlNet++ does it, `training.reward`, with `--start` and `--reward`:
+encoder, zero convolutions, half the prompts emptied. Any `Examples` can be the data: a folder of
+your own trains the same way as Diorama's scenes. `--start` and `--reward` fine-tune a trained
+ControlNet as ControlNet++ does (`training.reward`):
 
     python -m training.train_control --condition seg --start models/diorama/controlnet/seg \
         --reward classes --minutes 8
@@ -32,13 +32,13 @@ from core.condition import Annotator, ControlMap
 from core.images import resize, resize_map
 from training.diffusion import NoisyTarget, make_scheduler
 from training.diorama.dataset import Pictures, PictureSource
-from training.diorama.grounding import Grounding, WatchedAttention
-from training.diorama.maps import DrawnExamples
-from training.loop import add_run_options, run_from, train
-from training.progress import clock
+from training.diorama.grounding import AttentionRecorder, Grounding
+from training.diorama.maps import SceneExamples
+from training.loop import add_run_options, run_config, train
+from training.progress import progress_line
 from training.reward import KINDS, Reward
 from training.train_base import (
-    GROUNDING,
+    GROUNDING_WEIGHT,
     cached_latents,
     contact_sheet,
     sample,
@@ -47,13 +47,13 @@ from training.train_base import (
 )
 from training.weights import save_module
 
-HINT_CHANNELS = (16, 16, 32, 64)  # of the encoder that brings the map to the latents' size
-MAPS_TRIED = 96  # to see whether many of a condition's maps are empty
-OFTEN_EMPTY = 0.1  # from this share on, the rows with a map are sought and chosen
-ANY_MAP = 0.125  # of the examples are chosen from all rows all the same: empty maps must be known
-REWARDED = 3  # of so many examples one is decoded and looked at: that costs more than all else
-OWN_STEPS, OWN_GUIDANCE = 10, 2.0  # of own pictures: the app's guidance, half its steps
-OWN_BATCH = 24
+MAP_ENCODER_CHANNELS = (16, 16, 32, 64)  # of the encoder from the map to the latents' size
+EMPTY_MAP_SAMPLE = 96  # maps that are drawn to estimate how many of a condition's are empty
+MAX_EMPTY_MAPS = 0.1  # if more are empty, most rows are drawn from those with a map
+ANY_ROW = 0.125  # share of rows that are drawn from all even then: empty maps must be learned too
+REWARD_EVERY = 3  # one of so many examples is rewarded: decoding it costs more than all else
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 2.0  # of --own: the app's guidance, half its steps
+SAMPLE_BATCH = 24
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 
 
@@ -70,9 +70,9 @@ class Examples(PictureSource, Protocol):
 class FolderExamples:
     """A user's own data in ControlNet's training layout.
 
-    `prompt.json` holds one JSON object a line: `source` (the map) and `target` (the picture), paths
-    from the folder, and `prompt`. Pictures are cut to a centred square and scaled to `size`, the
-    maps in the way their annotator asks for.
+    `prompt.json` holds one JSON object per line: `source` (the map) and `target` (the picture),
+    paths relative to the folder, and `prompt`. Pictures and maps are centre-cropped to a square and
+    resized to `size`, maps with their annotator's interpolation.
     """
 
     def __init__(self, folder: Path, annotator: Annotator, size: int) -> None:
@@ -100,53 +100,53 @@ class FolderExamples:
 
     def maps(self, rows: Sequence[int]) -> np.ndarray:
         """The control maps, (N, size, size, 3) uint8."""
-        size, way = (self.size, self.size), self._annotator.interpolation
+        size, interpolation = (self.size, self.size), self._annotator.interpolation
         return np.stack(
-            [resize_map(self._square(self._rows[r]["source"]), size, way) for r in rows]
+            [resize_map(self._square(self._rows[r]["source"]), size, interpolation) for r in rows]
         )
 
 
-def mapped_rows(data: Examples, is_empty: Callable[[ControlMap], bool], batch: int) -> Tensor:
-    """Return the rows whose maps show something, as int64 indices; all where few are empty.
+def rows_with_maps(data: Examples, is_empty: Callable[[ControlMap], bool], batch: int) -> Tensor:
+    """Return the rows with a non-empty map, as int64 indices; all rows if few maps are empty.
 
-    From an empty map nothing is learned, and people stand in a fifth of the scenes.
+    An empty map teaches nothing, and only a fifth of the scenes have people.
     """
 
-    def shows(rows: Sequence[int]) -> list[bool]:
+    def has_map(rows: Sequence[int]) -> list[bool]:
         parts = [rows[k : k + batch] for k in range(0, len(rows), batch)]
-        return [not is_empty(one) for part in parts for one in data.maps(part)]
+        return [not is_empty(m) for part in parts for m in data.maps(part)]
 
-    tried = np.random.default_rng(0).permutation(len(data))[:MAPS_TRIED].tolist()
-    if np.mean(shows(tried)) > 1 - OFTEN_EMPTY:
+    some = np.random.default_rng(0).permutation(len(data))[:EMPTY_MAP_SAMPLE].tolist()
+    if np.mean(has_map(some)) > 1 - MAX_EMPTY_MAPS:
         return torch.arange(len(data))
-    mapped = torch.tensor(shows(range(len(data)))).nonzero()[:, 0]
-    print(f"{len(mapped)} of {len(data)} maps show something", flush=True)
-    return mapped if len(mapped) else torch.arange(len(data))
+    rows = torch.tensor(has_map(range(len(data)))).nonzero()[:, 0]
+    print(f"{len(rows)} of {len(data)} maps are not empty", flush=True)
+    return rows if len(rows) else torch.arange(len(data))
 
 
-def hint(maps: np.ndarray, device: str) -> Tensor:
+def map_tensor(maps: np.ndarray, device: str) -> Tensor:
     """(B, H, W, 3) uint8 maps → (B, 3, H, W) in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps)).to(device).permute(0, 3, 1, 2)
     return tensor.float().div(255).contiguous(memory_format=torch.channels_last)
 
 
-def own_pictures(file: Path, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the ControlNet, as it starts, draws of the maps of rows (N,): latents (N, 4, h, w).
+def own_samples(file: Path, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """Latents (N, 4, h, w) that the initial ControlNet samples for the maps of rows (N,).
 
-    From a scene's own picture, however noisy, the network sees what is asked for. From these it
-    must bring that about where it has taken it for something else, as it must in the app.
-    They are kept in a file, for a run that is taken up again.
+    A scene's own latents, however noisy, still show what the map asks for. These may show something
+    else, which the network must learn to correct, as it must in the app. They are cached in a file
+    for a resumed run.
     """
     if file.exists():
-        kept: Tensor = torch.load(file, weights_only=True)
-        return kept
-    parts, found, began = torch.split(rows, OWN_BATCH), [], time.monotonic()
+        cached: Tensor = torch.load(file, weights_only=True)
+        return cached
+    parts, samples, start = torch.split(rows, SAMPLE_BATCH), [], time.monotonic()
     for k, part in enumerate(parts):
-        found.append(draw(part))
-        print(clock(k + 1, len(parts), began, "batches of own pictures"), flush=True)
+        samples.append(draw(part))
+        print(progress_line(k + 1, len(parts), start, "batches of own samples"), flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(torch.cat(found), file)
-    return torch.cat(found)
+    torch.save(torch.cat(samples), file)
+    return torch.cat(samples)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -156,32 +156,34 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--condition", default="canny")
     parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="rendered scenes")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="your own pictures, maps and prompt.json instead"
+        "--folder", type=Path, default=None, help="instead: your pictures, maps and prompt.json"
     )
     parser.add_argument("--base", type=Path, default=Path("models/diorama"))
     parser.add_argument(
         "--size",
         type=int,
         default=None,
-        help="of the pictures; default: what the base was trained at",
+        help="side of the pictures; default: the base's training size",
     )
-    parser.add_argument("--start", type=Path, default=None, help="an earlier --save to go on from")
+    parser.add_argument("--start", type=Path, default=None, help="continue from an earlier --save")
     parser.add_argument(
         "--reward",
         nargs="+",
         default=[],
         choices=KINDS,
-        help="what the annotator must see again, to tune a trained ControlNet",
+        help="fine-tune a trained ControlNet by these losses of the annotator's predictions",
     )
-    parser.add_argument("--reward-weight", type=float, default=0.5, help="beside the diffusion's")
+    parser.add_argument(
+        "--reward-weight", type=float, default=0.5, help="relative to the diffusion loss"
+    )
     parser.add_argument(
         "--own",
         type=int,
         default=0,
-        help="of so many pictures that the ControlNet itself draws first, the reward is sought",
+        help="reward so many samples that the ControlNet draws before training, not scenes",
     )
     parser.add_argument(
-        "--save", type=Path, default=None, help="folder to write the finished ControlNet to"
+        "--save", type=Path, default=None, help="folder to write the trained ControlNet to"
     )
     options = parser.parse_args(arguments)
     options.out = options.out or Path(f"runs/control-{options.condition}")
@@ -189,15 +191,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _examples(options: argparse.Namespace, size: int) -> tuple[Examples, Path]:
-    """The examples the options ask for, and the folder that keeps their latents."""
+    """The examples, and the folder that caches their latents."""
     annotator = find_annotator(options.condition)
     if options.folder:
         return FolderExamples(options.folder, annotator, size), options.folder
-    return DrawnExamples(options.data, annotator, size), options.data
+    return SceneExamples(options.data, annotator, size), options.data
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; `arguments` stand in for the process's own."""
+    """Run the command line; `arguments` replace sys.argv."""
     options = _options(arguments)
     torch.manual_seed(options.seed)
     device = options.device
@@ -207,49 +209,55 @@ def main(arguments: list[str] | None = None) -> None:
     vae = vae.to(device)
     latents = cached_latents(cache, data, options.base / "vae", device)
     tokenizer = CLIPTokenizer.from_pretrained(options.base / "tokenizer")
-    words_of = options.base / "text_encoder"
-    text_encoder = CLIPTextModel.from_pretrained(words_of, dtype=torch.float32).to(device)
+    text_folder = options.base / "text_encoder"
+    text_encoder = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32).to(device)
     unet = unet.to(device, memory_format=torch.channels_last).requires_grad_(False)
     if options.start:
         control = ControlNetModel.from_pretrained(options.start, torch_dtype=torch.float32)
     else:
-        control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT_CHANNELS)
+        control = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=MAP_ENCODER_CHANNELS
+        )
     control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
     print(f"ControlNet {sum(p.numel() for p in control.parameters()) / 1e6:.1f} M", flush=True)
     ids, empty = tokens(tokenizer, data.captions), tokens(tokenizer, [""])
     text_encoder.requires_grad_(False)
     scheduler = make_scheduler()
     batch = options.batch or 48
-    mapped = mapped_rows(data, find_annotator(options.condition).is_empty, batch)
-    # Where the words of a caption belong is known of scenes, and not of a user's own pictures.
+    mapped = rows_with_maps(data, find_annotator(options.condition).is_empty, batch)
+    # Which pixels a word names is known for scenes, but not for a user's pictures.
     grounding = Grounding(data, tokenizer, ids) if isinstance(data, Pictures) else None
-    # Before its decoder the frozen network has not heard of the map and cannot be taught.
-    attention = WatchedAttention(*([unet.up_blocks, control] if grounding else []))
+    # The frozen UNet's encoder does not depend on the ControlNet, so it gets no loss.
+    attention = AttentionRecorder(*([unet.up_blocks, control] if grounding else []))
 
-    watched = options.reward
-    reward = Reward(vae, load_network().to(device), watched) if watched else None
+    kinds = options.reward
+    reward = Reward(vae, load_network().to(device), kinds) if kinds else None
 
     def draw(rows: Tensor) -> Tensor:
         rng = torch.Generator().manual_seed(int(rows[0]))
         noise = torch.randn(len(rows), *latents.shape[1:], generator=rng).to(device)
         with torch.no_grad():
-            text, none = (text_encoder(w.to(device)).last_hidden_state for w in (ids[rows], empty))
-        maps = hint(data.maps(rows.tolist()), device)
-        return sample_latents(unet, text, none, noise, OWN_STEPS, OWN_GUIDANCE, control, maps)
+            text, uncond = (
+                text_encoder(words.to(device)).last_hidden_state for words in (ids[rows], empty)
+            )
+        maps = map_tensor(data.maps(rows.tolist()), device)
+        return sample_latents(
+            unet, text, uncond, noise, SAMPLE_STEPS, SAMPLE_GUIDANCE, control, maps
+        )
 
-    some_rows = mapped[torch.randint(len(mapped), (options.own,))]
-    own = own_pictures(options.out / "own.pt", some_rows, draw) if options.own else None
+    own_rows = mapped[torch.randint(len(mapped), (options.own,))]
+    own = own_samples(options.out / "own.pt", own_rows, draw) if options.own else None
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
-        chosen = mapped[torch.randint(len(mapped), (batch,), generator=rng)]
-        rows = torch.where(torch.rand(batch, generator=rng) < ANY_MAP, rows, chosen)
+        with_map = mapped[torch.randint(len(mapped), (batch,), generator=rng)]
+        rows = torch.where(torch.rand(batch, generator=rng) < ANY_ROW, rows, with_map)
         targets = [NoisyTarget(scheduler, latents[rows].to(device).float(), rng)]
-        if own is not None:  # half as many more, of which only what is seen counts
-            few = torch.randint(len(own), (batch // 2,), generator=rng)
-            targets.append(NoisyTarget(scheduler, own[few].to(device), rng))
-            rows = torch.cat([rows, some_rows[few]])
+        if own is not None:  # half as many again, with the reward as their only loss
+            picked = torch.randint(len(own), (batch // 2,), generator=rng)
+            targets.append(NoisyTarget(scheduler, own[picked].to(device), rng))
+            rows = torch.cat([rows, own_rows[picked]])
         emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
         words = torch.where(emptied, empty, ids[rows]).to(device)
         noisy = torch.cat([target.noisy for target in targets])
@@ -257,49 +265,52 @@ def main(arguments: list[str] | None = None) -> None:
         timesteps = torch.cat([target.timesteps for target in targets])
         with torch.autocast(device, torch.bfloat16):
             text = text_encoder(words).last_hidden_state
-            maps = hint(data.maps(rows.tolist()), device)
+            maps = map_tensor(data.maps(rows.tolist()), device)
             down, middle = control(noisy, timesteps, text, maps, return_dict=False)
-            found = unet(
+            prediction = unet(
                 noisy,
                 timesteps,
                 text,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-        drawn = targets[0].loss(found[:batch])
-        losses = {"loss": drawn, "drawn": drawn}
+        diffusion = targets[0].loss(prediction[:batch])
+        losses = {"loss": diffusion, "diffusion": diffusion}
         if reward:
-            # Of the scenes some at all noise levels: they are in order.
-            some = (
-                slice(batch, None) if own is not None else slice(step % REWARDED, batch, REWARDED)
+            # Timesteps are in ascending order, so a stride covers all noise levels.
+            rewarded = (
+                slice(batch, None)
+                if own is not None
+                else slice(step % REWARD_EVERY, batch, REWARD_EVERY)
             )
             clean = torch.cat(
-                [t.clean(v) for t, v in zip(targets, found.split(batch), strict=True)]
+                [t.clean(v) for t, v in zip(targets, prediction.split(batch), strict=True)]
             )
-            losses["seen"] = reward.loss(clean[some], data.batch(rows[some].tolist()))
-            losses["loss"] = losses["loss"] + options.reward_weight * losses["seen"]
+            pictures = data.batch(rows[rewarded].tolist())
+            losses["reward"] = reward.loss(clean[rewarded], pictures)
+            losses["loss"] = losses["loss"] + options.reward_weight * losses["reward"]
         if grounding is None:
             return losses
-        where = torch.where(emptied[..., None], 0, grounding.places[rows]).to(device)
-        which = torch.where(emptied, 0, grounding.words[rows]).to(device)
-        losses["bound"] = attention.loss(which, where)
-        losses["loss"] = losses["loss"] + GROUNDING * losses["bound"]
+        pixel_phrases = torch.where(emptied[..., None], 0, grounding.pixel_phrases[rows])
+        token_phrases = torch.where(emptied, 0, grounding.token_phrases[rows])
+        losses["grounding"] = attention.loss(token_phrases.to(device), pixel_phrases.to(device))
+        losses["loss"] = losses["loss"] + GROUNDING_WEIGHT * losses["grounding"]
         return losses
 
     def sheet(_: dict[str, nn.Module], path: Path) -> None:
-        chosen = list(range(min(8, len(data))))
-        maps = data.maps(chosen)
+        rows = list(range(min(8, len(data))))
+        drawn = data.maps(rows)
         with torch.no_grad():
-            text = text_encoder(ids[chosen].to(device)).last_hidden_state
-            none = text_encoder(empty.to(device)).last_hidden_state
-        side, hints = latents.shape[-1], hint(maps, device)
-        made = sample(unet, vae, text, none, side, control=control, hint=hints)
-        # The same maps without words.
-        mute = none.expand_as(text)
-        plain = sample(unet, vae, mute, none, side, guidance=1.0, control=control, hint=hints)
-        contact_sheet([data.batch(chosen), maps, made, plain]).save(path)
+            text = text_encoder(ids[rows].to(device)).last_hidden_state
+            uncond = text_encoder(empty.to(device)).last_hidden_state
+        side = latents.shape[-1]
+        controlled = {"control": control, "maps": map_tensor(drawn, device)}
+        prompted = sample(unet, vae, text, uncond, side, **controlled)
+        empty_text = uncond.expand_as(text)
+        unprompted = sample(unet, vae, empty_text, uncond, side, guidance=1.0, **controlled)
+        contact_sheet([data.batch(rows), drawn, prompted, unprompted]).save(path)
 
-    modules = train(run_from(options), {"control": control}, loss_at, sheet)
+    modules = train(run_config(options), {"control": control}, loss_at, sheet)
     if options.save:
         save_module(modules["control"], options.save, vars(options))
 

@@ -35,7 +35,7 @@ def test_is_opencv_on_rgb(square):
     assert np.array_equal(draw(noisy, CannyParams())[:, :, 2], cv2.Canny(noisy, 100, 200))
 
 
-def test_thresholds_decide_what_is_kept():
+def test_the_thresholds_select_edges_by_gradient():
     """A step of 30 grey levels: gradient 4 * 30 = 120 for a 3x3 Sobel."""
     step = np.full((32, 32, 3), 100, np.uint8)
     step[:, 16:] = 130
@@ -44,13 +44,13 @@ def test_thresholds_decide_what_is_kept():
     assert draw(step, CannyParams(high_threshold=120)).max() == 0
 
 
-def test_low_above_high_means_the_two_swapped():
+def test_thresholds_in_the_wrong_order_are_swapped():
     noisy = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     assert np.array_equal(draw(noisy, CannyParams(250, 50)), draw(noisy, CannyParams(50, 250)))
     draw(noisy, CannyParams(100, 100))
 
 
-def test_pure(square):
+def test_draw_is_pure(square):
     before = square.copy()
     assert np.array_equal(draw(square, CannyParams()), draw(square, CannyParams()))
     assert np.array_equal(square, before)
@@ -58,19 +58,19 @@ def test_pure(square):
 
 @pytest.mark.parametrize("flat", [0, 128, 255])
 def test_a_flat_picture_has_no_edges(flat):
-    for one in ANNOTATOR.preprocessors:
-        assert one.draw(np.full((16, 16, 3), flat, np.uint8), CannyParams()).max() == 0
+    for preprocessor in ANNOTATOR.preprocessors:
+        assert preprocessor.draw(np.full((16, 16, 3), flat, np.uint8), CannyParams()).max() == 0
 
 
-KORNIAS = """
+KORNIA_EDGES = """
 2020000020600007603ffff86000000020000000200000072000003c200003e020001c002000e000200300032006000c
 200c0030201001c02010070020200c032020180e20403018204060302040c0e020c08180208103032081260c21020c18
 2104183021043060420c20c3420861864218c30c421086184210841344110422
 """
-"""The edges, packed, that kornia 0.7.0's canny(waves, 0.1, 0.2) finds."""
+"""Packed edges of kornia 0.7.0's canny(waves, 0.1, 0.2)."""
 
 
-def test_kornia_finds_what_kornia_itself_finds():
+def test_kornia_equals_kornia():
     y, x = np.mgrid[:32, :32]
     red = 127 + 70 * np.sin(x / 3) + 50 * np.cos(y / 4 + x / 7)
     green = 127 + 90 * np.sin(x * y / 50)
@@ -78,11 +78,11 @@ def test_kornia_finds_what_kornia_itself_finds():
     waves = np.stack([red, green, blue], 2).astype(np.uint8)
     edges = draw_kornia(waves, CannyParams())
     assert np.array_equal(edges, draw_kornia(waves, CannyParams(255, 255)))
-    assert np.packbits(edges[:, :, 0]).tobytes().hex() == "".join(KORNIAS.split())
+    assert np.packbits(edges[:, :, 0]).tobytes().hex() == "".join(KORNIA_EDGES.split())
 
 
-def test_kornia_draws_round_the_square(square):
-    """One line round it, on one or the other side of the step, which are equally steep."""
+def test_kornia_draws_one_line_around_the_square(square):
+    """On either side of the step: their gradients are equal."""
     edges = draw_kornia(square, CannyParams())
     assert set(np.unique(edges)) == {0, 255}
     assert np.array_equal(edges[:, :, 0], edges[:, :, 2])
@@ -91,8 +91,8 @@ def test_kornia_draws_round_the_square(square):
     assert edges[10:22, 18:30].max() == 0
 
 
-def test_kornia_keeps_a_weak_edge_that_meets_a_strong_one():
-    """A ramp over four pixels that grows downwards; in the first rows its slope is below 0.2."""
+def test_kornia_keeps_a_weak_edge_connected_to_a_strong_one():
+    """A ramp over four pixels that grows downwards; in the first rows its gradient is below 0.2."""
     ramp = np.interp(np.arange(48), [16, 18, 20], [0, 0.5, 1])
     grey = np.linspace(16, 90, 48)[:, None] * ramp
     growing = np.repeat(grey[:, :, None].astype(np.uint8), 3, axis=2)
@@ -115,16 +115,16 @@ def lines(*columns) -> ControlMap:
 def test_score():
     same = score(lines(4), lines(4))
     assert (same.headline, same.metric, same.metrics) == (100, "F1", {"F1": 1.0, "F1 exact": 1.0})
-    beside = score(lines(4), lines(5))
-    assert beside.headline == 100
-    assert beside.metrics["F1 exact"] == 0
+    shifted = score(lines(4), lines(5))
+    assert shifted.headline == 100
+    assert shifted.metrics["F1 exact"] == 0
     assert score(lines(4), lines(9)).headline == 0
     assert score(lines(), lines()).headline == 100
     assert score(lines(4), lines()).headline == 0
 
 
-def test_a_map_made_elsewhere_keeps_its_lines_when_shrunk():
-    """Every 1-pixel line survives, whole and white, at half and at a third of the size."""
+def test_lines_survive_shrinking():
+    """Every 1-pixel line stays complete and white at half and at a third of the size."""
     grid = np.zeros((96, 96, 3), np.uint8)
     grid[7::12] = 255
     grid[:, 5::12] = 255

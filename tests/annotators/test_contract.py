@@ -1,4 +1,4 @@
-"""What every annotator promises of what draws without a download, on a scene of Diorama's world."""
+"""The contract of every annotator's default preprocessor, on one of Diorama's scenes."""
 
 import numpy as np
 import pytest
@@ -8,22 +8,22 @@ from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
 
-LOOKED_AT = 60
-"""Scenes: people stand in a fifth of them, and not all are seen."""
+MAX_TRIES = 60
+"""Scenes: a fifth have people, and not all are detected."""
 
 
 @pytest.mark.parametrize("name", annotator_names())
-def test_a_scene_is_drawn_purely_and_scored_against_itself_and_nothing(name):
+def test_draw_is_pure_and_the_score_separates_equal_from_blank_maps(name):
     annotator = find_annotator(name)
     draw, params = annotator.preprocessors[0].draw, annotator.params()
-    for seed in range(HELD_OUT, HELD_OUT + LOOKED_AT):
+    for seed in range(HELD_OUT, HELD_OUT + MAX_TRIES):
         scene = render([make_scene(seed)], 256).image[0].numpy()[:192]
         before = scene.copy()
         control_map = draw(scene, params)
         if not annotator.is_empty(control_map):
             break
     else:
-        pytest.fail(f"In none of {LOOKED_AT} scenes anything is seen.")
+        pytest.fail(f"All maps of {MAX_TRIES} scenes are empty.")
     assert control_map.dtype == np.uint8 and control_map.shape == scene.shape
     assert np.array_equal(scene, before)
     assert np.array_equal(control_map, draw(scene, params))

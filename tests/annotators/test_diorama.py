@@ -1,4 +1,4 @@
-"""Diorama's annotator as the others look through it."""
+"""Diorama's annotator: batched prediction and loading."""
 
 import threading
 import time
@@ -15,23 +15,23 @@ from training.diorama.renderer import render
 from training.diorama.world import make_scene
 
 
-def test_pictures_seen_together_are_seen_as_alone() -> None:
+def test_batched_predictions_equal_single_ones() -> None:
     pictures = list(render([make_scene(seed) for seed in (1, 2)], 64).image.numpy())
-    alone = [predict(picture) for picture in pictures]
+    single = [predict(picture) for picture in pictures]
     with batched_prediction(pictures):
-        together = [predict(picture) for picture in pictures]
-        assert predict(pictures[0]) is together[0], "looked at once"
+        batched = [predict(picture) for picture in pictures]
+        assert predict(pictures[0]) is batched[0], "predicted once"
         copy = predict(pictures[0].copy())
-    assert np.array_equal(copy["depth"], alone[0]["depth"]), "another array is another picture"
-    for one, other in zip(alone, together, strict=True):
-        assert one.keys() == other.keys()
-        assert np.abs(one["depth"] - other["depth"]).mean() < 0.02
-        assert (one["classes"].argmax(2) == other["classes"].argmax(2)).mean() > 0.95
-    assert predict(pictures[0]) is not together[0], "nothing is kept"
+    assert np.array_equal(copy["depth"], single[0]["depth"]), "another array is another picture"
+    for first, second in zip(single, batched, strict=True):
+        assert first.keys() == second.keys()
+        assert np.abs(first["depth"] - second["depth"]).mean() < 0.02
+        assert (first["classes"].argmax(2) == second["classes"].argmax(2)).mean() > 0.95
+    assert predict(pictures[0]) is not batched[0], "nothing is cached"
 
 
-def test_two_at_once_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, both_ask = [], threading.Barrier(2)
+def test_concurrent_requests_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, barrier = [], threading.Barrier(2)
 
     def slow(*_: object, **__: object) -> SceneAnnotator:
         time.sleep(0.1)
@@ -42,10 +42,10 @@ def test_two_at_once_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_diorama, "FOLDER", tmp_path)
     (tmp_path / "config.json").touch()
 
-    def ask() -> SceneAnnotator:
-        both_ask.wait(10)
+    def request() -> SceneAnnotator:
+        barrier.wait(10)
         return load_network()
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = (pool.submit(ask) for _ in range(2))
+        first, second = (pool.submit(request) for _ in range(2))
     assert first.result() is second.result() is loaded[0] and len(loaded) == 1

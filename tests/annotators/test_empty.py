@@ -1,4 +1,4 @@
-"""When a map shows nothing: then a page says so, and nothing is trained or measured with it."""
+"""Empty maps: pages warn of them, and training and benchmarks skip them."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ NAMES = [name for name in annotator_names() if find_annotator(name).empty_messag
 
 
 def plain(level: int) -> np.ndarray:
-    """A sheet of nearly one grey, as a JPEG of it is."""
+    """A picture of one grey, up to JPEG noise."""
     picture = np.full((64, 96, 3), level, np.uint8)
     picture[20:40, 30:60] += 3
     return picture
@@ -21,17 +21,17 @@ def plain(level: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pose"])
 @pytest.mark.parametrize("level", [0, 60, 250])
-def test_the_map_of_a_plain_sheet_is_empty(name, level):
-    """Also where a network draws it, that has never seen one; of people it sees none or some."""
+def test_the_map_of_a_plain_picture_is_empty(name, level):
+    """Also from networks, which were never trained on one; pose may imagine people."""
     annotator = find_annotator(name)
     for preprocessor in annotator.preprocessors:
-        if not preprocessor.needs and name != "scribble":  # whose drawings are for us to trust
+        if not preprocessor.needs and name != "scribble":  # a drawing is taken as it is
             drawn = preprocessor.draw(plain(level), annotator.params())
             assert annotator.is_empty(drawn), preprocessor.name
 
 
 @pytest.mark.parametrize("name", annotator_names())
-def test_black_is_empty_and_a_corner_is_not(name):
+def test_black_is_empty_and_one_white_pixel_is_not(name):
     annotator = find_annotator(name)
     black = np.zeros((32, 32, 3), np.uint8)
     corner = black.copy()
@@ -40,18 +40,18 @@ def test_black_is_empty_and_a_corner_is_not(name):
 
 
 def test_normals_that_all_face_the_camera_are_empty():
-    """Their three channels differ, so no single value fills the map."""
+    """Their channels differ, so the map is not of a single value."""
     facing = normal.as_map(np.zeros((16, 16, 3), np.float32))
     assert facing.min() != facing.max() and normal.ANNOTATOR.is_empty(facing)
-    asked = SimpleNamespace(preprocessor="Diorama")
-    assert map_notes(normal.ANNOTATOR, asked, facing) == [normal.ANNOTATOR.empty_message]
+    request = SimpleNamespace(preprocessor="Diorama")
+    assert map_notes(normal.ANNOTATOR, request, facing) == [normal.ANNOTATOR.empty_message]
     facing[0, 0] = (127, 255, 127)
-    assert map_notes(normal.ANNOTATOR, asked, facing) == []
+    assert map_notes(normal.ANNOTATOR, request, facing) == []
     assert not normal.ANNOTATOR.is_empty(facing)
 
 
 @pytest.mark.parametrize("name", ["hed", "lineart"])
-def test_a_trace_of_an_edge_shows_nothing(name):
+def test_a_faint_edge_is_empty(name):
     levels = np.zeros((32, 32), np.uint8)
     levels[:, 16] = 13
     assert find_annotator(name).is_empty(grey_map(levels))

@@ -1,4 +1,4 @@
-"""`python -m annotators`: a folder of anybody's pictures becomes training data."""
+"""`python -m annotators`: a folder of pictures becomes training data."""
 
 import json
 
@@ -67,13 +67,13 @@ def test_settings_reach_the_annotator(pictures, tmp_path):
         (["--preprocessor", "HED"], "must be one of: Canny"),
     ],
 )
-def test_mistakes_are_one_sentence(pictures, tmp_path, capsys, options, words):
+def test_wrong_options_end_in_one_sentence(pictures, tmp_path, capsys, options, words):
     with pytest.raises(SystemExit) as stopped:
         main(["canny", str(pictures), str(tmp_path / "out"), *options])
     assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_said(tmp_path, capsys):
+def test_an_empty_folder_is_reported(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["canny", str(tmp_path), str(tmp_path / "out")])
     assert "There are no pictures in" in capsys.readouterr().err
@@ -86,12 +86,12 @@ def run(pictures, out, *options, condition="canny"):
 def refusal(capsys, *arguments, **named):
     with pytest.raises(SystemExit) as stopped:
         run(*arguments, **named)
-    said = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2
-    return said[-1]
+    return lines[-1]
 
 
-def test_a_line_cut_off_is_drawn_again(pictures, tmp_path):
+def test_a_truncated_line_is_drawn_again(pictures, tmp_path):
     out = tmp_path / "out"
     run(pictures, out)
     manifest = out / "prompt.json"
@@ -101,22 +101,24 @@ def test_a_line_cut_off_is_drawn_again(pictures, tmp_path):
     run(pictures, out)
     assert manifest.read_text() == whole
     assert len(FolderExamples(out, canny.ANNOTATOR, 64)) == 2
-    manifest.write_text(whole[:-1])  # whole but for its end
+    manifest.write_text(whole[:-1])  # without the last newline
     Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(pictures / "zero.png")
     run(pictures, out)
     assert len(FolderExamples(out, canny.ANNOTATOR, 64)) == 3
 
 
-def test_a_broken_line_between_is_not_thrown_away(pictures, tmp_path, capsys):
+def test_an_invalid_line_is_reported_and_not_deleted(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     run(pictures, out)
     manifest = out / "prompt.json"
     manifest.write_text("no json\n" + manifest.read_text())
     capsys.readouterr()
-    assert "Line 1 of" in refusal(capsys, pictures, out)
+    message = refusal(capsys, pictures, out)
+    assert "Line 1 of" in message and "is not valid JSON" in message
+    assert manifest.read_text().startswith("no json\n")
 
 
-def test_a_caption_that_is_no_utf8_costs_its_picture_only(pictures, tmp_path, capsys):
+def test_a_caption_that_is_not_utf8_skips_its_picture_only(pictures, tmp_path, capsys):
     (pictures / "one.txt").write_bytes("ein gr\u00fcner Ball".encode("latin-1"))
     assert run(pictures, tmp_path / "out") == 1
     assert "one.jpg: one.txt is not UTF-8 text" in capsys.readouterr().err
@@ -124,7 +126,7 @@ def test_a_caption_that_is_no_utf8_costs_its_picture_only(pictures, tmp_path, ca
     assert [json.loads(line)["source"] for line in lines] == ["source/two.png.png"]
 
 
-def test_pictures_without_anything_in_their_map_are_left_out_and_named(pictures, tmp_path, capsys):
+def test_pictures_with_an_empty_map_are_skipped_and_named(pictures, tmp_path, capsys):
     (pictures / "broken.png").unlink()
     for k in range(7):
         Image.new("RGB", (64, 64), "white").save(pictures / f"white{k}.png")
@@ -136,7 +138,7 @@ def test_pictures_without_anything_in_their_map_are_left_out_and_named(pictures,
     assert not list((tmp_path / "out").glob("*/white*"))
 
 
-def test_other_settings_do_not_keep_old_maps(pictures, tmp_path, capsys):
+def test_other_settings_are_refused(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     run(pictures, out)
     for options, words in (
@@ -154,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(pictures, tmp_path, cap
     assert "cannot be written" in refusal(capsys, pictures, tmp_path / "file" / "out")
 
 
-def test_files_that_are_no_pictures_by_their_name_are_not_looked_at(pictures, tmp_path, capsys):
+def test_files_without_a_pictures_suffix_are_ignored(pictures, tmp_path, capsys):
     (pictures / "broken.png").unlink()
     (pictures / "notes.md").write_text("not a picture")
     (pictures / "two.png").rename(pictures / "two.PNG")
@@ -162,7 +164,7 @@ def test_files_that_are_no_pictures_by_their_name_are_not_looked_at(pictures, tm
     assert (tmp_path / "out" / "source" / "two.PNG.png").exists()
 
 
-def test_maps_are_drawn_at_the_conditions_own_resolution(pictures, tmp_path):
+def test_maps_are_drawn_at_the_preprocessors_resolution(pictures, tmp_path):
     for options, side in (((), 256), (("--detect-resolution", "384"), 384)):
         out = tmp_path / str(side)
         run(pictures, out, *options, condition="depth")

@@ -1,4 +1,4 @@
-"""Depth, normals and classes: conventions a person can follow by eye, and their scores."""
+"""Depth, normals and classes: their conventions, on simple shapes, and their scores."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,12 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8
         (hed.draw_diorama, HEDParams()),
     ],
 )
-def test_maps_have_the_pictures_size_and_something_in_them(annotator, draw, params):
+def test_maps_have_the_pictures_size_and_are_not_empty(annotator, draw, params):
     before = PICTURE.copy()
-    found = draw(PICTURE, params)
-    assert found.shape == PICTURE.shape and found.dtype == np.uint8
-    assert found.max() > found.min()
-    assert np.array_equal(found, draw(PICTURE, params)) and np.array_equal(PICTURE, before)
+    drawn = draw(PICTURE, params)
+    assert drawn.shape == PICTURE.shape and drawn.dtype == np.uint8
+    assert drawn.max() > drawn.min()
+    assert np.array_equal(drawn, draw(PICTURE, params)) and np.array_equal(PICTURE, before)
 
 
 # Depth
@@ -52,7 +52,7 @@ def test_near_is_white():
     assert (grey[:, 0] == 0).all() and (grey[:, -1] == 255).all()
     assert depth.as_map(ramp * 0 + 3).max() == 0
     noise = np.random.default_rng(0).normal(0, 1e-3, ramp.shape).astype(np.float32)
-    assert depth.as_map(3 + noise).max() == 0, "not stretched to black and white"
+    assert depth.as_map(3 + noise).max() == 0, "noise is not stretched to black and white"
     assert depth.as_map(3 + 100 * noise).max() == 255
 
 
@@ -70,25 +70,25 @@ def test_depth_score():
 # Normals
 
 
-def test_a_roof_seen_from_the_front():
-    """Inverse depth that rises to the middle: the left half faces left and is red."""
+def test_normals_of_a_ridge():
+    """Inverse depth rises to the middle: the left half faces left and is red."""
     x = np.linspace(-1, 1, 64, dtype=np.float32)
     ridge = np.tile(1000 * (1 - np.abs(x)), (64, 1))
-    found = normal.as_map(normal.from_depth(ridge, 0.0))
-    left, right = found[32, 16], found[32, 48]
+    drawn = normal.as_map(normal.from_depth(ridge, 0.0))
+    left, right = drawn[32, 16], drawn[32, 48]
     assert left[0] > 200 and right[0] < 55 and abs(int(left[1]) - 127) <= 1
     upwards = normal.as_map(normal.from_depth(ridge.T.copy(), 0.0))
-    assert upwards[16, 32][1] > 200 and upwards[48, 32][1] < 55  # above, the surface looks up
+    assert upwards[16, 32][1] > 200 and upwards[48, 32][1] < 55  # the upper half faces up
 
 
 def test_background_faces_the_camera():
     slope = np.tile(np.linspace(0, 1000, 64, dtype=np.float32), (64, 1))
-    found = normal.as_map(normal.from_depth(slope, 0.5))
-    assert found[0, 10].tolist() == [127, 127, 255] and found[0, 50][0] > 200
+    drawn = normal.as_map(normal.from_depth(slope, 0.5))
+    assert drawn[0, 10].tolist() == [127, 127, 255] and drawn[0, 50][0] > 200
     assert (normal.as_map(np.zeros((4, 4, 3), np.float32)) == [127, 127, 255]).all()
 
 
-def test_diorama_normals_turn_right_to_left(annotator, monkeypatch):
+def test_dioramas_normals_are_mirrored_for_the_map(annotator, monkeypatch):
     facing_right = np.tile(np.array([1, 0, 0.1], np.float32), (8, 8, 1))
     monkeypatch.setattr(normal, "predict", lambda _: {"normal": facing_right})
     assert normal.draw_diorama(PICTURE, NormalParams())[0, 0, 0] < 10
@@ -110,7 +110,7 @@ def test_normal_score():
 # Classes
 
 
-def test_the_palette_is_controlnet_auxs_and_hides_one_class():
+def test_the_palette_is_controlnet_auxs_with_one_colour_shared():
     from controlnet_aux.util import ade_palette
 
     names, colours = seg.palette()
@@ -120,15 +120,15 @@ def test_the_palette_is_controlnet_auxs_and_hides_one_class():
     assert len(np.unique(colours, axis=0)) == 149
 
 
-def test_classes_come_back_from_their_colours():
+def test_classes_are_read_back_from_their_colours():
     classes = np.arange(150, dtype=np.uint8).reshape(10, 15)
     back = seg.as_classes(seg.as_map(classes))
     assert np.array_equal(back, classes)
-    of_elsewhere = seg.palette()[1][classes]
-    difference = seg.as_map(classes).astype(int) - of_elsewhere
+    original_palette = seg.palette()[1][classes]
+    difference = seg.as_map(classes).astype(int) - original_palette
     assert difference.sum() == difference.reshape(-1, 3)[48, 2] == 1
     noisy = np.clip(seg.as_map(classes).astype(int) + 2, 0, 255).astype(np.uint8)
-    for colours in (of_elsewhere, noisy):
+    for colours in (original_palette, noisy):
         back = seg.as_classes(colours)
         assert np.array_equal(np.delete(back, 48), np.delete(classes, 48))
         assert back.flat[48] == 6
@@ -136,21 +136,21 @@ def test_classes_come_back_from_their_colours():
     assert seg.score(seg.as_map(street), seg.as_map(city)).headline == 0
 
 
-def test_specks_of_a_class_go_to_the_next_likely():
+def test_specks_of_a_class_get_the_next_likely_class():
     scores = np.zeros((32, 32, 4), np.float32)
     scores[..., 0] = 1
     scores[:, 20:, 1] = 2
-    scores[0, :4, 2] = 3  # four of 1024 places are a thing
-    scores[5, 24:27, 3] = 4  # three are not, and lie in what is next likely
-    found = seg.most_likely(scores)
-    assert found[0, :5].tolist() == [2, 2, 2, 2, 0]
-    assert (found[5, 20:] == 1).all() and (scores[5, 24:27, 3] == 4).all()
+    scores[0, :4, 2] = 3  # four of 1024 pixels are kept
+    scores[5, 24:27, 3] = 4  # three are not, and class 1 is next
+    classes = seg.most_likely(scores)
+    assert classes[0, :5].tolist() == [2, 2, 2, 2, 0]
+    assert (classes[5, 20:] == 1).all() and (scores[5, 24:27, 3] == 4).all()
 
 
-def test_diorama_draws_the_classes_it_knows(annotator):
-    found = seg.draw_diorama(PICTURE, SegParams())
+def test_diorama_draws_only_classes_it_knows(annotator):
+    drawn = seg.draw_diorama(PICTURE, SegParams())
     known = {tuple(seg.palette()[1][k]) for k in (2, 12, 119)}
-    assert {tuple(c) for c in found.reshape(-1, 3)} <= known
+    assert {tuple(c) for c in drawn.reshape(-1, 3)} <= known
 
 
 def test_class_score():
@@ -166,13 +166,13 @@ def test_class_score():
     sky = np.full((10, 10), 2, np.uint8)
     assert seg.score(seg.as_map(first), seg.as_map(sky)).headline == 0
     third = first.copy()
-    third[:, :2] = 2  # asked for by nobody: a third class in the mean
+    third[:, :2] = 2  # an extra class counts in the mean
     added = seg.score(seg.as_map(first), seg.as_map(third))
     assert added.metrics["mIoU"] == pytest.approx((30 / 50 + 1 + 0) / 3)
 
 
 def test_bae_equals_controlnet_aux_on_the_same_weights(monkeypatch):
-    """A stand-in again; the detector takes the last scale, and three of its channels."""
+    """With a small network of the same interface: the last scale's first three channels count."""
     from controlnet_aux import NormalBaeDetector
 
     class Scales(torch.nn.Module):
@@ -193,7 +193,7 @@ def test_bae_equals_controlnet_aux_on_the_same_weights(monkeypatch):
 
 
 def test_midas_equals_controlnet_aux_on_the_same_weights(monkeypatch):
-    """A stand-in with random weights of its own for the network, which is large."""
+    """With a small random network in place of the real one."""
     from controlnet_aux import MidasDetector
 
     class Slopes(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Line art of pictures whose lines a person can point at, its score, and the wrapped networks."""
+"""XDoG on simple pictures, the score of line art, and the wrapped networks."""
 
 import cv2
 import numpy as np
@@ -21,10 +21,10 @@ def test_one_line_along_the_darker_side_of_an_edge():
     assert (lines[:, :, 0] == lines[:, :, 2]).all()
     assert lines[128, 126:128].min() > 200
     drawn = np.nonzero(lines[128, :, 0])[0]
-    assert drawn.min() >= 120 and drawn.max() == 127, "the areas beside it stay black"
+    assert drawn.min() >= 120 and drawn.max() == 127, "areas stay black"
 
 
-def test_colours_of_one_brightness_are_told_apart():
+def test_colours_of_equal_brightness_are_separated():
     # By Rec. 601 both are grey 76.
     lines = draw_xdog(halves((255, 0, 0), (0, 130, 0)), LineartParams())
     assert lines[128, 124:132].max() > 200
@@ -38,7 +38,7 @@ def test_a_faint_edge_falls_below_the_threshold():
     assert draw_xdog(faint, LineartParams(line_threshold=0.01)).max() == 0
 
 
-def test_flat_pictures_and_purity():
+def test_flat_pictures_are_black_and_draw_is_pure():
     assert (
         draw_xdog(np.full((64, 64, 3), 90, np.uint8), LineartParams(line_threshold=0.0)).max() == 0
     )
@@ -71,12 +71,12 @@ def test_equals_controlnet_aux_on_the_same_weights(coarse, monkeypatch):
         picture, detect_resolution=64, image_resolution=64, output_type="np", coarse=coarse
     )
     name = "Lineart coarse" if coarse else "Lineart"
-    draw = next(one.draw for one in lineart.ANNOTATOR.preprocessors if one.name == name)
+    draw = next(p.draw for p in lineart.ANNOTATOR.preprocessors if p.name == name)
     assert np.array_equal(draw(picture, LineartParams()), theirs)
     assert draw(picture[:50, :90], LineartParams()).shape == (50, 90, 3)
 
 
-def test_lines_of_anime_equal_controlnet_aux_on_the_same_weights(monkeypatch):
+def test_anime_equals_controlnet_aux_on_the_same_weights(monkeypatch):
     from controlnet_aux import LineartAnimeDetector
     from controlnet_aux.lineart_anime import UnetGenerator
 

@@ -1,4 +1,4 @@
-"""A map of another kind is noticed; those that are drawn here pass."""
+"""Maps of another kind give a warning, and maps drawn here do not."""
 
 import numpy as np
 import pytest
@@ -24,25 +24,25 @@ def photograph() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [name for name in annotator_names() if name != "scribble"])
-def test_its_own_maps_are_not_odd(name, scene, photograph):
+def test_its_own_maps_give_no_warning(name, scene, photograph):
     annotator = find_annotator(name)
     for preprocessor in annotator.preprocessors:
         if not preprocessor.needs:
             drawn = preprocessor.draw(scene, annotator.params())
             assert annotator.map_warning(drawn) == "", preprocessor.name
-            if name != "fake_scribble":  # whose strokes run together where all is texture
+            if name != "fake_scribble":  # its strokes merge in textures
                 assert (
                     annotator.map_warning(preprocessor.draw(photograph, annotator.params())) == ""
                 )
 
 
 @pytest.mark.parametrize("name", annotator_names())
-def test_a_photograph_is_no_map(name, photograph):
+def test_a_photograph_gives_a_warning(name, photograph):
     assert find_annotator(name).map_warning(photograph)
 
 
 @pytest.mark.parametrize("name", ["canny", "mlsd", "hed", "lineart", "scribble", "fake_scribble"])
-def test_black_lines_on_white_are_the_wrong_way_round(name):
+def test_black_lines_on_white_give_a_warning(name):
     lines = np.full((64, 64, 3), 255, np.uint8)
     lines[10:12] = 0
     annotator = find_annotator(name)
@@ -50,7 +50,7 @@ def test_black_lines_on_white_are_the_wrong_way_round(name):
     assert annotator.map_warning(255 - lines) == ""
 
 
-def test_a_drawing_passes_and_a_photograph_in_its_place_is_told_where_to_go():
+def test_a_photograph_as_a_drawing_is_directed_to_fake_scribbles():
     scribble = find_annotator("scribble")
     drawing, _ = read_image("test_imgs/drawing_1.png")
     assert scribble.map_warning(scribble.preprocessors[0].draw(drawing, scribble.params())) == ""
@@ -59,7 +59,7 @@ def test_a_drawing_passes_and_a_photograph_in_its_place_is_told_where_to_go():
     assert "Fake" in scribble.map_warning(scribble.preprocessors[0].draw(halves, scribble.params()))
 
 
-def test_maps_of_other_kinds_are_odd(scene):
+def test_maps_of_other_kinds_give_a_warning(scene):
     maps = {}
     for name in ("canny", "depth", "normal", "pose", "seg"):
         annotator = find_annotator(name)

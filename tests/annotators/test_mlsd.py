@@ -1,4 +1,4 @@
-"""Straight lines in pictures whose lines a person can point at, and the wrapping of M-LSD."""
+"""LSD on simple pictures, the score of lines, and the wrapped M-LSD."""
 
 import cv2
 import numpy as np
@@ -38,13 +38,13 @@ def test_the_value_is_the_contrast_across_a_line():
     assert draw_lsd(picture, MLSDParams(value_threshold=0.16)).max() == 0
 
 
-def test_short_lines_fall_below_the_distance(board):
+def test_short_lines_fall_below_the_distance_threshold(board):
     # The short sides are 40 pixels: 20 at half resolution.
     lines = draw_lsd(board, MLSDParams(distance_threshold=20.0))
     assert lines[60:68].max() == 0 and lines[42:46].max() == 255
 
 
-def test_flat_pictures_and_purity(board):
+def test_flat_pictures_are_black_and_draw_is_pure(board):
     assert draw_lsd(np.full((64, 64, 3), 200, np.uint8), MLSDParams()).max() == 0
     before = board.copy()
     assert np.array_equal(draw_lsd(board, MLSDParams()), draw_lsd(board, MLSDParams()))
@@ -68,7 +68,7 @@ def test_score():
 
 
 def test_equals_controlnet_aux_on_the_same_weights(board, monkeypatch):
-    """Random weights find random lines; the same ones as the package's own detector."""
+    """Random weights give random lines, the same as the package's own detector."""
     from controlnet_aux import MLSDdetector
     from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
 
@@ -85,7 +85,7 @@ def test_equals_controlnet_aux_on_the_same_weights(board, monkeypatch):
     ours = mlsd.draw_mlsd(picture, MLSDParams(0.01, 0.01))
     assert theirs.max() == 255
     assert np.array_equal(ours, theirs)
-    assert mlsd.draw_mlsd(picture, MLSDParams(2.0, 20.0)).max() == 0  # no line is no error
+    assert mlsd.draw_mlsd(picture, MLSDParams(2.0, 20.0)).max() == 0  # no lines: not an error
 
     def broken(_):
         raise IndexError("list index out of range")

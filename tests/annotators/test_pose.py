@@ -1,4 +1,4 @@
-"""People found and drawn: joints a person can point at, OpenPose's drawing, and the score."""
+"""Poses: grouping joints, drawing as OpenPose does, and the score."""
 
 import colorsys
 import sys
@@ -18,7 +18,7 @@ from core.errors import SuiteError
 from core.images import resize_map
 from training.train_annotator import joint_targets
 
-# A person standing with arms out, in a box of 60 x 80 around (0, 0).
+# A standing person with arms out, in a box of 60 x 80 around (0, 0).
 STANDING = np.array(
     [[0, -34], [0, -24], [-8, -24], [-18, -24], [-28, -24], [8, -24], [18, -24], [28, -24],
      [-5, 4], [-6, 20], [-7, 36], [5, 4], [6, 20], [7, 36], [-2, -37], [2, -37], [-5, -36],
@@ -37,55 +37,55 @@ def test_draws_as_controlnet_aux_does():
     whole, part = person(64, 64) * 2, person(170, 64)
     part[[4, 10, 16]] = np.nan
     theirs = np.zeros((256, 256, 3), np.uint8)
-    for one in (whole, part):
-        points = [None if np.isnan(x) else Keypoint(x / 256, y / 256) for x, y in one.tolist()]
+    for body in (whole, part):
+        points = [None if np.isnan(x) else Keypoint(x / 256, y / 256) for x, y in body.tolist()]
         theirs = draw_bodypose(theirs, points)
     assert np.array_equal(draw_people([whole, part], 256, 256), theirs)
 
 
-def test_the_nose_is_red_and_nothing_else_is():
+def test_the_nose_is_red():
     drawn = draw_people([person(64, 64) * 2], 256, 256)
     assert drawn[60, 128].tolist() == [255, 0, 0]
     assert draw_people([], 8, 8).max() == 0
 
 
-def test_two_people_are_found_apart():
-    """Perfect answers of the network, one person overlapping the other's arm."""
+def test_two_people_are_separated():
+    """From perfect predictions, with one person overlapping the other's arm."""
     people = [person(40, 60), person(85, 64)]
     keypoints = np.stack([np.concatenate([p, np.ones((18, 1))], 1) for p in people])
-    places, offset, _ = joint_targets(keypoints.astype(np.float32), 128)
-    logits = np.where(places > 0.5, 4, -4).astype(np.float32) + places
-    found = find_people(logits.transpose(1, 2, 0), offset.transpose(1, 2, 0))
-    assert len(found) == 2
-    found.sort(key=lambda p: p[1, 0])
-    for wanted, one in zip(people, found, strict=True):
-        assert np.nanmax(np.abs(one - wanted)) <= 1
-        assert (~np.isnan(one[:, 0])).sum() >= 17
+    heatmaps, offset, _ = joint_targets(keypoints.astype(np.float32), 128)
+    logits = np.where(heatmaps > 0.5, 4, -4).astype(np.float32) + heatmaps
+    grouped = find_people(logits.transpose(1, 2, 0), offset.transpose(1, 2, 0))
+    assert len(grouped) == 2
+    grouped.sort(key=lambda p: p[1, 0])
+    for expected, actual in zip(people, grouped, strict=True):
+        assert np.nanmax(np.abs(actual - expected)) <= 1
+        assert (~np.isnan(actual[:, 0])).sum() >= 17
 
 
-def test_what_the_network_sees_is_drawn_on_the_picture(monkeypatch):
-    """The network's cells are two pixels wide."""
+def test_predictions_are_drawn_at_the_pictures_scale(monkeypatch):
+    """A cell of the prediction is two pixels wide."""
     keypoints = np.concatenate([person(64, 64), np.ones((18, 1))], 1)[None].astype(np.float32)
-    places, offset, _ = joint_targets(keypoints, 128)
-    logits = np.where(places > 0.5, 4, -4).astype(np.float32) + places
-    seen = {"joints": logits.transpose(1, 2, 0), "offset": offset.transpose(1, 2, 0)}
-    monkeypatch.setattr(pose, "predict", lambda _: seen)
+    heatmaps, offset, _ = joint_targets(keypoints, 128)
+    logits = np.where(heatmaps > 0.5, 4, -4).astype(np.float32) + heatmaps
+    prediction = {"joints": logits.transpose(1, 2, 0), "offset": offset.transpose(1, 2, 0)}
+    monkeypatch.setattr(pose, "predict", lambda _: prediction)
     drawn = pose.draw_diorama(np.zeros((256, 256, 3), np.uint8), pose.PoseParams())
     assert score(draw_people([person(64, 64) * 2], 256, 256), drawn).headline > 75
 
 
-def test_three_joints_are_nobody():
-    alone = np.zeros((1, 18, 3), np.float32)
-    alone[0, :3, :2], alone[0, :3, 2] = [[30, 30], [30, 40], [22, 40]], 1
-    places, offset, _ = joint_targets(alone, 64)
-    logits = np.where(places > 0.5, 4, -4).astype(np.float32)
+def test_three_joints_are_not_a_person():
+    keypoints = np.zeros((1, 18, 3), np.float32)
+    keypoints[0, :3, :2], keypoints[0, :3, 2] = [[30, 30], [30, 40], [22, 40]], 1
+    heatmaps, offset, _ = joint_targets(keypoints, 64)
+    logits = np.where(heatmaps > 0.5, 4, -4).astype(np.float32)
     assert find_people(logits.transpose(1, 2, 0), offset.transpose(1, 2, 0)) == []
 
 
 def test_joints_are_read_back_from_the_drawing():
     drawn = draw_people([person(64, 64) * 2], 256, 256)
     for k, discs in enumerate(joints_in(drawn)):
-        if k in (0, 14, 15, 16, 17):  # of the face: they cover each other in part
+        if k in (0, 14, 15, 16, 17):  # the face's joints overlap
             continue
         assert len(discs) == 1
         assert abs(discs[0][0] - (person(64, 64) * 2)[k, 0]) < 3
@@ -109,13 +109,13 @@ def test_score():
 
 
 def hand(wrist: np.ndarray, outwards: float, scale: float = 1.0) -> list[Keypoint]:
-    """Five fingers spread from a wrist (x, y in pixels of 256), the last point unseen."""
+    """Five fingers spread from a wrist (x, y in pixels of 256); the last point is invisible."""
     points = [np.zeros(2)]
     for finger in range(5):
         angle = outwards + (finger - 2) * 0.35
         points += [scale * (8 + 4 * k) * np.array([np.cos(angle), np.sin(angle)]) for k in range(4)]
-    found = [Keypoint(*((wrist + one) / 256).tolist()) for one in points]
-    return [*found[:-1], Keypoint(-1 / 256, -1 / 256)]
+    keypoints = [Keypoint(*((wrist + point) / 256).tolist()) for point in points]
+    return [*keypoints[:-1], Keypoint(-1 / 256, -1 / 256)]
 
 
 def pose_of(body: np.ndarray, scale: float = 1.0) -> PoseResult:
@@ -130,14 +130,14 @@ def pose_of(body: np.ndarray, scale: float = 1.0) -> PoseResult:
 
 @pytest.fixture
 def openpose(monkeypatch):
-    """A real OpenposeDetector with random weights, that finds one person with hands and a face."""
+    """An OpenposeDetector with random weights that detects one person with hands and a face."""
     from controlnet_aux.open_pose.face import FaceNet
     from controlnet_aux.open_pose.model import bodypose_model, handpose_model
 
     def with_network(kind, network):
-        one = object.__new__(kind)
-        one.model = network.eval()
-        return one
+        estimator = object.__new__(kind)
+        estimator.model = network.eval()
+        return estimator
 
     torch.manual_seed(0)
     detector = OpenposeDetector(
@@ -146,26 +146,26 @@ def openpose(monkeypatch):
         with_network(Face, FaceNet()),
     )
     monkeypatch.setattr(pose, "load_detector", lambda *_: detector)
-    asked = []
+    calls = []
 
     def detect_poses(image, include_hand=False, include_face=False):
-        asked.append((include_hand, include_face))
+        calls.append((include_hand, include_face))
         whole = pose_of(person(64, 64) * 2)
         return [
             whole if include_hand else whole._replace(left_hand=None, right_hand=None, face=None)
         ]
 
     monkeypatch.setattr(detector, "detect_poses", detect_poses)
-    detector.asked = asked
+    detector.calls = calls
     return detector
 
 
 def drawn_by(name: str) -> np.ndarray:
-    draw = next(one.draw for one in pose.ANNOTATOR.preprocessors if one.name == name)
+    draw = next(p.draw for p in pose.ANNOTATOR.preprocessors if p.name == name)
     return draw(np.zeros((256, 256, 3), np.uint8), pose.PoseParams())
 
 
-def test_hands_and_faces_are_drawn_as_controlnet_aux_does_without_matplotlib(openpose, monkeypatch):
+def test_hands_and_faces_are_drawn_as_by_controlnet_aux_without_matplotlib(openpose, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     ours = drawn_by("OpenPose with hands and face")
     stand_in = ModuleType("matplotlib")
@@ -176,10 +176,10 @@ def test_hands_and_faces_are_drawn_as_controlnet_aux_does_without_matplotlib(ope
     for colour in ((255, 255, 255), (0, 0, 255)):
         assert (ours == colour).all(2).sum() > 80
     assert np.array_equal(drawn_by("OpenPose"), draw_people([person(64, 64) * 2], 256, 256))
-    assert openpose.asked[0] == (True, True) and openpose.asked[-1] == (False, False)
+    assert openpose.calls[0] == (True, True) and openpose.calls[-1] == (False, False)
 
 
-def test_the_real_detector_sees_no_one_in_black(openpose, monkeypatch):
+def test_the_real_detector_runs_on_a_black_picture(openpose, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(pose, "load_detector", lambda *_: openpose)
     draw = pose.ANNOTATOR.preprocessors[2].draw
@@ -187,7 +187,7 @@ def test_the_real_detector_sees_no_one_in_black(openpose, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["OpenPose", "OpenPose with hands and face"])
-def test_a_package_missing_while_it_runs_is_one_sentence(openpose, monkeypatch, name):
+def test_a_package_missing_at_run_time_is_one_sentence(openpose, monkeypatch, name):
     def detect_poses(*_):
         raise ModuleNotFoundError("No module named 'matplotlib'")
 
@@ -196,22 +196,22 @@ def test_a_package_missing_while_it_runs_is_one_sentence(openpose, monkeypatch, 
         drawn_by(name)
 
 
-# The score does not see hands
+# The score ignores hands
 
 
 def with_hands(body: np.ndarray, scale: float = 1.0) -> np.ndarray:
     canvas = draw_people([body], 256, 256)
     for points in (pose_of(body, scale).left_hand, pose_of(body, scale).right_hand):
-        seen = np.array([[p.x * 256, p.y * 256] if p.x > 0 else [np.nan] * 2 for p in points])
-        pose._draw_hand(canvas, seen)
+        visible = np.array([[p.x * 256, p.y * 256] if p.x > 0 else [np.nan] * 2 for p in points])
+        pose._draw_hand(canvas, visible)
     return canvas
 
 
 @pytest.mark.parametrize("halved", [False, True])
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
-def test_hands_neither_help_nor_hurt(halved, scale):
+def test_hands_do_not_change_the_score(halved, scale):
     body = person(64, 64) * 2
-    body[[4, 7]] = body[[3, 6]] + np.array([0, 24])  # so that there is room for hands
+    body[[4, 7]] = body[[3, 6]] + np.array([0, 24])  # to make room for hands
     plain, handed = draw_people([body], 256, 256), with_hands(body, scale)
     elsewhere = body + np.array([14, 0], np.float32)
     other, other_handed = draw_people([elsewhere], 256, 256), with_hands(elsewhere, scale)
@@ -229,14 +229,14 @@ def test_hands_neither_help_nor_hurt(halved, scale):
     assert score(plain * 0, handed).headline == 0
 
 
-def test_a_hand_on_the_hip_or_on_a_knee_is_no_second_knee():
+def test_a_hand_on_a_hip_or_knee_is_not_a_second_knee():
     for joint in (11, 12):
         body = person(64, 64) * 2
         body[7] = body[joint] + np.array([5, -3])
         assert len(joints_in(with_hands(body, 0.5))[12]) == 1
 
 
-def test_a_person_so_small_that_joints_cover_limbs_keeps_them():
+def test_joints_that_cover_their_limbs_count():
     small = person(0, 0) * 0.35 + np.array([64, 64], np.float32)
     drawn = draw_people([small], 128, 128)
     assert sum(len(discs) > 0 for discs in joints_in(drawn)) >= 14

@@ -1,4 +1,4 @@
-"""What is said when a full-size detector cannot be had, and where its weights are looked for."""
+"""Detectors trained by others: errors when one is unavailable, and where weights come from."""
 
 import sys
 import threading
@@ -26,50 +26,50 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", annotator_names())
-def test_every_annotator_is_whole(name):
+def test_every_annotator_is_complete(name):
     annotator = find_annotator(name)
     assert annotator.name == name
     settings_of(annotator.params)
     assert annotator.params() == annotator.params()
-    names = [one.name for one in annotator.preprocessors]
+    names = [p.name for p in annotator.preprocessors]
     assert len(set(names)) == len(names) and not annotator.preprocessors[0].needs
 
 
-FULL = [
-    (name, one.name)
+DOWNLOADED = [
+    (name, p.name)
     for name in annotator_names()
-    for one in find_annotator(name).preprocessors
-    if one.needs
+    for p in find_annotator(name).preprocessors
+    if p.needs
 ]
 
 
-@pytest.mark.parametrize(("name", "preprocessor"), FULL)
+@pytest.mark.parametrize(("name", "preprocessor"), DOWNLOADED)
 def test_missing_weights_are_one_sentence(name, preprocessor, monkeypatch):
     monkeypatch.setattr("models.catalog.download._reach_hub", _no_hub)
     annotator = find_annotator(name)
-    draw = next(one.draw for one in annotator.preprocessors if one.name == preprocessor)
+    draw = next(p.draw for p in annotator.preprocessors if p.name == preprocessor)
     with pytest.raises(WeightsMissing, match=r"needs .* \(\d+ MB\).* put them into") as caught:
         draw(np.zeros((64, 64, 3), np.uint8), annotator.params())
     assert str(caught.value).count(". ") == 0
-    assert "etector" not in str(caught.value), "as the page calls it"
+    assert "etector" not in str(caught.value), "the name of the page, not of the class"
 
 
-@pytest.mark.parametrize(("name", "preprocessor"), FULL)
-def test_what_is_needed_can_be_fetched_before_a_map_is_drawn(name, preprocessor, monkeypatch):
-    asked = []
-    monkeypatch.setattr(_pretrained, "fetch", lambda *given: asked.append(given))
-    (one,) = (p for p in find_annotator(name).preprocessors if p.name == preprocessor)
+@pytest.mark.parametrize(("name", "preprocessor"), DOWNLOADED)
+def test_weights_can_be_fetched_before_a_map_is_drawn(name, preprocessor, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_pretrained, "fetch", lambda *arguments: calls.append(arguments))
+    (preprocessor,) = (p for p in find_annotator(name).preprocessors if p.name == preprocessor)
     watch = object()
-    one.fetch(watch=watch)
-    ((source, title, _, told),) = asked
-    assert told is watch and title and len(source.revision) == 40
+    preprocessor.fetch(watch=watch)
+    ((source, title, _, passed),) = calls
+    assert passed is watch and title and len(source.revision) == 40
     weights = [size for file, size in source.files.items() if not file.endswith(".json")]
-    assert one.needs.startswith(amount(sum(weights)))
+    assert preprocessor.needs.startswith(amount(sum(weights)))
 
 
-def test_two_at_once_load_a_detector_once(tmp_path, monkeypatch):
+def test_concurrent_requests_load_a_detector_once(tmp_path, monkeypatch):
     (tmp_path / "one.pth").touch()
-    loaded, both_ask = [], threading.Barrier(2)
+    loaded, barrier = [], threading.Barrier(2)
 
     class Slow:
         @classmethod
@@ -83,29 +83,29 @@ def test_two_at_once_load_a_detector_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_pretrained, "_detector_class", lambda _: Slow)
 
-    def ask():
-        both_ask.wait(10)
+    def request():
+        barrier.wait(10)
         return load_detector("Slow", (("one.pth", 1),))
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = (pool.submit(ask) for _ in range(2))
+        first, second = (pool.submit(request) for _ in range(2))
     assert first.result() is second.result() is loaded[0] and len(loaded) == 1
 
 
-def test_one_picture_at_a_time_is_looked_at():
-    at_work, most = [], []
+def test_a_detector_runs_on_one_picture_at_a_time():
+    running, counts = [], []
 
     def detector(image, **_):
-        at_work.append(image)
-        most.append(len(at_work))
+        running.append(image)
+        counts.append(len(running))
         time.sleep(0.02)
-        at_work.pop()
+        running.pop()
         return image
 
     picture = np.zeros((64, 64, 3), np.uint8)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: _pretrained.run_detector(detector, picture), range(8)))
-    assert most == [1] * 8
+    assert counts == [1] * 8
 
 
 def _no_hub(*_):
@@ -156,9 +156,9 @@ def test_a_transformers_folder_put_there_by_hand_is_used(tmp_path):
     SegformerForSemanticSegmentation(config).save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
-    found = seg.draw_segformer(picture, seg.SegParams())
-    assert found.shape == picture.shape
-    assert np.array_equal(seg.as_map(seg.as_classes(found)), found)
+    drawn = seg.draw_segformer(picture, seg.SegParams())
+    assert drawn.shape == picture.shape
+    assert np.array_equal(seg.as_map(seg.as_classes(drawn)), drawn)
 
 
 def test_depth_anything_is_drawn_near_white(tmp_path, monkeypatch):
@@ -184,8 +184,8 @@ def test_depth_anything_is_drawn_near_white(tmp_path, monkeypatch):
         folder
     )
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    found = depth.draw_depth_anything(picture, depth.DepthParams())
-    assert found.shape == picture.shape and found.max() == 255 and found.min() == 0
+    drawn = depth.draw_depth_anything(picture, depth.DepthParams())
+    assert drawn.shape == picture.shape and drawn.max() == 255 and drawn.min() == 0
     near = np.tile(np.linspace(3, 9, 64, dtype=np.float32), (64, 1))
 
     def to_the_right(*_, **__):  # inverse depth, as this network's: larger is nearer
@@ -205,12 +205,12 @@ def test_depth_anything_is_drawn_near_white(tmp_path, monkeypatch):
         ("pose", "OpenPose", "for non-commercial use"),
     ],
 )
-def test_what_may_not_be_sold_says_so(name, part, words):
-    needs = [one.needs for one in find_annotator(name).preprocessors if part in one.name]
-    assert needs and all(one.endswith(words) for one in needs)
+def test_licence_terms_are_stated(name, part, words):
+    needs = [p.needs for p in find_annotator(name).preprocessors if part in p.name]
+    assert needs and all(text.endswith(words) for text in needs)
 
 
-def test_a_lost_network_is_one_sentence(monkeypatch, tmp_path):
+def test_a_missing_network_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(_diorama, "FOLDER", tmp_path)
     with pytest.raises(WeightsMissing, match="choose another preprocessor"):
         _diorama.load_network()

@@ -39,8 +39,8 @@ def test_five_scales_by_hand():
     first = noise(200, 240)[:, :, 0].astype(np.float32) / 255
     second = np.clip(first * 0.8 + 0.05, 0, 1)
     assert ms_ssim(first, first) == pytest.approx(1)
-    # A picture 0.8 times as strong has the structure 2·0.8 / (1 + 0.64) = 0.976; where there is
-    # next to none to compare, as between the blurred spots of this one, it counts as equal.
+    # Contrast reduced to 0.8 has the structure 2·0.8 / (1 + 0.64) = 0.976; flat regions, such as
+    # those between the blurred spots, count as equal.
     assert 0.976 < ms_ssim(first, second) < 1
     assert ms_ssim(first, 1 - first) == 0
 
@@ -99,26 +99,26 @@ def test_coloured_lines_count_by_their_darkest_channel():
     assert set(np.unique(np.nonzero(lines)[0])) == {10, 11}
 
 
-def test_a_canvas_that_is_mostly_painted_is_not_turned_over():
+def test_a_mostly_painted_canvas_is_not_inverted():
     painted = np.zeros((32, 32, 3), np.uint8)
-    painted[4:12, 4:12] = 255  # of the white paper, this much is left
-    (draw,) = (one.draw for one in scribble.CANVAS.preprocessors)
+    painted[4:12, 4:12] = 255  # the white paper that is left
+    (draw,) = (p.draw for p in scribble.CANVAS.preprocessors)
     assert np.array_equal(draw(painted, scribble.CANVAS.params()), 255 - painted)
     assert np.array_equal(scribble.draw(painted, ScribbleParams()), painted)  # taken for dark paper
 
 
-def test_fake_scribble_is_the_originals_rule_at_its_resolution():
+def test_fake_scribble_equals_controlnets_at_its_resolution():
     from controlnet_aux.util import nms
 
     soft = cv2.GaussianBlur(circle(512, 150, 12), (0, 0), 2)
     theirs = cv2.GaussianBlur(nms(soft[:, :, 0], 127, 3.0), (0, 0), 3.0)
-    wanted = np.where(theirs > 4, 255, 0).astype(np.uint8)
-    found = fake_scribble(soft)
-    assert np.array_equal(found[:, :, 1], wanted)
-    assert 0 < (found > 0).mean() < 0.1
+    expected = np.where(theirs > 4, 255, 0).astype(np.uint8)
+    drawn = fake_scribble(soft)
+    assert np.array_equal(drawn[:, :, 1], expected)
+    assert 0 < (drawn > 0).mean() < 0.1
     half = fake_scribble(cv2.resize(soft, (256, 256), interpolation=cv2.INTER_AREA))
-    again = cv2.resize(half, (512, 512), interpolation=cv2.INTER_NEAREST)
-    assert scribble.score(found, again).headline > 95
+    enlarged = cv2.resize(half, (512, 512), interpolation=cv2.INTER_NEAREST)
+    assert scribble.score(drawn, enlarged).headline > 95
 
 
 def test_fake_scribbles_of_hed_equal_controlnet_auxs(monkeypatch):
@@ -132,7 +132,7 @@ def test_fake_scribbles_of_hed_equal_controlnet_auxs(monkeypatch):
     theirs = detector(
         picture, detect_resolution=512, image_resolution=512, output_type="np", scribble=True
     )
-    draw = next(one.draw for one in FAKE_SCRIBBLE.preprocessors if one.name == "HED")
+    draw = next(p.draw for p in FAKE_SCRIBBLE.preprocessors if p.name == "HED")
     assert theirs.mean() > 0
     assert np.array_equal(draw(picture, FAKE_SCRIBBLE.params()), theirs)
 
@@ -145,6 +145,6 @@ def test_stroke_score():
     assert scribble.score(drawn, np.zeros_like(drawn)).headline == 0
 
 
-def test_pictures_of_a_scribble_are_drawn_as_fake_scribbles():
+def test_results_of_a_scribble_are_redrawn_as_fake_scribbles():
     assert scribble.ANNOTATOR.reextract is not None
     assert scribble.ANNOTATOR.reextract.draw is FAKE_SCRIBBLE.preprocessors[0].draw

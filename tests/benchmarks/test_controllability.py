@@ -1,4 +1,4 @@
-"""The measures of the benchmark, on pictures whose answer is known."""
+"""The controllability benchmark, on pictures with known results."""
 
 import json
 from dataclasses import replace
@@ -24,14 +24,14 @@ from annotators._diorama import STRIDE
 from benchmarks import controllability
 from benchmarks.controllability import (
     TRUE_MAPS,
-    chosen,
     colour_hits,
+    conditions_by_annotator,
     main,
-    measurable,
     measure,
     named_surfaces,
     nearest_colour,
     psnr,
+    select_conditions,
 )
 from core.condition import Annotator, Condition, Preprocessor
 from core.errors import BadInput, SuiteError
@@ -42,7 +42,7 @@ from training.diorama.renderer import render
 from training.diorama.truth import truth_arrays
 from training.diorama.world import ADE20K, COLOURS, make_scene
 from training.train_annotator import joint_targets
-from training.weights import annotate, facts
+from training.weights import add_metadata, read_metadata
 
 
 def test_psnr_of_a_known_error():
@@ -50,7 +50,7 @@ def test_psnr_of_a_known_error():
     assert psnr(a, a + np.uint8(1)) == pytest.approx(48.13, abs=0.01)
 
 
-def test_real_scenes_show_the_colours_they_name():
+def test_scenes_have_the_colours_they_name():
     hits = []
     for k in range(12):
         scene = make_scene(HELD_OUT + k)
@@ -59,7 +59,7 @@ def test_real_scenes_show_the_colours_they_name():
     assert len(hits) >= 8 and np.mean(hits) > 0.9
 
 
-def test_a_wrong_colour_is_no_hit():
+def test_a_wrong_colour_is_not_a_hit():
     scene = next(
         s for s in map(make_scene, range(100)) if s.things[0].colour == "red" and not s.night
     )
@@ -67,7 +67,7 @@ def test_a_wrong_colour_is_no_hit():
     assert nearest_colour(wrong, scene) == "blue"
 
 
-def test_a_grey_picture_is_no_colour():
+def test_a_grey_picture_has_no_hits():
     scene = make_scene(HELD_OUT)
     truth = render([scene], 128)
     names = [name for name, _ in named_surfaces(scene, truth, 0)]
@@ -77,31 +77,31 @@ def test_a_grey_picture_is_no_colour():
     assert all(name in ("white", "black") for name, hit in zip(names, hits, strict=True) if hit)
 
 
-# What the annotators see
+# Maps of the ground truth
 
 
-LEARNED = sorted(TRUE_MAPS, key=lambda draw: draw.__module__)
+PREDICTED = sorted(TRUE_MAPS, key=lambda draw: draw.__module__)
 CLASSES = sorted(ADE20K.values())
 
 
 @pytest.fixture(scope="module")
 def people():
-    """A scene with a person seen whole: its truth without the batch axis, and its picture."""
+    """A scene with a fully visible person: its truth without the batch axis, and its picture."""
     for k in range(100):
         scene = make_scene(HELD_OUT + k)
         truth = render([scene], 256)
         if any((person[:, 2] > 0).all() for person in truth.keypoints[0]):
             arrays = {name: values[0] for name, values in truth_arrays(truth).items()}
             return arrays, truth.image[0].numpy()
-    raise AssertionError("nobody is seen whole in any of the first hundred scenes")
+    raise AssertionError("no person is fully visible in the first hundred scenes")
 
 
-def seen_perfectly(truth):
-    """What a network without error would say, from what it is trained on."""
+def perfect_prediction(truth):
+    """The prediction of a network without error."""
 
-    def logits(chance):
-        chance = np.clip(chance, 1e-5, 1 - 1e-5)
-        return np.log(chance / (1 - chance)).astype(np.float32)
+    def logits(probability):
+        probability = np.clip(probability, 1e-5, 1 - 1e-5)
+        return np.log(probability / (1 - probability)).astype(np.float32)
 
     joints, offset, _ = joint_targets(truth["keypoints"], len(truth["edges"]))
     index = np.searchsorted(CLASSES, truth["classes"])
@@ -115,26 +115,26 @@ def seen_perfectly(truth):
     }
 
 
-@pytest.mark.parametrize("draw", LEARNED, ids=lambda draw: draw.__module__)
+@pytest.mark.parametrize("draw", PREDICTED, ids=lambda draw: draw.__module__)
 def test_a_perfect_annotator_draws_the_true_map(draw, people, monkeypatch):
     truth, image = people
     for module in (hed, depth, normal, seg, pose):
-        monkeypatch.setattr(module, "predict", lambda _: seen_perfectly(truth))
+        monkeypatch.setattr(module, "predict", lambda _: perfect_prediction(truth))
     known = SimpleNamespace(config=SimpleNamespace(classes=CLASSES))
     monkeypatch.setattr(seg, "load_network", lambda: known)
     score = find_annotator(draw.__module__.split(".")[1]).score
-    wanted = TRUE_MAPS[draw](truth, image)
-    assert wanted.min() < wanted.max()
-    assert score(wanted, draw(image, None)).headline > 98  # a joint is seen to the nearest cell
-    assert score(wanted, wanted * 0).headline < 20
+    true_map = TRUE_MAPS[draw](truth, image)
+    assert true_map.min() < true_map.max()
+    assert score(true_map, draw(image, None)).headline > 98  # joints are exact to a cell
+    assert score(true_map, true_map * 0).headline < 20
 
 
 def test_the_true_maps_show_the_scene():
     scene = make_scene(HELD_OUT)
     truth = render([scene], 128)
     image, arrays = truth.image[0].numpy(), {k: v[0] for k, v in truth_arrays(truth).items()}
-    drawn = {draw.__module__.split(".")[1]: TRUE_MAPS[draw](arrays, image) for draw in LEARNED}
-    assert {one.shape for one in drawn.values()} == {image.shape}
+    drawn = {draw.__module__.split(".")[1]: TRUE_MAPS[draw](arrays, image) for draw in PREDICTED}
+    assert {m.shape for m in drawn.values()} == {image.shape}
     right = truth.normal[0, :, :, 0].numpy()[::STRIDE, ::STRIDE]
     red = drawn["normal"][::STRIDE, ::STRIDE, 0]
     assert red[right < -0.5].mean() > 180 and red[right > 0.5].mean() < 75  # left is red
@@ -143,19 +143,19 @@ def test_the_true_maps_show_the_scene():
     assert drawn["depth"][near].mean() > drawn["depth"][far].mean() + 100
 
 
-def test_whatever_draws_with_dioramas_annotator_is_compared_with_the_truth():
-    ways = []
+def test_every_preprocessor_with_dioramas_annotator_has_a_true_map():
+    preprocessors = []
     for name in annotator_names():
         annotator = find_annotator(name)
-        ways += [one for one in annotator.preprocessors if one.name == "Diorama" and not one.needs]
-        ways += [annotator.reextract] if annotator.reextract else []
-    assert len(ways) >= 7  # edges, two strokes, depth, normals, classes and people
-    assert all(one.draw in TRUE_MAPS for one in ways)
+        preprocessors += [p for p in annotator.preprocessors if p.name == "Diorama" and not p.needs]
+        preprocessors += [annotator.reextract] if annotator.reextract else []
+    assert len(preprocessors) >= 7  # edges, two scribbles, depth, normals, classes and poses
+    assert all(p.draw in TRUE_MAPS for p in preprocessors)
 
 
 @pytest.mark.parametrize("name", annotator_names())
-def test_every_score_says_which_way_is_better(name):
-    """A person in OpenPose's colours has lines, colours and joints: something for every score."""
+def test_every_score_states_whether_higher_is_better(name):
+    """A person in OpenPose's colours has lines, colours and joints, so it suits every score."""
     x, y = np.meshgrid(np.linspace(40, 200, 6), np.linspace(40, 200, 3))
     person = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
     drawn = pose.draw_people([person], 256, 256)
@@ -165,81 +165,78 @@ def test_every_score_says_which_way_is_better(name):
     assert better == same.higher_is_better
 
 
-# The whole
+# The benchmark
 
 
-def test_the_figures_of_the_contract(store, monkeypatch, capsys):
+def test_the_json_follows_the_contract(store, monkeypatch, capsys):
     monkeypatch.setattr(controllability, "Store", lambda *_: store)
     main("--model tiny --scenes 1 --strengths 0,1 --json".split())
     printed = capsys.readouterr().out.splitlines()
     result = json.loads(printed[-1])
     assert {"model", "scenes", "steps", "guidance_scale", "autoencoder_psnr"} < result.keys()
     assert list(result["conditions"]) == ["canny"]  # all that the model has a ControlNet for
-    found = result["conditions"]["canny"]
-    assert (found["metric"], found["higher_is_better"], found["annotator"]) == ("F1", True, None)
-    assert found["strength"].keys() == {"0", "1"}
-    assert found["headline"].keys() == {"oracle", "0", "1"}
+    canny = result["conditions"]["canny"]
+    assert (canny["metric"], canny["higher_is_better"], canny["annotator"]) == ("F1", True, None)
+    assert canny["strength"].keys() == {"0", "1"}
+    assert canny["headline"].keys() == {"oracle", "0", "1"}
     assert any("headline" in line for line in printed)
 
 
-def test_drawings_are_measured_through_what_redraws_them(monkeypatch):
-    ways = {"drawing": scribble, "canvas": scribble, "photo": fake_scribble}
+def test_drawings_are_measured_with_their_reextraction(monkeypatch):
+    kinds = {"drawing": scribble, "canvas": scribble, "photo": fake_scribble}
     conditions = [
         Condition(f"{kind}2image", kind, "", module.ANNOTATOR, "scribble", kind)
-        for kind, module in ways.items()
+        for kind, module in kinds.items()
     ]
     monkeypatch.setattr(controllability.apps, "conditions", lambda: conditions)
-    found = measurable()
-    assert list(found) == ["scribble", "fake_scribble"]
-    for one in found.values():
-        assert one.weights == "scribble"
-        assert one.annotator.preprocessors[0].draw is scribble.draw_fake
-        assert one.annotator.reextract is None
+    measured = conditions_by_annotator()
+    assert list(measured) == ["scribble", "fake_scribble"]
+    for condition in measured.values():
+        assert condition.weights == "scribble"
+        assert condition.annotator.preprocessors[0].draw is scribble.draw_fake
+        assert condition.annotator.reextract is None
 
 
 def test_an_unknown_condition_is_named(store):
     with pytest.raises(BadInput, match=r"no condition 'tiny'; there are: .*canny"):
-        chosen(store, "tiny", ["canny", "tiny"])
+        select_conditions(store, "tiny", ["canny", "tiny"])
 
 
-def only_some(wanted):
-    """Canny, but blank for all pictures but those wanted, which it counts."""
-    looked = []
+def partly_blank(is_drawn):
+    """Canny, but blank unless is_drawn(number of the picture, from 1); and the list of pictures."""
+    drawn = []
 
     def draw(image, params):
-        looked.append(image)
-        return canny.draw(image, params) if wanted(len(looked)) else grey_map(image[:, :, 0] * 0)
+        drawn.append(image)
+        return canny.draw(image, params) if is_drawn(len(drawn)) else grey_map(image[:, :, 0] * 0)
 
     annotator = Annotator(
         "canny", (Preprocessor("Some", draw),), canny.CannyParams, canny.score, "lines",
         empty_message="Nothing.",
     )  # fmt: skip
-    return {"canny": Condition("some2image", "Some", "", annotator, "canny")}, looked
+    return {"canny": Condition("some2image", "Some", "", annotator, "canny")}, drawn
 
 
-def test_scenes_without_anything_to_keep_are_passed_over(store):
-    conditions, looked = only_some(lambda count: count > 3)
+def test_scenes_with_an_empty_map_are_skipped(store):
+    conditions, drawn = partly_blank(lambda count: count > 3)
     result = measure(store, "tiny", conditions, 1, (0.0,), None)
     assert result["conditions"]["canny"]["oracle"] > 0
-    assert (
-        len(looked) == 7
-    )  # three passed over; then the map, again to generate, and of two results
+    assert len(drawn) == 7  # three skipped; the map, again to generate, and of two results
     assert result["conditions"]["canny"]["closed"] is None
 
 
-def test_a_condition_that_no_scene_has_is_given_up(store, monkeypatch, capsys):
-    monkeypatch.setattr(controllability, "LOOKED_AT", 3)
+def test_a_condition_whose_maps_are_all_empty_fails(store, monkeypatch, capsys):
+    monkeypatch.setattr(controllability, "MAX_TRIES", 3)
     with pytest.raises(SuiteError, match="Nothing could be measured"):
-        measure(store, "tiny", only_some(lambda _: False)[0], 1, (0.0,), None)
-    assert capsys.readouterr().err.endswith(
-        "\ncanny: Of 3 scenes only 0 have anything in their canny map: its annotator sees too "
-        "little to be measured with.\n"
+        measure(store, "tiny", partly_blank(lambda _: False)[0], 1, (0.0,), None)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "canny: Only 0 of 3 scenes have a canny map that is not empty: too few to measure."
     )
 
 
-def test_what_fails_does_not_cost_the_others(store, monkeypatch, capsys):
-    """One without weights, one with a bug, between and behind them two that work."""
-    known = measurable()["canny"]
+def test_failures_do_not_stop_the_others(store, monkeypatch, capsys):
+    """One without weights and one with a bug, each followed by one that works."""
+    known = conditions_by_annotator()["canny"]
 
     def broken(*_):
         raise RuntimeError("two\nlines")
@@ -252,20 +249,20 @@ def test_what_fails_does_not_cost_the_others(store, monkeypatch, capsys):
         "again": known,
     }
     monkeypatch.setattr(controllability, "Store", lambda *_: store)
-    monkeypatch.setattr(controllability, "chosen", lambda *_: conditions)
+    monkeypatch.setattr(controllability, "select_conditions", lambda *_: conditions)
     assert main("--model tiny --scenes 1 --strengths 0 --json".split()) == 1
     out, err = capsys.readouterr()
     result = json.loads(out.splitlines()[-1])
     assert result["conditions"].keys() == {"canny", "again"}
     assert result["failed"]["lost"].startswith("Tiny has no ControlNet 'lost'")
     assert result["failed"]["bug"] == "RuntimeError: two"
-    assert "in broken" in err  # a bug is found by its traceback
+    assert "in broken" in err  # a bug prints its traceback
     assert len([line for line in err.splitlines() if line.startswith("lost: ")]) == 1
 
 
-def test_a_contact_sheet_shows_scene_and_map_and_each_image_with_its_map(store, tmp_path, capsys):
+def test_a_contact_sheet_has_scene_map_and_each_image_with_its_map(store, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.png"
-    conditions = chosen(store, "tiny", None)
+    conditions = select_conditions(store, "tiny", None)
     conditions |= {"again": conditions["canny"]}
     measure(store, "tiny", conditions, 2, (0.0, 0.5, 1.0), sheet)
     saved = np.asarray(Image.open(sheet.with_name("sheet-canny.png")))
@@ -273,30 +270,30 @@ def test_a_contact_sheet_shows_scene_and_map_and_each_image_with_its_map(store, 
     assert saved.shape == (2 * 256, 6 * 256, 3)
     scene, control_map, _, at_0, _, at_1 = np.split(saved, 6, 1)
     assert (scene[:256] == render([make_scene(HELD_OUT)], 256).image[0].numpy()).all()
-    for one in (control_map, at_0, at_1):
-        assert set(np.unique(one)) <= {0, 255}
+    for edges in (control_map, at_0, at_1):
+        assert set(np.unique(edges)) <= {0, 255}
 
 
-def test_figures_of_few_scenes_are_not_written_over_those_of_many(tmp_path, networks):
+def test_results_of_fewer_scenes_do_not_replace_those_of_more(tmp_path, networks):
     folder = save_networks(networks, tmp_path / "model")
-    canny_condition = {"canny": measurable()["canny"]}
+    canny_condition = {"canny": conditions_by_annotator()["canny"]}
 
     def written(scenes, psnr, colours):
-        found = {"metric": "F1", "value": scenes}
+        summary = {"metric": "F1", "value": scenes}
         result = {
-            "scenes": scenes, "steps": 20, "guidance_scale": 2.0, "conditions": {"canny": found},
+            "scenes": scenes, "steps": 20, "guidance_scale": 2.0, "conditions": {"canny": summary},
             "autoencoder_psnr": psnr, "prompt_colour_accuracy": colours,
         }  # fmt: skip
         controllability._annotate(result, canny_condition, folder)
         parts = ("controlnet/canny", "vae", "unet")
-        scores = [facts(folder / part).get("scores", {}) for part in parts]
+        scores = [read_metadata(folder / part).get("scores", {}) for part in parts]
         keys = ("value", "psnr", "prompt_colour_accuracy")
-        return [one.get(key) for one, key in zip(scores, keys, strict=True)]
+        return [score.get(key) for score, key in zip(scores, keys, strict=True)]
 
     assert written(8, 30.0, None) == [8, 30.0, None]
     assert written(9, 31.0, 0.8) == [9, 31.0, 0.8]
     assert written(8, 29.0, 0.7) == [9, 31.0, 0.8]
-    annotate(folder / "vae", scores={"psnr": 33.0})  # of an earlier version, which did not count
+    add_metadata(folder / "vae", scores={"psnr": 33.0})  # as earlier versions wrote it
     assert written(10, 32.0, 0.9) == [10, 33.0, 0.9]
     assert written(128, 32.0, 0.9) == [128, 32.0, 0.9]
 
@@ -305,22 +302,22 @@ def test_figures_of_few_scenes_are_not_written_over_those_of_many(tmp_path, netw
     ("oracle", "without", "full", "closed"),
     [(80, 20, 65, 0.75), (80, 20, 86, 1.1), (20, 20, 65, None), (10, 20, 65, None)],
 )
-def test_how_much_of_the_way_is_closed(oracle, without, full, closed):
+def test_the_fraction_of_the_gap_closed(oracle, without, full, closed):
     headline = {"oracle": oracle, "0": without, "1": full}
-    assert controllability._closed(headline) == closed
-    assert controllability._closed({"oracle": oracle, "1": full}) is None
+    assert controllability._gap_closed(headline) == closed
+    assert controllability._gap_closed({"oracle": oracle, "1": full}) is None
 
 
-def test_what_falls_short_and_what_is_an_error_are_pointed_out():
-    found = {
+def test_low_fractions_and_error_metrics_are_marked():
+    summary = {
         "metric": "RMSE", "higher_is_better": False, "oracle": 9.0, "strength": {"1": 30.0},
         "headline": {"oracle": 90.0, "0": 0.0, "1": 60.0}, "closed": 0.667, "beside": {},
         "annotator": {"metric": "RMSE", "value": 8.0, "headline": 85.0, "scenes": 3},
     }  # fmt: skip
-    lines = dict(controllability._lines(found))
+    lines = dict(controllability._lines(summary))
     assert "lower is better" in lines["RMSE"]
-    assert lines["closed"].endswith("BELOW 0.75")
+    assert lines["gap closed"].endswith("BELOW 0.75")
     assert lines["annotator"] == (
-        "RMSE 8.000  (lower is better), headline 85.00, against the truth of 3 scenes"
+        "RMSE 8.000  (lower is better), headline 85.00, against 3 scenes' ground truth"
     )
-    assert "BELOW" not in dict(controllability._lines(found | {"closed": 0.8}))["closed"]
+    assert "BELOW" not in dict(controllability._lines(summary | {"closed": 0.8}))["gap closed"]

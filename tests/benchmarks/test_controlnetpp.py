@@ -1,7 +1,7 @@
-"""ControlNet++'s protocol: its figures by head, its data, and the whole on small random networks.
+"""ControlNet++'s protocol: its metrics, its data, and a whole run on small random networks.
 
-The extractors stand where a user would put them, built from configs: their answers mean nothing,
-but they take and give what the real ones do.
+DPT-Large and Mask2Former are small and random, but have the interface of the real ones; they lie
+where a user would put them.
 """
 
 import json
@@ -40,45 +40,45 @@ def classes(*rows):
     return as_map(np.array(rows, np.uint8))
 
 
-# The figures
+# The metrics
 
 
-def test_f1_takes_the_images_of_a_caption_together():
-    wanted = lines([1, 1, 0, 0])
-    found = [lines([1, 1, 0, 0]), lines([0, 0, 1, 1])]  # alone: 100 and 0
-    assert _controlnetpp_metrics.f1_of_all(wanted, found) == pytest.approx(50)
-    assert _controlnetpp_metrics.f1_of_all(
-        wanted, [lines([1, 0, 1, 0]), lines([0] * 4)]
+def test_f1_pools_the_images_of_a_caption():
+    target = lines([1, 1, 0, 0])
+    extracted = [lines([1, 1, 0, 0]), lines([0, 0, 1, 1])]  # alone: 100 and 0
+    assert _controlnetpp_metrics.pooled_f1(target, extracted) == pytest.approx(50)
+    assert _controlnetpp_metrics.pooled_f1(
+        target, [lines([1, 0, 1, 0]), lines([0] * 4)]
     ) == pytest.approx(100 * 2 / (2 * 1 + 1 + 3))
-    assert _controlnetpp_metrics.f1_of_all(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
+    assert _controlnetpp_metrics.pooled_f1(lines([0]), [lines([0])]) == 0  # as torchmetrics has it
 
 
-def test_rmse_is_in_grey_levels_and_the_mean_over_the_images():
-    wanted = grey_map(np.full((2, 2), 100, np.uint8))
-    found = [grey_map(np.full((2, 2), level, np.uint8)) for level in (110, 70)]
-    assert _controlnetpp_metrics.mean_rmse(wanted, found) == pytest.approx(20)
+def test_rmse_is_in_grey_levels_and_averaged_over_the_images():
+    target = grey_map(np.full((2, 2), 100, np.uint8))
+    extracted = [grey_map(np.full((2, 2), level, np.uint8)) for level in (110, 70)]
+    assert _controlnetpp_metrics.mean_rmse(target, extracted) == pytest.approx(20)
 
 
-def test_miou_is_of_all_pictures_as_one_and_each_image_in_turn():
-    # Class 0 in both pictures, class 1 in the second alone; the first images are perfect.
+def test_miou_is_over_all_pictures_for_each_image_in_turn():
+    # Class 0 in both pictures, class 1 in the second only; the first images are perfect.
     first, second = classes([0, 0, 0, 0]), classes([0, 0, 1, 1])
-    figures = [
-        _controlnetpp_metrics.overlaps(first, [first, classes([0, 0, 1, 1])]),
-        _controlnetpp_metrics.overlaps(second, [second, classes([0, 0, 0, 0])]),
+    statistics = [
+        _controlnetpp_metrics.class_overlaps(first, [first, classes([0, 0, 1, 1])]),
+        _controlnetpp_metrics.class_overlaps(second, [second, classes([0, 0, 0, 0])]),
     ]
-    # Second images: class 0 has 2 + 2 in both of 4 + 4 in either, class 1 none of 2 + 2.
-    assert _controlnetpp_metrics.miou(figures) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
+    # Second images: class 0 has intersection 2 + 2 and union 4 + 4, class 1 has 0 and 2 + 2.
+    assert _controlnetpp_metrics.miou(statistics) == pytest.approx(100 * (1 + (0.5 + 0) / 2) / 2)
 
 
-def test_black_in_a_given_map_is_no_class():
-    wanted = classes([0, 0, 1, 1])
-    wanted[0, 2:] = 0
+def test_black_pixels_of_a_target_are_ignored():
+    target = classes([0, 0, 1, 1])
+    target[0, 2:] = 0
     assert _controlnetpp_metrics.miou(
-        [_controlnetpp_metrics.overlaps(wanted, [classes([0, 0, 2, 0])])]
+        [_controlnetpp_metrics.class_overlaps(target, [classes([0, 0, 2, 0])])]
     ) == pytest.approx(100)
 
 
-def test_the_paper_s_similarity_of_equal_maps_is_one():
+def test_ms_ssim_of_equal_maps_is_one():
     soft = grey_map(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
     assert _controlnetpp_metrics.mean_ms_ssim(soft, [soft, soft]) == pytest.approx(1)
     assert _controlnetpp_metrics.mean_ms_ssim(soft, [255 - soft]) < 0.1
@@ -94,7 +94,7 @@ def save_picture(path, level=0):
     Image.fromarray(picture).save(path)
 
 
-def test_pictures_have_their_captions_beside_them_or_in_prompt_json(tmp_path):
+def test_captions_are_in_text_files_or_in_prompt_json(tmp_path):
     for name in ("b.jpg", "a.png"):
         save_picture(tmp_path / name)
     (tmp_path / "a.txt").write_text("a box\n")
@@ -112,7 +112,7 @@ def test_pictures_have_their_captions_beside_them_or_in_prompt_json(tmp_path):
 @pytest.mark.parametrize("text", ["no json", "[1]", '{"target": "a.png"}', "7"])
 def test_a_malformed_prompt_json_is_named(tmp_path, text):
     (tmp_path / "prompt.json").write_text(text)
-    with pytest.raises(BadInput, match=r"prompt\.json must have one JSON object a line"):
+    with pytest.raises(BadInput, match=r"prompt\.json must have one JSON object per line"):
         _controlnetpp.read_folder(tmp_path)
 
 
@@ -123,26 +123,26 @@ def test_a_caption_in_another_encoding_is_named(tmp_path):
         _controlnetpp.read_folder(tmp_path)
 
 
-def test_an_empty_folder_is_said(tmp_path):
+def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(BadInput, match="There are no pictures in"):
         _controlnetpp.read_folder(tmp_path)
 
 
-def test_a_picture_is_squeezed_whatever_its_shape(tmp_path):
+def test_a_picture_is_resized_without_its_aspect_ratio(tmp_path):
     save_picture(tmp_path / "a.png")
-    whole = _controlnetpp.squeezed(tmp_path / "a.png")
-    assert whole.shape == (512, 512, 3)
-    assert (whole[256, 140:370] == 255).all()  # the middle half, not a middle square
-    with pytest.raises(BadInput, match=r"b\.png is not there"):
-        _controlnetpp.squeezed(tmp_path / "b.png")
+    square = _controlnetpp.load_square(tmp_path / "a.png")
+    assert square.shape == (512, 512, 3)
+    assert (square[256, 140:370] == 255).all()  # the middle half, as in the picture
+    with pytest.raises(BadInput, match=r"b\.png does not exist"):
+        _controlnetpp.load_square(tmp_path / "b.png")
 
 
-# The extractors
+# DPT-Large and Mask2Former
 
 
 @pytest.fixture
 def extractors(monkeypatch, tmp_path):
-    """An empty folder for them, and no hub."""
+    """An empty folder for their weights."""
     monkeypatch.setattr(_pretrained, "FOLDER", tmp_path / "extractors")
     _pretrained._transformer.cache_clear()
     yield tmp_path / "extractors"
@@ -183,16 +183,16 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
 
 
-def test_wanted_depth_is_stretched_and_found_depth_divided_by_its_largest(
+def test_depth_is_stretched_and_that_of_results_divided_by_its_largest(
     extractors, picture, monkeypatch
 ):
     save_depth_network(extractors)
-    assert _controlnetpp_metrics.depth_in(picture).shape == (96, 128)
+    assert _controlnetpp_metrics.predict_depth(picture).shape == (96, 128)
     monkeypatch.setattr(
-        _controlnetpp_metrics, "depth_in", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32)
+        _controlnetpp_metrics, "predict_depth", lambda _: np.array([[2.0, 3.0, 4.0]], np.float32)
     )
     assert _controlnetpp_metrics.draw_depth(picture, None)[0, :, 0].tolist() == [0, 128, 255]
-    assert _controlnetpp_metrics.draw_found_depth(picture, None)[0, :, 0].tolist() == [
+    assert _controlnetpp_metrics.draw_generated_depth(picture, None)[0, :, 0].tolist() == [
         128,
         191,
         255,
@@ -201,10 +201,10 @@ def test_wanted_depth_is_stretched_and_found_depth_divided_by_its_largest(
 
 def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, picture):
     save_class_network(extractors)
-    found = _controlnetpp_metrics.draw_classes(picture, None)
-    assert found.shape == picture.shape
+    drawn = _controlnetpp_metrics.draw_classes(picture, None)
+    assert drawn.shape == picture.shape
     known = {tuple(colour) for colour in map_colours().tolist()}
-    assert {tuple(colour) for colour in found.reshape(-1, 3).tolist()} <= known
+    assert {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()} <= known
 
 
 @pytest.mark.parametrize(
@@ -214,15 +214,15 @@ def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, pictur
         (_controlnetpp_metrics.draw_classes, "mask2former"),
     ],
 )
-def test_what_an_extractor_lacks_is_one_sentence(extractors, picture, draw, name):
+def test_missing_weights_are_one_sentence(extractors, picture, draw, name):
     with pytest.raises(WeightsMissing, match=f"{name}.* needs model.safetensors .* put them into"):
         draw(picture, None)
 
 
-# The whole
+# The benchmark
 
 
-def test_the_settings_are_the_paper_s():
+def test_the_settings_are_the_papers():
     settings = {
         name: _controlnetpp.SETTINGS[name] for name in ("steps", "guidance_scale", "num_samples")
     }
@@ -234,7 +234,7 @@ def test_the_settings_are_the_paper_s():
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    """A small random model with three controls, in few steps and small; its name is tiny."""
+    """A small random model, tiny, with three controls; few steps at a small size."""
     folder = tmp_path / "models"
     save_networks(tiny_networks(controls=CONTROLS), folder / "tiny")
     (folder / "tiny.toml").write_text(CARD, encoding="utf-8")
@@ -253,9 +253,7 @@ def run(folder, capsys, *more):
     return code, json.loads(out.splitlines()[-1]), out, err
 
 
-def test_the_figures_of_the_contract_and_the_paper_s_beside_them(
-    model, extractors, tmp_path, capsys
-):
+def test_the_json_follows_the_contract_with_the_papers_results(model, extractors, tmp_path, capsys):
     save_depth_network(extractors)
     save_class_network(extractors)
     for name in ("one", "two"):
@@ -266,19 +264,17 @@ def test_the_figures_of_the_contract_and_the_paper_s_beside_them(
     assert (result["guidance_scale"], result["resolution"], result["images"]) == (7.5, 256, 2)
     assert {"model", "steps", "autoencoder_psnr", "prompt_colour_accuracy"} < result.keys()
     assert list(result["conditions"]) == list(result["paper"]) == list(CONTROLS)
-    for name, found in result["conditions"].items():
-        assert found["metric"] == _controlnetpp_metrics.WAYS[name].metric
-        assert found["strength"].keys() == {"1"} and found["pictures"] == 2
-        assert found["headline"].keys() == {"oracle", "1"}
+    for name, summary in result["conditions"].items():
+        assert summary["metric"] == _controlnetpp_metrics.EVALUATIONS[name].metric
+        assert summary["strength"].keys() == {"1"} and summary["pictures"] == 2
+        assert summary["headline"].keys() == {"oracle", "1"}
     assert result["paper"]["canny"] == {"ControlNet": 34.65, "ControlNet++": 37.04}
     assert "in the paper: ControlNet 34.65  ControlNet++ 37.04" in out
     assert "(lower is better)" in out
     assert Image.open(sheet.with_name("sheet-seg.png")).size == (4 * 256, 2 * 256)
 
 
-def test_maps_of_the_folder_are_taken_for_what_the_paper_took_from_its_data(
-    model, extractors, tmp_path, capsys
-):
+def test_the_folders_own_maps_are_used(model, extractors, tmp_path, capsys):
     save_class_network(extractors)
     save_picture(tmp_path / "data" / "one.png")
     save_picture(tmp_path / "data" / "two.png")
@@ -290,11 +286,11 @@ def test_maps_of_the_folder_are_taken_for_what_the_paper_took_from_its_data(
     code, result, _, err = run(tmp_path / "data", capsys, *more)
     assert (np.asarray(Image.open(sheet.with_name("sheet-seg.png")))[:, 256:512] == 120).all()
     assert code == 1 and list(result["failed"]) == ["two.png"]
-    assert err.splitlines()[-1].startswith("two.png: ") and "is not there" in err
+    assert err.splitlines()[-1].startswith("two.png: ") and "does not exist" in err
     assert result["conditions"]["seg"]["pictures"] == 1
 
 
-def test_what_cannot_be_measured_does_not_cost_the_rest(model, extractors, tmp_path, capsys):
+def test_failures_do_not_stop_the_rest(model, extractors, tmp_path, capsys):
     save_picture(tmp_path / "data" / "one.png")
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG")
     code, result, _, err = run(tmp_path / "data", capsys, "--conditions", "depth,hed,canny")
@@ -305,7 +301,7 @@ def test_what_cannot_be_measured_does_not_cost_the_rest(model, extractors, tmp_p
     assert "Traceback" not in err
 
 
-def test_what_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
+def test_a_condition_that_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
     save_picture(tmp_path / "one.png")
     with pytest.raises(SystemExit):
         run(tmp_path, capsys, "--conditions", "pose")
@@ -314,11 +310,11 @@ def test_what_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
     )
     with pytest.raises(SystemExit):
         controllability.main(["--protocol", "controlnet++"])
-    assert "goes with --data DIR" in capsys.readouterr().err
+    assert "needs --data DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", _controlnetpp_metrics.WAYS)
+@pytest.mark.parametrize("name", _controlnetpp_metrics.EVALUATIONS)
 def test_every_named_preprocessor_exists(name):
-    way, annotator = _controlnetpp_metrics.WAYS[name], find_annotator(name)
-    if isinstance(way.draw, str):
-        assert way.draw in [one.name for one in annotator.preprocessors]
+    draw, annotator = _controlnetpp_metrics.EVALUATIONS[name].draw, find_annotator(name)
+    if isinstance(draw, str):
+        assert draw in [p.name for p in annotator.preprocessors]

@@ -1,4 +1,4 @@
-"""The speed benchmark times both sides on the same work, and its measures mean what they say."""
+"""The speed benchmark gives all competitors the same work, and computes its figures correctly."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from tests.tiny_networks import tiny_networks
 
 @pytest.fixture
 def work(models_folder, monkeypatch):
-    monkeypatch.setattr(speed, "GEMM_SIDE", 256)  # quick, and as good a number here
+    monkeypatch.setattr(speed, "GEMM_SIDE", 256)  # faster, and accurate enough here
     return speed.Workload(
         load=lambda *controls: Store("cpu", "bfloat16", models_folder).load("tiny", *controls),
         model="tiny",
@@ -29,40 +29,40 @@ def work(models_folder, monkeypatch):
     )
 
 
-def test_both_sides_do_the_same_work(work):
-    found = speed.compare(replace(work, images=2), speed.PEERS, 2, 1)
-    runs = found["runs"]
+def test_all_competitors_do_the_same_work(work):
+    result = speed.compare(replace(work, images=2), speed.PEERS, 2, 1)
+    runs = result["runs"]
     assert set(runs) == {"ours", "diffusers", "diffusers_float32"}
-    assert set(found["ratios"]) == {"diffusers", "diffusers_float32"}
-    # Had ours done other work, its latents would lie far from the float32 reference.
+    assert set(result["ratios"]) == {"diffusers", "diffusers_float32"}
+    # With other work, our latents would be far from the float32 reference.
     assert runs["diffusers_float32"]["rho"] == 0
     assert runs["diffusers"]["rho"] == pytest.approx(1)
     assert 0.2 < runs["ours"]["rho"] < 1.5
-    json.dumps(found)
+    json.dumps(result)
 
 
 PACE = {"ours": 1.0, "diffusers": 3.0, "diffusers_float32": 5.0}
 
 
 class TimedPeer:
-    """Takes its pace in seconds for a step of an image, and more at the end in each round."""
+    """Takes PACE seconds per step and image, and after the steps more in each round."""
 
     runs: list
-    """Who ran, and the request, of all peers in their order."""
+    """The names and requests of all peers' runs, in order."""
     clock: SimpleNamespace
 
     def __init__(self, name="ours"):
         self.name = name
         self.networks = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
 
-    def __call__(self, request, made):
+    def __call__(self, request, measurement):
         self.runs.append((self.name, request))
         pace, images = PACE[self.name], request.num_samples
         for step in range(1, request.steps + 1):
             self.clock.now += pace * images
-            made.stepped(step, images)
+            measurement.end_step(step, images)
         self.clock.now += pace * request.seed**2
-        made.latents.append(torch.full((images, 1), 5 - pace))
+        measurement.latents.append(torch.full((images, 1), 5 - pace))
 
     def flops(self, request):
         return 9e9, 4e9
@@ -70,7 +70,7 @@ class TimedPeer:
 
 @pytest.fixture
 def timed(monkeypatch):
-    """TimedPeer in everybody's place, with a clock that only they move on."""
+    """TimedPeer in place of all competitors, with a clock that only they advance."""
     clock = SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
     monkeypatch.setattr(TimedPeer, "clock", clock, raising=False)
@@ -81,41 +81,41 @@ def timed(monkeypatch):
     return TimedPeer
 
 
-def test_they_take_turns_and_warming_up_does_not_count(work, timed, monkeypatch):
+def test_competitors_take_turns_and_warm_up_is_not_timed(work, timed, monkeypatch):
     names = ["ours", *speed.PEERS]
     peers, weights = {name: timed(name) for name in names}, dict.fromkeys(names, 1000.0)
     monkeypatch.setattr(speed, "_peers", lambda *_: (peers, weights))
     monkeypatch.setattr(speed, "gemm_peak", lambda dtype, _: 320 / dtype.itemsize)
-    found = speed.compare(replace(work, steps=4, images=2), speed.PEERS, rounds=3, seeds=1)
+    result = speed.compare(replace(work, steps=4, images=2), speed.PEERS, rounds=3, seeds=1)
     assert [name for name, _ in timed.runs] == [*names, *names, *names[:2], *names[:2]]
-    assert [(one.seed, one.steps) for _, one in timed.runs[::3]] == [(0, 2), (1, 4), (2, 4), (3, 4)]
-    ours, theirs, exact = (found["runs"][name] for name in names)
+    assert [(r.seed, r.steps) for _, r in timed.runs[::3]] == [(0, 2), (1, 4), (2, 4), (3, 4)]
+    ours, theirs, exact = (result["runs"][name] for name in names)
     assert ours["seconds_per_image"] == pytest.approx({"median": 6, "p95": 8.25})
     assert (theirs["seconds_per_image"]["median"], exact["seconds_per_image"]["median"]) == (
         18,
         22.5,
     )
-    assert found["ratios"] == {"diffusers": 3, "diffusers_float32": 3.75}
+    assert result["ratios"] == {"diffusers": 3, "diffusers_float32": 3.75}
     assert (ours["seconds_per_step"], theirs["seconds_per_step"]) == (1, 3)
     assert (ours["rho"], theirs["rho"], exact["rho"]) == (2, 1, 0)
     assert ours["share_of_peak"] == pytest.approx(40 / 160 / 6)
     assert exact["share_of_peak"] == pytest.approx(40 / 80 / 22.5)
-    assert all(1000 <= one["peak_memory_mb"] < 1100 for one in (ours, theirs, exact))
+    assert all(1000 <= row["peak_memory_mb"] < 1100 for row in (ours, theirs, exact))
 
 
-def test_without_peers_ours_is_timed_alone(work):
-    found = speed.compare(work, [], 1, 1)
-    assert list(found["runs"]) == ["ours"]
-    assert found["runs"]["ours"]["rho"] is None
+def test_without_competitors_ours_is_timed_alone(work):
+    result = speed.compare(work, [], 1, 1)
+    assert list(result["runs"]) == ["ours"]
+    assert result["runs"]["ours"]["rho"] is None
 
 
 def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     runs = []
 
     class Recorded(speed.Ours):
-        def __call__(self, request, made):
+        def __call__(self, request, measurement):
             runs.append((request, self.networks))
-            super().__call__(request, made)
+            super().__call__(request, measurement)
 
     monkeypatch.setattr(speed, "Ours", Recorded)
     monkeypatch.setattr(speed, "CONTROLS", ("canny", "depth"))
@@ -125,13 +125,12 @@ def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     work = replace(work, load=lambda *controls: tiny_networks(controls=controls))
     rows = speed.growth(work)
     varied = [(2, 256, 2, 1), (1, 320, 2, 1), (1, 256, 4, 1), (1, 256, 2, 1), (1, 256, 2, 2)]
-    found = [(row["images"], row["size"], row["steps"], row["controls"]) for row in rows]
-    assert found == varied
+    assert [(r["images"], r["size"], r["steps"], r["controls"]) for r in rows] == varied
     ran = [
         (one.num_samples, len(one.controls[0].image), one.steps, len(one.controls))
         for one, _ in runs[1::2]
     ]
-    assert ran == varied, "each is measured, after a run that warms up"
+    assert ran == varied, "each is measured after a warm-up run"
     assert [len(networks.controlnets) for _, networks in runs[1::2]] == [1, 1, 1, 1, 2]
     for row, (_, networks) in zip(rows, runs[1::2], strict=True):
         assert row["peak_memory_mb"] >= int(_peers.weights_mb(networks)) > 0
@@ -139,8 +138,7 @@ def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     json.dumps(rows)
 
 
-def test_operations_are_counted_whole(work):
-    """A convolution and an attention that a person can follow are in it."""
+def test_operations_include_convolutions_and_attention(work):
     assert _peers._attention_flops((1, 2, 16, 4), (1, 2, 8, 4)) == 2 * 2 * (2 * 16 * 8 * 4)
     step, rest = _peers.Diffusers(work.load("canny"), "canny").flops(work.request(1))
     unet = work.load().unet
@@ -148,7 +146,7 @@ def test_operations_are_counted_whole(work):
     assert step > 2 * 2 * first and rest > 0
 
 
-def test_random_networks_repeat_and_stay_finite(models_folder):
+def test_random_networks_are_reproducible_and_finite(models_folder):
     one, same = (
         random_networks(["canny"], torch.device("cpu"), torch.bfloat16, models_folder / "tiny")
         for _ in range(2)
@@ -166,7 +164,7 @@ def test_random_networks_repeat_and_stay_finite(models_folder):
 
 
 def test_random_networks_have_full_size():
-    """860 million parameters in the UNet and 361 in a ControlNet, counted without making them."""
+    """860 million parameters in the UNet and 361 in a ControlNet, counted on the meta device."""
     config = json.loads((speed.ROOT / "models/sd15/unet/config.json").read_text())
     from diffusers import ControlNetModel, UNet2DConditionModel
 
@@ -177,18 +175,18 @@ def test_random_networks_have_full_size():
     assert counts == [859_520_964, 361_279_120]
 
 
-def test_a_peer_that_is_not_there_is_named(capsys):
+def test_an_unknown_competitor_is_named(capsys):
     with pytest.raises(SystemExit):
         speed.main(["--peers", "nobody", "--no-server"])
     assert "There is no peer 'nobody'" in capsys.readouterr().err
 
 
-def test_memory_of_a_run_is_the_most_it_held():
+def test_memory_of_a_run_is_its_peak():
     with _peers.PeakMemory(torch.device("cpu")) as peak:
         held = torch.ones(64 * 2**20, dtype=torch.uint8)
         time.sleep(0.1)
         del held
-    assert 60 < peak.megabytes < 80, "it was gone at the end"
+    assert 60 < peak.megabytes < 80, "it was freed before the end"
 
 
 def test_gemm_peak_is_the_best_rate(timed, monkeypatch):

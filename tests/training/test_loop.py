@@ -1,23 +1,25 @@
-"""The loop learns, resumes as if it had never stopped, and hands back averaged weights."""
+"""The training loop learns, resumes exactly, and returns averaged weights."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from training.loop import Run, decay, train
+from training.loop import RunConfig, lr_factor, train
 
 
 def run(folder: Path, steps: int) -> nn.Module:
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
-    wanted = torch.tensor([[1.0, -2.0, 0.5]])
+    target = torch.tensor([[1.0, -2.0, 0.5]])
 
     def loss_at(step: int) -> dict[str, torch.Tensor]:
         x = torch.randn(32, 3, generator=torch.Generator().manual_seed(step))
-        return {"loss": (module(x) - x @ wanted.T).square().mean()}
+        return {"loss": (module(x) - x @ target.T).square().mean()}
 
-    settings = Run(folder, steps, None, learning_rate=0.05, checkpoint_every=10, sheet_every=1000)
+    settings = RunConfig(
+        folder, steps, None, learning_rate=0.05, checkpoint_every=10, sheet_every=1000
+    )
     train(settings, {"module": module}, loss_at, lambda _modules, path: path.write_bytes(b"sheet"))
     return module
 
@@ -29,15 +31,15 @@ def test_it_learns(tmp_path):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 10
 
 
-def test_a_resumed_run_is_the_unbroken_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.loop.decay", lambda done: 1.0)  # the schedule knows the end
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.lr_factor", lambda progress: 1.0)  # it depends on --steps
     whole = run(tmp_path / "whole", 40)
     run(tmp_path / "halves", 20)
     resumed = run(tmp_path / "halves", 40)
     assert torch.equal(whole.weight, resumed.weight)
 
 
-def test_the_rate_falls_at_the_end():
-    assert decay(0.0) == 1.0 and decay(0.3) == 1.0
-    assert 0.4 < decay(2 / 3) < 0.6
-    assert decay(1.0) < 0.03
+def test_the_learning_rate_falls_at_the_end():
+    assert lr_factor(0.0) == 1.0 and lr_factor(0.3) == 1.0
+    assert 0.4 < lr_factor(2 / 3) < 0.6
+    assert lr_factor(1.0) < 0.03

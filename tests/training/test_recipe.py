@@ -1,4 +1,4 @@
-"""The whole recipe, from nothing to a measured model, at its smallest size."""
+"""The whole recipe, from rendered scenes to a measured model, at a tiny size."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ steps = 2
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `scenes`, and `models/diorama` trained for two steps each."""
+    """A folder with `scenes`, and `models/diorama` with each network trained for two steps."""
     root = tmp_path_factory.mktemp("recipe")
     scenes, model = root / "scenes", root / "models" / "diorama"
     render_scenes(8, 64, scenes)
@@ -55,8 +55,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(model / "controlnet" / "canny"),
     ]
     train_control.main([*few, *small, *control])
-    seeing = ["--out", str(root / "d"), "--save", str(model / "annotator")]
-    train_annotator.main([*few, *seeing])
+    annotator = ["--out", str(root / "d"), "--save", str(model / "annotator")]
+    train_annotator.main([*few, *annotator])
     (root / "models" / "diorama.toml").write_text(CARD)
     return root
 
@@ -71,32 +71,32 @@ def test_pictures_are_rendered_once(trained):
     assert len(pictures) == len(pictures.captions) == 8
 
 
-def test_half_the_maps_are_drawn_at_settings_of_their_own(trained):
+def test_half_the_maps_are_drawn_with_random_settings(trained):
     canny = find_annotator("canny")
-    examples = scene_maps.DrawnExamples(trained / "scenes", canny, 64)
+    examples = scene_maps.SceneExamples(trained / "scenes", canny, 64)
     draw = canny.preprocessors[0].draw
     pictures, maps = examples.batch(range(8)), examples.maps(range(8))
-    usual = [
+    default = [
         np.array_equal(draw(p, canny.params()), m) for p, m in zip(pictures, maps, strict=True)
     ]
-    assert all(usual[::2]) and not all(usual[1::2])
+    assert all(default[::2]) and not all(default[1::2])
     assert np.array_equal(maps, examples.maps(range(8)))
-    found = [scene_maps.varied(canny.params, seed).low_threshold for seed in range(50)]
-    assert min(found) < 40 and max(found) > 180 and len(set(found)) > 30
+    values = [scene_maps.random_params(canny.params, seed).low_threshold for seed in range(50)]
+    assert min(values) < 40 and max(values) > 180 and len(set(values)) > 30
 
 
-def test_maps_drawn_beforehand_are_those_drawn_on_the_way(trained, monkeypatch):
+def test_cached_maps_equal_those_drawn_on_the_fly(trained, monkeypatch):
     canny, folder = find_annotator("canny"), trained / "scenes"
-    on_the_way = scene_maps.DrawnExamples(folder, canny, 64).maps(range(8))
+    on_the_fly = scene_maps.SceneExamples(folder, canny, 64).maps(range(8))
     scene_maps.main(["--conditions", "canny", "--data", str(folder), "--size", "64"])
-    before = scene_maps.DrawnExamples(folder, canny, 64)
+    cached = scene_maps.SceneExamples(folder, canny, 64)
     monkeypatch.setattr(scene_maps, "batched_prediction", None)  # nothing is drawn any more
-    assert np.array_equal(before.maps(range(8)), on_the_way)
-    assert np.array_equal(before.maps([5, 2]), on_the_way[[5, 2]])
+    assert np.array_equal(cached.maps(range(8)), on_the_fly)
+    assert np.array_equal(cached.maps([5, 2]), on_the_fly[[5, 2]])
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, 300), (5, 60), (1000, 1), (0, 300)])
-def test_rows_with_a_map_are_chosen_where_many_have_none(every, expected):
+def test_rows_with_a_map_are_selected_if_many_are_empty(every, expected):
     class Examples:
         def __len__(self):
             return 300
@@ -107,12 +107,12 @@ def test_rows_with_a_map_are_chosen_where_many_have_none(every, expected):
                 maps[k, 0] = 255 * (every > 0 and row % every == 0)
             return maps
 
-    rows = train_control.mapped_rows(Examples(), find_annotator("pose").is_empty, 16)
+    rows = train_control.rows_with_maps(Examples(), find_annotator("pose").is_empty, 16)
     assert len(rows) == expected
     assert not every or all(row % every == 0 for row in rows.tolist())
 
 
-def test_weights_are_small_and_know_their_recipe(trained):
+def test_weights_are_small_and_contain_their_recipe(trained):
     files = sorted((trained / "models").rglob("*.safetensors"))
     assert {path.parent.name for path in files} == {
         "vae",
@@ -124,9 +124,10 @@ def test_weights_are_small_and_know_their_recipe(trained):
     for path in files:
         assert path.stat().st_size < 10_000_000
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["controlloop"])
+            metadata = json.loads(file.metadata()["controlloop"])
             assert file.get_tensor(next(iter(file.keys()))).dtype == torch.float16
-        assert facts["recipe"]["steps"] == 2 and facts["recipe"]["seed"] == 0 and facts["commit"]
+        recipe = metadata["recipe"]
+        assert recipe["steps"] == 2 and recipe["seed"] == 0 and metadata["commit"]
 
 
 def test_training_resumes(trained, capsys):
@@ -151,7 +152,7 @@ def test_a_reward_tunes_a_trained_controlnet(trained, tmp_path):
         train_control.main([*short, *places, "--reward", "colour"])
 
 
-def test_a_reward_is_sought_in_own_pictures(trained, tmp_path, capsys):
+def test_own_samples_are_rewarded(trained, tmp_path, capsys):
     model, out = trained / "models" / "diorama", tmp_path / "run"
     few = ["--batch", "2", "--size", "64", "--device", "cpu", "--data", str(trained / "scenes")]
     start = ["--base", str(model), "--start", str(model / "controlnet" / "canny")]
@@ -160,13 +161,13 @@ def test_a_reward_is_sought_in_own_pictures(trained, tmp_path, capsys):
     own = torch.load(out / "own.pt", weights_only=True)
     assert own.shape == (5, 4, 8, 8) and bool(own.isfinite().all())
     assert float(own.std()) > 0 and not torch.equal(own[0], own[1])
-    assert "batches of own pictures" in capsys.readouterr().out
-    train_control.main([*few, *start, *tuning, "--steps", "2"])  # taken up again, with the same
-    said = capsys.readouterr().out
-    assert "resumed at step 1" in said and "own pictures" not in said
+    assert "batches of own samples" in capsys.readouterr().out
+    train_control.main([*few, *start, *tuning, "--steps", "2"])  # resumes, with the same samples
+    output = capsys.readouterr().out
+    assert "resumed at step 1" in output and "own samples" not in output
 
 
-def test_a_folder_of_ones_own_trains(trained, tmp_path):
+def test_a_users_folder_trains(trained, tmp_path):
     rng = np.random.default_rng(0)
     lines = []
     for k in range(3):
@@ -184,27 +185,28 @@ def test_a_folder_of_ones_own_trains(trained, tmp_path):
     assert (tmp_path / "saved" / "diffusion_pytorch_model.safetensors").exists()
 
 
-def test_thin_lines_of_ones_own_maps_survive_shrinking(tmp_path):
+def test_thin_lines_of_a_users_maps_survive_shrinking(tmp_path):
     line = np.zeros((96, 128, 3), np.uint8)
     line[:, 65] = 255
     Image.fromarray(line).save(tmp_path / "a.png")
     row = {"source": "a.png", "target": "a.png", "prompt": "a line"}
     (tmp_path / "prompt.json").write_text(json.dumps(row))
     examples = train_control.FolderExamples(tmp_path, find_annotator("canny"), 24)
-    (found,) = examples.maps([0])
-    assert found.shape == (24, 24, 3) and (found.max(1) == 255).all() and (found == 255).sum() == 72
+    (small,) = examples.maps([0])
+    assert small.shape == (24, 24, 3) and (small.max(1) == 255).all() and (small == 255).sum() == 72
     (picture,) = examples.batch([0])
-    assert picture.shape == found.shape and 0 < picture.max() < 255
+    assert picture.shape == small.shape and 0 < picture.max() < 255
 
 
 def test_the_trained_model_is_measured(trained, tmp_path):
     store = Store("cpu", "float32", trained / "models")
-    chosen = controllability.chosen(store, "diorama", ["canny"])
-    found = controllability.measure(store, "diorama", chosen, 2, (0.0, 1.0), tmp_path / "sheet.png")
-    canny = found["conditions"]["canny"]
+    conditions = controllability.select_conditions(store, "diorama", ["canny"])
+    sheet = tmp_path / "sheet.png"
+    result = controllability.measure(store, "diorama", conditions, 2, (0.0, 1.0), sheet)
+    canny = result["conditions"]["canny"]
     assert canny["metric"] == "F1" and set(canny["strength"]) == {"0", "1"}
     assert set(canny["headline"]) == {"oracle", "0", "1"}
-    assert 0 <= canny["oracle"] <= 1 and found["autoencoder_psnr"] > 3
+    assert 0 <= canny["oracle"] <= 1 and result["autoencoder_psnr"] > 3
     assert (tmp_path / "sheet-canny.png").exists()
 
 
@@ -223,10 +225,10 @@ def test_a_decoder_trains_alone(trained, tmp_path):
     assert not all(equal for name, equal in same.items() if name.startswith("decoder."))
 
 
-def test_every_second_picture_the_annotator_learns_from_is_softer():
+def test_every_second_picture_is_blurred_for_the_annotator():
     pictures = torch.rand(4, 3, 32, 32)
-    soft = train_annotator.blurred(pictures, 0.25)
-    assert torch.equal(soft[1::2], pictures[1::2])
-    slopes = [one.diff(dim=3).abs().mean() for one in (soft[::2], pictures[::2])]
-    assert slopes[0] < 0.3 * slopes[1]
+    blurred = train_annotator.blurred(pictures, 0.25)
+    assert torch.equal(blurred[1::2], pictures[1::2])
+    gradients = [part.diff(dim=3).abs().mean() for part in (blurred[::2], pictures[::2])]
+    assert gradients[0] < 0.3 * gradients[1]
     assert torch.allclose(train_annotator.blurred(pictures, 1.0), pictures, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What an annotator sees in a foretold picture, as a loss."""
+"""The reward: an annotator's predictions for an extrapolated picture, as a loss."""
 
 import numpy as np
 import pytest
@@ -10,21 +10,21 @@ from training.reward import KINDS, Reward, large_classes, overlap_loss
 from training.train_autoencoder import make_autoencoder
 
 
-def test_the_true_velocity_foretells_the_clean_latents():
+def test_the_true_velocity_gives_the_clean_latents():
     scheduler, latents = make_scheduler(), torch.randn(8, 4, 4, 4)
     target = NoisyTarget(scheduler, latents, torch.Generator().manual_seed(0))
-    assert torch.allclose(target.clean(target._wanted), latents, atol=1e-4)
-    # A velocity that is off is off most where there is most noise: sqrt(1 - alpha) times as much.
-    error = (target.clean(target._wanted + 1) - latents).mean((1, 2, 3))
-    share = (1 - scheduler.alphas_cumprod[target.timesteps]).sqrt()
-    assert torch.allclose(-error, share, atol=1e-4)
+    assert torch.allclose(target.clean(target._velocity), latents, atol=1e-4)
+    # An error of the velocity is scaled by the noise's coefficient, sqrt(1 - alpha).
+    error = (target.clean(target._velocity + 1) - latents).mean((1, 2, 3))
+    noise = (1 - scheduler.alphas_cumprod[target.timesteps]).sqrt()
+    assert torch.allclose(-error, noise, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
-def seen_by():
+def reward_inputs():
     torch.manual_seed(0)
     annotator = SceneAnnotator(tuple(range(5)), (8, 16, 16))
-    for layer in annotator.modules():  # a fresh head hardly tells pictures apart
+    for layer in annotator.modules():  # an untrained head hardly separates pictures
         if isinstance(layer, torch.nn.Conv2d):
             layer.weight.data *= 2
     vae = make_autoencoder()
@@ -35,32 +35,32 @@ def seen_by():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_agrees_with_itself_more_than_with_another(seen_by, kind):
-    vae, annotator, latents, pictures = seen_by
+def test_the_loss_is_smallest_for_the_same_picture(reward_inputs, kind):
+    vae, annotator, latents, pictures = reward_inputs
     reward = Reward(vae, annotator, [kind])
-    if kind == "offset":  # where no joint is seen, there is none to compare
+    if kind == "offset":  # offsets are compared at joints, so predict some
         annotator.head[-1].bias.data[-20:-2] += 5
     same = reward.loss(latents, pictures)
     assert float(same) < float(reward.loss(latents, np.ascontiguousarray(pictures[:, ::-1])))
     assert float(same) < float(reward.loss(latents, np.full_like(pictures, 255)))
 
 
-def test_the_loss_moves_the_latents_and_nothing_frozen(seen_by):
-    vae, annotator, latents, pictures = seen_by
-    moved = latents.clone().requires_grad_(True)
+def test_only_the_latents_get_gradients(reward_inputs):
+    vae, annotator, latents, pictures = reward_inputs
+    leaf = latents.clone().requires_grad_(True)
     reward = Reward(vae, annotator, KINDS)
-    reward.loss(moved, 255 - pictures).backward()
-    assert float(moved.grad.abs().min()) > 0
+    reward.loss(leaf, 255 - pictures).backward()
+    assert float(leaf.grad.abs().min()) > 0
     assert not any(p.requires_grad for p in [*vae.decoder.parameters(), *annotator.parameters()])
     assert all(p.grad is None for p in [*vae.decoder.parameters(), *annotator.parameters()])
 
 
-def test_the_overlap_is_that_of_the_classes_in_either():
+def test_the_overlap_is_the_mean_over_the_classes_in_either():
     classes = torch.zeros(1, 4, 4, dtype=torch.long)
     classes[0, :2] = 1
 
-    def loss(seen):
-        logits = 30 * torch.nn.functional.one_hot(seen, 4).permute(0, 3, 1, 2).float()
+    def loss(predicted):
+        logits = 30 * torch.nn.functional.one_hot(predicted, 4).permute(0, 3, 1, 2).float()
         return float(overlap_loss(logits, classes))
 
     assert loss(classes) == pytest.approx(0, abs=1e-5)
@@ -69,17 +69,17 @@ def test_the_overlap_is_that_of_the_classes_in_either():
     shifted[0, 1] = 0  # 4 of 8 and 8 of 12 pixels
     assert loss(shifted) == pytest.approx(1 - (4 / 8 + 8 / 12) / 2, abs=1e-5)
     stray = classes.clone()
-    stray[0, 0, 0] = 3  # one pixel of a third class is nearly as bad as that class missed
+    stray[0, 0, 0] = 3  # one pixel of an extra class costs nearly as much as a missing class
     assert loss(stray) == pytest.approx(
         1 - (7 / 8 + 1) / (2 + (1 / 16) / (1 / 16 + 1 / 256)), abs=1e-5
     )
 
 
-def test_classes_that_cover_too_little_are_left_to_the_next_likely():
+def test_small_classes_get_the_next_likely_class():
     logits = torch.zeros(1, 3, 32, 32)
     logits[0, 0] = 1
     logits[0, 1, :, 20:] = 2
-    logits[0, 2, 0, :4] = 3  # four places of 1024: as many as still count
+    logits[0, 2, 0, :4] = 3  # four of 1024 pixels are just enough
     assert large_classes(logits).unique().tolist() == [0, 1, 2]
     logits[0, 2, 0, 3] = 0
     assert torch.equal(large_classes(logits), logits[:, :2].argmax(1))

@@ -1,11 +1,11 @@
-"""Ray-traces scenes of `world` on tensors, with the exact truth beside each picture.
+"""Ray-traces scenes of `world` in torch, with exact ground truth for every picture.
 
-Any device, many scenes at once. Every ray is first tested against the bounding sphere of every
-solid of its scene; only the pairs that survive are intersected. The same tracer serves camera rays,
-shadow rays and the extra rays that smooth the edges.
+On any device, many scenes at once. Every ray is tested against the bounding sphere of every solid
+of its scene, and intersected with those it hits. The same tracer serves camera rays, shadow rays
+and the extra rays of anti-aliasing.
 
-In the private functions R counts rays and N the rays, points or solids that a step is about;
-`scene` (R,) holds the index of each ray's scene and is sorted.
+In the private functions R is the number of rays, and N of the rays, points or solids of one step;
+`scene` (R,) is the index of each ray's scene, sorted.
 """
 
 import math
@@ -30,24 +30,23 @@ from training.diorama.world import (
 )
 
 _FAR = 1.0e9
-_EPSILON = 2.0e-3  # metres by which a shadow ray leaves its surface
-# The colour step between neighbours above which a pixel is traced again, four times.
-_OUTLINE_CONTRAST = 0.08
-TONE = 0.8  # exponent that opens the shadows, as a camera's curve does
-_GROUND, _WALL, _SKY, _CEILING = -1, -2, -3, -4  # what a ray hit when it hit no solid
+_EPSILON = 2.0e-3  # metres between a surface and the start of its shadow ray
+_AA_CONTRAST = 0.08  # colour difference between neighbours above which a pixel is supersampled
+TONE = 0.8  # exponent of the tone curve: it brightens shadows
+_GROUND, _WALL, _SKY, _CEILING = -1, -2, -3, -4  # what a ray hits if not a solid
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the renderer knows about a batch of pictures.
+    """A batch of pictures with their ground truth.
 
     image (B, H, W, 3) uint8 RGB;
     depth (B, H, W) float32 metres along the camera's axis, inf for the sky;
     normal (B, H, W, 3) float32 unit vectors in camera axes (x right, y up, z towards the camera),
     zero for the sky;
     classes (B, H, W) uint8 ADE20K indices;
-    things (B, H, W) int16 index into `scene.things`, -1 where none;
-    painted (B, H, W) bool: where the surface has the colour that the thing's words name;
+    things (B, H, W) int16 index into `scene.things`, -1 where there is none;
+    painted (B, H, W) bool, where the surface has the colour named in the thing's words;
     keypoints: per scene a (people, 18, 3) float array of x, y in pixels and visibility 0/1.
     """
 
@@ -61,13 +60,13 @@ class Truth:
 
 
 class _Batch:
-    """The scenes of a batch as tensors: solids in one flat list, things padded to the most."""
+    """A batch's scenes as tensors: solids in one flat list, things padded to the largest count."""
 
     def __init__(self, scenes: Sequence[Scene], device: torch.device) -> None:
         self._device = device
-        self._take_solids(scenes)
-        self._take_things(scenes)
-        self._take_surroundings(scenes)
+        self._add_solids(scenes)
+        self._add_things(scenes)
+        self._add_surroundings(scenes)
 
     def _tensor(self, rows: object, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.as_tensor(np.asarray(rows), dtype=dtype, device=self._device)
@@ -75,12 +74,12 @@ class _Batch:
     def _column(
         self, values: list[Any], width: int | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """(N,) or (N, width), also where there are no values."""
+        """(N,) or (N, width), also for N = 0."""
         shape = (len(values),) if width is None else (len(values), width)
         return self._tensor(np.asarray(values, float).reshape(shape), dtype)
 
-    def _take_solids(self, scenes: Sequence[Scene]) -> None:
-        """One row for each solid, scene by scene and thing by thing."""
+    def _add_solids(self, scenes: Sequence[Scene]) -> None:
+        """One row per solid, ordered by scene and thing."""
         owners = [(k, t) for s in scenes for k, t in enumerate(s.things) for _ in t.primitives]
         solids = [part for s in scenes for t in s.things for part in t.primitives]
         self.kinds = [p.kind for p in solids]
@@ -94,7 +93,7 @@ class _Batch:
         self.pattern = self._column([p.pattern for p in solids], dtype=torch.long)
         self.gloss = self._column([p.gloss for p in solids])
         self.class_index = self._column([p.class_index for p in solids], dtype=torch.long)
-        # Whether a solid carries the colour that the words for its thing name.
+        # Whether a solid has the colour named in its thing's words.
         self.named = self._column(
             [
                 t.colour is not None and (not t.coloured or j in t.coloured)
@@ -108,16 +107,16 @@ class _Batch:
         outlines = np.zeros((len(solids), MAX_CORNERS, 2))
         for row, part in enumerate(solids):
             if part.outline is not None:
-                # Repeating the last corner adds edges of no length, which no ray meets.
+                # Repeating the last corner adds edges of length 0, which no ray hits.
                 corner = np.minimum(np.arange(MAX_CORNERS), len(part.outline) - 1)
                 outlines[row] = part.outline[corner]
         self.outline = self._tensor(outlines)
-        # Scene b owns the solids first[b] to first[b + 1].
+        # Scene b has the solids first[b] to first[b + 1].
         counts = [sum(len(t.primitives) for t in s.things) for s in scenes]
         self.first = [0, *np.cumsum(counts).tolist()]
 
-    def _take_things(self, scenes: Sequence[Scene]) -> None:
-        """Things (B, most): their first solid, how many they have, and bounding spheres (…, 4)."""
+    def _add_things(self, scenes: Sequence[Scene]) -> None:
+        """Things (B, most): first solid, number of solids, and bounding sphere (…, 4)."""
         most = max(1, *(len(s.things) for s in scenes))
         start = np.zeros((len(scenes), most), int)
         count = np.zeros((len(scenes), most), int)
@@ -139,8 +138,8 @@ class _Batch:
         self.count = self._tensor(count, torch.long)
         self.sphere = self._tensor(sphere)
 
-    def _take_surroundings(self, scenes: Sequence[Scene]) -> None:
-        """One row for each scene: camera, light, ground, room and sky."""
+    def _add_surroundings(self, scenes: Sequence[Scene]) -> None:
+        """One row per scene: camera, light, ground, room and sky."""
         self.position = self._tensor([s.camera.position for s in scenes])
         self.rotation = self._tensor([s.camera.rotation for s in scenes])
         self.focal = self._tensor([s.camera.focal for s in scenes])
@@ -158,7 +157,7 @@ class _Batch:
         self.clouds = self._tensor([s.sky.clouds for s in scenes])
         self.cartoon = self._tensor([s.cartoon for s in scenes], torch.bool)
         self.night = self._tensor([s.night for s in scenes], torch.bool)
-        # Where each scene stands in the noise, so that no two have the same clouds.
+        # Each scene's offset into the noise, so that clouds differ.
         self.phase = self._tensor(
             [
                 [math.sin(12.9 * (s.seed % 9973)) * 40, math.cos(78.2 * (s.seed % 9973)) * 40]
@@ -167,11 +166,11 @@ class _Batch:
         )
 
 
-# The `_meet_...` functions take rays (N, 3) in a solid's local axes and return the distance (N,),
-# `_FAR` where they miss, and the local normal (N, 3), not yet of length 1.
+# The `_intersect_...` functions take rays (N, 3), origin o and direction d, in a solid's local axes
+# and return the distance (N,), `_FAR` for a miss, and the local normal (N, 3), of any length.
 
 
-def _meet_sphere(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+def _intersect_sphere(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """The sphere of radius 1 around the origin."""
     a, b, c = (d * d).sum(1), (o * d).sum(1), (o * o).sum(1) - 1.0
     root = b * b - a * c
@@ -179,7 +178,7 @@ def _meet_sphere(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((root > 0) & (t > 0), t, _FAR), o + t[:, None] * d
 
 
-def _meet_box(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+def _intersect_box(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """The cube from -1 to 1."""
     safe = torch.where(d.abs() < 1e-9, 1e-9, d)
     one, two = (-1.0 - o) / safe, (1.0 - o) / safe
@@ -189,7 +188,7 @@ def _meet_box(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((near < far) & (near > 0), near, _FAR), normal
 
 
-def _meet_frustum(o: Tensor, d: Tensor, taper: Tensor) -> tuple[Tensor, Tensor]:
+def _intersect_frustum(o: Tensor, d: Tensor, taper: Tensor) -> tuple[Tensor, Tensor]:
     """x² + z² = (1 - (1 - taper) y)², closed by discs at y = 0 and y = 1."""
     k = 1.0 - taper
     radius = 1.0 - k * o[:, 1]
@@ -219,7 +218,7 @@ def _meet_frustum(o: Tensor, d: Tensor, taper: Tensor) -> tuple[Tensor, Tensor]:
     return best, normal
 
 
-def _meet_prism(o: Tensor, d: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
+def _intersect_prism(o: Tensor, d: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
     """An outline (corners, 2) in xz, extruded along y from 0 to 1."""
     here, there = outline, outline.roll(-1, 0)
     edge = there - here
@@ -251,7 +250,7 @@ def _meet_prism(o: Tensor, d: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slices(scene: Tensor, scenes: int) -> list[slice]:
-    """Where each scene's rays stand; `scene` must be sorted."""
+    """Each scene's slice of the rays; `scene` must be sorted."""
     bounds = torch.searchsorted(
         scene.contiguous(), torch.arange(scenes + 1, device=scene.device)
     ).tolist()
@@ -280,7 +279,7 @@ def _trace(
                 continue
             one = first + k
             to_local = batch.to_local[one].T
-            t, n = _meet(batch, one, (o[meets] - centre[k]) @ to_local, d[meets] @ to_local)
+            t, n = _intersect(batch, one, (o[meets] - centre[k]) @ to_local, d[meets] @ to_local)
             meets += rows.start
             closer = (t < nearest[meets]).nonzero()[:, 0]
             won = meets[closer]
@@ -288,20 +287,20 @@ def _trace(
     return nearest, solid, normal
 
 
-def _meet(batch: _Batch, solid: int, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Where local rays meet one solid of any kind."""
+def _intersect(batch: _Batch, solid: int, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersect local rays with one solid of any kind."""
     kind = batch.kinds[solid]
     if kind == SPHERE:
-        return _meet_sphere(o, d)
+        return _intersect_sphere(o, d)
     if kind == BOX:
-        return _meet_box(o, d)
+        return _intersect_box(o, d)
     if kind == FRUSTUM:
-        return _meet_frustum(o, d, batch.taper[solid])
-    return _meet_prism(o, d, batch.outline[solid])
+        return _intersect_frustum(o, d, batch.taper[solid])
+    return _intersect_prism(o, d, batch.outline[solid])
 
 
 def _noise(x: Tensor, y: Tensor) -> Tensor:
-    """Smooth noise in -1..1 from a few incommensurable waves: cheap, the same on every device."""
+    """Smooth noise in -1..1 from a few sine waves: cheap, and the same on every device."""
     a = torch.sin(x * 1.7 + 2.3 * torch.sin(y * 0.9))
     b = torch.sin(y * 2.1 + 1.9 * torch.sin(x * 1.3))
     return (a + b + torch.sin((x + y) * 3.7 + torch.sin(x * 2.9 - y))) / 3.0
@@ -310,7 +309,7 @@ def _noise(x: Tensor, y: Tensor) -> Tensor:
 def _solid_colour(
     batch: _Batch, solid: Tensor, local: Tensor, night: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Colour (N, 3) and class (N,) at local points of solids, with stripes, windows and doors."""
+    """Colour (N, 3) and class (N,) at local points of solids, including stripes and openings."""
     colour, second = batch.colour[solid], batch.second[solid]
     pattern, classes = batch.pattern[solid], batch.class_index[solid]
     striped = (pattern == STRIPES) & (torch.sin(local[:, 1] * 9.0 + 1.0) > 0.25)
@@ -323,14 +322,14 @@ def _solid_colour(
         painted = torch.where(window[:, None], glass, colour[rows])
         painted = torch.where(door[:, None], colour.new_tensor([0.30, 0.17, 0.09]), painted)
         colour = colour.index_copy(0, rows, painted)
-        behind = torch.where(window, ADE20K["window"], classes[rows])
-        named = torch.where(door, ADE20K["door"], behind)
-        classes = classes.index_copy(0, rows, named)
+        opening = torch.where(window, ADE20K["window"], classes[rows])
+        opening = torch.where(door, ADE20K["door"], opening)
+        classes = classes.index_copy(0, rows, opening)
     return colour, classes
 
 
 def _openings(batch: _Batch, solid: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
-    """Where local points (N, 3) on the boxes of buildings are window (N,) and door (N,), bool."""
+    """Masks (N,) of windows and doors at local points (N, 3) on buildings' boxes."""
     half = 1.0 / batch.to_local[solid].norm(dim=2)  # the box's half sizes in metres
     p = local * half
     sideways = local[:, 0].abs() > 0.999
@@ -350,7 +349,7 @@ def _openings(batch: _Batch, solid: Tensor, local: Tensor) -> tuple[Tensor, Tens
 def _backdrop(
     batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ground, or the inside of the room: distance (R,), what (R,), world normal (R, 3)."""
+    """The ground or the room's inside: distance (R,), what was hit (R,), world normal (R, 3)."""
     room = batch.room[scene]
     indoors = batch.indoors[scene]
     safe = torch.where(direction.abs() < 1e-9, 1e-9, direction)
@@ -375,9 +374,9 @@ def _backdrop(
 
 
 def _ground_colour(batch: _Batch, point: Tensor, t: Tensor, scene: Tensor) -> Tensor:
-    """The colour (N, 3) of ground, floor tiles, planks and the dashed line of a road.
+    """The colour (N, 3) of the ground: tiles, planks, the dashed line of a road.
 
-    Patterns fade with the distance `t` (N,), or they would flicker.
+    Patterns fade with the distance `t` (N,), or they would alias.
     """
     x, z, phase = point[:, 0], point[:, 2], batch.phase[scene]
     far = (t / 9.0).clamp_max(1.0)[:, None]
@@ -408,11 +407,11 @@ def _sky_colour(batch: _Batch, direction: Tensor, scene: Tensor) -> Tensor:
 
 @dataclass
 class _Surface:
-    """What rays (R, 3) meet first, before any light falls on it.
+    """The first hit of rays (R, 3), before lighting.
 
-    t (R,) distance, as a multiple of the ray's direction; what (R,) the solid, or one of `_GROUND`
-    and its kin; point and normal (R, 3) in world axes; colour (R, 3) of the paint; gloss (R,) 0..1;
-    classes, things and painted (R,) as in `Truth`.
+    t (R,) distance, as a multiple of the ray's direction; what (R,) the solid, or `_GROUND`,
+    `_WALL`, `_SKY` or `_CEILING`; point and normal (R, 3) in world axes; colour (R, 3) unlit; gloss
+    (R,) 0..1; classes, things and painted (R,) as in `Truth`.
     """
 
     t: Tensor
@@ -427,31 +426,31 @@ class _Surface:
 
 
 def _shade(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> dict[str, Tensor]:
-    """Colour and truth for rays (R, 3)."""
-    seen = _surface(batch, origin, direction, scene)
-    lit = seen.what != _SKY
-    colour = _lit_colour(batch, seen, direction, scene)
+    """Colour and ground truth for rays (R, 3)."""
+    surface = _surface(batch, origin, direction, scene)
+    lit = surface.what != _SKY
+    colour = _lit_colour(batch, surface, direction, scene)
     above = (~lit).nonzero()[:, 0]
     colour[above] = _sky_colour(batch, direction[above], scene[above])
     return {
         "colour": colour.clamp(0, 1),
-        "t": torch.where(lit, seen.t, torch.inf),
-        "normal": seen.normal,
-        "classes": seen.classes,
-        "things": seen.things,
-        "painted": seen.painted,
+        "t": torch.where(lit, surface.t, torch.inf),
+        "normal": surface.normal,
+        "classes": surface.classes,
+        "things": surface.things,
+        "painted": surface.painted,
     }
 
 
 def _surface(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) -> _Surface:
-    """The nearest of solids, ground and room along rays (R, 3), and what it is made of."""
+    """The nearest solid, ground or room surface along rays (R, 3)."""
     t, solid, local_normal = _trace(batch, origin, direction, scene)
     back_t, back_what, back_normal = _backdrop(batch, origin, direction, scene)
     is_solid = (solid >= 0) & (t < back_t)
     t = torch.where(is_solid, t, back_t)
     what = torch.where(is_solid, solid, back_what)
     point = origin + t.clamp_max(1e4)[:, None] * direction
-    seen = _Surface(
+    surface = _Surface(
         t=t,
         what=what,
         point=point,
@@ -462,39 +461,41 @@ def _surface(batch: _Batch, origin: Tensor, direction: Tensor, scene: Tensor) ->
         things=torch.full_like(what, -1),
         painted=torch.zeros_like(is_solid),
     )
-    _paint_solids(batch, seen, is_solid.nonzero()[:, 0], solid, local_normal, scene)
-    _paint_backdrop(batch, seen, scene)
-    return seen
+    _paint_solids(batch, surface, is_solid.nonzero()[:, 0], solid, local_normal, scene)
+    _paint_backdrop(batch, surface, scene)
+    return surface
 
 
 def _paint_solids(
-    batch: _Batch, seen: _Surface, rows: Tensor, solid: Tensor, local_normal: Tensor, scene: Tensor
+    batch: _Batch,
+    surface: _Surface,
+    rows: Tensor,
+    solid: Tensor,
+    local_normal: Tensor,
+    scene: Tensor,
 ) -> None:
-    """Fills in the rays `rows` (N,) that met a solid."""
+    """Fill in the rays `rows` (N,) that hit a solid."""
     which = solid[rows]
     to_local = batch.to_local[which]
-    local = torch.einsum("nij,nj->ni", to_local, seen.point[rows] - batch.centre[which])
+    local = torch.einsum("nij,nj->ni", to_local, surface.point[rows] - batch.centre[which])
     normal = torch.einsum("nij,ni->nj", to_local, local_normal[rows])
-    flowing = batch.smooth[which].nonzero()[:, 0]
-    if len(flowing):
-        lumps = rows[flowing]
-        thing = batch.thing[which[flowing]]
-        normal[flowing] = _flowing_normal(batch, seen.point[lumps], scene[lumps], thing)
-    seen.normal[rows] = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    smooth = batch.smooth[which].nonzero()[:, 0]
+    if len(smooth):
+        hits = rows[smooth]
+        thing = batch.thing[which[smooth]]
+        normal[smooth] = _blended_normal(batch, surface.point[hits], scene[hits], thing)
+    surface.normal[rows] = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-9)
     night = batch.night[scene[rows]]
-    seen.colour[rows], seen.classes[rows] = _solid_colour(batch, which, local, night)
-    seen.gloss[rows] = batch.gloss[which]
-    seen.things[rows] = batch.thing[which]
-    seen.painted[rows] = batch.named[which] & (seen.classes[rows] == batch.class_index[which])
+    surface.colour[rows], surface.classes[rows] = _solid_colour(batch, which, local, night)
+    surface.gloss[rows] = batch.gloss[which]
+    surface.things[rows] = batch.thing[which]
+    surface.painted[rows] = batch.named[which] & (surface.classes[rows] == batch.class_index[which])
 
 
-def _flowing_normal(batch: _Batch, point: Tensor, scene: Tensor, thing: Tensor) -> Tensor:
-    """Normals (N, 3) that flow over the seams between the spheres of things (N,).
-
-    The normals of all spheres of the thing are weighed by how near their surfaces are.
-    """
+def _blended_normal(batch: _Batch, point: Tensor, scene: Tensor, thing: Tensor) -> Tensor:
+    """Normals (N, 3) blended over all spheres of things (N,), weighted by nearness."""
     count = batch.count[scene, thing]
-    # One row for each pair of a point and a sphere of its thing.
+    # One row per pair of a point and a sphere of its thing.
     owner = torch.repeat_interleave(torch.arange(len(point), device=point.device), count)
     before = torch.repeat_interleave(count.cumsum(0) - count, count)
     offset = torch.arange(int(count.sum()), device=point.device) - before
@@ -505,75 +506,74 @@ def _flowing_normal(batch: _Batch, point: Tensor, scene: Tensor, thing: Tensor) 
     return torch.zeros_like(point).index_add_(0, owner, gradient)
 
 
-def _paint_backdrop(batch: _Batch, seen: _Surface, scene: Tensor) -> None:
-    """Fills in colour and class of ground, walls and ceiling; the sky is painted last of all."""
-    ground = (seen.what == _GROUND).nonzero()[:, 0]
-    seen.colour[ground] = _ground_colour(batch, seen.point[ground], seen.t[ground], scene[ground])
-    seen.classes[ground] = batch.ground_class[scene[ground]]
-    on_wall = seen.what == _WALL
-    seen.colour = torch.where(on_wall[:, None], batch.wall[scene], seen.colour)
-    seen.classes = torch.where(on_wall, ADE20K["wall"], seen.classes)
-    on_ceiling = seen.what == _CEILING
-    seen.colour = torch.where(on_ceiling[:, None], 0.93, seen.colour)
-    seen.classes = torch.where(on_ceiling, ADE20K["ceiling"], seen.classes)
+def _paint_backdrop(batch: _Batch, surface: _Surface, scene: Tensor) -> None:
+    """Fill in colour and class of ground, walls and ceiling; `_shade` adds the sky."""
+    ground = (surface.what == _GROUND).nonzero()[:, 0]
+    surface.colour[ground] = _ground_colour(
+        batch, surface.point[ground], surface.t[ground], scene[ground]
+    )
+    surface.classes[ground] = batch.ground_class[scene[ground]]
+    on_wall = surface.what == _WALL
+    surface.colour = torch.where(on_wall[:, None], batch.wall[scene], surface.colour)
+    surface.classes = torch.where(on_wall, ADE20K["wall"], surface.classes)
+    on_ceiling = surface.what == _CEILING
+    surface.colour = torch.where(on_ceiling[:, None], 0.93, surface.colour)
+    surface.classes = torch.where(on_ceiling, ADE20K["ceiling"], surface.classes)
 
 
-def _lit_colour(batch: _Batch, seen: _Surface, direction: Tensor, scene: Tensor) -> Tensor:
-    """The surfaces' colours (R, 3) in 0..1 under their scene's light; the sky's is meaningless."""
+def _lit_colour(batch: _Batch, surface: _Surface, direction: Tensor, scene: Tensor) -> Tensor:
+    """The surfaces' lit colours (R, 3) in 0..1; undefined for the sky."""
     indoors, light = batch.indoors[scene], batch.light[scene]
-    towards = torch.where(indoors[:, None], light - seen.point, light)
+    towards = torch.where(indoors[:, None], light - surface.point, light)
     distance = towards.norm(dim=1)
     unit = towards / distance[:, None]
-    facing = (seen.normal * unit).sum(1).clamp_min(0.0)
-    visible = _light_reaches(batch, seen, towards, facing, scene)
+    facing = (surface.normal * unit).sum(1).clamp_min(0.0)
+    visible = _visibility(batch, surface, towards, facing, scene)
     falloff = torch.where(indoors, 1.25 / (1.0 + 0.04 * distance**2), 1.0)
     direct = facing * visible * falloff
-    sky_side = (0.72 + 0.28 * seen.normal[:, 1])[:, None]
+    sky_side = (0.72 + 0.28 * surface.normal[:, 1])[:, None]
     view = -direction / direction.norm(dim=1, keepdim=True)
-    mirror = 2 * (seen.normal * unit).sum(1, keepdim=True) * seen.normal - unit
-    shine = seen.gloss * visible * (mirror * view).sum(1).clamp_min(0) ** 28
+    mirror = 2 * (surface.normal * unit).sum(1, keepdim=True) * surface.normal - unit
+    shine = surface.gloss * visible * (mirror * view).sum(1).clamp_min(0) ** 28
 
-    flat = batch.cartoon[scene]  # cartoons know lit and unlit, and nothing between
+    flat = batch.cartoon[scene]  # cartoons have two levels of light
     direct = torch.where(flat, (direct > 0.25).float() * 0.75, direct)
     sky_side = torch.where(flat[:, None], 0.95, sky_side)
     shine = torch.where(flat, (shine > 0.3).float() * 0.8, shine)
 
-    open_sky = _openness(batch, seen, scene)[:, None]
-    around = batch.ambient[scene] * sky_side * open_sky
-    result = seen.colour * (around + batch.sun[scene] * direct[:, None])
+    occlusion = _ambient_occlusion(batch, surface, scene)[:, None]
+    around = batch.ambient[scene] * sky_side * occlusion
+    result = surface.colour * (around + batch.sun[scene] * direct[:, None])
     result = result + shine[:, None] * batch.sun[scene]
-    haze = ((seen.t - 7.0) / 40.0).clamp(0, 0.75)[:, None] * (~indoors)[:, None]
+    haze = ((surface.t - 7.0) / 40.0).clamp(0, 0.75)[:, None] * (~indoors)[:, None]
     result = result * (1 - haze) + batch.horizon[scene] * haze
     return result.clamp(0, 1) ** TONE
 
 
-def _light_reaches(
-    batch: _Batch, seen: _Surface, towards: Tensor, facing: Tensor, scene: Tensor
+def _visibility(
+    batch: _Batch, surface: _Surface, towards: Tensor, facing: Tensor, scene: Tensor
 ) -> Tensor:
-    """1 where nothing stands between a surface that faces the light and the light, else 0 (R,)."""
-    rows = ((seen.what != _SKY) & (facing > 0)).nonzero()[:, 0]
-    start = seen.point[rows] + seen.normal[rows] * _EPSILON * (1 + seen.t[rows, None])
+    """1 where the light reaches a surface that faces it, else 0 (R,)."""
+    rows = ((surface.what != _SKY) & (facing > 0)).nonzero()[:, 0]
+    start = surface.point[rows] + surface.normal[rows] * _EPSILON * (1 + surface.t[rows, None])
     blocked, _, _ = _trace(batch, start, towards[rows], scene[rows])
-    # The way to a lamp has length 1; the sun is behind everything.
+    # Distance is in units of `towards`: a lamp is at 1, the sun beyond everything.
     end = torch.where(batch.indoors[scene[rows]], 1.0, _FAR * 0.5)
-    visible = torch.zeros_like(seen.t)
+    visible = torch.zeros_like(surface.t)
     visible[rows] = (blocked > end).float()
     return visible
 
 
-def _openness(batch: _Batch, seen: _Surface, scene: Tensor) -> Tensor:
-    """How much of the light from everywhere arrives (R,), 0.55..1.
-
-    Things darken the ground beneath them: the open sky they hide, from their bounding spheres.
-    """
-    ground = (seen.what == _GROUND).nonzero()[:, 0]
-    found = torch.ones_like(seen.t)
+def _ambient_occlusion(batch: _Batch, surface: _Surface, scene: Tensor) -> Tensor:
+    """Factor of the ambient light (R,), 0.55..1: things darken the ground around them."""
+    ground = (surface.what == _GROUND).nonzero()[:, 0]
+    factor = torch.ones_like(surface.t)
     for b, part in enumerate(_slices(scene[ground], len(batch.sphere))):
         rows = ground[part]
         centre, radius = batch.sphere[b, :, :3], batch.sphere[b, :, 3].clamp_min(0)
-        hidden = (radius / (torch.cdist(seen.point[rows], centre) + 0.2)).clamp_max(1.0) ** 3
-        found[rows] = 1.0 - 0.45 * hidden.amax(1)
-    return found
+        hidden = (radius / (torch.cdist(surface.point[rows], centre) + 0.2)).clamp_max(1.0) ** 3
+        factor[rows] = 1.0 - 0.45 * hidden.amax(1)
+    return factor
 
 
 def _rays(batch: _Batch, scene: Tensor, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -588,59 +588,53 @@ def _rays(batch: _Batch, scene: Tensor, x: Tensor, y: Tensor, size: int) -> tupl
 
 
 def render(scenes: Sequence[Scene], size: int = 256, device: str | torch.device = "cpu") -> Truth:
-    """Pictures of scenes, `size` pixels square, with their truth.
-
-    The same scenes give the same pictures.
-    """
+    """Render scenes, `size` pixels square; the same scenes always give the same pictures."""
     device = torch.device(device)
     batch = _Batch(scenes, device)
     n = len(scenes)
     side = torch.arange(size, device=device)
-    places = torch.meshgrid(torch.arange(n, device=device), side, side, indexing="ij")
-    scene, y, x = (index.reshape(-1) for index in places)
+    grid = torch.meshgrid(torch.arange(n, device=device), side, side, indexing="ij")
+    scene, y, x = (index.reshape(-1) for index in grid)
     origin, direction = _rays(batch, scene, x.float(), y.float(), size)
-    seen = {
+    shaded = {
         name: value.view(n, size, size, *value.shape[1:])
         for name, value in _shade(batch, origin, direction, scene).items()
     }
-    colour = _smoothed(batch, seen["colour"])
+    colour = _antialias(batch, shaded["colour"])
     if bool(batch.cartoon.any()):
-        # Cartoons have dark lines where one thing ends and another begins.
-        line = _steps(seen["things"], lambda a, b: a != b) & batch.cartoon[:, None, None]
+        # Cartoons have dark outlines between things.
+        line = _boundaries(shaded["things"], lambda a, b: a != b) & batch.cartoon[:, None, None]
         colour = torch.where(line[..., None], colour * 0.15, colour)
 
-    camera_normal = torch.einsum("bij,bhwj->bhwi", batch.rotation, seen["normal"])
+    camera_normal = torch.einsum("bij,bhwj->bhwi", batch.rotation, shaded["normal"])
     camera_normal = camera_normal * camera_normal.new_tensor([1.0, 1.0, -1.0])
-    depth = seen["t"]
+    depth = shaded["t"]
     return Truth(
         image=(colour.clamp(0, 1) * 255 + 0.5).to(torch.uint8),
         depth=depth,
         normal=camera_normal,
-        classes=seen["classes"].to(torch.uint8),
-        things=seen["things"].to(torch.int16),
-        painted=seen["painted"],
+        classes=shaded["classes"].to(torch.uint8),
+        things=shaded["things"].to(torch.int16),
+        painted=shaded["painted"],
         keypoints=[_keypoints(s, depth[b].cpu().numpy(), size) for b, s in enumerate(scenes)],
     )
 
 
-def _steps(values: Tensor, differ: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Where pixels (B, H, W) differ from the neighbour above, below, left or right, bool."""
+def _boundaries(values: Tensor, differ: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A mask (B, H, W) of pixels that differ from a neighbour above, below, left or right."""
     size = values.shape[1]
-    found = torch.zeros(values.shape[:3], dtype=torch.bool, device=values.device)
+    mask = torch.zeros(values.shape[:3], dtype=torch.bool, device=values.device)
     for axis in (1, 2):
         step = differ(values.narrow(axis, 0, size - 1), values.narrow(axis, 1, size - 1))
-        found.narrow(axis, 0, size - 1).logical_or_(step)
-        found.narrow(axis, 1, size - 1).logical_or_(step)
-    return found
+        mask.narrow(axis, 0, size - 1).logical_or_(step)
+        mask.narrow(axis, 1, size - 1).logical_or_(step)
+    return mask
 
 
-def _smoothed(batch: _Batch, colour: Tensor) -> Tensor:
-    """The colours (B, H, W, 3) with smooth edges.
-
-    Pixels that differ from a neighbour are traced again at four points and averaged.
-    """
+def _antialias(batch: _Batch, colour: Tensor) -> Tensor:
+    """Supersample the pixels (B, H, W, 3) that differ from a neighbour, with four rays each."""
     n, size = colour.shape[:2]
-    rough = _steps(colour, lambda a, b: (a - b).abs().amax(3) > _OUTLINE_CONTRAST)
+    rough = _boundaries(colour, lambda a, b: (a - b).abs().amax(3) > _AA_CONTRAST)
     scene, y, x = (index.repeat_interleave(4) for index in rough.nonzero(as_tuple=True))
     if not len(scene):
         return colour
@@ -653,12 +647,12 @@ def _smoothed(batch: _Batch, colour: Tensor) -> Tensor:
 
 
 def _keypoints(scene: Scene, depth: np.ndarray, size: int) -> np.ndarray:
-    """Keypoints of the people of a scene, (people, 18, 3), from its depth (H, W).
+    """The keypoints of a scene's people, (people, 18, 3): x, y in pixels and visibility 0/1.
 
-    x, y in pixels, and 1 where the point is in the picture and not hidden, else 0.
+    A point is visible if it is in the picture and not hidden according to its depth (H, W).
     """
     people = [thing.keypoints for thing in scene.things if thing.keypoints is not None]
-    found = np.zeros((len(people), 18, 3), np.float32)
+    result = np.zeros((len(people), 18, 3), np.float32)
     for k, points in enumerate(people):
         local = (points - scene.camera.position) @ scene.camera.rotation.T
         x = (local[:, 0] / local[:, 2] * scene.camera.focal + 1) * size / 2 - 0.5
@@ -666,6 +660,6 @@ def _keypoints(scene: Scene, depth: np.ndarray, size: int) -> np.ndarray:
         inside = (x >= 0) & (x <= size - 1) & (y >= 0) & (y <= size - 1)
         row, column = (np.clip(v.round(), 0, size - 1).astype(int) for v in (y, x))
         surface = depth[row, column]
-        # A joint lies inside its limb: up to a body's depth behind the surface counts as seen.
-        found[k] = np.stack([x, y, inside & (local[:, 2] - surface < 0.25)], 1)
-    return found
+        # A joint is inside its limb: up to a body's depth behind the surface it is visible.
+        result[k] = np.stack([x, y, inside & (local[:, 2] - surface < 0.25)], 1)
+    return result

@@ -1,4 +1,4 @@
-"""What the renderer knows of a scene, at half the picture's size, as the annotator learns it."""
+"""The annotator's training targets: the renderer's ground truth at half the picture's size."""
 
 from pathlib import Path
 
@@ -6,22 +6,22 @@ import cv2
 import numpy as np
 
 from training.diorama.renderer import Truth
-from training.diorama.world import KEYPOINTS, MOST_THINGS
+from training.diorama.world import KEYPOINTS, MAX_THINGS
 
 CREASE = 0.9  # cosine between neighbouring normals below which a surface has an edge
-EDGE_STRENGTH = {"outline": 1.0, "crease": 0.75, "drawing": 0.5}  # of 1, before the blur
+EDGE_STRENGTH = {"outline": 1.0, "crease": 0.75, "painted": 0.5}  # before the blur
 
 
 def soft_edges(truth: Truth) -> np.ndarray:
-    """(B, H, W) float32 in 0..1: outlines of things, creases of surfaces, lines drawn on them.
+    """Soft edges (B, H, W) float32 in 0..1: outlines of things, creases, painted lines.
 
-    The more of a boundary, the stronger, as the edges that people mark are (BSDS, which HED was
-    trained on); a stroke is about two pixels wide and fades.
+    Stronger boundaries are brighter, as in human annotations (BSDS, which HED was trained on);
+    edges are about two pixels wide and blurred.
     """
     things, classes = truth.things.cpu().numpy(), truth.classes.cpu().numpy()
     normal = truth.normal.cpu().numpy()
     image = truth.image.cpu().numpy()
-    found = []
+    result = []
     for k in range(len(image)):
         edges = np.zeros(things.shape[1:], np.float32)
         for axis in (0, 1):
@@ -30,40 +30,40 @@ def soft_edges(truth: Truth) -> np.ndarray:
             here[axis], there[axis] = slice(1, None), slice(None, -1)
             a, b = tuple(here), tuple(there)
             outline = (things[k][a] != things[k][b]) | (classes[k][a] != classes[k][b])
-            # The sky has no normals, so no creases; its outline is one of classes.
+            # The sky has no normals, so no creases; its outline comes from the classes.
             surface = np.abs(normal[k][a]).any(-1) & np.abs(normal[k][b]).any(-1)
             crease = surface & ((normal[k][a] * normal[k][b]).sum(-1) < CREASE)
             strength = np.maximum(
                 outline * EDGE_STRENGTH["outline"], crease * EDGE_STRENGTH["crease"]
             )
             edges[a] = np.maximum(edges[a], strength)
-        drawn = cv2.Canny(image[k], 60, 150) > 0
-        edges = np.maximum(edges, drawn * np.float32(EDGE_STRENGTH["drawing"]))
-        # The blur takes two thirds of a thin line's height; what stands out above 1 is cut.
-        found.append(np.minimum(cv2.GaussianBlur(edges, (0, 0), 1.0) * 1.8, 1))
-    return np.stack(found)
+        painted = cv2.Canny(image[k], 60, 150) > 0
+        edges = np.maximum(edges, painted * np.float32(EDGE_STRENGTH["painted"]))
+        # The blur takes two thirds of a thin line's brightness; the gain restores it, up to 1.
+        result.append(np.minimum(cv2.GaussianBlur(edges, (0, 0), 1.0) * 1.8, 1))
+    return np.stack(result)
 
 
-def near_is_one(depth: np.ndarray) -> np.ndarray:
-    """Depth (H, W) in metres, inf for the sky → inverse depth, stretched to 0..1 (MiDaS's way)."""
+def normalised_inverse_depth(depth: np.ndarray) -> np.ndarray:
+    """Inverse depth scaled to 0..1, as MiDaS's, from depth (H, W) in metres, inf for the sky."""
     inverse = 1 / depth
     low, high = float(inverse.min()), float(inverse.max())
     return np.asarray((inverse - low) / max(high - low, 1e-6), np.float32)
 
 
 def truth_arrays(truth: Truth) -> dict[str, np.ndarray]:
-    """The truth of B pictures of side S, at h = S / 2.
+    """The ground truth of B pictures of side S, as compact arrays at h = S / 2.
 
     edges (B, h, h) uint8; depth (B, h, h) uint16, near is 65535; normal (B, h, h, 3) int8, 127 is
-    1; classes (B, h, h) uint8; keypoints (B, MOST_THINGS, 18, 3) float32: x and y in pixels of the
-    half size, and whether it is seen.
+    1; classes (B, h, h) uint8; keypoints (B, MAX_THINGS, 18, 3) float32: x and y in pixels of the
+    half size, and visibility 0/1.
     """
     edges = [cv2.resize(e, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
              for e in soft_edges(truth)]  # fmt: skip
-    depth = [near_is_one(d)[::2, ::2] for d in truth.depth.cpu().numpy()]
-    keypoints = np.zeros((len(truth.keypoints), MOST_THINGS, len(KEYPOINTS), 3), np.float32)
+    depth = [normalised_inverse_depth(d)[::2, ::2] for d in truth.depth.cpu().numpy()]
+    keypoints = np.zeros((len(truth.keypoints), MAX_THINGS, len(KEYPOINTS), 3), np.float32)
     for k, people in enumerate(truth.keypoints):
-        keypoints[k, : len(people)] = people[:MOST_THINGS] * (0.5, 0.5, 1)
+        keypoints[k, : len(people)] = people[:MAX_THINGS] * (0.5, 0.5, 1)
     return {
         "edges": np.rint(np.stack(edges) * 255).astype(np.uint8),
         "depth": np.rint(np.stack(depth) * 65535).astype(np.uint16),
@@ -74,7 +74,7 @@ def truth_arrays(truth: Truth) -> dict[str, np.ndarray]:
 
 
 def load_truth(folder: Path) -> dict[str, np.ndarray]:
-    """What `training.dataset` kept of all scenes of a folder, in order; about 100 KB a scene.
+    """Load the arrays that `training.dataset` wrote for a folder's scenes; 100 KB per scene.
 
     Raises:
         FileNotFoundError: The folder has none.
@@ -82,7 +82,8 @@ def load_truth(folder: Path) -> dict[str, np.ndarray]:
     files = sorted(folder.glob("?????????-truth.npz"))
     if not files:
         raise FileNotFoundError(
-            f"There is no truth in {folder}; run `python -m training.dataset` into a new folder."
+            f"There is no ground truth in {folder}; render into a new folder with "
+            "`python -m training.dataset`."
         )
     chunks = [dict(np.load(file)) for file in files]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

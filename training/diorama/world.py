@@ -1,16 +1,17 @@
-"""Diorama's world: what can stand in a picture, what it is called, and where everything is.
+"""Diorama's procedural world: random scenes and their captions.
 
-A scene is plain data made from one seed: primitives with colours and classes, a ground, a sky or a
-room, a light, a camera and a caption. `renderer` turns scenes into pictures with exact
-depth, normals, classes and keypoints.
+A scene is plain data made from a seed: primitives with colours and classes, a ground, a sky or a
+room, a light, a camera and a caption. `renderer` turns scenes into pictures with exact depth,
+normals, classes and keypoints.
 
-Axes: x right, y up, z away from the camera; lengths are metres. Colours are linear-ish RGB in 0..1.
+Axes: x right, y up, z away from the camera; lengths in metres. Colours are RGB in 0..1, roughly
+linear.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ import numpy as np
 Vector = np.ndarray
 Colour = tuple[float, float, float]
 
-# The only colour words the model is taught. Far apart, so that a picture can be checked against
-# its words.
+# The only colour words in captions; far apart, so that a picture can be checked against them.
 COLOURS: dict[str, Colour] = {
     "red": (0.80, 0.06, 0.06),
     "orange": (0.95, 0.45, 0.05),
@@ -31,7 +31,7 @@ COLOURS: dict[str, Colour] = {
     "black": (0.06, 0.06, 0.07),
 }
 
-# Class indices of the ADE20K 150-class list (scene parsing benchmark), counted from 0.
+# Class indices in ADE20K's 150-class list (scene parsing benchmark), from 0.
 ADE20K = {
     "wall": 0, "building": 1, "sky": 2, "floor": 3, "tree": 4, "ceiling": 5, "road": 6, "window": 8,
     "grass": 9, "person": 12, "earth": 13, "door": 14, "table": 15, "chair": 19, "car": 20,
@@ -50,7 +50,7 @@ SPHERE, BOX, FRUSTUM, PRISM = range(4)
 PLAIN, STRIPES, CHECKER, FACADE = range(4)
 MAX_CORNERS = 12  # of a prism's outline
 
-# A ground's words: its colour and the name of its class.
+# The ground's words in the caption: its colour and class.
 GROUNDS: dict[str, tuple[Colour, str]] = {
     "grass": ((0.25, 0.48, 0.14), "grass"),
     "sand": ((0.80, 0.68, 0.45), "sand"),
@@ -75,10 +75,7 @@ WALLS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Sky:
-    """Colours of the sky (zenith, horizon), the direct light and the light from everywhere.
-
-    `clouds` is the strength of the white clouds, 0..1.
-    """
+    """Colours of the sky, the direct and the ambient light; `clouds` is their opacity, 0..1."""
 
     zenith: Colour
     horizon: Colour
@@ -125,19 +122,19 @@ class Primitive:
     second_colour: Colour = (0.0, 0.0, 0.0)
     pattern: int = PLAIN
     gloss: float = 0.0
-    reach: float = 1.0  # radius of a sphere around `centre` that holds it all, in metres
+    reach: float = 1.0  # radius of the bounding sphere around `centre`, in metres
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One nameable object: its solids, the words for it, and the keypoints if it is a person."""
+    """One object: its primitives, its words in the caption, and a person's keypoints."""
 
     words: str
     primitives: list[Primitive]
-    colour: str | None = None  # the colour word in the caption that its visible pixels must show
-    coloured: tuple[int, ...] = ()  # which primitives carry that colour (empty: all)
+    colour: str | None = None  # the colour word in `words`
+    coloured: tuple[int, ...] = ()  # indices of the primitives in that colour (empty: all)
     keypoints: Vector | None = None  # (18, 3)
-    smooth: bool = False  # normals flow over the seams between its solids
+    smooth: bool = False  # normals are blended where its primitives meet
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class Scene:
     things: list[Thing]
     camera: Camera
     sky: Sky
-    light: Vector  # unit vector towards the sun, or the position of the lamp in a room
+    light: Vector  # unit vector towards the sun; in a room, the position of the lamp
     ground: Colour
     ground_pattern: int
     ground_class: int
@@ -166,8 +163,6 @@ class Scene:
     night: bool
     room: tuple[float, float, float] | None = None  # half width, height, depth of the back wall
     wall: Colour = (0.0, 0.0, 0.0)
-    # Place, light and style words, for captions of our own.
-    names: dict[str, str] = field(default_factory=dict)
 
 
 def _turn(yaw: float) -> Vector:
@@ -185,9 +180,9 @@ def _solid(
     class_name: str,
     **more: Any,
 ) -> Primitive:
-    """A primitive of half sizes `size` in metres; rotation rows are its axes.
+    """A primitive of half sizes `size` in metres; the rows of `rotation` are its axes.
 
-    For frustums and prisms the y size is the full height. `more` are further fields of `Primitive`.
+    For frustums and prisms the y size is the full height. `more` are other fields of `Primitive`.
     """
     reach = math.sqrt(size[0] ** 2 + size[2] ** 2 + size[1] ** 2)
     if kind == SPHERE:
@@ -218,12 +213,12 @@ def _limb(a: Vector, b: Vector, width: float, colour: Vector | Colour) -> Primit
     return _solid(SPHERE, (a + b) / 2, (width, half, width), rotation, colour, "person")
 
 
-def _at(x: float, y: float, z: float) -> Vector:
+def _vec(x: float, y: float, z: float) -> Vector:
     return np.array([x, y, z], float)
 
 
 def _material(rng: np.random.Generator) -> tuple[str, dict[str, Any]]:
-    """A word for the finish and what it does to a primitive."""
+    """A finish: its word in the caption, and its fields of `Primitive`."""
     roll = rng.random()
     if roll < 0.55:
         return "", {}
@@ -233,7 +228,7 @@ def _material(rng: np.random.Generator) -> tuple[str, dict[str, Any]]:
 
 
 def _stripe_colour(name: str) -> Colour:
-    """The stripes on a colour: a lighter shade (darker for white), so the word stays true."""
+    """The stripes on a colour: a lighter shade (darker on white), so that its word stays true."""
     base = np.asarray(COLOURS[name])
     return tuple(base * 0.72) if name == "white" else tuple(base * 0.55 + 0.30)
 
@@ -243,7 +238,14 @@ def _ball(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     r = rng.uniform(0.35, 0.8)
     turn, second = _turn(rng.uniform(0, 6.3)), _stripe_colour(name)
     part = _solid(
-        SPHERE, _at(x, r, z), (r, r, r), turn, COLOURS[name], "ball", second_colour=second, **finish
+        SPHERE,
+        _vec(x, r, z),
+        (r, r, r),
+        turn,
+        COLOURS[name],
+        "ball",
+        second_colour=second,
+        **finish,
     )
     return Thing(f"{word}{name} ball", [part], name)
 
@@ -251,7 +253,7 @@ def _ball(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
 def _box(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     size = rng.uniform(0.3, 0.75, 3)
-    turn, second, base = _turn(rng.uniform(0, 6.3)), _stripe_colour(name), _at(x, size[1], z)
+    turn, second, base = _turn(rng.uniform(0, 6.3)), _stripe_colour(name), _vec(x, size[1], z)
     part = _solid(
         BOX, base, tuple(size), turn, COLOURS[name], "box", second_colour=second, **finish
     )
@@ -261,7 +263,7 @@ def _box(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
 def _cylinder(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     r, h = rng.uniform(0.2, 0.55), rng.uniform(0.7, 2.2)
-    foot, second = _at(x, 0, z), _stripe_colour(name)
+    foot, second = _vec(x, 0, z), _stripe_colour(name)
     part = _solid(
         FRUSTUM, foot, (r, h, r), _turn(0), COLOURS[name], "column", second_colour=second, **finish
     )
@@ -271,13 +273,13 @@ def _cylinder(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
 def _cone(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     word, finish = _material(rng)
     r, h = rng.uniform(0.4, 0.75), rng.uniform(0.9, 1.9)
-    foot, finish = _at(x, 0, z), finish | {"taper": 0.0, "second_colour": _stripe_colour(name)}
+    foot, finish = _vec(x, 0, z), finish | {"taper": 0.0, "second_colour": _stripe_colour(name)}
     part = _solid(FRUSTUM, foot, (r, h, r), _turn(0), COLOURS[name], "plaything", **finish)
     return Thing(f"{word}{name} cone", [part], name)
 
 
 def _blob(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
-    """Lumps that flow into each other: an outline with no corners and no symmetry."""
+    """Merged ellipsoids: an outline without corners or symmetry."""
     parts = []
     height = rng.uniform(0.7, 1.7)
     for k in range(int(rng.integers(3, 7))):
@@ -286,13 +288,13 @@ def _blob(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
         y = float(size[1] * 0.9)
         if k:
             y = max(float(rng.uniform(0.15, 1.0) * height), float(size[1] * 0.7))
-        centre, turn = _at(x + offset[0], y, z + offset[1]), _turn(rng.uniform(0, 6.3))
+        centre, turn = _vec(x + offset[0], y, z + offset[1]), _turn(rng.uniform(0, 6.3))
         parts.append(_solid(SPHERE, centre, tuple(size), turn, COLOURS[name], "sculpture"))
     return Thing(f"{name} blob", parts, name, smooth=True)
 
 
 def _shape(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
-    """A random outline, cut out of a board that stands upright or lies down."""
+    """A board with a random outline, upright or lying down."""
     corners = int(rng.integers(5, MAX_CORNERS + 1))
     angle = np.sort(rng.uniform(0, 2 * math.pi, corners))
     radius = rng.uniform(0.45, 1.0, corners)
@@ -301,10 +303,10 @@ def _shape(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     yaw = _turn(rng.uniform(-0.7, 0.7))
     if rng.random() < 0.75:
         # Upright: the outline's second axis points up, the extrusion towards the camera.
-        rotation = np.stack([yaw[0], yaw[2], _at(0, 1, 0)])
-        centre = _at(x, -scale * float(outline[:, 1].min()), z)
+        rotation = np.stack([yaw[0], yaw[2], _vec(0, 1, 0)])
+        centre = _vec(x, -scale * float(outline[:, 1].min()), z)
     else:
-        rotation, centre = yaw, _at(x, 0, z)
+        rotation, centre = yaw, _vec(x, 0, z)
     part = _solid(
         PRISM, centre, (scale, thick, scale), rotation, COLOURS[name], "sculpture", outline=outline
     )
@@ -316,13 +318,13 @@ def _house(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     yaw = _turn(rng.uniform(-0.8, 0.8))
     roof_name = str(rng.choice([c for c in COLOURS if c != name]))
     windows = {"pattern": FACADE, "second_colour": (0.16, 0.20, 0.28)}
-    walls = _solid(BOX, _at(x, h, z), (w, h, d), yaw, COLOURS[name], "house", **windows)
+    walls = _solid(BOX, _vec(x, h, z), (w, h, d), yaw, COLOURS[name], "house", **windows)
     roof_height = rng.uniform(0.6, 1.2)
     gable = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     # The gable stands in local xz, so local z points up and the ridge runs along local y.
-    rotation = np.stack([yaw[0], yaw[2], _at(0, 1, 0)])
+    rotation = np.stack([yaw[0], yaw[2], _vec(0, 1, 0)])
     size = (w * 1.12, 2 * d * 1.06, roof_height)
-    eaves = _at(x, 2 * h, z) - yaw[2] * d * 1.06
+    eaves = _vec(x, 2 * h, z) - yaw[2] * d * 1.06
     roof = _solid(PRISM, eaves, size, rotation, COLOURS[roof_name], "house", outline=gable)
     return Thing(
         f"{name} house with {_article(roof_name)} roof", [walls, roof], name, coloured=(0,)
@@ -334,19 +336,19 @@ def _tree(rng: np.random.Generator, x: float, z: float, _name: str) -> Thing:
     leaf = np.array([0.12, 0.40, 0.10]) * rng.uniform(0.75, 1.3)
     h = rng.uniform(0.6, 1.3)
     parts = [
-        _solid(FRUSTUM, _at(x, 0, z), (0.14, h + 0.4, 0.14), _turn(0), bark, "tree", taper=0.7)
+        _solid(FRUSTUM, _vec(x, 0, z), (0.14, h + 0.4, 0.14), _turn(0), bark, "tree", taper=0.7)
     ]
     if rng.random() < 0.45:
         for k in range(3):
             r, y = 0.85 - 0.2 * k, h + 0.55 * k
             parts.append(
-                _solid(FRUSTUM, _at(x, y, z), (r, 0.95, r), _turn(0), leaf, "tree", taper=0.0)
+                _solid(FRUSTUM, _vec(x, y, z), (r, 0.95, r), _turn(0), leaf, "tree", taper=0.0)
             )
         return Thing("pine tree", parts)
     for _ in range(int(rng.integers(2, 5))):
         size = rng.uniform(0.45, 0.85, 3)
         offset = rng.normal(0, 0.28, 3)
-        centre = _at(x + offset[0], h + 0.8 + 0.5 * abs(offset[1]), z + offset[2])
+        centre = _vec(x + offset[0], h + 0.8 + 0.5 * abs(offset[1]), z + offset[2])
         parts.append(_solid(SPHERE, centre, tuple(size), _turn(0), leaf, "tree"))
     return Thing("tree", parts)
 
@@ -355,10 +357,10 @@ def _table(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     w, d, h = rng.uniform(0.6, 1.1), rng.uniform(0.4, 0.7), rng.uniform(0.75, 0.95)
     yaw = _turn(rng.uniform(-0.6, 0.6))
     colour = COLOURS[name]
-    parts = [_solid(BOX, _at(x, h, z), (w, 0.06, d), yaw, colour, "table")]
+    parts = [_solid(BOX, _vec(x, h, z), (w, 0.06, d), yaw, colour, "table")]
     for sx in (-1, 1):
         for sz in (-1, 1):
-            foot = _at(x, h / 2, z) + yaw[0] * sx * (w - 0.08) + yaw[2] * sz * (d - 0.08)
+            foot = _vec(x, h / 2, z) + yaw[0] * sx * (w - 0.08) + yaw[2] * sz * (d - 0.08)
             parts.append(_solid(BOX, foot, (0.06, h / 2, 0.06), yaw, colour, "table"))
     return Thing(f"{name} table", parts, name)
 
@@ -367,22 +369,22 @@ def _chair(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     w, h = rng.uniform(0.3, 0.42), rng.uniform(0.5, 0.62)
     yaw = _turn(rng.uniform(0, 6.3))
     colour = COLOURS[name]
-    back = _at(x, h + 0.42, z) + yaw[2] * (w - 0.05)
+    back = _vec(x, h + 0.42, z) + yaw[2] * (w - 0.05)
     parts = [
-        _solid(BOX, _at(x, h, z), (w, 0.05, w), yaw, colour, "chair"),
+        _solid(BOX, _vec(x, h, z), (w, 0.05, w), yaw, colour, "chair"),
         _solid(BOX, back, (w, 0.42, 0.05), yaw, colour, "chair"),
     ]
     for sx in (-1, 1):
         for sz in (-1, 1):
-            foot = _at(x, h / 2, z) + yaw[0] * sx * (w - 0.06) + yaw[2] * sz * (w - 0.06)
+            foot = _vec(x, h / 2, z) + yaw[0] * sx * (w - 0.06) + yaw[2] * sz * (w - 0.06)
             parts.append(_solid(BOX, foot, (0.05, h / 2, 0.05), yaw, colour, "chair"))
     return Thing(f"{name} chair", parts, name)
 
 
 def _car(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
     yaw = _turn(rng.uniform(-0.5, 0.5) + (math.pi if rng.random() < 0.5 else 0.0))
-    base = _at(x, 0, z)
-    up = _at(0, 1, 0)
+    base = _vec(x, 0, z)
+    up = _vec(0, 1, 0)
     body = _solid(BOX, base + up * 0.48, (1.15, 0.26, 0.52), yaw, COLOURS[name], "car", gloss=0.5)
     # The cabin's outline and the wheels' discs stand upright: local z points up, y to the far side.
     upright = np.stack([yaw[0], yaw[2], up])
@@ -400,10 +402,10 @@ def _car(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
 
 
 def _person(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
-    """A mannequin in a random pose: shirt of the named colour, standing, walking, or reaching."""
+    """A mannequin in a random pose, with a shirt of the named colour."""
     facing = _turn(rng.uniform(-0.9, 0.9) + (math.pi if rng.random() < 0.12 else 0.0))
     points = _pose(rng, x, z, facing)
-    up, front = _at(0, 1, 0), -facing[2]
+    up, front = _vec(0, 1, 0), -facing[2]
 
     skin = np.array([0.80, 0.58, 0.44]) * rng.uniform(0.5, 1.15)
     hair = np.array([0.10, 0.07, 0.05])
@@ -428,12 +430,12 @@ def _person(rng: np.random.Generator, x: float, z: float, name: str) -> Thing:
 
 
 def _pose(rng: np.random.Generator, x: float, z: float, facing: Vector) -> dict[str, Vector]:
-    """Where the 18 keypoints of a person are, each (3,), with the lower foot on the ground."""
-    # The body's own axes seen from the camera: a person facing us has its right on our left.
-    right, up, front = -facing[0], _at(0, 1, 0), -facing[2]
+    """A random pose's 18 keypoints, each (3,), with the lower foot on the ground."""
+    # The body's axes: the right of a person who faces the camera is on the picture's left.
+    right, up, front = -facing[0], _vec(0, 1, 0), -facing[2]
 
     def direction(side: float, forward: float) -> Vector:
-        """A unit vector hanging down, lifted sideways and forwards by the two angles."""
+        """A unit vector pointing down, raised sideways and forwards by these angles."""
         lifted: Vector = (
             -up * math.cos(side) * math.cos(forward)
             + right * math.sin(side)
@@ -441,7 +443,7 @@ def _pose(rng: np.random.Generator, x: float, z: float, facing: Vector) -> dict[
         )
         return lifted
 
-    hip = _at(x, 0.92, z)
+    hip = _vec(x, 0.92, z)
     lean = rng.normal(0, 0.08)
     neck = hip + up * 0.56 + right * lean * 0.5
     points: dict[str, Vector] = {"neck": neck, "nose": neck + up * 0.20 + front * 0.12}
@@ -466,13 +468,13 @@ def _pose(rng: np.random.Generator, x: float, z: float, facing: Vector) -> dict[
     return {key: value - drop for key, value in points.items()}
 
 
-# Each kind of thing: its maker, and the radius of the floor it needs in metres.
+# Each kind of thing: its function, and the radius of floor it needs in metres.
 _MAKERS: dict[str, tuple[Callable[[np.random.Generator, float, float, str], Thing], float]] = {
     "ball": (_ball, 0.8), "box": (_box, 0.9), "cylinder": (_cylinder, 0.6), "cone": (_cone, 0.75),
     "blob": (_blob, 0.9), "shape": (_shape, 1.1), "house": (_house, 2.1), "tree": (_tree, 0.9),
     "table": (_table, 1.2), "chair": (_chair, 0.6), "car": (_car, 1.3), "person": (_person, 0.6),
 }  # fmt: skip
-# How often each kind of thing stands in each place, relative to the others.
+# Relative frequency of each kind in each place.
 _PLACES: dict[str, dict[str, float]] = {
     "landscape": {"ball": 3, "box": 2.5, "cylinder": 1.5, "cone": 1.5, "blob": 2, "shape": 2.5,
                   "house": 3, "tree": 2.5, "person": 1.5},
@@ -480,36 +482,36 @@ _PLACES: dict[str, dict[str, float]] = {
     "room": {"table": 2, "chair": 2, "ball": 2, "box": 2, "cylinder": 1, "cone": 1, "person": 1.5,
              "blob": 1.5, "shape": 2},
 }  # fmt: skip
-# How many things a scene names, and how often.
-_HOW_MANY = {1: 0.34, 2: 0.36, 3: 0.22, 4: 0.08}
-MOST_THINGS = max(_HOW_MANY)
-# How far from the camera a kind may stand, nearest and farthest, where it differs from `_NEAR`.
+# Probability of each number of named things in a scene.
+_COUNTS = {1: 0.34, 2: 0.36, 3: 0.22, 4: 0.08}
+MAX_THINGS = max(_COUNTS)
+# Smallest and largest distance from the camera, by kind and by default.
 _DISTANCES = {"house": (6.0, 9.5), "tree": (5.0, 9.0), "car": (4.2, 7.0)}
-_NEAR = (2.6, 6.0)
+_DISTANCE = (2.6, 6.0)
 
 
 def _article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def _listed(words: list[str]) -> str:
+def _join(words: list[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def _tower(rng: np.random.Generator, x: float, z: float) -> Thing:
-    """A background building of a street; too many to name, so it carries no colour word."""
+    """A background building of a street; there are too many to name in the caption."""
     shade = rng.uniform(0.35, 0.75) * np.array(
         [1.0, rng.uniform(0.85, 1.0), rng.uniform(0.75, 1.0)]
     )
     size = (rng.uniform(1.2, 2.0), rng.uniform(1.8, 4.5), rng.uniform(1.2, 2.0))
     windows = {"pattern": FACADE, "second_colour": (0.15, 0.18, 0.24)}
-    part = _solid(BOX, _at(x, size[1], z), size, _turn(0), shade, "building", **windows)
+    part = _solid(BOX, _vec(x, size[1], z), size, _turn(0), shade, "building", **windows)
     return Thing("building", [part])
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What stands around the things of a scene, and the words for it; fields as in `Scene`."""
+class _Surroundings:
+    """What surrounds a scene's things, and its words in the caption; fields as in `Scene`."""
 
     words: str
     sky_name: str
@@ -524,18 +526,18 @@ class _Setting:
 
 
 def make_scene(seed: int) -> Scene:
-    """The scene of a seed: the same seed gives the same scene on every machine."""
-    # Every draw stands in a fixed order: moving one changes all scenes.
+    """The scene of a seed, the same on every machine."""
+    # The order of random draws is fixed: moving one changes all scenes.
     rng = np.random.default_rng(seed)
     place = str(rng.choice(["landscape", "street", "room"], p=[0.62, 0.16, 0.22]))
     sky_name = str(rng.choice(list(SKIES), p=[0.34, 0.2, 0.16, 0.18, 0.12]))
     cartoon = rng.random() < 0.12
     camera = _camera(rng)
-    things = _placed(rng, place, camera.focal)
-    around = _inside(rng) if place == "room" else _outside(rng, place, sky_name)
+    things = _place_things(rng, place, camera.focal)
+    around = _indoors(rng) if place == "room" else _outdoors(rng, place, sky_name)
 
     style = "a cartoon of " if cartoon else ""
-    caption = f"{style}{_listed(list(phrases(things).values()))} {around.words}"
+    caption = f"{style}{_join(list(phrases(things).values()))} {around.words}"
     if around.sky_name:
         caption += f", {around.sky_name}"
     return Scene(
@@ -552,49 +554,48 @@ def make_scene(seed: int) -> Scene:
         night=around.sky_name == "a night sky",
         room=around.room,
         wall=around.wall,
-        names={"setting": around.words, "sky": around.sky_name, "style": style},
     )
 
 
 def _camera(rng: np.random.Generator) -> Camera:
-    """A camera at a person's height or so, looking slightly down."""
-    focal = rng.uniform(1.5, 2.8)  # 67 to 39 degrees across
+    """A camera near eye level, looking slightly down."""
+    focal = rng.uniform(1.5, 2.8)  # a field of view of 67 to 39 degrees
     height, pitch = rng.uniform(1.1, 2.4), rng.uniform(0.02, 0.20)
     c, s = math.cos(pitch), math.sin(pitch)
-    return Camera(_at(0, height, 0), np.array([[1.0, 0, 0], [0, c, s], [0, -s, c]]), focal)
+    return Camera(_vec(0, height, 0), np.array([[1.0, 0, 0], [0, c, s], [0, -s, c]]), focal)
 
 
-def _placed(rng: np.random.Generator, place: str, focal: float) -> list[Thing]:
-    """One to four things in view that do not stand in each other, from left to right."""
+def _place_things(rng: np.random.Generator, place: str, focal: float) -> list[Thing]:
+    """One to four things in view that do not overlap, from left to right."""
     kinds = list(_PLACES[place])
     weights = np.array([_PLACES[place][k] for k in kinds])
-    wanted = int(rng.choice(list(_HOW_MANY), p=list(_HOW_MANY.values())))
+    count = int(rng.choice(list(_COUNTS), p=list(_COUNTS.values())))
     things: list[Thing] = []
-    taken: list[tuple[float, float, float]] = []
-    chosen: dict[str, str] = {}
-    for _ in range(wanted * 6):
-        if len(things) == wanted:
+    occupied: list[tuple[float, float, float]] = []
+    colours: dict[str, str] = {}
+    for _ in range(count * 6):
+        if len(things) == count:
             break
         kind = str(rng.choice(kinds, p=weights / weights.sum()))
         make, space = _MAKERS[kind]
-        z = rng.uniform(*_DISTANCES.get(kind, _NEAR))
+        z = rng.uniform(*_DISTANCES.get(kind, _DISTANCE))
         x = rng.uniform(-0.75, 0.75) * z / focal
         if any(
-            math.hypot(x - a, (z - b) * 0.7) < space * 0.8 + other * 0.8 for a, b, other in taken
+            math.hypot(x - a, (z - b) * 0.7) < space * 0.8 + other * 0.8 for a, b, other in occupied
         ):
             continue
         # Two of a kind share their colour: a caption could not say which is which.
-        colour = chosen.setdefault(kind, str(rng.choice(list(COLOURS))))
-        taken.append((x, z, space))
+        colour = colours.setdefault(kind, str(rng.choice(list(COLOURS))))
+        occupied.append((x, z, space))
         things.append(make(rng, x, z, colour))
     things.sort(key=lambda thing: float(np.mean([p.centre[0] for p in thing.primitives])))
     return things
 
 
 def phrases(things: Iterable[Thing]) -> dict[str, str]:
-    """The words of each thing → how a caption says them, equal things counted together.
+    """Map each thing's words to its phrase in the caption, in the order of `things`.
 
-    `red ball` → `a red ball`; of two of them, `two red balls`. In the order of `things`.
+    `red ball` → `a red ball`, or `two red balls` for two.
     """
     counts = Counter(thing.words for thing in things)
     numbers = {2: "two", 3: "three", 4: "four"}
@@ -604,15 +605,15 @@ def phrases(things: Iterable[Thing]) -> dict[str, str]:
     }
 
 
-def _inside(rng: np.random.Generator) -> _Setting:
+def _indoors(rng: np.random.Generator) -> _Surroundings:
     """A room with a lamp."""
     room = (rng.uniform(2.6, 4.2), rng.uniform(2.8, 3.6), rng.uniform(6.5, 9.0))
     wall_name, floor_name = str(rng.choice(list(WALLS))), str(rng.choice(list(FLOORS)))
-    return _Setting(
+    return _Surroundings(
         words=f"in a room with {wall_name} and {floor_name}",
         sky_name="",
         sky=Sky((0, 0, 0), (0, 0, 0), (0.75, 0.72, 0.66), (0.42, 0.41, 0.40), 0.0),
-        light=_at(rng.uniform(-1.5, 1.5), room[1] - 0.4, rng.uniform(1.0, 4.0)),
+        light=_vec(rng.uniform(-1.5, 1.5), room[1] - 0.4, rng.uniform(1.0, 4.0)),
         ground=FLOORS[floor_name],
         ground_pattern=_FLOOR_PATTERNS.get(floor_name, PLAIN),
         ground_class=ADE20K["floor"],
@@ -621,8 +622,8 @@ def _inside(rng: np.random.Generator) -> _Setting:
     )
 
 
-def _outside(rng: np.random.Generator, place: str, sky_name: str) -> _Setting:
-    """Open ground, or a street between buildings, under a sky."""
+def _outdoors(rng: np.random.Generator, place: str, sky_name: str) -> _Surroundings:
+    """Open ground or a street between buildings, under a sky."""
     ground_name = str(rng.choice(list(GROUNDS))) if place == "landscape" else "grey asphalt"
     ground, class_name = GROUNDS[ground_name]
     words, buildings = f"on {ground_name}", []
@@ -630,11 +631,11 @@ def _outside(rng: np.random.Generator, place: str, sky_name: str) -> _Setting:
         words = "on a street with buildings"
         buildings = [_tower(rng, x, z) for x, z in _street(rng)]
     azimuth, up = rng.uniform(-2.6, 2.6), rng.uniform(0.5, 1.1)
-    return _Setting(
+    return _Surroundings(
         words=words,
         sky_name=sky_name,
         sky=SKIES[sky_name],
-        light=_at(
+        light=_vec(
             math.sin(azimuth) * math.cos(up), math.sin(up), -math.cos(azimuth) * math.cos(up)
         ),
         ground=ground,
@@ -654,7 +655,7 @@ def _plural(words: str) -> str:
 
 
 def _street(rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Where the background buildings of a street stand: both sides, front to back."""
+    """(x, z) of a street's background buildings: both sides, front to back."""
     places = []
     for side in (-1, 1):
         for k in range(int(rng.integers(1, 4))):

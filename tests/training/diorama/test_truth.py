@@ -1,4 +1,4 @@
-"""What the annotator learns: the renderer's truth at half size, and where joints should be seen."""
+"""The annotator's training targets: the renderer's ground truth at half size, and joints."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, Prediction
 from training.diorama.dataset import HELD_OUT, render_scenes
 from training.diorama.renderer import render
-from training.diorama.truth import load_truth, near_is_one, soft_edges, truth_arrays
+from training.diorama.truth import load_truth, normalised_inverse_depth, soft_edges, truth_arrays
 from training.diorama.world import ADE20K, KEYPOINTS, make_scene
 from training.train_annotator import Targets, joint_targets
 
@@ -17,7 +17,7 @@ def truth():
     return render([make_scene(HELD_OUT + k) for k in (1, 2)], 128)  # each has a person
 
 
-def test_edges_are_where_things_end(truth):
+def test_edges_lie_on_the_borders_of_things(truth):
     edges = soft_edges(truth)
     assert edges.shape == (2, 128, 128) and edges.min() == 0 and edges.max() == 1
     things = truth.things.numpy()
@@ -37,41 +37,42 @@ def test_arrays_fit_the_picture(truth):
     length = np.linalg.norm(arrays["normal"][~sky].astype(float) / 127, axis=1)
     assert np.abs(length - 1).max() < 0.02
     people = arrays["keypoints"][:, 0]
-    x, y, seen = np.moveaxis(people, 2, 0)
-    assert seen.sum() > 20
+    x, y, visible = np.moveaxis(people, 2, 0)
+    assert visible.sum() > 20
     for k in range(2):
-        inside = arrays["classes"][k][y[k][seen[k] > 0].astype(int), x[k][seen[k] > 0].astype(int)]
-        assert (inside == ADE20K["person"]).mean() > 0.8
+        shown = visible[k] > 0
+        classes = arrays["classes"][k][y[k][shown].astype(int), x[k][shown].astype(int)]
+        assert (classes == ADE20K["person"]).mean() > 0.8
 
 
-def test_the_annotators_joints_are_the_worlds():
+def test_the_annotator_and_the_world_have_the_same_joints():
     assert len(KEYPOINTS) == JOINTS and KEYPOINTS[NECK] == "neck"
 
 
-def test_near_is_one():
-    assert near_is_one(np.array([[1.0, 2.0, np.inf]])).tolist() == [[1.0, 0.5, 0.0]]
+def test_inverse_depth_is_one_at_the_nearest_point():
+    assert normalised_inverse_depth(np.array([[1.0, 2.0, np.inf]])).tolist() == [[1.0, 0.5, 0.0]]
 
 
-def test_kept_and_read_back(tmp_path):
+def test_saved_and_loaded(tmp_path):
     render_scenes(3, 64, tmp_path)
-    kept = load_truth(tmp_path)
-    again = truth_arrays(render([make_scene(2)], 64))
-    for name, part in again.items():
-        assert np.array_equal(kept[name][2:], part), name
+    loaded = load_truth(tmp_path)
+    expected = truth_arrays(render([make_scene(2)], 64))
+    for name, part in expected.items():
+        assert np.array_equal(loaded[name][2:], part), name
     with pytest.raises(FileNotFoundError, match=r"training\.dataset"):
         load_truth(tmp_path / "nowhere")
 
 
-def test_offsets_lead_to_the_neck():
+def test_offsets_point_to_the_neck():
     keypoints = np.zeros((4, 18, 3), np.float32)
     keypoints[0, NECK], keypoints[0, 4] = (10, 12, 0), (20, 28, 1)  # the neck is hidden
-    places, offset, known = joint_targets(keypoints, 32)
-    assert places[4].argmax() == 28 * 32 + 20 and places[NECK].max() == 0
+    heatmaps, offset, mask = joint_targets(keypoints, 32)
+    assert heatmaps[4].argmax() == 28 * 32 + 20 and heatmaps[NECK].max() == 0
     assert (offset[:, 28, 20] * OFFSET_SCALE).tolist() == [-10, -16]
-    assert known.sum() == 25 and known[28, 20] == 1
+    assert mask.sum() == 25 and mask[28, 20] == 1
 
 
-def test_a_perfect_answer_costs_less_than_a_guess(truth):
+def test_a_perfect_prediction_has_less_loss_than_zeros(truth):
     arrays = truth_arrays(truth)
     classes = sorted(ADE20K.values())
     targets = Targets.from_truth(arrays, np.array([0, 1]), classes, "cpu")
@@ -82,8 +83,8 @@ def test_a_perfect_answer_costs_less_than_a_guess(truth):
         torch.logit(targets.edges, 1e-4), targets.depth, targets.normal, right,
         torch.logit(targets.joints, 1e-4), targets.offset,
     )  # fmt: skip
-    guess = Prediction(*(torch.zeros_like(part) for part in vars(perfect).values()))
-    better, worse = targets.losses(perfect), targets.losses(guess)
+    zeros = Prediction(*(torch.zeros_like(part) for part in vars(perfect).values()))
+    better, worse = targets.losses(perfect), targets.losses(zeros)
     for name, loss in better.items():
         assert loss < worse[name], name
         assert worse[name] < 20, name

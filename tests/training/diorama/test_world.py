@@ -1,4 +1,4 @@
-"""Scenes are a function of their seed, and the renderer's truth is what geometry says."""
+"""Scenes are a function of their seed, and the renderer's ground truth follows from geometry."""
 
 import dataclasses
 import tomllib
@@ -62,11 +62,11 @@ def test_same_seed_same_picture():
     assert not torch.equal(one.image, other.image)
 
 
-def test_a_batch_is_its_pictures():
+def test_a_batch_equals_single_pictures():
     scenes = [make_scene(seed) for seed in (3, 4)]
-    together = render(scenes, SIZE).image.int()
-    apart = torch.cat([render([scene], SIZE).image for scene in scenes]).int()
-    assert (together - apart).abs().float().mean() < 0.05
+    batch = render(scenes, SIZE).image.int()
+    single = torch.cat([render([scene], SIZE).image for scene in scenes]).int()
+    assert (batch - single).abs().float().mean() < 0.05
 
 
 def test_truth_of_a_ball():
@@ -79,9 +79,9 @@ def test_truth_of_a_ball():
     red, green, blue = truth.image[0, middle, middle].tolist()
     assert red > 2 * green and red > 2 * blue
     # focal 2: the ball's outline stands at asin(1 / 5) from the axis, in half heights 2 tan of it.
-    seen = (truth.things[0] == 0).sum().item() / SIZE**2
+    area = (truth.things[0] == 0).sum().item() / SIZE**2
     half_height = 2.0 * np.tan(np.arcsin(1 / 5))
-    assert seen == pytest.approx(np.pi * half_height**2 / 4, rel=0.03)
+    assert area == pytest.approx(np.pi * half_height**2 / 4, rel=0.03)
 
 
 def test_sky_above_grass_below():
@@ -94,7 +94,7 @@ def test_sky_above_grass_below():
     assert truth.normal[0, -1, 0].tolist() == pytest.approx([0, 1, 0], abs=1e-5)
 
 
-def test_the_shadow_is_where_the_light_says():
+def test_the_shadow_lies_opposite_the_light():
     above = dataclasses.replace(ball_scene(), light=np.array([0.0, 1.0, 0.0]))
     lit = render([above], SIZE).image[0].float()
     bare = render([dataclasses.replace(ball_scene(), things=[])], SIZE)
@@ -104,8 +104,8 @@ def test_the_shadow_is_where_the_light_says():
     assert (bare.things == -1).all()
 
 
-def test_people_have_their_joints_inside_them():
-    tried = 0
+def test_visible_joints_lie_inside_their_person():
+    tested = 0
     for seed in range(60):
         scene = make_scene(seed)
         people = [k for k, thing in enumerate(scene.things) if thing.keypoints is not None]
@@ -116,19 +116,19 @@ def test_people_have_their_joints_inside_them():
             assert points.shape == (len(KEYPOINTS), 3)
             for x, y, visible in points[:14]:  # eyes and ears lie on the outline
                 if visible:
-                    tried += 1
+                    tested += 1
                     near = truth.things[0][
                         max(int(y) - 2, 0) : int(y) + 4, max(int(x) - 2, 0) : int(x) + 4
                     ]
                     assert (near == person).any()
-    assert tried > 50
+    assert tested > 50
 
 
 def words_of(*texts: str) -> set[str]:
     return {word for text in texts for word in text.replace(",", "").split()}
 
 
-def test_captions_use_few_words_and_suggestions_no_other():
+def test_captions_use_few_words_and_prompts_no_others():
     known = words_of(*(make_scene(seed).caption for seed in range(400)))
     assert set(COLOURS) <= known
     assert len(known) < 120
@@ -137,7 +137,7 @@ def test_captions_use_few_words_and_suggestions_no_other():
     assert words_of(*card["prompts"], *examples) <= known
 
 
-def test_edges_are_smoothed():
+def test_edges_are_antialiased():
     image = render([ball_scene()], SIZE).image[0].int()
     along = image[SIZE // 2, :, 0]
     steps = (along[1:] - along[:-1]).abs()
