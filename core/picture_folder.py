@@ -1,0 +1,212 @@
+"""Folders of pictures with captions, as people's tools leave them; for annotating and training.
+
+Four layouts are read, the first that a folder has:
+
+- `prompt.json` of ControlNet's training tutorial: one JSON object a line with `source` (the control
+  map), `target` (the picture) and `prompt`; an array of such objects is read too;
+- `metadata.jsonl` of Hugging Face datasets' image folder: one JSON object a line with `file_name`,
+  the caption as `text`, `prompt` or `caption`, and perhaps `conditioning_image`;
+- pictures with a caption file of the same name beside each: `cat.jpg` with `cat.txt`, or
+  `cat.caption`, `cat.jpg.txt` (kohya's sd-scripts, OneTrainer and their kin);
+- such pictures in folders of their own, as kohya's `10_cat`.
+
+Every row is checked before it is used, and what cannot be used is named once.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadInput
+from core.images import SUFFIXES, read_image
+
+MANIFEST, DATASETS_MANIFEST = "prompt.json", "metadata.jsonl"
+CAPTION_SUFFIXES = (".txt", ".caption")
+CAPTION_NAMES = ("text", "prompt", "caption")
+"""What a caption is called in metadata.jsonl; datasets' own examples have the first."""
+OTHER_SUFFIXES = (".jfif", ".jpe", ".heic", ".heif", ".jxl", ".psd", ".svg", ".pdf", ".tga")
+"""Pictures by other names, and those that cannot be read: tried, so that they are named."""
+BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""How Windows' editors mark UTF-16; UTF-8's own mark is taken off in any case."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture of a folder."""
+
+    name: str
+    """As the folder names it: its path from there, with forward slashes."""
+    picture: Path
+    caption: str
+    control_map: Path | None = None
+    """The control map that the folder brings with it; None where there is none."""
+
+
+@dataclass
+class PictureFolder:
+    """A folder's usable rows, in its order, and the reason for each that is not."""
+
+    rows: list[Row] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+    """By name, as in Row, or "line N of prompt.json"."""
+
+    @property
+    def captioned(self) -> int:
+        """How many rows have a caption."""
+        return sum(bool(row.caption) for row in self.rows)
+
+
+def read_folder(folder: Path) -> PictureFolder:
+    """Return the rows of a folder in one of the four layouts; files are looked up, not decoded.
+
+    Raises:
+        BadInput: there is no such folder, nothing in it, or its manifest cannot be read.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder}.")
+    for manifest, read in ((MANIFEST, _controlnet_row), (DATASETS_MANIFEST, _datasets_row)):
+        if (folder / manifest).is_file():
+            found = PictureFolder()
+            for line, entry in _entries(folder / manifest):
+                name = f"line {line} of {manifest}"
+                try:
+                    found.rows.append(read(folder, entry))
+                except BadInput as error:
+                    found.bad[name] = str(error)
+            break
+    else:
+        found = _loose_pictures(folder)
+    if not found.rows and not found.bad:
+        raise BadInput(
+            f"There are no pictures in {folder}: put some there ({', '.join(SUFFIXES)}), or a "
+            f"{MANIFEST} or {DATASETS_MANIFEST} that lists them."
+        )
+    return found
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Return a folder's pictures and those in the folders below it, by name.
+
+    What systems leave beside pictures (`._cat.jpg`, `.DS_Store`, `__MACOSX/`) is no picture.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            continue
+        if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and path.is_file():
+            found.append(path)
+    return found
+
+
+def check_rows(found: PictureFolder) -> Iterator[Row]:
+    """Decode every picture and map; yield the rows that can be used, and move the others to `bad`.
+
+    It reads the whole folder: a second for some twenty photographs.
+    """
+    rows, found.rows = found.rows, []
+    for row in rows:
+        try:
+            for path in (row.picture, row.control_map):
+                if path is not None:
+                    read_image(path)
+        except BadInput as error:
+            found.bad[row.name] = str(error)
+            continue
+        found.rows.append(row)
+        yield row
+
+
+def _loose_pictures(folder: Path) -> PictureFolder:
+    found = PictureFolder()
+    for path in picture_files(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            found.rows.append(Row(name, path, caption_beside(path)))
+        except BadInput as error:
+            found.bad[name] = str(error)
+    return found
+
+
+def caption_beside(picture: Path) -> str:
+    """Return the text of the caption file beside a picture, in one line; "" where there is none.
+
+    Raises:
+        BadInput: it is not text in UTF-8 or UTF-16.
+    """
+    for suffix in CAPTION_SUFFIXES:
+        for path in (picture.with_suffix(suffix), picture.with_name(picture.name + suffix)):
+            if path.is_file():
+                return _one_line(_read_text(path))
+    return ""
+
+
+def _one_line(text: str) -> str:
+    """Return text without line ends of any kind, U+2028, U+2029 and U+0085 among them."""
+    return " ".join(text.split())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return data.decode(BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name} is not UTF-8 text: please save it as such.") from error
+    except OSError as error:
+        raise BadInput(f"{path.name} cannot be read: {error.strerror or error}.") from error
+
+
+def _entries(manifest: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number, from 1, and the value of each line, or of each element of a JSON array.
+
+    A line that is not JSON is yielded as its text.
+    """
+    text = _read_text(manifest)
+    if text.lstrip().startswith("["):
+        try:
+            yield from enumerate(json.loads(text), 1)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{manifest} is not valid JSON, from line {error.lineno} on.") from error
+        return
+    # Not splitlines, which also splits at characters that may stand inside a line of JSON.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError:
+                yield number, line
+
+
+def _controlnet_row(folder: Path, entry: Any) -> Row:
+    entry = _object(entry, ("source", "target", "prompt"))
+    name = str(entry["target"])
+    picture, control_map = _file(folder, name), _file(folder, str(entry["source"]))
+    return Row(name, picture, _one_line(str(entry["prompt"])), control_map)
+
+
+def _datasets_row(folder: Path, entry: Any) -> Row:
+    entry = _object(entry, ("file_name",))
+    name = str(entry["file_name"])
+    caption = next((str(entry[key]) for key in CAPTION_NAMES if entry.get(key)), "")
+    control_map = entry.get("conditioning_image")
+    picture = _file(folder, name)
+    caption = _one_line(caption) or caption_beside(picture)
+    return Row(name, picture, caption, _file(folder, str(control_map)) if control_map else None)
+
+
+def _object(entry: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise BadInput("It is not a JSON object; fix or delete it.")
+    for name in names:
+        if not isinstance(entry.get(name), str):
+            raise BadInput(f'It has no text "{name}"; every line needs {", ".join(names)}.')
+    return entry
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name.replace("\\", "/")  # as Windows' tools write paths
+    if not path.is_file():
+        raise BadInput(f"There is no file {name}.")
+    return path
