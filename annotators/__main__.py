@@ -2,9 +2,10 @@
 
 OUTPUT_DIR gets `source/` (the control maps), `target/` (the pictures at the maps' size) and
 `prompt.json` with one line per picture, as `python -m training.train_control --folder` reads them.
-A picture's prompt comes from the text file beside it (`cat.jpg`, `cat.txt`). Existing maps are
-kept, so the command resumes; `annotator.json` holds the settings, which must then be the same.
-Pictures with an empty map and unreadable files are skipped and reported.
+Prompts come from a text file beside each picture (`cat.jpg`, `cat.txt` or `cat.caption`) or from
+`metadata.jsonl`; folders inside are read too (core/picture_folder.py). Existing maps are kept, so
+the command resumes; `annotator.json` holds the settings, which must then be the same. Pictures with
+an empty map and unreadable files are skipped and reported.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from annotators import annotator_names, find_annotator
 from core.condition import Annotator, Preprocessor
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError
-from core.images import SUFFIXES, fit_size, read_image, resize
+from core.images import fit_size, read_image, resize
 from core.params import settings_of
+from core.picture_folder import Row, read_folder
 from core.request import ControlRequest
 from models.catalog.download import shell_bar
 
@@ -38,6 +40,8 @@ class Skipped:
     """Files that could not be used, with the reason."""
     empty: list[str] = field(default_factory=list)
     """Files whose control map is empty."""
+    without_caption: int = 0
+    """How many were taken that have no caption."""
 
 
 def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution: int) -> Skipped:
@@ -49,14 +53,13 @@ def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution:
         BadInput: `pictures` holds none, or `out` holds maps with other settings or cannot be
             written.
     """
-    files = sorted(f for f in pictures.glob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    if not files:
-        raise BadInput(f"There are no pictures in {pictures}: none ends in {', '.join(SUFFIXES)}.")
+    found = read_folder(pictures)
+    rows = [row for row in found.rows if not row.picture.resolve().is_relative_to(out.resolve())]
     try:
         for name in ("source", "target"):
             (out / name).mkdir(parents=True, exist_ok=True)
         _keep_settings(extractor, resolution, out)
-        return _annotate(extractor, files, out, resolution)
+        return _annotate(extractor, rows, out, resolution, Skipped(found.bad))
     except OSError as error:
         raise BadInput(f"{out} cannot be written: {error.strerror or error}.") from error
 
@@ -107,47 +110,40 @@ def _read_manifest(manifest: Path) -> list[str]:
     return complete
 
 
-def _annotate(extractor: Extractor, files: list[Path], out: Path, resolution: int) -> Skipped:
+def _annotate(
+    extractor: Extractor, rows: list[Row], out: Path, resolution: int, skipped: Skipped
+) -> Skipped:
     lines = _read_manifest(out / MANIFEST)
     done = {json.loads(line)["source"] for line in lines}
-    skipped = Skipped()
     repaired = out / f"{MANIFEST}.new"  # without a line that was cut off
     repaired.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     repaired.replace(out / MANIFEST)
     with (out / MANIFEST).open("a", encoding="utf-8") as manifest_file:
-        for file in tqdm(files, unit="picture"):
+        for row in tqdm(rows, unit="picture"):
             # With the picture's suffix, or cat.jpg and cat.png would share a map.
-            source, target = f"source/{file.name}.png", f"target/{file.name}.png"
+            source, target = f"source/{row.name}.png", f"target/{row.name}.png"
             if source in done:
                 continue
             try:
-                picture, _ = read_image(file)
-                prompt = _prompt(file)
+                picture, _ = read_image(row.picture)
                 size = fit_size(picture.shape[1], picture.shape[0], resolution)
                 control_map = extractor.extract(picture, size)
             except BadInput as error:
-                skipped.failed[file.name] = str(error)
+                skipped.failed[row.name] = str(error)
                 continue
             annotator = extractor.annotator
             if annotator.empty_message and annotator.is_empty(control_map):
-                skipped.empty.append(file.name)
+                skipped.empty.append(row.name)
                 continue
+            for path in (out / source, out / target):
+                path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(control_map).save(out / source)
             Image.fromarray(resize(picture, size)).save(out / target)
-            line = {"source": source, "target": target, "prompt": prompt}
+            line = {"source": source, "target": target, "prompt": row.caption}
             manifest_file.write(json.dumps(line, ensure_ascii=False) + "\n")
             manifest_file.flush()
+            skipped.without_caption += not row.caption
     return skipped
-
-
-def _prompt(picture: Path) -> str:
-    text = picture.with_suffix(".txt")
-    try:
-        return text.read_text(encoding="utf-8").strip() if text.exists() else ""
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{text.name} is not UTF-8 text; save it as UTF-8.") from error
-    except OSError as error:
-        raise BadInput(f"{text.name} cannot be read: {error.strerror or error}.") from error
 
 
 def _preprocessor(annotator: Annotator, name: str | None) -> Preprocessor:
@@ -217,6 +213,11 @@ def main(arguments: list[str] | None = None) -> int:
         names = ", ".join(skipped.empty[:MAX_NAMED]) + ", ..." * (len(skipped.empty) > MAX_NAMED)
         count = len(skipped.empty)
         print(f"Skipped, because their control map is empty: {count} ({names})", file=sys.stderr)
+    if skipped.without_caption:
+        print(
+            f"Pictures without a caption: {skipped.without_caption} (write cat.txt beside cat.jpg).",
+            file=sys.stderr,
+        )
     return 1 if skipped.failed else 0
 
 

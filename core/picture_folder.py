@@ -14,6 +14,7 @@ Every row is checked before it is used, and what cannot be used is named once.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,7 +207,9 @@ def _object(entry: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    path = folder / name.replace("\\", "/")  # as Windows' tools write paths
+    path = Path(os.path.normpath(folder / name.replace("\\", "/")))  # Windows' tools write "\\"
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise BadInput(f"{name} lies outside the folder; move it in.")
     if not path.is_file():
         raise BadInput(f"There is no file {name}.")
     return path

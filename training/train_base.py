@@ -102,11 +102,12 @@ def make_unet(size: int) -> UNet2DConditionModel:
 def cached_latents(folder: Path, data: PictureSource, autoencoder: Path, device: str) -> Tensor:
     """(N, 4, h, w) float16 latents of all pictures, cached in `folder`.
 
-    The file's name contains a hash of the encoder's weights.
+    The file's name contains a hash of the encoder's weights and the pictures' fingerprint.
     """
     vae = AutoencoderTiny.from_pretrained(autoencoder)
     weights = b"".join(p.detach().half().numpy().tobytes() for p in vae.encoder.parameters())
-    path = folder / f"latents-{data.size}-{hashlib.sha256(weights).hexdigest()[:8]}.pt"
+    names = (data.size, hashlib.sha256(weights).hexdigest()[:8], data.fingerprint)
+    path = folder / f"latents-{'-'.join(str(name) for name in names if name)}.pt"
     if path.exists():
         cached: Tensor = torch.load(path, weights_only=True)
         if len(cached) == len(data):

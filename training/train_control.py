@@ -13,7 +13,9 @@ ControlNet as ControlNet++ does (`training.reward`):
 """
 
 import argparse
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,14 +24,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
 from annotators._diorama import load_network
-from core.condition import Annotator, ControlMap
-from core.images import resize, resize_map
+from core.condition import Annotator, ControlMap, RGBImage
+from core.errors import BadInput, SuiteError
+from core.images import NOTHING, PAPER, read_image, resize, resize_map
+from core.picture_folder import read_folder
 from training.diffusion import NoisyTarget, make_scheduler
 from training.diorama.dataset import Pictures, PictureSource
 from training.diorama.grounding import AttentionRecorder, Grounding
@@ -47,6 +50,8 @@ from training.train_base import (
 )
 from training.weights import save_module
 
+MAX_NAMED = 5
+"""Bad rows of a folder that are named."""
 MAP_ENCODER_CHANNELS = (16, 16, 32, 64)  # of the encoder from the map to the latents' size
 EMPTY_MAP_SAMPLE = 96  # maps that are drawn to estimate how many of a condition's are empty
 MAX_EMPTY_MAPS = 0.1  # if more are empty, most rows are drawn from those with a map
@@ -68,42 +73,75 @@ class Examples(PictureSource, Protocol):
 
 
 class FolderExamples:
-    """A user's own data in ControlNet's training layout.
+    """A user's own pictures with their control maps (core/picture_folder.py).
 
-    `prompt.json` holds one JSON object per line: `source` (the map) and `target` (the picture),
-    paths relative to the folder, and `prompt`. Pictures and maps are centre-cropped to a square and
-    resized to `size`, maps with their annotator's interpolation.
+    Pictures and maps are read as the app reads them, centre-cropped to a square and resized to
+    `size`, maps with their annotator's interpolation.
+
+    Raises:
+        BadInput: a picture or its map is missing or cannot be read; the first few are named.
     """
 
     def __init__(self, folder: Path, annotator: Annotator, size: int) -> None:
-        lines = (folder / "prompt.json").read_text(encoding="utf-8").splitlines()
-        self._rows = [json.loads(line) for line in lines if line.strip()]
-        self._folder = folder
+        found = read_folder(folder)
+        for row in found.rows:
+            if row.control_map is None:
+                found.bad[row.name] = (
+                    f"It has no control map: run `python -m annotators {annotator.name}` first."
+                )
+        if found.bad:
+            named = list(found.bad.items())[:MAX_NAMED]
+            more = f" and {len(found.bad) - MAX_NAMED} more" if len(found.bad) > MAX_NAMED else ""
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in named)
+            raise BadInput(f"{folder} cannot be trained on as it is. {reasons}{more}")
+        self._pairs = [(row.picture, row.control_map or row.picture) for row in found.rows]
         self._annotator = annotator
         self.size = size
-        self.captions = [row["prompt"] for row in self._rows]
+        self.captions = [row.caption for row in found.rows]
+        stats = [(str(file), file.stat()) for pair in self._pairs for file in pair]
+        facts = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:8]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._pairs)
 
-    def _square(self, name: str) -> np.ndarray:
-        with Image.open(self._folder / name) as image:
-            picture = image.convert("RGB")
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        return np.asarray(picture.crop((left, top, left + side, top + side)))
+    def check(self) -> None:
+        """Decode every map, so that a broken one ends the run before its first step.
+
+        Raises:
+            BadInput: one cannot be read.
+        """
+        for _, control_map in self._pairs:
+            _read(control_map, NOTHING)
+
+    def _square(self, path: Path, ground: int = PAPER) -> np.ndarray:
+        picture = _read(path, ground)
+        height, width = picture.shape[:2]
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        return picture[top : top + side, left : left + side]
 
     def batch(self, rows: Sequence[int]) -> np.ndarray:
         """The pictures, (N, size, size, 3) uint8."""
         size = (self.size, self.size)
-        return np.stack([resize(self._square(self._rows[r]["target"]), size) for r in rows])
+        return np.stack([resize(self._square(self._pairs[r][0]), size) for r in rows])
 
     def maps(self, rows: Sequence[int]) -> np.ndarray:
         """The control maps, (N, size, size, 3) uint8."""
         size, interpolation = (self.size, self.size), self._annotator.interpolation
         return np.stack(
-            [resize_map(self._square(self._rows[r]["source"]), size, interpolation) for r in rows]
+            [
+                resize_map(self._square(self._pairs[r][1], NOTHING), size, interpolation)
+                for r in rows
+            ]
         )
+
+
+def _read(path: Path, ground: int) -> RGBImage:
+    try:
+        return read_image(path, ground)[0]
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
 
 
 def rows_with_maps(data: Examples, is_empty: Callable[[ControlMap], bool], batch: int) -> Tensor:
@@ -186,21 +224,53 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--save", type=Path, default=None, help="folder to write the trained ControlNet to"
     )
     options = parser.parse_args(arguments)
-    options.out = options.out or Path(f"runs/control-{options.condition}")
+    options.out = options.out or Path("runs", _run_name(options.condition, options.folder))
     return options
+
+
+def _run_name(condition: str, folder: Path | None) -> str:
+    """Return the name of a run's folder: another one for each folder of pictures."""
+    if folder is None:
+        return f"control-{condition}"
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return f"control-{condition}-{folder.resolve().name}-{place}"
 
 
 def _examples(options: argparse.Namespace, size: int) -> tuple[Examples, Path]:
     """The examples, and the folder that caches their latents."""
     annotator = find_annotator(options.condition)
     if options.folder:
-        return FolderExamples(options.folder, annotator, size), options.folder
+        examples = FolderExamples(options.folder, annotator, size)
+        examples.check()
+        return examples, options.folder
     return SceneExamples(options.data, annotator, size), options.data
+
+
+def _require_tiny_autoencoder(base: Path) -> None:
+    """Refuse a base that is not built as Diorama is, before hours are spent on wrong targets.
+
+    Raises:
+        BadInput: its autoencoder is another network.
+    """
+    file = base / "vae" / "config.json"
+    kind = json.loads(file.read_text(encoding="utf-8"))["_class_name"] if file.is_file() else ""
+    if kind != "AutoencoderTiny":
+        raise BadInput(
+            f"The base {base} has the autoencoder {kind or 'of no known class'}: only a base like "
+            "Diorama, with an AutoencoderTiny, can be trained on so far."
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; `arguments` replace sys.argv."""
-    options = _options(arguments)
+    try:
+        _train(_options(arguments))
+    except SuiteError as error:
+        sys.exit(f"{error}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    _require_tiny_autoencoder(options.base)
     torch.manual_seed(options.seed)
     device = options.device
     unet = UNet2DConditionModel.from_pretrained(options.base / "unet", torch_dtype=torch.float32)

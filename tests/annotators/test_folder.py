@@ -171,3 +171,24 @@ def test_maps_are_drawn_at_the_preprocessors_resolution(pictures, tmp_path):
         assert json.loads((out / "annotator.json").read_text())["detect_resolution"] == side
         with Image.open(out / "source" / "one.jpg.png") as drawn:
             assert min(drawn.size) == 128
+
+
+def test_captions_of_other_tools_and_folders_inside(pictures, tmp_path, capsys):
+    (pictures / "broken.png").unlink()
+    (pictures / "10_cat").mkdir()
+    (pictures / "two.png").rename(pictures / "10_cat" / "two.jfif")
+    (pictures / "10_cat" / "two.caption").write_text("a cat\u2028on a mat", encoding="utf-8")
+    (pictures / "._one.jpg").write_bytes(b"\0\5\x16\7" + bytes(60))
+    out = pictures / "out"  # its own maps are not pictures to annotate
+    for _ in range(2):
+        assert run(pictures, out) == 0
+    assert sorted(FolderExamples(out, canny.ANNOTATOR, 64).captions) == [
+        "a cat on a mat", "a red ball"
+    ]  # fmt: skip
+    assert (out / "source" / "10_cat" / "two.jfif.png").is_file()
+    assert "without a caption" not in capsys.readouterr().err
+
+
+def test_pictures_without_a_caption_are_counted(pictures, tmp_path, capsys):
+    run(pictures, tmp_path / "out")
+    assert "without a caption: 1 (write" in capsys.readouterr().err

@@ -79,6 +79,8 @@ class PictureSource(Protocol):
     """Square pictures of `size` pixels, read by index."""
 
     size: int
+    fingerprint: str
+    """Changes with the pictures and their order; "" where they never change."""
 
     def __len__(self) -> int: ...
 
@@ -95,6 +97,8 @@ class Pictures:
     Raises:
         FileNotFoundError: The folder holds no pictures.
     """
+
+    fingerprint = ""
 
     def __init__(self, folder: Path, size: int | None = None) -> None:
         files = sorted(folder.glob("?????????.npy"))

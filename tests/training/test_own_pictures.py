@@ -1,0 +1,118 @@
+"""A folder of one's own pictures: read as the app reads them, checked before the first step."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from annotators import find_annotator
+from core.images import read_image
+from models.catalog.paths import MODELS
+from tests.tiny_networks import save_networks, tiny_networks
+from training import train_control
+from training.train_base import cached_latents
+from training.train_control import FolderExamples
+
+
+def manifest(folder, *rows):
+    (folder / "prompt.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def pairs(folder, count):
+    rows = []
+    for k in range(count):
+        for name, picture in (
+            (f"t{k}.png", Image.new("RGB", (16, 16), (k * 90, 200 - k * 90, 30))),
+            (f"s{k}.png", Image.fromarray(np.eye(16, dtype=np.uint8) * 255)),
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / name)
+        rows.append({"source": f"s{k}.png", "target": f"t{k}.png", "prompt": "a red ball"})
+    return rows
+
+
+def one(folder, name, condition="canny", side=64):
+    row = {"source": name, "target": name, "prompt": ""}
+    return FolderExamples(manifest(folder, row), find_annotator(condition), side)
+
+
+def test_sixteen_bit_maps_keep_their_range(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(tmp_path / "m.png")
+    data = one(tmp_path, "m.png", "depth")
+    assert data.maps([0])[0, 0, ::21, 0].tolist() == [0, 85, 170, 255]
+    assert np.array_equal(data.batch([0])[0], read_image(tmp_path / "m.png")[0])
+
+
+def test_a_turned_photograph_is_upright(tmp_path):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :32, 0], pixels[:, 32:, 2] = 255, 255
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(pixels).save(tmp_path / "t.jpg", exif=exif, quality=95)
+    assert np.array_equal(one(tmp_path, "t.jpg").batch([0])[0], read_image(tmp_path / "t.jpg")[0])
+
+
+def test_transparent_is_paper_in_a_picture_and_nothing_in_a_map(tmp_path):
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[..., 1], layer[16:48, 16:48] = 255, (255, 0, 0, 255)
+    Image.fromarray(layer).save(tmp_path / "t.png")
+    data = one(tmp_path, "t.png", "pose")
+    assert data.batch([0])[0, 0, 0].tolist() == [255, 255, 255]
+    assert data.maps([0])[0, 0, 0].tolist() == [0, 0, 0]
+
+
+def test_latents_follow_the_pictures_and_their_order(tmp_path):
+    rows = pairs(tmp_path, 2)
+
+    def latents(*rows):
+        data = FolderExamples(manifest(tmp_path, *rows), find_annotator("canny"), 64)
+        return cached_latents(tmp_path, data, MODELS / "diorama" / "vae", "cpu").float()
+
+    first, swapped = latents(*rows), latents(*rows[::-1])
+    assert (first[0] - first[1]).abs().max() > 0.3
+    assert (swapped - first.flip(0)).abs().max() < 0.1
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "t0.png")
+    assert (latents(*rows)[0] - first[0]).abs().max() > 0.3
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_networks(tiny_networks("tiny"), tmp_path_factory.mktemp("base"))
+
+
+def refusal(folder, base, capsys):
+    few = ["--steps", "1", "--batch", "1", "--size", "64", "--device", "cpu"]
+    out = folder.parent / "run"
+    with pytest.raises(SystemExit) as refused:
+        train_control.main([*few, "--folder", f"{folder}", "--base", f"{base}", "--out", f"{out}"])
+    assert not out.exists()
+    return str(refused.value)
+
+
+def test_what_cannot_be_used_is_named_before_the_first_step(base, tmp_path, capsys):
+    folder = tmp_path / "f"
+    rows = pairs(folder, 3)
+    manifest(folder, *rows)
+    whole = (folder / "s1.png").read_bytes()
+    (folder / "s1.png").write_bytes(whole[:-30])
+    assert "s1.png: The picture is incomplete" in refusal(folder, base, capsys)
+    (folder / "s1.png").unlink()
+    assert "line 2 of prompt.json: There is no file s1.png." in refusal(folder, base, capsys)
+    manifest(folder, *({"source": row["source"], "target": row["target"]} for row in rows))
+    assert 'It has no text "prompt"' in refusal(folder, base, capsys)
+    (folder / "prompt.json").unlink()
+    assert "has no control map: run `python -m annotators canny`" in refusal(folder, base, capsys)
+
+
+def test_a_base_with_another_autoencoder_is_refused(tmp_path, capsys):
+    base = save_networks(tiny_networks(), tmp_path / "base")
+    manifest(tmp_path / "f", *pairs(tmp_path / "f", 2))
+    assert "has the autoencoder AutoencoderKL" in refusal(tmp_path / "f", base, capsys)
+
+
+def test_each_folder_has_a_run_of_its_own(tmp_path):
+    names = {train_control._options(["--folder", f"{tmp_path / one}"]).out for one in ("a", "b")}
+    assert len(names) == 2 and str(train_control._options([]).out) == "runs/control-canny"
