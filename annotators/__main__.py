@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Skipped, because their control map is empty: {count} ({names})", file=sys.stderr)
     if skipped.without_caption:
         print(
-            f"Pictures without a caption: {skipped.without_caption} (write cat.txt beside cat.jpg).",
+            f"Without a caption: {skipped.without_caption} (write cat.txt beside cat.jpg).",
             file=sys.stderr,
         )
     return 1 if skipped.failed else 0

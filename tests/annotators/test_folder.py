@@ -186,9 +186,9 @@ def test_captions_of_other_tools_and_folders_inside(pictures, tmp_path, capsys):
         "a cat on a mat", "a red ball"
     ]  # fmt: skip
     assert (out / "source" / "10_cat" / "two.jfif.png").is_file()
-    assert "without a caption" not in capsys.readouterr().err
+    assert "Without a caption" not in capsys.readouterr().err
 
 
 def test_pictures_without_a_caption_are_counted(pictures, tmp_path, capsys):
     run(pictures, tmp_path / "out")
-    assert "without a caption: 1 (write" in capsys.readouterr().err
+    assert "Without a caption: 1 (write" in capsys.readouterr().err
