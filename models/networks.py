@@ -49,13 +49,13 @@ level. Measured: 7; by the tensors alive at once: 6."""
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """A textual inversion embedding: vectors that stand in a prompt for its name."""
+    """A textual inversion embedding: token vectors that replace its name in a prompt."""
 
     name: str
     vectors: Tensor
     """(tokens, width) of the text encoder."""
     hash: str
-    """Of its file; empty for one that a LoRA brings."""
+    """Of its file; empty for one from a LoRA file."""
 
 
 PromptParts = tuple[str | Inversion, ...]
@@ -192,10 +192,10 @@ class DiffusersNetworks:
 
     def prompt_hashes(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return the short SHA-256 of each embedding's file that prompts name."""
-        found = [
-            one for prompt in prompts for one in self._parts(prompt) if not isinstance(one, str)
+        inversions = [
+            one for prompt in prompts for one in self._parts(prompt) if isinstance(one, Inversion)
         ]
-        return {f"embedding {one.name}": one.hash for one in found if one.hash}
+        return {f"embedding {one.name}": one.hash for one in inversions if one.hash}
 
     def _parts(self, prompt: str) -> PromptParts:
         return self.split_prompt(without_tags(prompt))
@@ -339,7 +339,7 @@ def _encode_text(
 
 
 def _token_row(tokenizer: Any, parts: PromptParts) -> tuple[list[int], dict[int, Tensor]]:
-    """Return a prompt's 77 tokens, and by position the vectors (width,) that take their place."""
+    """Return a prompt's 77 tokens, and by position the vectors (width,) that replace theirs."""
     free = TEXT_TOKENS - 2
     tokens: list[int] = []
     vectors: dict[int, Tensor] = {}
@@ -356,14 +356,14 @@ def _token_row(tokenizer: Any, parts: PromptParts) -> tuple[list[int], dict[int,
 
 
 def _token_starts(tokenizer: Any, part: str | Inversion) -> list[int]:
-    """Return where each token of a part begins in its text."""
+    """Return the offset of each token in a part's text."""
     if not isinstance(part, str):
         return [0] * len(part.vectors)
     with _TOKENIZER_LOCK:
-        found = tokenizer(
+        encoding = tokenizer(
             part, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-    return [start for start, _ in found["offset_mapping"]]
+    return [start for start, _ in encoding["offset_mapping"]]
 
 
 def _text(part: str | Inversion) -> str:
@@ -371,26 +371,26 @@ def _text(part: str | Inversion) -> str:
 
 
 class _TokenVectors(nn.Module):
-    """A text encoder's table of vectors, with others at some positions of each prompt."""
+    """A text encoder's token embedding, with other vectors at some positions of each prompt."""
 
-    def __init__(self, table: nn.Module, instead: Sequence[Mapping[int, Tensor]]) -> None:
+    def __init__(self, table: nn.Module, replacements: Sequence[Mapping[int, Tensor]]) -> None:
         super().__init__()
         self.table = table
-        self.instead = instead
+        self.replacements = replacements
 
     def forward(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.table(tokens)
-        for row, vectors in enumerate(self.instead):
+        embedded: Tensor = self.table(tokens)
+        for row, vectors in enumerate(self.replacements):
             for position, vector in vectors.items():
-                found[row, position] = vector.to(found)
-        return found
+                embedded[row, position] = vector.to(embedded)
+        return embedded
 
 
-def _with_vectors(network: nn.Module, instead: Sequence[Mapping[int, Tensor]]) -> nn.Module:
-    """Return a copy of a text encoder that shares every weight, for these prompts only."""
+def _with_vectors(network: nn.Module, replacements: Sequence[Mapping[int, Tensor]]) -> nn.Module:
+    """Return a copy of a text encoder for these prompts only; it shares every weight."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     changed: Any = copy.deepcopy(network, shared)
-    changed.set_input_embeddings(_TokenVectors(changed.get_input_embeddings(), instead))
+    changed.set_input_embeddings(_TokenVectors(changed.get_input_embeddings(), replacements))
     copied: nn.Module = changed
     return copied
 

@@ -169,7 +169,7 @@ class Suite:
     def measured(self, result: GenerationResult, steps: int | None = None) -> None:
         """Remember how long an image took, or would have taken in so many steps, for the header.
 
-        What was made beside others took longer; it counts until one was made alone.
+        Images made while other requests were running count only until one is made alone.
         """
         if not result.images or result.cancelled:
             return
@@ -179,7 +179,7 @@ class Suite:
         text = (
             f"about {duration(spent / len(result.images))} an image "
             f"({steps or result.request.steps} steps, {result.width} × {result.height}"
-            f"{'' if result.alone else ', beside others'})"
+            f"{'' if result.alone else ', while other requests were running'})"
         )
         with self._lock:
             model = result.request.model

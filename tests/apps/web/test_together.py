@@ -101,7 +101,9 @@ def test_each_visitor_gets_their_own_pictures(
     for mine, wanted in zip(together, alone, strict=True):
         assert _apart(mine, wanted) <= 1, "equal up to rounding"
     assert _apart(together[0], together[1]) > 100
-    assert "beside others" not in busy.facts("tiny")[2], "the header keeps what one alone takes"
+    assert "while other requests" not in busy.facts("tiny")[2], (
+        "the header keeps what one alone takes"
+    )
 
 
 def test_one_who_leaves_does_not_end_the_other(visitors: list[Client], busy: Suite) -> None:
@@ -140,16 +142,15 @@ def test_no_more_run_at_once_than_may_wait(suite: Suite, busy: Suite) -> None:
     assert (busy.runs, suite.runs) == (2, MOST_RUNS)
 
 
-def test_what_was_made_beside_others_gives_way(suite: Suite, canny: Condition) -> None:
+def test_what_was_made_while_others_ran_gives_way(suite: Suite, canny: Condition) -> None:
     fresh = Suite(suite.store, "tiny")
     fresh._note("tiny", "ready")
     result = _result(canny, 50.0)
     result = replace(result, request=replace(result.request, model="tiny"))
     slow = replace(result, seconds={"sample": 30.0}, alone=False)
     fresh.measured(slow)
-    assert fresh.facts("tiny")[2].endswith(", beside others)")
+    assert fresh.facts("tiny")[2].endswith(", while other requests were running)")
     fresh.measured(replace(result, seconds={"sample": 5.0}))
     fresh.measured(slow)
-    assert (
-        fresh.facts("tiny")[2].startswith("about 5.0 s") and "beside" not in fresh.facts("tiny")[2]
-    )
+    speed = fresh.facts("tiny")[2]
+    assert speed.startswith("about 5.0 s") and "other requests" not in speed
