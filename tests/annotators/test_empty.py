@@ -43,10 +43,11 @@ def test_normals_that_all_face_the_camera_are_empty():
     """Their channels differ, so the map is not of a single value."""
     facing = normal.as_map(np.zeros((16, 16, 3), np.float32))
     assert facing.min() != facing.max() and normal.ANNOTATOR.is_empty(facing)
-    request = SimpleNamespace(preprocessor="Diorama")
-    assert map_notes(normal.ANNOTATOR, request, facing) == [normal.ANNOTATOR.empty_message]
+    condition = SimpleNamespace(annotator=normal.ANNOTATOR)
+    control = SimpleNamespace(preprocessor="Diorama", condition=condition)
+    assert map_notes(control, facing) == [normal.ANNOTATOR.empty_message]
     facing[0, 0] = (127, 255, 127)
-    assert map_notes(normal.ANNOTATOR, request, facing) == []
+    assert map_notes(control, facing) == []
     assert not normal.ANNOTATOR.is_empty(facing)
 
 
