@@ -1,14 +1,13 @@
-"""Convolutions and products with weights that lie in memory as what runs them wants it, on the CPU.
+"""A layer's convolution or product, with packed weights on the CPU and fused with what follows it.
 
-torch hands oneDNN plain weights, which it lays out anew for every call: in SD 1.5's deepest blocks,
+torch hands oneDNN plain weights, which oneDNN reorders at every call: in SD 1.5's deepest blocks,
 where weights are large and pictures small, that takes longer than the convolution. Here a layer's
-weight is laid out at its first use, for oneDNN or for a kernel of ours (winograd.py, matmul.py),
-and stays so as long as that is what runs; there is no second copy of it, and the memory of the
-plain one goes back to the system. It says the same as before: whoever else looks at it sees a plain
-tensor, made for that look.
+weight is packed at its first use, for oneDNN or for a kernel of ours (winograd.py, matmul.py), and
+stays packed while the same kernel runs. There is no second copy: the plain weight's memory goes
+back to the system, and other code that reads the weight gets a plain tensor, made at each access.
 
-That is for bfloat16, and where torch has oneDNN with it; elsewhere torch's own functions run, on a
-GPU in fewer pieces.
+Weights are packed in bfloat16 only; otherwise torch's own functions run, on a GPU with fewer kernel
+launches.
 """
 
 import functools
@@ -28,55 +27,59 @@ from models.engine.kernels.build import on_gpu
 from models.engine.kernels.groupnorm import group_norm, lie_alike
 
 ONEDNN: Any = torch.ops.mkldnn
-PLAIN: tuple[Any, ...] = ("none", [], "")
+NO_ACTIVATION: tuple[Any, ...] = ("none", [], "")
 RELU: tuple[Any, ...] = ("relu", [], "")
-"""oneDNN's names for what is done to the result."""
+"""oneDNN's arguments for what is applied to the result."""
 ROW_OF = ((1, 1), (0, 1), (1, 0), (0, 0))
-"""Which of two output rows, and of its two input rows, each row of a 4x4 kernel serves."""
+"""For each row of a 4x4 kernel: which of the two output rows, and of its two input rows, it
+connects."""
 
-GIVEN_BACK = 64 * 2**20
-"""Bytes of plain weights after which what they held is given back. glibc keeps it, in pieces that
-the next weight just misses: of Stable Diffusion's 2.4 GB it would keep 1.6."""
+RELEASE_BYTES = 64 * 2**20
+"""Bytes of freed plain weights after which their memory is returned to the system. glibc keeps it,
+in pieces that the next weight just misses: of Stable Diffusion's 2.4 GB it would keep 1.6."""
 
 _doubling = WeakTensorKeyDictionary()
-"""The weights of convolutions behind an enlargement, summed and laid out, by the layer's."""
+"""By a layer's weight: the packed 4x4 weight of convolve_doubled."""
 _freed = 0
-"""Bytes of weights that were freed since they were given back last; a guess will do."""
+"""Bytes of plain weights freed since the last release; threads may race on it, a guess will do."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One way to lay a weight out, in one part or several, and the way back."""
+class Packing:
+    """An order of a weight's numbers in memory, in one tensor or several, and the way back."""
 
-    lay_out: Callable[[Tensor], tuple[Tensor, ...]]
-    plain: Callable[[tuple[Tensor, ...], int], Tensor]
-    """(the parts, its rows) -> the weight, of any shape."""
+    pack: Callable[[Tensor], tuple[Tensor, ...]]
+    unpack: Callable[[tuple[Tensor, ...], int], Tensor]
+    """(packed parts, rows of the weight) -> the weight, of any shape."""
+    needs_onednn: bool = False
 
 
 class PackedWeight(Tensor):
-    """A weight laid out for what runs it.
+    """A weight packed for the kernel that runs it.
 
-    Every other operation sees it plain; to change it in place is an error.
+    Every other operation gets a plain copy; changing it in place is an error.
     """
 
     parts: tuple[Tensor, ...]
-    way: Layout
+    packing: Packing
 
     @staticmethod
-    def __new__(cls, parts: tuple[Tensor, ...], way: Layout, shape: torch.Size) -> "PackedWeight":
-        """Take what is laid out already; `shape` is the plain weight's."""
+    def __new__(
+        cls, parts: tuple[Tensor, ...], packing: Packing, shape: torch.Size
+    ) -> "PackedWeight":
+        """Wrap packed parts; `shape` is the plain weight's."""
         make: Any = torch.Tensor._make_wrapper_subclass
-        made: PackedWeight = make(cls, shape, dtype=parts[0].dtype, device=parts[0].device)
-        made.parts, made.way = parts, way
-        return made
+        weight: PackedWeight = make(cls, shape, dtype=parts[0].dtype, device=parts[0].device)
+        weight.parts, weight.packing = parts, packing
+        return weight
 
     def plain(self) -> Tensor:
-        """Return a plain copy, channels-last where it is a convolution's."""
-        whole = self.way.plain(self.parts, self.shape[0]).reshape(self.shape)
+        """Return a plain copy, channels-last for a convolution."""
+        whole = self.packing.unpack(self.parts, self.shape[0]).reshape(self.shape)
         return whole.contiguous(memory_format=torch.channels_last) if whole.ndim == 4 else whole
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        """Return a plain copy, which may be turned into another format."""
+        """Return a plain copy, which can be converted to another number format."""
         memo[id(self)] = copied = nn.Parameter(self.plain(), requires_grad=False)
         return copied
 
@@ -85,10 +88,10 @@ class PackedWeight(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run any operation on the plain weight."""
-        if func is torch.ops.aten.detach.default:  # what makes it a parameter
-            return PackedWeight(args[0].parts, args[0].way, args[0].shape)
+        if func is torch.ops.aten.detach.default:  # nn.Parameter calls it
+            return PackedWeight(args[0].parts, args[0].packing, args[0].shape)
         if func._schema.is_mutable and isinstance(args[0], PackedWeight):
-            raise RuntimeError("This weight is laid out for a kernel: it cannot be written on.")
+            raise RuntimeError("This weight is packed for a kernel: it cannot be changed in place.")
         args, kwargs = tree_map_only(PackedWeight, PackedWeight.plain, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -101,22 +104,23 @@ def convolve(
     kept: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Return a convolution layer's result, with another bias (C,) if one is given.
+    """Return a convolution layer's result, with the `bias` (C,) instead of its own if given.
 
-    x (B, C, h, w) in channels-last memory, and so is the result. What is kept (like the result) is
-    added to it; with `relu` what ReLU makes of the sum.
+    x (B, C, h, w) and the result are channels-last. `kept`, of the result's shape, is added to it;
+    with `relu` the result is the ReLU of the sum.
     """
     bias = layer.bias if bias is None else bias
     is_product = layer.kernel_size == layer.stride == (1, 1) and not relu
-    if is_product and (x.is_cuda or _suits(layer.weight, x)):
-        # A product of matrices. cuDNN's convolution would leave the bias to a pass of its own;
-        # oneDNN's with a weight laid out takes 2 to 50 times as long, most at small pictures.
+    if is_product and (x.is_cuda or _may_pack(layer.weight, x)):
+        # A product of matrices. cuDNN's convolution would add the bias in a pass of its own;
+        # oneDNN's with a packed weight takes 2 to 50 times as long, most with small pictures.
         found = multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
         return found if kept is None else found.add_(kept)
-    if winograd.suits(layer, x, bias, kept) and (parts := _laid_out(layer, x, PANELS)):
+    if winograd.suits(layer, x, bias, kept) and (parts := _packed(layer, x, WINOGRAD)):
         return winograd.convolve(x, parts, bias, layer.out_channels, kept=kept, relu=relu)
-    if parts := _laid_out(layer, x, CONVOLUTION):
-        how = (layer.padding, layer.stride, [1, 1], 1, *(RELU if relu and kept is None else PLAIN))
+    if parts := _packed(layer, x, CONVOLUTION):
+        activation = RELU if relu and kept is None else NO_ACTIVATION
+        how = (layer.padding, layer.stride, [1, 1], 1, *activation)
         found = ONEDNN._convolution_pointwise.default(x, *parts, bias, *how)
     else:
         found = functional.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
@@ -130,34 +134,35 @@ def convolve(
 def convolve_doubled(layer: Any, x: Tensor) -> Tensor:
     """Return a 3x3 convolution of x (B, C, h, w) enlarged twice, (B, C, 2 * h, 2 * w).
 
-    An output row sees two rows of x, one of them twice. With the two weights summed beforehand it
-    is a transposed convolution 4x4 of stride 2, with 16 products for each pixel of x in place of
-    36: measured twice as fast. The kernel of winograd.py takes 9, and nothing is summed.
+    Enlarged by nearest neighbours, an output row sees two rows of x, one of them through two rows
+    of the weight. With these summed beforehand it is a transposed 4x4 convolution of stride 2, with
+    16 products for each pixel of x instead of 36: measured twice as fast. The kernel of winograd.py
+    needs 9, and nothing is summed.
     """
     suits = winograd.suits(layer, x, layer.bias, None, doubled=True)
-    if suits and (parts := _laid_out(layer, x, PANELS)):
+    if suits and (parts := _packed(layer, x, WINOGRAD)):
         return winograd.convolve(x, parts, layer.bias, layer.out_channels, doubled=True)
-    weight = layer.weight  # which another thread may lay out meanwhile
-    if not _suits(weight, x) or layer.kernel_size != (3, 3):
+    weight = layer.weight  # another thread may replace it meanwhile
+    if not _may_pack(weight, x) or not _has_onednn() or layer.kernel_size != (3, 3):
         return convolve(layer, functional.interpolate(x, scale_factor=2.0))
     if weight not in _doubling:
         _doubling[weight] = _doubled(weight)
     found: Tensor = ONEDNN._convolution_transpose_pointwise.default(
-        x, _doubling[weight], layer.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, *PLAIN
+        x, _doubling[weight], layer.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, *NO_ACTIVATION
     )
     return found
 
 
 def multiply(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return a linear layer's result (..., out), or that of a 1x1 convolution in its place.
+    """Return a linear layer's result (..., out), or a 1x1 convolution's on the last axis.
 
-    x (..., in); with another bias (out,) if one is given.
+    x (..., in); the `bias` (out,) replaces the layer's own if given.
     """
     bias = layer.bias if bias is None else bias
-    if matmul.suits(layer.weight, x, bias) and (parts := _laid_out(layer, x, PAIRS)):
+    if matmul.suits(layer.weight, x, bias) and (parts := _packed(layer, x, VNNI)):
         return matmul.multiply(x, parts[0], bias, layer.weight.shape[0])
-    if parts := _laid_out(layer, x, PRODUCT):
-        found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *PLAIN)
+    if parts := _packed(layer, x, PRODUCT):
+        found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *NO_ACTIVATION)
         return found
     return functional.linear(x, layer.weight.flatten(1), bias)
 
@@ -165,14 +170,14 @@ def multiply(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     """Return the first half of a linear layer's result times the GELU of its second half.
 
-    x (..., in); the result is (..., out / 2). Function and factor are applied to what a product has
-    in hand: no pass over the largest tensors, and one rounding in place of three (with oneDNN, in
-    which both halves are products of their own, two).
+    x (..., in); the result is (..., out / 2). GELU and factor are applied while the products are in
+    registers: without a pass over the largest tensors, and with one rounding instead of three (two
+    with oneDNN, for which the halves are two products).
     """
     gate_suits = matmul.suits(layer.weight, x, layer.bias, gated=True)
-    if gate_suits and (parts := _laid_out(layer, x, GATED_PAIRS)):
+    if gate_suits and (parts := _packed(layer, x, GATED_VNNI)):
         return matmul.multiply(x, parts[0], layer.bias, layer.weight.shape[0] // 2, gated=True)
-    parts = _laid_out(layer, x, GATED)
+    parts = _packed(layer, x, GATED)
     if not parts:
         both = functional.linear(x, layer.weight, layer.bias)
         if both.is_cuda and not both.requires_grad:
@@ -189,21 +194,21 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
 
 
 def convolve_and_norm(convolution: Any, norm: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what a GroupNorm and SiLU make of a convolution of x, with another bias if given.
+    """Return SiLU(GroupNorm(convolution of x)), with the `bias` instead of its own if given.
 
-    For a GPU torch adds the bias in a pass of its own, which the normalisation does on its way.
+    On a GPU torch would add the bias in a pass of its own; here the normalisation adds it.
     """
     if x.is_cuda:
         bias = convolution.bias if bias is None else bias
         found = _without_bias(convolution, x)
     else:
         found, bias = convolve(convolution, x, bias), None
-    del x  # which nobody else may need any more, and memory peaks here
+    del x  # perhaps its last reference, and memory peaks here
     return group_norm(norm, found, silu=True, bias=bias)
 
 
 def convolve_onto(convolution: Any, x: Tensor, kept: Tensor) -> Tensor:
-    """Return the sum of a convolution of x and a tensor like it; on a GPU with the bias at once."""
+    """Return a convolution of x plus `kept`; on a GPU bias and sum are one pass."""
     if x.is_cuda and not x.requires_grad and not convolution.weight.requires_grad:
         found = _without_bias(convolution, x)
         suits = lie_alike(found, kept)
@@ -214,9 +219,9 @@ def convolve_onto(convolution: Any, x: Tensor, kept: Tensor) -> Tensor:
 
 
 def add_and_norm(norm: Any, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of two tensors (B, N, C), and what a LayerNorm makes of it.
+    """Return the sum of two tensors (B, N, C) and its LayerNorm; `found` is overwritten.
 
-    The first is not to be used again. On a GPU both are one pass.
+    On a GPU both are one pass.
     """
     alike = found.is_contiguous() and kept.is_contiguous() and found.shape == kept.shape
     if found.is_cuda and alike and not found.requires_grad and not norm.weight.requires_grad:
@@ -232,51 +237,53 @@ def _without_bias(convolution: Any, x: Tensor) -> Tensor:
     return functional.conv2d(x, weight, None, stride, padding)
 
 
-# The layout
+# Packing
 
 
-def _laid_out(layer: Any, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-    """Return the parts of the layer's weight, laid out now where it was not yet; none if it cannot.
+def _packed(layer: Any, x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
+    """Return the parts of the layer's weight in a packing; () if it cannot be packed so.
 
-    One that was laid out in another way, for pictures of another size, changes. The parts are the
-    caller's: another thread may change it again meanwhile.
+    A weight in another packing, for pictures of another size, is packed anew. The parts are
+    returned, and not looked up again, since another thread may do the same meanwhile.
     """
     weight = layer.weight
-    if isinstance(weight, PackedWeight) and weight.way is layout:
+    if isinstance(weight, PackedWeight) and weight.packing is packing:
         return weight.parts
-    if not _suits(weight, x):
+    if not _may_pack(weight, x) or (packing.needs_onednn and not _has_onednn()):
         return ()
-    # Ordinary tensors, also where this is first used in inference mode: they outlive it.
+    # Ordinary tensors, even if first used in inference mode: they outlive it.
     with torch.inference_mode(False), torch.no_grad():
-        parts = layout.lay_out(weight.plain() if isinstance(weight, PackedWeight) else weight)
-        packed = PackedWeight(parts, layout, weight.shape)
+        parts = packing.pack(weight.plain() if isinstance(weight, PackedWeight) else weight)
+        packed = PackedWeight(parts, packing, weight.shape)
         layer.weight = nn.Parameter(packed, requires_grad=False)
     _count_freed(weight.nbytes)
     return parts
 
 
 def _count_freed(size: int) -> None:
-    global _freed  # noqa: PLW0603 - the allocator it looks after is the process's own as well
+    global _freed  # noqa: PLW0603 - the allocator is the process's own as well
     _freed += size
-    if _freed >= GIVEN_BACK:
+    if _freed >= RELEASE_BYTES:
         _freed = 0
         release_cached_memory()
 
 
-def _suits(weight: Tensor, x: Tensor) -> bool:
-    """A weight that is still trained will change, and must stay where it is."""
+def _may_pack(weight: Tensor, x: Tensor) -> bool:
+    """Tell whether a weight may be packed; one that is still trained will change, and must not."""
     return (
         weight.dtype == x.dtype == torch.bfloat16
         and weight.device.type == "cpu"
         and not weight.requires_grad
         and not x.requires_grad
-        and _available()
     )
 
 
 @functools.cache
-def _available() -> bool:
-    """These operations are torch's own affair: what torch.compile makes its results of."""
+def _has_onednn() -> bool:
+    """Tell whether torch has oneDNN with bfloat16, and the private operations used here.
+
+    They are those that torch.compile emits.
+    """
     names = (
         *("_reorder_convolution_weight", "_convolution_pointwise"),
         *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise"),
@@ -306,22 +313,22 @@ def _from_onednn(parts: tuple[Tensor, ...], _: int) -> Tensor:
     return torch.cat([part.to_dense() for part in parts])
 
 
-CONVOLUTION = Layout(_for_convolution, _from_onednn)
-PRODUCT = Layout(_for_product, _from_onednn)
-GATED = Layout(_for_gate, _from_onednn)
-PANELS = Layout(winograd.to_panels, winograd.from_panels)
-PAIRS = Layout(
-    lambda weight: (matmul.pack_vnni(weight.flatten(1)),),
-    lambda parts, rows: matmul.from_pairs(parts[0], rows),
+CONVOLUTION = Packing(_for_convolution, _from_onednn, needs_onednn=True)
+PRODUCT = Packing(_for_product, _from_onednn, needs_onednn=True)
+GATED = Packing(_for_gate, _from_onednn, needs_onednn=True)
+WINOGRAD = Packing(winograd.pack, winograd.unpack)
+VNNI = Packing(
+    lambda weight: (matmul.pack(weight.flatten(1)),),
+    lambda parts, rows: matmul.unpack(parts[0], rows),
 )
-GATED_PAIRS = Layout(
-    lambda weight: (matmul.to_gated_pairs(weight),),
-    lambda parts, rows: matmul.from_gated_pairs(parts[0], rows),
+GATED_VNNI = Packing(
+    lambda weight: (matmul.pack_gated(weight),),
+    lambda parts, rows: matmul.unpack_gated(parts[0], rows),
 )
 
 
 def _doubled(weight: Tensor) -> Tensor:
-    """Return the 4x4 weights (in, out, 4, 4) of a 3x3 convolution behind an enlargement."""
+    """Return the 4x4 weight (in, out, 4, 4) of a 3x3 convolution after an enlargement, packed."""
     with torch.inference_mode(False), torch.no_grad():
         # Output row 0 sees the input row above through the kernel's first row, and its own through
         # the sum of the others; output row 1 the other way round. So do columns.

@@ -5,8 +5,6 @@
 // values are first laid out as those instructions want them: two neighbours in one 32-bit lane. Then,
 // as in flash attention (Dao et al. 2022, arXiv 2205.14135), a tile of rows meets the keys block by
 // block. Logits, sums and results are float32; only the weights are rounded, as torch rounds them.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,7 +18,7 @@ namespace {
 constexpr int ROWS = 8;        // of a tile
 constexpr int GROUP = 32;      // keys that one product yields: two vectors of float32
 constexpr int BLOCK = 256;     // keys between two looks at the maximum; their logits stay in the L1 cache
-constexpr int WIDEST = 512;    // of a head
+constexpr int WIDEST = 512;    // of a head: the UNet has 40, 80 and 160, the decoder 512
 constexpr float NOTHING = -1e30f;  // the logit of a key that is padding; -inf would give inf - inf
 
 inline __m512bh pair(const void* at) {
@@ -165,6 +163,9 @@ void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* val
 }
 
 }  // namespace
+
+// The largest width of a head.
+extern "C" int widest() { return WIDEST; }
 
 // Queries and result (batch, rows, heads, width), keys and values (batch, count, heads, width): the two
 // last dimensions are dense, the strides of the others are in elements. width is even, at most WIDEST.

@@ -18,8 +18,6 @@ from models.engine.kernels.build import addresses, fits, has_tiles, kernel
 
 LOGGER = logging.getLogger(__name__)
 
-WIDEST = 512
-"""Largest width of a head that the kernel takes; the UNet has 40, 80 and 160, the decoder 512."""
 LONG = 1024
 """Keys from which on cuDNN's attention is tried on a GPU: building it takes a moment."""
 TRIED = 5
@@ -38,7 +36,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     if _suits(queries, keys, values) and not has_tiles():
         library = kernel("attention")
-        if library is not None:
+        if library is not None and queries.shape[3] <= library.widest():
             return _attended(library.attend, queries, keys, values)
     by_heads = [one.transpose(1, 2) for one in (queries, keys, values)]
     attend = _cudnn if _should_be_cudnn(*by_heads) else _torchs
@@ -99,7 +97,7 @@ def _milliseconds(attend: Any, *tensors: Tensor) -> float:
 def _suits(*tensors: Tensor) -> bool:
     width = tensors[0].shape[3]
     dense = all(one.stride()[2:] == (width, 1) for one in tensors)
-    return width <= WIDEST and width % 2 == 0 and dense and fits(*tensors)
+    return width % 2 == 0 and dense and fits(*tensors)
 
 
 def _attended(attend: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,8 +1,21 @@
-// What the kernels share.
+// What the kernels share. AVX-512's intrinsics are the compiler's, or with PORTABLE those of portable.h.
 #pragma once
+#ifdef PORTABLE
+#include "portable.h"
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstdint>
+
+// _mm512_dpwssd_epi32, for which GCC 12 keeps copies of the sums, and runs out of registers.
+inline void add_products(__m512i& sums, __m512i x, __m512i y) {
+#ifdef PORTABLE
+  sums = _mm512_dpwssd_epi32(sums, x, y);
+#else
+  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
+#endif
+}
 
 inline __m512 exp2_of(__m512 x) {
   // 2^x = 2^n 2^f with f in [-0.5, 0.5]; the polynomial is within 3e-6, a bfloat16 is within 2e-3.

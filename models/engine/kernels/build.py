@@ -1,7 +1,10 @@
 """Compiles the suite's own kernels: for the processor, once, into the user's cache; and for a GPU.
 
-Without GCC, or on a processor that lacks AVX-512 BF16, there are none, and torch's own run. Those
-for a GPU are compiled by Triton, which comes with torch for NVIDIA cards, and keeps them itself.
+Without GCC, or on a processor that lacks AVX-512 BF16, torch's own run instead. Those for a GPU are
+compiled by Triton, which comes with torch for NVIDIA cards and has a cache of its own.
+
+What a kernel and its Python have in common, such as the width of a panel, is a constant of the
+C++, exported as a function: `kernel("matmul").panel()`.
 """
 
 import ctypes
@@ -13,6 +16,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +28,31 @@ from core.memory import is_out_of_memory
 LOGGER = logging.getLogger(__name__)
 
 KERNELS = ("attention", "groupnorm", "matmul", "winograd")
-"""The sources beside this file, without their suffix."""
-FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16")
-"""What the kernels need of the processor, as torch.cpu names them."""
-FLAGS = (
-    *("-O3", "-std=c++17", "-fPIC", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16"),
-    "-mfma",
-)
+"""The sources in SOURCES, without their suffix."""
+SOURCES = Path(__file__).parent
+FLAGS = ("-std=c++17", "-fPIC", "-fopenmp")
 
+
+@dataclass(frozen=True)
+class Target:
+    """What the kernels are compiled for."""
+
+    features: tuple[str, ...]
+    """What they need of the processor, as torch.cpu names it."""
+    flags: tuple[str, ...]
+
+
+AVX512 = Target(
+    ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16"),
+    (
+        *("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+        *("-mavx512bf16", "-mfma"),
+    ),
+)
+PORTABLE = Target((), ("-O1", "-DPORTABLE", "-Wno-psabi"))
+"""The same sources on GCC's vector extension (portable.h), for any processor: the tests' reference.
+It is slower than torch, so that the app never uses it."""
+target = AVX512
 
 _no_triton = False
 """Whether a kernel for a GPU has failed; then none is tried again."""
@@ -92,25 +112,25 @@ def has_tiles() -> bool:
 
 @functools.cache
 def kernel(name: str) -> ctypes.CDLL | None:
-    """Return one of KERNELS with its functions, compiled now where it never was.
+    """Return one of KERNELS with its functions and constants, compiled for `target` if necessary.
 
-    None where it cannot be: the log says so once if that is not for lack of a compiler.
+    None where it cannot be; the log says so once, unless it is for want of a compiler or of
+    features.
     """
-    # Older versions of torch cannot be asked, and then are not.
-    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     compiler = shutil.which("g++")
-    if compiler is None or not all(features.get(feature) for feature in FEATURES):
+    if compiler is None or not is_supported(target):
         return None
-    source = Path(__file__).with_name(f"{name}.cpp")
-    text = source.read_bytes() + source.with_name("avx512.h").read_bytes()
-    version = hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:16]
+    source = SOURCES / f"{name}.cpp"
+    flags = (*FLAGS, *target.flags)
+    texts = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
+    version = hashlib.sha256(b"".join([*texts, " ".join(flags).encode()])).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlloop"
     library = cache / f"{name}-{version}.so"
     try:
         if not library.exists():
             LOGGER.info("Compiling the kernel '%s' for this processor, once.", name)
             cache.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, source, library)
+            _compile([compiler, *flags], source, library)
         found = ctypes.CDLL(str(library))
     except (OSError, subprocess.CalledProcessError) as error:
         LOGGER.warning("The kernel '%s' cannot be compiled, so a slower one runs: %s", name, error)
@@ -118,14 +138,21 @@ def kernel(name: str) -> ctypes.CDLL | None:
     return found
 
 
-def _compile(compiler: str, source: Path, library: Path) -> None:
+def is_supported(target: Target) -> bool:
+    """Tell whether this processor has the features of a target."""
+    # Older versions of torch have no such function; then none counts as there.
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return all(features.get(feature) for feature in target.features)
+
+
+def _compile(compiler: list[str], source: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         part, whole = Path(folder, "part.o"), Path(folder, library.name)
         commands: list[list[str | Path]] = [
-            [compiler, *FLAGS, "-c", source, "-o", part],
+            [*compiler, "-c", source, "-o", part],
             # Without -fopenmp: a second OpenMP beside torch's would have threads of its own, and
             # both would wait for work on the same cores. So torch's is found when this is loaded.
-            [compiler, "-shared", part, "-o", whole],
+            [compiler[0], "-shared", part, "-o", whole],
         ]
         for command in commands:
             subprocess.run(command, check=True, capture_output=True)

@@ -5,8 +5,6 @@
 // sums are taken for each channel, whatever its group, and the second pass does all the rest. Everything
 // between reading and writing is float32, sums over many pixels are float64. They are always taken in the same
 // parts, so that a picture's do not depend on what else is in the batch, or on the number of threads.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -52,6 +50,9 @@ void all_sums(const uint16_t* x, int64_t first, int64_t last, int channels, doub
 }
 
 }  // namespace
+
+// Channels must be multiples of it.
+extern "C" int lanes() { return LANES; }
 
 // x and result (batch, pixels, channels), weight and bias (channels), all bfloat16 and dense; channels is a
 // multiple of 16 and of groups. Returns 0, or 1 where there is no memory.

@@ -13,9 +13,6 @@ from torch.nn import functional
 
 from models.engine.kernels.build import addresses, fits, kernel, on_gpu
 
-LANES = 16
-"""Of whose multiples the kernel takes channels."""
-
 
 def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None = None) -> Tensor:
     """Return what a GroupNorm makes of x (B, C, h, w) in channels-last memory, and so is it.
@@ -25,13 +22,12 @@ def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None
     weight, shift, channels = layer.weight, layer.bias, x.shape[1]
     if (
         x.ndim == 4
-        and channels % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and fits(x, weight, shift)
         and bias is None
     ):
         library = kernel("groupnorm")
-        if library is not None:
+        if library is not None and channels % library.lanes() == 0:
             return _normalized(library.normalize, layer, x, silu)
     if x.is_cuda and _suits_gpu(x, weight, shift):
         how = (layer.num_groups, layer.eps, silu)

@@ -4,8 +4,6 @@
 // products, with the first one's result written out and read again. Here each panel of weights holds 32 columns
 // of the values and the same 32 of the gates, so that both meet in registers: nothing is rounded between.
 // Weights are laid out as the instruction wants them, two neighbours of a column in one 32-bit lane.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -99,6 +97,10 @@ constexpr const Product (*PRODUCTS[])[4] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3
                                             BY_WIDTH<4>, BY_WIDTH<5>, BY_WIDTH<6>};
 
 }  // namespace
+
+// Columns must be multiples of the first; weights are laid out in panels of the second.
+extern "C" int lanes() { return LANES; }
+extern "C" int panel() { return PANEL; }
 
 // x (rows, depth) and result (rows, columns), dense; weights (panels, depth / 2, PANEL, 2) with anything behind the
 // last column; bias (columns, then the gates' where `gated`) or null. All bfloat16; depth is even, columns a multiple

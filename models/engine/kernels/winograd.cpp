@@ -5,14 +5,13 @@
 // channels and turned back, are the results: 36 products for 16 of them in place of 144. In bfloat16 the
 // differences would lose four bits, and float32 has half its rate. So both sides are whole numbers of 16 bits
 // times a factor: for pixels one of each tile and point, for weights one of each output channel, in a block of
-// input channels, in which pixels are balanced by what weights make of them. That is as fast as bfloat16, and what
+// input channels, whose channels are equalized (pixels are multiplied by what weights are divided by). That is as fast as bfloat16, and what
 // it adds to the rounding of the result is a twentieth.
 //
 // Weights are turned as they are used: kept so, they would take four times the memory, and for tiles enough it
 // takes a tenth of the time. Each thread takes a group of tiles and goes through the output's channels panel by
 // panel. What it has in hand meanwhile (the turned weights of two rows of points and one block of channels, and
 // their sums) fits the L2 cache.
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -34,7 +33,7 @@ constexpr int PANEL = 64;             // output channels in a panel
 constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in the 32 registers
 constexpr int TILES = 64;             // most tiles in a group
 // As a power of two: channels whose weights are zero must not drown the others either.
-constexpr float LEAST_BALANCE = -20;
+constexpr float LEAST_EQUALIZATION = -20;
 // Norms of whole numbers, whose product, the largest possible sum, fits 32 bits. A number of 16 bits may be as large as
 // the first, and half the second.
 constexpr float PIXELS_NORM = 32000, WEIGHTS_NORM = 2 * PIXELS_NORM;
@@ -103,7 +102,7 @@ struct Picture {
 
 // Some channels of the pixels around a tile -> to[point], whole numbers, and what makes them numbers again, G's gain
 // included; outside the picture pixels are zero.
-void read_tile(const uint16_t* x, const float* balance, const Picture& p, int64_t tile, int first, int depth,
+void read_tile(const uint16_t* x, const float* equalization, const Picture& p, int64_t tile, int first, int depth,
                int16_t* to, int64_t stride, float* factors) {
   const int64_t image = p.image(tile);
   const int top = p.top(tile) - 1, left = p.left(tile) - 1;
@@ -111,7 +110,7 @@ void read_tile(const uint16_t* x, const float* balance, const Picture& p, int64_
   __m512 squares[POINTS];
   for (auto& one : squares) one = _mm512_setzero_ps();
   for (int c = 0; c < depth; c += LANES) {
-    const __m512 share = _mm512_loadu_ps(balance + first + c);
+    const __m512 share = _mm512_loadu_ps(equalization + first + c);
     __m512 half[POINTS];
     for (int j = 0; j < SIDE; ++j) {
       __m512 column[SIDE];
@@ -194,11 +193,6 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
 
 using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
 constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
-
-// _mm512_dpwssd_epi32, for which GCC 12 keeps copies of the sums, and runs out of registers.
-inline void add_products(__m512i& sums, __m512i x, __m512i y) {
-  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
-}
 
 struct Factors {
   const float *pixels, *norms;  // of tiles, and of the weights of a panel's columns
@@ -305,11 +299,11 @@ Division best_division(int64_t tiles, int panels, int threads) {
   return best;
 }
 
-// Norms of the input channels' weights, 1 in the mean, as powers of two -> balance (in), and weights (panels, in, 9,
-// PANEL) divided by them. Each output's weights count as if their norm was 1: so one with large weights does not decide
+// Norms of the input channels' weights, 1 in the mean, as powers of two -> equalization (in), and weights (panels, in,
+// 9, PANEL) divided by them. Each output's weights count as if their norm was 1: so one with large weights does not decide
 // for the others, and one with a weight that is no number counts for nothing.
-void take_balance(uint16_t* weights, float* balance, int panels, int in) {
-  std::fill(balance, balance + in, 0.0f);
+void equalize_channels(uint16_t* weights, float* equalization, int panels, int in) {
+  std::fill(equalization, equalization + in, 0.0f);
   for (int panel = 0; panel < panels; ++panel)
     for (int c = 0; c < PANEL; c += LANES) {
       const auto square_of = [&](int first, int last) {
@@ -324,18 +318,18 @@ void take_balance(uint16_t* weights, float* balance, int panels, int in) {
       const __mmask16 sound = _mm512_cmp_ps_mask(whole, _mm512_setzero_ps(), _CMP_GT_OQ) &
                               _mm512_cmp_ps_mask(whole, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
       for (int k = 0; k < in; ++k)
-        balance[k] += _mm512_reduce_add_ps(_mm512_maskz_div_ps(sound, square_of(k, k + 1), whole));
+        equalization[k] += _mm512_reduce_add_ps(_mm512_maskz_div_ps(sound, square_of(k, k + 1), whole));
     }
   float mean = 0;
-  for (int k = 0; k < in; ++k) mean += std::sqrt(balance[k]) / in;
+  for (int k = 0; k < in; ++k) mean += std::sqrt(equalization[k]) / in;
   for (int k = 0; k < in; ++k) {
-    const float power = std::round(std::log2(std::sqrt(balance[k]) / mean));
-    balance[k] = mean > 0 ? std::exp2(std::max(LEAST_BALANCE, power)) : 1;
+    const float power = std::round(std::log2(std::sqrt(equalization[k]) / mean));
+    equalization[k] = mean > 0 ? std::exp2(std::max(LEAST_EQUALIZATION, power)) : 1;
   }
   for (int64_t row = 0; row < int64_t(panels) * in * 9; ++row)
     for (int c = 0; c < PANEL; c += LANES) {
       uint16_t* at = weights + row * PANEL + c;
-      const __m512 divided = times(1 / balance[row / 9 % in], widened(at));
+      const __m512 divided = times(1 / equalization[row / 9 % in], widened(at));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), (__m256i)_mm512_cvtneps_pbh(divided));
     }
 }
@@ -379,19 +373,25 @@ void measure(const uint16_t* weights, float* norms, int panels, int in) {
 
 }  // namespace
 
-// Weights (panels, in, 9, PANEL), zeros behind the last output channel, as `convolve` wants them, with their balance
+// Channels must be multiples of the first; weights are laid out in panels of the second; norms are those of blocks of
+// the third.
+extern "C" int lanes() { return LANES; }
+extern "C" int panel() { return PANEL; }
+extern "C" int depth() { return DEPTH; }
+
+// Weights (panels, in, 9, PANEL), zeros behind the last output channel, as `convolve` wants them, with their
 // (in) and norms (panels, blocks, PANEL).
-extern "C" void prepare(uint16_t* weights, float* balance, float* norms, int panels, int in) {
-  take_balance(weights, balance, panels, in);
+extern "C" void prepare(uint16_t* weights, float* equalization, float* norms, int panels, int in) {
+  equalize_channels(weights, equalization, panels, in);
   measure(weights, norms, panels, in);
 }
 
 // x (batch, height, width, in), of half the height and width where it is to be doubled; weights (panels, in, 9,
-// PANEL) with anything behind the last output channel, divided by their balance (in), which pixels are multiplied with,
-// and their norms; bias (channels) or null; kept, which is added, like the result or null;
+// PANEL) with anything after the last output channel, divided by their equalization (in), by which pixels are
+// multiplied, and their norms; bias (channels) or null; kept, which is added, like the result or null;
 // result (batch, height, width, channels). Balance and norms are float32, all else is bfloat16, dense; in and channels
 // are multiples of 16. Returns 0, or 1 where there is no memory.
-extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* balance, const float* norms,
+extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* equalization, const float* norms,
                         const uint16_t* bias, const uint16_t* kept, uint16_t* out, int batch, int height, int width,
                         int in, int channels, int doubled, int relu, int threads) {
   const int64_t across = (width + KEPT - 1) / KEPT, each = across * ((height + KEPT - 1) / KEPT);
@@ -420,7 +420,7 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
     auto* v = reinterpret_cast<int16_t*>(u + u_size);
     for (int tile = 0; tile < count; ++tile)
       for (int block = 0; block < blocks; ++block)
-        read_tile(x, balance, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
+        read_tile(x, equalization, from, first + tile, block * DEPTH, std::min(DEPTH, in - block * DEPTH),
                   v + block * POINTS * v_stride + tile * DEPTH, v_stride, factors + block * POINTS * TILES + tile);
     for (int panel = from_panel; panel < to_panel; ++panel) {
       const int columns = std::min(PANEL, channels - panel * PANEL);

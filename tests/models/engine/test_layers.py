@@ -1,4 +1,4 @@
-"""Layers laid out for oneDNN give what they gave before, and their weights still say the same."""
+"""Layers packed for oneDNN give what they gave before, and their weights still say the same."""
 
 import copy
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional
 from models.engine import layers
 from models.engine.layers import PackedWeight, convolve, convolve_doubled, multiply, multiply_gated
 
-needs_onednn = pytest.mark.skipif(not layers._available(), reason="no oneDNN with bfloat16")
+needs_onednn = pytest.mark.skipif(not layers._has_onednn(), reason="no oneDNN with bfloat16")
 
 
 def layer(kind: Any, *sizes: int, **settings: Any) -> Any:
@@ -113,7 +113,7 @@ def test_there_is_one_copy_which_can_be_copied_and_changed_to_float32() -> None:
     assert torch.equal(one.weight.to(torch.float32, copy=True), plain.float())
     assert torch.equal(torch.empty_like(one.weight).copy_(plain), plain)
     assert torch.equal(one.state_dict()["weight"], plain)
-    with pytest.raises(RuntimeError, match="cannot be written on"):
+    with pytest.raises(RuntimeError, match="cannot be changed in place"):
         one.weight.zero_()
     assert one.float().weight.dtype == torch.float32
     assert torch.equal(one.weight, plain.float())
@@ -137,7 +137,7 @@ def test_elsewhere_a_weight_stays_where_it_is(reason: str, monkeypatch: pytest.M
     if reason == "format":
         convolution, linear, x, row = convolution.float(), linear.float(), x.float(), row.float()
     if reason == "torch":
-        monkeypatch.setattr(layers, "_available", lambda: False)
+        monkeypatch.setattr(layers, "_has_onednn", lambda: False)
     enlarged = functional.interpolate(x, scale_factor=2.0)
     same(convolve(convolution, x), convolution(x))
     same(convolve_doubled(convolution, x), convolution(enlarged))

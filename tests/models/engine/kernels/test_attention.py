@@ -38,12 +38,6 @@ def drawn(shape: tuple[int, ...], scale: float = 2.0) -> tuple[Tensor, Tensor, T
     return queries, keys, values
 
 
-@pytest.fixture(autouse=True)
-def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernel tested where torch's own would be the faster, too."""
-    monkeypatch.setattr(module, "has_tiles", lambda: False)
-
-
 def test_a_processor_with_tiles_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_tiles", lambda: True)
     monkeypatch.setattr(module, "kernel", None)  # nobody asks for it
@@ -51,10 +45,10 @@ def test_a_processor_with_tiles_is_left_to_torch(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(attention(*given).double(), exactly(*given), rtol=2e-2, atol=2e-2)
 
 
-needs_kernel = pytest.mark.skipif(kernel("attention") is None, reason="no GCC, or no AVX-512 BF16")
+on_both_builds = pytest.mark.usefixtures("compiled")
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> None:
     given = drawn(shape)
@@ -65,7 +59,7 @@ def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> No
     assert (found - exact).norm() <= 1.1 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
-@needs_kernel
+@on_both_builds
 def test_heads_may_lie_between_others() -> None:
     """As the parts of one product for queries, keys and values do."""
     whole = torch.randn(2, 48, 3 * 4 * 40).bfloat16()
@@ -73,7 +67,7 @@ def test_heads_may_lie_between_others() -> None:
     assert torch.equal(attention(*given), attention(*(one.contiguous() for one in given)))
 
 
-@needs_kernel
+@on_both_builds
 def test_large_logits_choose_one_key() -> None:
     keys = torch.zeros(1, 40, 1, 8)
     keys[0, 33, 0, 0], keys[0, 5, 0, 0] = 300, -300
@@ -83,7 +77,7 @@ def test_large_logits_choose_one_key() -> None:
     assert (found == 33).all()
 
 
-@needs_kernel
+@on_both_builds
 def test_what_is_no_number_stays_none() -> None:
     queries, keys, values = drawn((1, 16, 64, 1, 8))
     keys[0, 40] = float("nan")
@@ -119,7 +113,7 @@ def test_a_compiler_that_fails_is_said_once(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build.shutil, "which", lambda _name: "false")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(build.FEATURES, True))
+    monkeypatch.setattr(build, "is_supported", lambda _target: True)
     kernel.cache_clear()
     try:
         assert kernel("attention") is kernel("attention") is None

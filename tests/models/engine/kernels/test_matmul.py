@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.engine.kernels import matmul
-from models.engine.kernels.build import kernel
-from models.engine.layers import GATED_PAIRS, PAIRS, multiply, multiply_gated
+from models.engine.layers import GATED_VNNI, VNNI, multiply, multiply_gated
 
-needs_kernel = pytest.mark.skipif(kernel("matmul") is None, reason="no GCC, or no AVX-512 BF16")
+on_both_builds = pytest.mark.usefixtures("compiled")
 SHAPES = [
     # (rows, in, out): Diorama's and SD 1.x's, and remainders of rows at once, of a group of them,
     # and of a panel.
@@ -22,11 +21,6 @@ SHAPES = [
     (7, 30, 96),
     (1003, 64, 48),
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "has_tiles", lambda: False)
 
 
 def drawn(rows: int, inputs: int, outputs: int, *, bias: bool = True) -> tuple[Any, Tensor]:
@@ -46,18 +40,18 @@ def no_further(found: Tensor, theirs: Tensor, exact: Tensor) -> None:
     assert (found - exact).norm() <= 1.01 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...], bias: bool) -> None:
     layer, x = drawn(*shape, bias=bias)
     plain, theirs, exact = layer.weight.clone(), layer(x), exactly(layer, x)
     no_further(multiply(layer, x), theirs, exact)
-    assert layer.weight.way is PAIRS
+    assert layer.weight.packing is VNNI
     assert torch.equal(layer.weight, plain)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_gate_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> None:
     rows, inputs, outputs = shape
@@ -68,11 +62,11 @@ def test_a_gate_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -
     exact_value, exact_gate = exactly(layer, x).chunk(2, -1)
     exact = exact_value * functional.gelu(exact_gate)
     no_further(multiply_gated(layer, x), value * functional.gelu(gate), exact)
-    assert layer.weight.way is GATED_PAIRS
+    assert layer.weight.packing is GATED_VNNI
     assert torch.equal(layer.weight, plain)
 
 
-@needs_kernel
+@on_both_builds
 def test_a_gate_far_below_zero_shuts() -> None:
     for gate, wanted in ((-3e38, 0), (-9, 0), (0, 0), (1, 0.8413), (9, 9), (3e38, 3e38)):
         layer = nn.Linear(2, 64).bfloat16().requires_grad_(False)
@@ -82,7 +76,7 @@ def test_a_gate_far_below_zero_shuts() -> None:
         torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=4e-3, atol=1e-6)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> None:
     layer, x = drawn(500, 64, 192)
@@ -94,14 +88,14 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> No
         torch.set_num_threads(before)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("shape", [(3, 31, 32), (3, 32, 30)])
 def test_others_are_left_to_others(shape: tuple[int, ...]) -> None:
     layer, x = drawn(*shape)
     assert not matmul.suits(layer.weight, x, layer.bias)
 
 
-@needs_kernel
+@on_both_builds
 def test_what_does_not_fit_is_never_read() -> None:
     layer, x = drawn(3, 32, 32)
     assert matmul.suits(layer.weight, x, layer.bias)

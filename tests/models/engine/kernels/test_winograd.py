@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.engine import layers
 from models.engine.kernels import winograd
-from models.engine.kernels.build import kernel
-from models.engine.layers import CONVOLUTION, PANELS, PackedWeight, convolve, convolve_doubled
+from models.engine.layers import CONVOLUTION, WINOGRAD, PackedWeight, convolve, convolve_doubled
 
-needs_kernel = pytest.mark.skipif(kernel("winograd") is None, reason="no GCC, or no AVX-512 BF16")
+on_both_builds = pytest.mark.usefixtures("compiled")
 SHAPES = [
     # (B, in, out, height, width): Diorama's and SD 1.x's, and remainders of a tile, of tiles at
     # once, of a group of them, of a block of channels and of a panel.
@@ -26,11 +26,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "has_tiles", lambda: False)
-
-
 def drawn(batch: int, channels: int, out: int, height: int, width: int) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     layer = nn.Conv2d(channels, out, 3, padding=1).bfloat16().requires_grad_(False)
@@ -38,21 +33,21 @@ def drawn(batch: int, channels: int, out: int, height: int, width: int) -> tuple
     return layer, x.contiguous(memory_format=torch.channels_last)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_hardly_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> None:
     layer, x = drawn(*shape)
     plain, theirs = layer.weight.clone(), layer(x)
     exact = functional.conv2d(x.double(), plain.double(), layer.bias.double(), padding=1)
     found = convolve(layer, x)
-    assert layer.weight.way is PANELS
+    assert layer.weight.packing is WINOGRAD
     assert found.dtype == torch.bfloat16 and found.stride() == theirs.stride()
     # What whole numbers of 16 bits add to the rounding of the result.
     assert (found - exact).norm() <= 1.08 * (theirs - exact).norm()
     assert torch.equal(layer.weight, plain)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("shape", SHAPES)
 def test_so_is_one_of_an_enlarged_picture(shape: tuple[int, ...]) -> None:
     layer, x = drawn(*shape)
@@ -61,12 +56,12 @@ def test_so_is_one_of_an_enlarged_picture(shape: tuple[int, ...]) -> None:
     exact = functional.conv2d(large.double(), plain, bias, padding=1)
     theirs = layer(large)
     found = convolve_doubled(layer, x)
-    assert layer.weight.way is PANELS
+    assert layer.weight.packing is WINOGRAD
     assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
     assert (found - exact).norm() <= 1.08 * (theirs - exact).norm()
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("channels", [64, 128, 320])
 def test_no_sum_of_whole_numbers_overflows(channels: int) -> None:
     # Where all pixels and weights agree, the largest sum is as large as it can be; where one
@@ -81,7 +76,7 @@ def test_no_sum_of_whole_numbers_overflows(channels: int) -> None:
         torch.testing.assert_close(convolve(layer, x).float(), exact, rtol=5e-3, atol=0.02)
 
 
-@needs_kernel
+@on_both_builds
 def test_small_numbers_keep_their_digits_beside_large_ones() -> None:
     # In another tile, another block of channels, and for another output channel.
     layer, x = drawn(1, 256, 64, 16, 16)
@@ -103,7 +98,7 @@ def test_small_numbers_keep_their_digits_beside_large_ones() -> None:
         assert error <= 1.2 * (theirs[0][place] - wanted).norm()  # over few numbers
 
 
-@needs_kernel
+@on_both_builds
 def test_channels_of_small_pixels_and_large_weights_keep_their_digits() -> None:
     layer, x = drawn(1, 128, 64, 16, 16)
     sizes = torch.linspace(-12, 12, 128).exp2().bfloat16()[:, None, None]
@@ -114,7 +109,7 @@ def test_channels_of_small_pixels_and_large_weights_keep_their_digits() -> None:
     assert (convolve(layer, x) - exact).norm() <= 1.08 * (theirs - exact).norm()
 
 
-@needs_kernel
+@on_both_builds
 def test_one_large_weight_and_channels_without_any_do_not_drown_the_others() -> None:
     for place, factor in (((0, 0), 1e4), ((slice(None), 5), 0.0)):
         layer, x = drawn(1, 128, 64, 16, 16)
@@ -127,7 +122,7 @@ def test_one_large_weight_and_channels_without_any_do_not_drown_the_others() -> 
         assert error <= 1.08 * (theirs - exact)[:, 1:].norm()
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("relu", [False, True])
 def test_it_takes_in_what_is_added_and_what_follows(relu: bool) -> None:
     layer, x = drawn(2, 32, 80, 11, 13)
@@ -144,21 +139,22 @@ def test_it_takes_in_what_is_added_and_what_follows(relu: bool) -> None:
     torch.testing.assert_close(convolve(without, x).float(), same, rtol=1e-2, atol=1e-2)
 
 
-@needs_kernel
-def test_a_weight_is_laid_out_anew_for_pictures_of_another_size() -> None:
+@on_both_builds
+@pytest.mark.skipif(not layers._has_onednn(), reason="no oneDNN with bfloat16")
+def test_a_weight_is_packed_anew_for_pictures_of_another_size() -> None:
     layer, x = drawn(1, 32, 32, 12, 12)
     plain = layer.weight.clone()
-    for side, layout in ((12, PANELS), (6, CONVOLUTION), (12, PANELS)):
+    for side, layout in ((12, WINOGRAD), (6, CONVOLUTION), (12, WINOGRAD)):
         small = x[:, :, :side, :side].contiguous(memory_format=torch.channels_last)
         wanted = functional.conv2d(small.float(), plain.float(), layer.bias.float(), padding=1)
         found = convolve(layer, small)
         torch.testing.assert_close(found.float(), wanted, rtol=1e-2, atol=1e-2)
         assert isinstance(layer.weight, PackedWeight)
-        assert layer.weight.way is layout
+        assert layer.weight.packing is layout
         assert torch.equal(layer.weight, plain)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> None:
     layer, x = drawn(2, 64, 192, 20, 20)
@@ -170,7 +166,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> No
         torch.set_num_threads(before)
 
 
-@needs_kernel
+@on_both_builds
 @pytest.mark.parametrize(
     ("settings", "channels"),
     [
@@ -187,7 +183,7 @@ def test_others_are_left_to_others(settings: dict[str, Any], channels: int) -> N
     assert not winograd.suits(layer, x, layer.bias, None)
 
 
-@needs_kernel
+@on_both_builds
 def test_what_does_not_fit_is_never_read() -> None:
     layer, x = drawn(1, 32, 32, 12, 12)
     assert winograd.suits(layer, x, layer.bias, x)
@@ -203,7 +199,7 @@ def test_what_does_not_fit_is_never_read() -> None:
     assert convolve(layer, x[:0]).shape == (0, 32, 12, 12)
 
 
-@needs_kernel
+@on_both_builds
 def test_what_is_no_number_stays_none() -> None:
     layer, x = drawn(1, 32, 32, 12, 12)
     for none in (torch.nan, torch.inf):
