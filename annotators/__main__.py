@@ -24,7 +24,7 @@ from core.errors import BadInput, SuiteError
 from core.images import fit_size, read_image, resize
 from core.params import settings_of
 from core.picture_folder import Row, read_folder
-from core.request import ControlRequest
+from core.request import DEFAULTS, ControlRequest
 from models.catalog.download import shell_bar
 
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
@@ -176,7 +176,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("input_dir", type=Path)
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--preprocessor", help="one of the condition's; default: its first")
-    parser.add_argument("--resolution", type=int, default=512, help="short side of the maps")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        default=DEFAULTS["image_resolution"],
+        help="short side of the maps",
+    )
     parser.add_argument(
         "--detect-resolution",
         type=int,

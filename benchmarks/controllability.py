@@ -43,7 +43,7 @@ from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError, WeightsMissing
 from core.pipeline import Pipeline
-from core.request import GenerationRequest, GenerationResult
+from core.request import DEFAULTS, GenerationRequest, GenerationResult
 from models.store import Store
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import TONE, Truth, render
@@ -197,6 +197,7 @@ class _Evaluator:
     ) -> None:
         self._pipeline, self._model, self._strengths = pipeline, model, strengths
         self._defaults = store.registry.card(model).defaults
+        self._size = int({**DEFAULTS, **self._defaults}["image_resolution"])
         self._condition = condition
         self._annotator = condition.annotator
         self._true_map = TRUE_MAPS.get(self._annotator.preprocessors[0].draw)
@@ -219,7 +220,7 @@ class _Evaluator:
         """
         for k in range(scenes * MAX_TRIES):
             scene = make_scene(HELD_OUT + k)
-            truth = render([scene], int(self._defaults.get("image_resolution", 512)))
+            truth = render([scene], self._size)
             request = GenerationRequest.single(
                 self._condition,
                 truth.image[0].numpy(),

@@ -27,7 +27,7 @@ from core.condition import Condition, RGBImage
 from core.errors import SuiteError, WeightsMissing
 from core.modes import MODES, Shortcuts
 from core.pipeline import Pipeline
-from core.request import GenerationRequest, GenerationResult
+from core.request import DEFAULTS, GenerationRequest, GenerationResult
 from models.store import Store
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
@@ -86,7 +86,7 @@ def scene_requests(
     number, yielded = FIRST_SCENE, 0
     while yielded < count:
         scene = make_scene(HELD_OUT + number)
-        size = int(defaults.get("image_resolution", 512))
+        size = int({**DEFAULTS, **defaults}["image_resolution"])
         picture = render([scene], size).image[0].numpy()
         request = GenerationRequest.single(
             condition, picture, prompt=scene.caption, seed=number, model=model, **defaults
@@ -107,7 +107,7 @@ def measure(
         SuiteError: The model or a condition's ControlNet is not available.
     """
     pipeline = Pipeline(store.load)
-    steps = int(store.registry.card(model).defaults.get("steps", 20))
+    steps = int({**DEFAULTS, **store.registry.card(model).defaults}["steps"])
     first = next(iter(conditions.values()))
     compared, left_out = _available(store, model, first, variants(each, steps))
     for name, reason in left_out.items():

@@ -45,7 +45,7 @@ from benchmarks._random_sd15 import random_networks
 from benchmarks._shared import ROOT, command, machine, served
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
-from core.request import GenerationRequest
+from core.request import DEFAULTS, GenerationRequest
 from models.devices import choose_device
 from models.registry import Registry
 from models.store import Store
@@ -388,7 +388,7 @@ def _workload(options: argparse.Namespace) -> Workload:
         SuiteError: There is no such model or device.
     """
     device, dtype, _ = choose_device(options.device, options.dtype)
-    defaults: Mapping[str, Any] = {"image_resolution": 512, "guidance_scale": 9.0}  # v1.0's
+    defaults: Mapping[str, Any] = DEFAULTS
 
     def load(*controls: str) -> Any:
         if options.model == RANDOM:

@@ -11,6 +11,7 @@ from them, the API and the library check with them, and a restored file is clamp
             checked(self)
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,6 +22,16 @@ BEYOND_REASON = 1e300
 """No number from here on is taken for one; Python's ints may exceed what a float can hold."""
 NAMES_LISTED = 5
 """Unknown names shown in a note; a hostile file may hold thousands."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where a setting stands, counted from 1; without a number it comes last."""
+
+    argument: float = math.inf
+    """Among an endpoint's arguments: other programs rely on it."""
+    row: float = math.inf
+    """On the page."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Bounds:
     help: str
     whole: bool
     """Whether only whole numbers make sense."""
+    order: Order = Order()
 
     def check(self, value: object) -> float | None:
         """Return the value as int or float; None passes where the default is None."""
@@ -71,6 +83,7 @@ class Choice:
     options: tuple[str, ...]
     label: str
     help: str
+    order: Order = Order()
 
     def check(self, value: object) -> str:
         """Return the value if it is one of the options."""
@@ -90,6 +103,7 @@ class Toggle:
     default: bool
     label: str
     help: str
+    order: Order = Order()
 
     def check(self, value: object) -> bool:
         """Return the value if it is a bool."""
@@ -110,6 +124,7 @@ class Text:
     label: str
     help: str
     max_length: int
+    order: Order = Order()
 
     def check(self, value: object) -> str:
         """Return the value if it is text and not too long."""
@@ -153,31 +168,46 @@ def bounded(
     step: float,
     label: str,
     help: str = "",  # noqa: A002 - the word a page uses, and Bounds.help
+    **order: int,
 ) -> Any:
     """Make a field for a number; whole if default (or, for None, the lower bound) is an int.
 
     A default of None makes the number optional: None then means "as the annotator has it".
+    `order`, here and below: the fields of Order.
     """
     whole = isinstance(low if default is None else default, int)
-    setting = Bounds(default, low, high, step, label, help, whole)
+    setting = Bounds(default, low, high, step, label, help, whole, Order(**order))
     return field(default=default, metadata={"setting": setting})
 
 
-def choice(default: str, options: tuple[str, ...], label: str, help: str = "") -> Any:  # noqa: A002
+def choice(
+    default: str,
+    options: tuple[str, ...],
+    label: str,
+    help: str = "",  # noqa: A002
+    **order: int,
+) -> Any:
     """Make a field for one of a few options."""
-    return field(
-        default=default, metadata={"setting": Choice(default, tuple(options), label, help)}
-    )
+    setting = Choice(default, tuple(options), label, help, Order(**order))
+    return field(default=default, metadata={"setting": setting})
 
 
-def toggle(default: bool, label: str, help: str = "") -> Any:  # noqa: A002
+def toggle(default: bool, label: str, help: str = "", **order: int) -> Any:  # noqa: A002
     """Make a field for yes or no."""
-    return field(default=default, metadata={"setting": Toggle(default, label, help)})
+    setting = Toggle(default, label, help, Order(**order))
+    return field(default=default, metadata={"setting": setting})
 
 
-def text(default: str, label: str, help: str = "", max_length: int = 4000) -> Any:  # noqa: A002
+def text(
+    default: str,
+    label: str,
+    help: str = "",  # noqa: A002
+    max_length: int = 4000,
+    **order: int,
+) -> Any:
     """Make a field for text; the cap keeps hostile or accidental megabytes out of tokenizers."""
-    return field(default=default, metadata={"setting": Text(default, label, help, max_length)})
+    setting = Text(default, label, help, max_length, Order(**order))
+    return field(default=default, metadata={"setting": setting})
 
 
 def settings_of(record_type: type) -> dict[str, Setting]:

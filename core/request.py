@@ -1,6 +1,8 @@
 """A request and its result: together enough to make the same images again.
 
 Ranges and defaults are those of ControlNet v1.0's apps (lllyasviel/ControlNet, gradio_*2image.py).
+
+A further setting is one more field here: page, endpoint, checks and PNG chunks follow the records.
 """
 
 from dataclasses import dataclass, fields
@@ -15,6 +17,9 @@ from core.params import bounded, checked, choice, settings_of, text, toggle
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy and torch both take."""
+
+PARAMS_ARGUMENT = 13
+"""Where the annotator's params stand among an endpoint's arguments."""
 
 LCM_STEPS = 50
 """The steps that consistency models are trained on, of which LCM takes some (as in diffusers)."""
@@ -36,24 +41,53 @@ class ControlRequest:
 
     condition: Condition
     image: RGBImage
+    # fmt: off  (a setting takes two lines)
     preprocessor: str = text(
-        "", "Preprocessor", "How the control map is drawn; empty for the usual way.", 100
+        "", "Preprocessor", "What draws the control map; empty for the usual one.", 100, argument=14
     )
     params: Any = None
-    """The annotator's params record; None for its defaults."""
+    """The annotator's params record; None for its defaults. PARAMS_ARGUMENT is its order."""
     detect_resolution: int | None = bounded(
-        None, 128, 1024, 1, "Detect resolution", "Short side the map is drawn at, in pixels."
+        None,
+        128,
+        1024,
+        1,
+        "Detect resolution",
+        "Short side the map is drawn at, in pixels.",
+        argument=6,
     )
-    """None for the annotator's own; without effect where the annotator draws at output size."""
+    """None for the annotator's own; no effect if the annotator draws at output size."""
     strength: float = bounded(
-        1.0, 0.0, 2.0, 0.01, "Control strength", "How strongly the map is followed; 0 ignores it."
+        1.0,
+        0.0,
+        2.0,
+        0.01,
+        "Control strength",
+        "How strongly the map is followed; 0 ignores it.",
+        argument=8,
+        row=4,
     )
     control_start: float = bounded(
-        0.0, 0.0, 1.0, 0.01, "Control start", "Part of the steps before the map is followed."
+        0.0,
+        0.0,
+        1.0,
+        0.01,
+        "Control start",
+        "Fraction of the steps before control starts.",
+        argument=16,
+        row=5,
     )
     control_end: float = bounded(
-        1.0, 0.0, 1.0, 0.01, "Control end", "Part of the steps after which the map is let go."
+        1.0,
+        0.0,
+        1.0,
+        0.01,
+        "Control end",
+        "Fraction of the steps after which control stops.",
+        argument=17,
+        row=6,
     )
+    # fmt: on
 
     def __post_init__(self) -> None:
         if self.image is None:
@@ -98,40 +132,48 @@ class GenerationRequest:
 
     controls: tuple[ControlRequest, ...]
     """At least one; their residuals are summed. The first one's picture sets the aspect ratio."""
-    prompt: str = text("", "Prompt", "What the picture should show.")
+    # fmt: off
+    prompt: str = text("", "Prompt", "What the images should show.", argument=1)
     added_prompt: str = text(
-        "best quality, extremely detailed", "Added prompt", "Put behind the prompt."
-    )
+        "best quality, extremely detailed", "Added prompt", "Appended to the prompt.",
+        argument=2, row=14)
     negative_prompt: str = text(
-        NEGATIVE_PROMPT, "Negative prompt", "What the picture should not show."
-    )
-    num_samples: int = bounded(1, 1, 12, 1, "Images", "How many pictures; each has its own seed.")
+        NEGATIVE_PROMPT, "Negative prompt", "What the images should not show.",
+        argument=3, row=15)
+    num_samples: int = bounded(
+        1, 1, 12, 1, "Images", "How many; each has its own seed.",
+        argument=4, row=2)
     image_resolution: int = bounded(
-        512, 256, 768, 64, "Image resolution", "Length of the short side, in pixels."
-    )
+        512, 256, 768, 64, "Image resolution", "Length of the short side, in pixels.",
+        argument=5, row=3)
     guess_mode: bool = toggle(
-        False, "Guess mode", "Let the map alone decide; works best with guidance 3 to 5."
-    )
-    steps: int = bounded(20, 1, 100, 1, "Steps", "Denoising steps; fewer than 5 stay noisy.")
+        False, "Guess mode", "Let the map alone decide; works best with guidance 3 to 5.",
+        argument=9, row=7)
+    steps: int = bounded(
+        20, 1, 100, 1, "Steps", "Denoising steps; below 5, images stay noisy.",
+        argument=7, row=8)
     guidance_scale: float = bounded(
-        9.0, 0.1, 30.0, 0.1, "Guidance scale", "How strictly the prompt is followed; 1 is fastest."
-    )
-    seed: int = bounded(-1, -1, LARGEST_SEED, 1, "Seed", "Same seed, same picture; -1 draws one.")
+        9.0, 0.1, 30.0, 0.1, "Guidance scale", "How strictly the prompt is followed; 1 is fastest.",
+        argument=10, row=11)
+    seed: int = bounded(
+        -1, -1, LARGEST_SEED, 1, "Seed", "The same seed gives the same image; -1 draws one.",
+        argument=11, row=12)
     eta: float = bounded(
-        0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Fresh noise per step, seeded too; 0 is plain DDIM."
-    )
-    model: str = text("diorama", "Model", "A model's name, or a path to a checkpoint.", 1000)
+        0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Seeded noise added at every step; 0 is plain DDIM.",
+        argument=12, row=13)
+    model: str = text(
+        "diorama", "Model", "A model's name, or a path to a checkpoint.", 1000,
+        argument=15, row=1)
     sampler: str = choice(
-        "ddim", ("ddim", "lcm"), "Sampler", "lcm is for models and LoRAs made for a few steps."
-    )
+        "ddim", ("ddim", "lcm"), "Sampler", "lcm is for models and LoRAs made for a few steps.",
+        argument=18, row=9)
     mode: str = choice(
-        "exact",
-        tuple(MODES),
-        "Mode",
-        "Fast leaves out work of the later steps: nearly the same. Preview makes "
-        f"{PREVIEW_STEPS} steps with lcm and no guidance whatever is set, on the model with a LoRA "
-        "made for that: a draft at once, without a say for the negative prompt.",
-    )
+        "exact", tuple(MODES), "Mode",
+        "Fast skips work in the later steps, for nearly the same image. Preview is a "
+        f"{PREVIEW_STEPS}-step LCM draft: it ignores steps, sampler, guidance and the negative "
+        "prompt.",
+        argument=19, row=10)
+    # fmt: on
 
     def __post_init__(self) -> None:
         if not self.controls:
@@ -166,6 +208,7 @@ class GenerationRequest:
 
 SETTINGS = settings_of(ControlRequest) | settings_of(GenerationRequest)
 """Every setting of a request with one control, by field name."""
+DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 
 
 @dataclass(frozen=True, eq=False)

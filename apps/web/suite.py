@@ -13,7 +13,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.networks import Networks
 from core.pipeline import Pipeline
-from core.request import SETTINGS, Download, GenerationRequest, GenerationResult
+from core.request import DEFAULTS, Download, GenerationRequest, GenerationResult
 from models.catalog.cards import Card
 from models.catalog.lora_tags import split
 from models.store import Store
@@ -80,8 +80,7 @@ class Suite:
 
     def defaults(self, model: str) -> dict[str, Any]:
         """Return every setting's default: v1.0's, except where the model's card says otherwise."""
-        plain = {name: setting.default for name, setting in SETTINGS.items()}
-        return {**plain, **self.card(model).defaults, "model": model}
+        return {**DEFAULTS, **self.card(model).defaults, "model": model}
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
         """Return the way of drawing maps to start with: the model's card's, or the first."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from core.batching import HEARTBEAT_S
 from core.condition import ControlMap
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
@@ -14,9 +15,6 @@ from models.catalog.lora_tags import tags_in
 PREVIEW_EVERY = 2
 """Steps from one live preview to the next."""
 
-HEARTBEAT_S = 0.5
-"""The longest silence of `watched`: how soon a closed tab is noticed."""
-
 Report = Callable[[Progress], None]
 Done = TypeVar("Done")
 
@@ -24,9 +22,10 @@ Done = TypeVar("Done")
 def watched(
     work: Callable[[Report], Done], stopped: threading.Event
 ) -> Iterator[Progress | Done | None]:
-    """Do work in a thread: yield its reports as they come, None in silence, what it returns last.
+    """Do work in a thread: yield its reports as they come, and what it returns last.
 
-    Closing the iterator sets `stopped`, which the work heeds.
+    None is yielded every HEARTBEAT_S without a report, so that a closed tab is noticed. Closing the
+    iterator sets `stopped`, which the work heeds.
 
     Raises:
         BaseException: as the work.

@@ -1,6 +1,7 @@
 """Several controls at once, from what the widgets or an API caller gave. Knows no widgets."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import apps
@@ -13,18 +14,9 @@ from core.request import ControlRequest
 
 SLOTS = (1, 2, 3)
 """A slot's fields end in its number: control_1, image_1, …"""
-OF_A_SLOT = (
-    "control",
-    "image",
-    "preprocessor",
-    "params",
-    "detect_resolution",
-    "strength",
-    "control_start",
-    "control_end",
-)
-"""The fields of a slot; "control" is a condition's name, "" for none; "params" are the annotator's
-settings by name, without those that are as usual."""
+OF_A_SLOT = ("control", *(field.name for field in fields(ControlRequest)[1:]))
+"""The fields of a slot, those of a ControlRequest; "control" is its condition's name, "" for none;
+"params" are the annotator's settings by name, without those that are as usual."""
 
 
 def combinable() -> dict[str, Condition]:

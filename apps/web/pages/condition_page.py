@@ -40,8 +40,7 @@ class SingleControl:
     """One condition's control; its fields are the request's own, and the annotator's params."""
 
     section = "Control map"
-    advanced = ("image_resolution", "strength", "control_start", "control_end",
-                "guess_mode", "steps", "sampler", "mode", "guidance_scale")  # fmt: skip
+    advanced = SETTINGS.keys() - {"prompt", "preprocessor", "detect_resolution"}
 
     def __init__(self, condition: Condition, suite: Suite):
         self.condition = condition

@@ -15,36 +15,12 @@ from apps.web.pages.widgets import plain_errors, together
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.params import Bounds, Setting, settings_of
-from core.request import SETTINGS, GenerationResult
+from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult
 
 Save = Callable[[GenerationResult], SavedResult]
 Outputs = tuple[Any, ...]
 Answer = Callable[[dict[str, Any]], Iterator[Outputs]]
 """From raw values by argument to the endpoint's outputs."""
-
-API_ORDER = (
-    "image",
-    "prompt",
-    "added_prompt",
-    "negative_prompt",
-    "num_samples",
-    "image_resolution",
-    "detect_resolution",
-    "steps",
-    "strength",
-    "guess_mode",
-    "guidance_scale",
-    "seed",
-    "eta",
-    "params",
-    "preprocessor",
-    "model",
-    "control_start",
-    "control_end",
-    "sampler",
-    "mode",
-)
-"""The endpoint's arguments; the annotator's own settings stand in the place of "params"."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +51,7 @@ class Endpoint:
 
 def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]) -> Endpoint:
     """Return a condition's endpoint; call it inside the page's Blocks."""
-    names = sorted(fields, key=lambda n: API_ORDER.index(n if n in API_ORDER else "params"))
+    names = sorted(fields, key=_order)
     known = {**SETTINGS, **settings_of(condition.annotator.params)}
     return Endpoint(
         f"{condition.blurb} Returns the control map, the generated images, the maps "
@@ -84,6 +60,13 @@ def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]
         gr.Image(label="Control map", type="filepath", format="png", visible=False),
         lambda maps: maps[0],
     )
+
+
+def _order(name: str) -> float:
+    """Return where a condition's field stands among the arguments."""
+    if name == "image":
+        return 0
+    return SETTINGS[name].order.argument if name in SETTINGS else PARAMS_ARGUMENT
 
 
 def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:

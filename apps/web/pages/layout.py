@@ -3,7 +3,7 @@
 Labels, bounds and helps of settings come from the records; the HTML comes from apps.web.html.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import gradio as gr
@@ -17,6 +17,7 @@ from apps.web.pages.widgets import (
     PRIVATE,
     TEST_IMAGES,
     example_strip,
+    in_rows,
     picture_input,
     run_and_stop,
     widget,
@@ -24,7 +25,6 @@ from apps.web.pages.widgets import (
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition, Example
-from core.params import Choice
 from core.request import SETTINGS
 
 CANVAS_SIDE = 512
@@ -39,8 +39,8 @@ class Controls(Protocol):
 
     section: str
     """The title of the controls' section."""
-    advanced: Sequence[str]
-    """Names of the settings among the advanced options."""
+    advanced: Collection[str]
+    """Names of the settings among the advanced options, in any order."""
     weights: Sequence[str]
     """Names of the ControlNets that a run may use."""
     required: Sequence[str]
@@ -141,7 +141,7 @@ class Layout:
         self.examples = example_strip([TEST_IMAGES / e.image for e in here])
         prompts = self._suite.card(self._suite.model).prompts
         hint = f"For example: {prompts[0]}" if prompts else ""
-        self._add("prompt", lines=2, elem_id="prompt", placeholder=hint)
+        self._add("prompt", lines=2, placeholder=hint)
         self.run, self.stop = run_and_stop()
         button, choice = self.comparison(self._suite.model)
         with gr.Row(elem_classes="cl-against"):
@@ -172,33 +172,38 @@ class Layout:
         self.restored = gr.HTML("", elem_id="restored")
 
     def _advanced(self) -> None:
+        special = {"model": self._model, "num_samples": self._num_samples, "seed": self._seed}
+        for name in in_rows(self._controls.advanced):
+            if name in special:
+                special[name]()
+            else:
+                self._add(name)
+
+    def _model(self) -> None:
         self.fields["model"] = gr.Dropdown(
             [(self._suite.card(name).title, name) for name in self._controls.models()],
             value=self._suite.model,
             label="Model",
             elem_id="model",
         )
+
+    def _num_samples(self) -> None:
         self._add("num_samples")
         self.best_first = gr.Checkbox(
             label="Best first",
             info="Show the results by their score; the seeds and the files stay as made.",
             elem_id="best_first",
         )
-        for name in self._controls.advanced:
-            setting = SETTINGS[name]
-            if not isinstance(setting, Choice) or len(setting.options) > 1:
-                self._add(name)
+
+    def _seed(self) -> None:
         with gr.Row(elem_classes="cl-seed-row"):
-            self._add("seed", min_width=140, elem_id="seed")
+            self._add("seed", min_width=140)
             with gr.Column(min_width=120, scale=0):
                 self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="reuse")
                 self.random = gr.Button("Random", size="sm")
-        for name in ("eta", "added_prompt", "negative_prompt"):
-            self._add(name)
 
     def _add(self, name: str, **options: Any) -> None:
-        options.setdefault("elem_id", name)
-        self.fields[name] = widget(SETTINGS[name], self._defaults[name], **options)
+        self.fields[name] = widget(SETTINGS[name], self._defaults[name], elem_id=name, **options)
 
 
 def _canvas() -> gr.ImageEditor:

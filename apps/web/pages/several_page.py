@@ -12,18 +12,21 @@ from apps.web.jobs.several import OF_A_SLOT, SLOTS, combinable, job_of_several, 
 from apps.web.pages.endpoint import Endpoint, help_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
-from apps.web.pages.widgets import PRIVATE, blocks_of, picture_input, widget
+from apps.web.pages.widgets import PRIVATE, blocks_of, in_rows, picture_input, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
 from core.metadata import read_controls, read_settings
 from core.params import settings_of
-from core.request import SETTINGS, ControlRequest
+from core.request import DEFAULTS, SETTINGS, ControlRequest, GenerationRequest
 
 OWN_PICTURE = "{title} had a picture of its own: please add it again."
 GONE = "{title} is not here with this model; its slot is empty now."
-ANY_RESOLUTION = 512
+ANY_RESOLUTION = DEFAULTS["image_resolution"]
 """What the unseen slider of a control without a detect resolution stands at."""
+OF_CONTROL = settings_of(ControlRequest)
+PLACED = {"preprocessor", "detect_resolution"}
+"""Those of them whose widgets depend on the control in the slot."""
 TOO_MANY = "It was made with more controls than there are slots here."
 
 
@@ -38,7 +41,7 @@ class ControlSlots:
     """Slots for several controls; a slot's fields end in its number."""
 
     section = "Controls"
-    advanced = ("image_resolution", "guess_mode", "steps", "sampler", "mode", "guidance_scale")
+    advanced = settings_of(GenerationRequest).keys() - {"prompt"}
     required = ()
 
     def __init__(self, tool: Tool, suite: Suite):
@@ -89,8 +92,8 @@ class ControlSlots:
                 fields[f"image_{slot}"] = picture_input(
                     label="Instead of the shared picture", height=180, elem_id=f"image_{slot}"
                 )
-                _add_to(fields, slot, "control_start")
-                _add_to(fields, slot, "control_end")
+                for other in in_rows(OF_CONTROL.keys() - {*PLACED, "strength"}):
+                    _add_to(fields, slot, other)
 
     def _map_settings(self, fields: Fields, slot: int, name: str) -> None:
         """Make the settings of every control's map, of which the chosen control's are seen."""
@@ -215,10 +218,7 @@ class ControlSlots:
         """See Controls."""
         settings, notes = read_settings(source)
         found, more = read_controls(source, combinable())
-        for name in (
-            "params",
-            *settings_of(ControlRequest),
-        ):  # the first control's, as found has it
+        for name in ("params", *OF_CONTROL):  # the first control's, as found has it
             settings.pop(name, None)
         model = settings.get("model")
         model = model if model in self.models() else self.suite.model
@@ -227,9 +227,8 @@ class ControlSlots:
         for slot, (name, asked) in zip(SLOTS, [*found, *empty] if found else [], strict=False):
             preprocessor, resolution = asked.get("preprocessor", ""), asked.get("detect_resolution")
             settings |= self._filled(slot, name, preprocessor, model, resolution)
-            for part in ("strength", "control_start", "control_end"):
-                if part in asked:
-                    settings[f"{part}_{slot}"] = asked[part]
+            for other in OF_CONTROL.keys() - PLACED & asked.keys():
+                settings[f"{other}_{slot}"] = asked[other]
             for setting, value in asked.get("params", {}).items():
                 settings[f"{name}.{setting}_{slot}"] = value
             if asked.get("own_picture"):
@@ -254,17 +253,16 @@ class ControlSlots:
         of_slots = [f"{name}_{slot}" for slot in SLOTS for name in OF_A_SLOT]
         own = ("image", *of_slots, *self.of_maps)
         others = [name for name in fields if name not in own]
-        known = SETTINGS
         helps = {
             "control": f"The control, one of: {', '.join(combinable())}; empty for none.",
             "image": "The picture its map is drawn from; without one, the shared picture.",
             "params": "Its map's settings, as the control's own app has them: {\"name\": value}; "
             "those left out are as usual.",
         }
-        told = {name: help_of(known.get(name)) for name in others}
+        told = {name: help_of(SETTINGS.get(name)) for name in others}
         for slot in SLOTS:
             told |= {
-                f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(known[name])}"
+                f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(SETTINGS[name])}"
                 for name in OF_A_SLOT
             }
         # A dropdown would tell programs that what it shows first is all there is, and a slider
@@ -278,7 +276,7 @@ class ControlSlots:
                 )
             widgets[f"params_{slot}"] = gr.JSON(label="Map settings", visible=False)
             widgets[f"detect_resolution_{slot}"] = gr.Number(
-                None, label=known["detect_resolution"].label, visible=False
+                None, label=SETTINGS["detect_resolution"].label, visible=False
             )
         told["image"] = "The picture to start from, for every control without one of its own."
         return Endpoint(

@@ -1,6 +1,6 @@
 """What pages and endpoints share of Gradio: a setting's widget, the kinds of event, the errors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
 from core.params import Bounds, Choice, Setting, Text, Toggle
+from core.request import SETTINGS
 
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
 
@@ -118,6 +119,11 @@ def run_and_stop() -> tuple[gr.Button, gr.Button]:
         elem_classes="cl-hint",
     )
     return run, stop
+
+
+def in_rows(names: Collection[str]) -> list[str]:
+    """Return settings' names in the order of a page's rows."""
+    return sorted(names, key=lambda name: SETTINGS[name].order.row)
 
 
 def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Component:

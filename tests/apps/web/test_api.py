@@ -22,7 +22,6 @@ from core.condition import Condition
 from core.errors import BadInput
 from core.images import read_image, resize
 from core.metadata import read_controls, read_settings
-from core.request import SETTINGS
 from tests.apps.web.conftest import PATIENCE_S, HeldRun
 
 PHOTO = Path(__file__).resolve().parents[3] / "test_imgs" / "coffee.jpg"
@@ -50,8 +49,7 @@ def test_the_arguments_are_named_typed_and_have_defaults(client: Client) -> None
     endpoint = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert sorted(endpoint) == [f"/{name}" for name in apps.names()]
     parameters = endpoint["/canny2image"]["parameters"]
-    one_only = set() if len(SETTINGS["sampler"].options) > 1 else {"sampler"}
-    assert [p["parameter_name"] for p in parameters] == [a for a in ARGUMENTS if a not in one_only]
+    assert [p["parameter_name"] for p in parameters] == ARGUMENTS
     defaults = {p["parameter_name"]: p["parameter_default"] for p in parameters[1:]}
     assert all(p["parameter_has_default"] for p in parameters[1:])
     assert defaults["model"] == "tiny" and defaults["steps"] == 2, "the model's card decides"
