@@ -20,7 +20,7 @@ from core.condition import (
     Preprocessor,
     RGBImage,
     Score,
-    nothing_odd,
+    no_warning,
 )
 from core.consistency import HALF_BRIGHT, lines_in, tolerant_f1
 from core.images import grey_map
@@ -138,6 +138,6 @@ CANVAS = replace(
     ANNOTATOR,
     preprocessors=(Preprocessor("Drawing", draw_from_canvas),),
     params=CanvasParams,
-    map_warning=nothing_odd,
+    map_warning=no_warning,
 )
 """For drawings made on the page's canvas."""

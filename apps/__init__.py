@@ -1,4 +1,4 @@
-"""The apps: one file for each, a condition or a tool; the folder is the list."""
+"""The apps: one file each, for a condition or a tool; the folder is the list."""
 
 import importlib
 import pkgutil
@@ -13,12 +13,12 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Condition | Tool:
-    """Return the app of a name: what its file calls CONDITION or TOOL."""
+    """Return an app by name: the CONDITION or TOOL of its file."""
     module = importlib.import_module(f"{__name__}.{name}")
     app: Condition | Tool = module.TOOL if hasattr(module, "TOOL") else module.CONDITION
     return app
 
 
 def conditions() -> list[Condition]:
-    """Return the condition of every app that has one, in the order of their names."""
+    """Return the conditions of all apps that have one, by name."""
     return [app for app in map(find, names()) if isinstance(app, Condition)]

@@ -1,4 +1,4 @@
-"""What a condition is: an annotator (draws and scores maps) and the facts around it. Data only."""
+"""Conditions and their annotators, which draw and score control maps. Data only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 RGBImage = NDArray[np.uint8]
-"""A picture: uint8 (H, W, 3), RGB, 0..255. The only picture form between modules."""
+"""A picture: uint8 (H, W, 3), RGB, 0..255. The only form in which modules exchange pictures."""
 ControlMap = NDArray[np.uint8]
-"""A control map: uint8 (H, W, 3), channels as the network wants them (so not always RGB)."""
+"""A control map: uint8 (H, W, 3), channels in the order the network expects (not always RGB)."""
 
 ALREADY_A_MAP = "None"
-"""The preprocessor name that means "my image is already a control map" (v1.1's word for it)."""
+"""The preprocessor name for "my image is already a control map", as in v1.1."""
 
 Interpolation = Literal["nearest", "linear", "area", "lanczos", "lines"]
-"""How a map is resized; "lines" keeps thin white lines whole and unblended (see core.images)."""
+"""How a map is resized; "lines" keeps thin white lines unbroken (see core.images)."""
 InputKind = Literal["photo", "drawing", "canvas"]
 
 
@@ -27,10 +27,10 @@ class Score:
     headline: float
     """0..100, higher is better."""
     metric: str
-    """The name, in `metrics`, of the paper's figure behind the headline, such as "F1"."""
+    """The key in `metrics` of the paper's metric, such as "F1"."""
     metrics: dict[str, float]
     higher_is_better: bool = True
-    """Whether that figure is; one that measures an error is better when it is lower."""
+    """For that metric; an error is better when lower."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Preprocessor:
 
     name: str
     draw: Callable[[RGBImage, Any], ControlMap]
-    """Pure: never edits its input; the same picture and params give the same map, same size."""
+    """Pure and deterministic: (picture, params) -> map of the same size; never edits its input."""
     needs: str = ""
     """What must be downloaded first, in words; "" for nothing."""
     help: str = ""
     fetch: Callable[..., object] | None = None
-    """Brings that here; fetch(watch=) has `watch` called now and then with the bytes that are here
-    and those that there will be, and passes on what it raises. None where nothing is needed."""
+    """fetch(watch=) downloads that; it calls watch(bytes_here, bytes_total) now and then and raises
+    what `watch` raises. None if nothing is needed."""
     detect_resolution: int | None = None
-    """Short side it draws at best, in pixels, where the annotator's own is not it."""
+    """Its best short side in pixels, if not the annotator's."""
 
 
 def shown_as_fed(control_map: ControlMap) -> RGBImage:
@@ -56,12 +56,12 @@ def shown_as_fed(control_map: ControlMap) -> RGBImage:
 
 
 def of_one_colour(control_map: ControlMap) -> bool:
-    """Return whether a map is one colour everywhere, whichever: a flat normal map is blue."""
+    """Return whether a map is one colour everywhere, whichever it is: a flat normal map is blue."""
     return bool((control_map == control_map[:1, :1]).all())
 
 
-def nothing_odd(_: ControlMap) -> str:
-    """Take any map for one of its kind."""
+def no_warning(_: ControlMap) -> str:
+    """Accept any map."""
     return ""
 
 
@@ -75,25 +75,25 @@ class Annotator:
     params: type
     """A frozen dataclass of fields from core.params; may have none."""
     score: Callable[[ControlMap, ControlMap], Score]
-    """score(wanted, found), two maps of one size."""
+    """score(target, extracted), for two maps of one size."""
     interpolation: Interpolation
     detect_resolution: int | None = None
-    """Short side the map is drawn at, in pixels; None draws at the size of the output."""
+    """Short side the map is drawn at, in pixels; None draws at output size."""
     preview: Callable[[ControlMap], RGBImage] = shown_as_fed
     reextract: Preprocessor | None = None
-    """Draws the maps of generated pictures where the input is a drawing, not a picture; None: what
-    drew the input's map."""
+    """Draws the maps of generated pictures if the input is a drawing; None uses the preprocessor
+    that drew the input's map."""
     empty_message: str = ""
-    """Said when the map is empty; "" where that is nothing unusual."""
+    """The warning for an empty map; "" if that is not unusual."""
     is_empty: Callable[[ControlMap], bool] = of_one_colour
     """Whether a map shows nothing."""
-    map_warning: Callable[[ControlMap], str] = nothing_odd
-    """What is odd about a map for its kind, in a sentence; mostly ""."""
+    map_warning: Callable[[ControlMap], str] = no_warning
+    """A sentence if the map does not look like one of its kind; "" otherwise."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One ready-made input: a file in test_imgs/ and a prompt that goes with it."""
+    """One example input: a file in test_imgs/ and a prompt for it."""
 
     image: str
     prompt: str

@@ -1,8 +1,8 @@
-"""How a picture was made, stored in its PNG and read back from PNGs of strangers.
+"""The settings of an image, stored in its PNG and read back from ours and other tools' PNGs.
 
-Two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and `controlloop`,
-JSON of the whole request. Settings of AUTOMATIC1111, Fooocus and InvokeAI are read too. Everything
-read is hostile until checked: numbers are clamped, unknown names are listed and left out.
+We write two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and
+`controlloop`, JSON of the whole request. We also read AUTOMATIC1111, Fooocus and InvokeAI. What is
+read is untrusted: numbers are clamped, unknown names are listed and ignored.
 """
 
 import json
@@ -19,15 +19,15 @@ from core.png_chunks import read_bytes, read_texts, write_png
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 
 SCHEMA = 1
-"""Version of the JSON's layout; a reader of a later version still knows the earlier fields."""
+"""Version of the JSON's layout; later versions keep the fields of earlier ones."""
 KEYWORDS = ("controlloop", "parameters", "invokeai_metadata", "prompt", "workflow")
 """The text chunks that are read; the last two are ComfyUI's."""
 NAMES_LISTED = 8
-"""Settings of other tools that a note names; a hostile file may hold thousands."""
+"""Settings of other tools listed in a note; a hostile file may hold thousands."""
 CONTROLS_READ = 8
-"""More further controls than any picture of ours has; a hostile file may list thousands."""
+"""Controls read beyond the first, more than we ever write; a hostile file may list thousands."""
 
-UNREADABLE = "The picture's settings could not be read: their text is broken or too long."
+UNREADABLE = "The picture's settings could not be read: the text is damaged or too long."
 
 A1111_NAMES = {
     "Steps": "steps",
@@ -37,7 +37,7 @@ A1111_NAMES = {
     "Size": "image_resolution",
     "Mode": "mode",
 }
-"""AUTOMATIC1111's names for the settings that mean the same here."""
+"""AUTOMATIC1111's names of settings with the same meaning here."""
 
 JSON_NAMES = {
     "prompt": "prompt",
@@ -50,16 +50,16 @@ JSON_NAMES = {
 }
 """The same for the JSON of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py).
 
-Other names there may be ours and mean something else: InvokeAI's `strength` is image-to-image's.
+Equal names may mean something else: InvokeAI's `strength` is that of image-to-image.
 """
 
 
 def save_png(
     target: str | Path | IO[bytes], image: RGBImage, result: GenerationResult, index: int
 ) -> None:
-    """Write image `index` of a result, exact and with its settings; a path is replaced whole.
+    """Write image `index` of a result, lossless, with its settings; a path is replaced atomically.
 
-    Nothing of the uploaded file goes in (its EXIF may hold a position), only what was asked for.
+    Nothing of the uploaded file goes in: its EXIF may hold a location.
     """
     texts = {
         "parameters": _a1111_text(result, index),
@@ -69,7 +69,7 @@ def save_png(
 
 
 def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
-    """Return the JSON: the request that makes this one image alone, and what it was made with."""
+    """Return the JSON: a request for this one image, the model and device used, and the score."""
     first, *others = result.request.controls
     further = [
         {
@@ -127,18 +127,20 @@ def _a1111_text(result: GenerationResult, index: int) -> str:
         )
     line = ", ".join(f"{name}: {value}" for name, value in pairs.items())
     text = f"{request.full_prompt}\nNegative prompt: {request.negative_prompt}\n{line}"
-    return text.replace("\0", "")  # a NUL would end the chunk's text for other readers
+    return text.replace("\0", "")  # other readers end the text at a NUL
 
 
 def read_settings(
     source: str | Path | bytes, condition: Condition | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Read the settings a PNG carries; never fails on what the file holds.
+    """Read the settings in a PNG, whatever it holds.
 
-    Returns values of SETTINGS by name, each within its bounds ("params" as a dict of the
-    annotator's settings), and one note per thing changed, left out or unreadable. With a condition,
-    its own params and preprocessor are checked too; without one they pass as plain values. "model"
-    is free text from the file: use it only if it is one of the models on offer.
+    Returns values of SETTINGS by name, within bounds, with "params" as a dict of the annotator's
+    settings, and one note per value that was changed, ignored or unreadable. With a condition its
+    params and preprocessor are checked too. "model" is free text: use it only if it is on offer.
+
+    Raises:
+        BadInput: the file cannot be opened, or is too large.
     """
     texts = read_texts(read_bytes(source), KEYWORDS)
     readers: dict[str, Callable[[str], tuple[dict[str, Any], list[str]]]] = {
@@ -152,24 +154,24 @@ def read_settings(
             settings, more = read(texts[keyword])
             notes += more
             if settings:
-                # Not what the mode decides: who then chooses another has their own settings still.
+                # What the mode fixes is left out, so that another mode keeps the page's settings.
                 for name in MODES[settings.get("mode", "exact")].settings:
                     settings.pop(name, None)
                 return settings, notes
-    # "prompt" is a plain word that any tool may use; ComfyUI's is JSON.
+    # Any tool may use the keyword "prompt"; ComfyUI's value is JSON.
     if not notes and ("workflow" in texts or texts.get("prompt", "").startswith("{")):
-        notes.append("This picture holds a ComfyUI workflow, whose settings cannot be read here.")
-    return {}, notes or ["This picture carries no settings."]
+        notes.append("This picture holds a ComfyUI workflow; its settings cannot be read here.")
+    return {}, notes or ["This picture holds no settings."]
 
 
 def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], list[str]]:
     stored = _parsed(text)
     if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
-        return {}, ["The picture's own settings could not be read."]
+        return {}, [UNREADABLE]
     notes = []
     schema = stored.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
-        notes.append("The settings come from another version; what is known here was restored.")
+        notes.append("The settings are of another version; those known here were restored.")
     request = dict(stored["request"])
     params = request.pop("params", {})
     settings, more = restored(SETTINGS, request)
@@ -177,17 +179,18 @@ def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], 
     if condition is not None:
         more += _fit_to(condition, settings, stored.get("condition"))
         if stored.get("further"):
-            more.append("It was made with several controls; the others stay out.")
+            more.append("It was made with several controls; only the first was restored.")
     return settings, notes + more
 
 
 def read_controls(
     source: str | Path | bytes, conditions: Mapping[str, Condition]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """Read the controls that a picture of ours was made with, the first one first.
+    """Read the controls of a picture that was made here, in their order.
 
-    Returns for each the name of its condition and its fields of ControlRequest, within bounds
-    ("params" as a dict), with "own_picture" where it had one; and notes as read_settings does.
+    Returns for each its condition's name and its settings of ControlRequest, within bounds, with
+    "params" as a dict and "own_picture" (bool: not the first control's); and notes as
+    read_settings.
     """
     stored = _parsed(read_texts(read_bytes(source), KEYWORDS).get("controlloop", ""))
     if not isinstance(stored, dict):
@@ -200,7 +203,7 @@ def read_controls(
         request = entry.get("request") if isinstance(entry, dict) else None
         condition = conditions.get(name) if isinstance(name, str) else None
         if condition is None or not isinstance(request, dict):
-            notes.append(f"A control of it is not known here: {name!s:.40}.")
+            notes.append(f"One of its controls is unknown here: {name!s:.40}.")
             continue
         of_control = settings_of(ControlRequest)
         given = {field: value for field, value in request.items() if field in of_control}
@@ -218,29 +221,29 @@ def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> 
         settings.pop("preprocessor", None)
         settings.pop("detect_resolution", None)
         return [
-            f"The picture was made by another app ({made_by!s:.40}); its map settings stay out."
+            f"The picture was made by another app ({made_by!s:.40}); its map settings were ignored."
         ]
     settings["params"], notes = restored(
         settings_of(condition.annotator.params), settings["params"]
     )
     names = [ALREADY_A_MAP, "", *(p.name for p in condition.annotator.preprocessors)]
     if settings.get("preprocessor", "") not in names:
-        notes.append(f"Preprocessor {settings.pop('preprocessor')!s:.40} is not known here.")
+        notes.append(f"The preprocessor {settings.pop('preprocessor')!s:.40} is unknown here.")
     return notes
 
 
 def _with_plain(settings: dict[str, Any], params: object) -> list[str]:
-    """Add the annotator's settings and see that the control's window is one; return notes."""
+    """Add the annotator's settings, and check that control starts before it stops; return notes."""
     settings["params"] = _plain(params)
     if settings.get("control_start", 0.0) < settings.get("control_end", 1.0):
         return []
     settings.pop("control_start", None)
     settings.pop("control_end", None)
-    return ["Control start was not before control end; both were left as they are."]
+    return ["Control start was not less than control end; both were ignored."]
 
 
 def _plain(params: object) -> dict[str, Any]:
-    """Return at most 50 numbers, switches and short texts of a mapping."""
+    """Return at most 50 numbers, bools and short texts of a mapping."""
     if not isinstance(params, Mapping):
         return {}
     return {
@@ -251,17 +254,17 @@ def _plain(params: object) -> dict[str, Any]:
 
 
 def _from_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Read what several tools call `parameters`: Fooocus' JSON, or else AUTOMATIC1111's layout."""
+    """Read a `parameters` chunk: Fooocus' JSON, or else AUTOMATIC1111's layout."""
     if not text:
         return {}, [UNREADABLE]
-    # A prompt may begin with a brace too ("{red|blue} ball"), so only what parses is JSON.
+    # A prompt may begin with a brace too: "{red|blue} ball".
     if isinstance(_parsed(text), dict):
         return _from_other_json(text)
     return _from_a1111(text)
 
 
 def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Read the flat JSON of Fooocus or InvokeAI, as _from_a1111 reads AUTOMATIC1111's layout."""
+    """Read the flat JSON of Fooocus or InvokeAI."""
     stored = _parsed(text)
     if not isinstance(stored, dict):
         return {}, [UNREADABLE]
@@ -274,18 +277,18 @@ def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
             found[ours] = _number(value) if ours == "seed" and isinstance(value, str) else value
     if not found:
         return {}, [
-            "The picture's settings are of a tool that is not known here.",
+            "The picture's settings are of an unknown tool.",
             *_left_out(given),
         ]
     if isinstance(found.get("prompt"), str):
-        found["added_prompt"] = ""  # theirs is the whole prompt
+        found["added_prompt"] = ""  # it is part of their prompt
         found.setdefault("negative_prompt", "")
     settings, notes = restored(SETTINGS, found)
     return settings, notes + _left_out(given)
 
 
 def _parsed(text: str) -> object:
-    """Return the value of a JSON text, None if it is broken."""
+    """Return the value of a JSON text; None if it is not valid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -293,13 +296,13 @@ def _parsed(text: str) -> object:
 
 
 def _left_out(names: Collection[str]) -> list[str]:
-    """Return the note that lists settings of another tool, none if there are none."""
+    """Return a note that lists ignored settings of another tool; no note for no settings."""
     if not names:
         return []
     rest = len(names) - NAMES_LISTED
     more = f" and {rest} more" if rest > 0 else ""
     listed = ", ".join(name[:40] for name in list(names)[:NAMES_LISTED])
-    return [f"Left as they are here: {listed}{more}."]
+    return [f"Ignored: {listed}{more}."]
 
 
 def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
@@ -307,7 +310,7 @@ def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     head, _, last = text.rstrip().rpartition("\n")
     pairs = dict(re.findall(r'([A-Za-z][\w -]{0,39}): ("[^"]*"|[^,]*)', last[:4000]))
     if "Steps" not in pairs:
-        return {}, ["The picture's settings could not be read: the line of numbers is missing."]
+        return {}, ["The picture's settings could not be read: their last line has no Steps."]
     prompt, _, negative = f"\n{head}".partition("\nNegative prompt:")
     found: dict[str, object] = {
         "prompt": prompt.removeprefix("\n"),
@@ -323,12 +326,12 @@ def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     if sampler.upper() == "LCM":
         settings["sampler"] = "lcm"
     elif sampler.upper() != "DDIM":
-        notes.append(f"The picture was made with the sampler {sampler[:40]}; here DDIM is used.")
+        notes.append(f"The picture was made with the sampler {sampler[:40]}; DDIM is used here.")
     return settings, notes
 
 
 def _number(text: str) -> float | str:
-    """Return the number in a text; of a size such as 512x768 the short side."""
+    """Return the number in a text, of a size such as 512x768 the short side; else the text."""
     try:
         numbers = [float(part) for part in text.split("x")[:2]]
     except ValueError:

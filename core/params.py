@@ -1,7 +1,8 @@
-"""Fields that carry their own bounds, label and help, and the checks that read them.
+"""Settings: dataclass fields that carry their own bounds, label and help, and the checks on them.
 
-A setting's limits are written once, beside the algorithm that owns it; the page draws its widget
-from them, the API and the library check with them, and a restored file is clamped by them.
+A setting's limits are written once, beside the algorithm that owns it. The page builds its widget
+from them, the API and the library check against them, and values restored from a file are clamped
+to them.
 
     @dataclass(frozen=True)
     class CannyParams:
@@ -18,10 +19,10 @@ from typing import Any
 
 from core.errors import BadInput
 
-BEYOND_REASON = 1e300
-"""No number from here on is taken for one; Python's ints may exceed what a float can hold."""
+LARGEST_NUMBER = 1e300
+"""Numbers from here on are refused: Python's ints may exceed the largest float."""
 NAMES_LISTED = 5
-"""Unknown names shown in a note; a hostile file may hold thousands."""
+"""Unknown names in a note; a hostile file may hold thousands."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A number from `low` to `high`, both included; `step` is the slider's grain, not enforced."""
+    """A number from `low` to `high`, inclusive; `step` is the slider's and is not enforced."""
 
     default: float | None
     low: float
@@ -45,11 +46,11 @@ class Bounds:
     label: str
     help: str
     whole: bool
-    """Whether only whole numbers make sense."""
+    """Whether it must be an integer."""
     order: Order = Order()
 
     def check(self, value: object) -> float | None:
-        """Return the value as int or float; None passes where the default is None."""
+        """Return the value as int or float; None is allowed if it is the default."""
         if value is None and self.default is None:
             return None
         number = _as_number(value)
@@ -58,12 +59,12 @@ class Bounds:
             raise BadInput(f"{self.label} must be {kind} from {self.low} to {self.high}.")
         if not self.low <= number <= self.high:
             raise BadInput(
-                f"{self.label} is {number:.10g}, but must lie from {self.low} to {self.high}."
+                f"{self.label} is {number:.10g}; it must be from {self.low} to {self.high}."
             )
         return int(number) if self.whole else float(number)
 
     def clamp(self, value: object) -> tuple[Any, str]:
-        """Return the nearest allowed value and a note ("" when nothing changed)."""
+        """Return the nearest allowed value, and a note if it changed."""
         if value is None and self.default is None:
             return None, ""
         number = _as_number(value)
@@ -71,13 +72,13 @@ class Bounds:
             raise BadInput(f"{self.label} is not a number")
         nearest = min(max(number, self.low), self.high)
         nearest = round(nearest) if self.whole else float(nearest)
-        note = "" if nearest == number else f"{self.label} {number:.10g} became {nearest:.10g}"
-        return nearest, note
+        note = f"{self.label} was changed from {number:.10g} to {nearest:.10g}"
+        return nearest, note if nearest != number else ""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few named options."""
+    """One of several named options."""
 
     default: str
     options: tuple[str, ...]
@@ -92,13 +93,13 @@ class Choice:
         return value
 
     def clamp(self, value: object) -> tuple[Any, str]:
-        """Return the value, unchanged: there is no nearest option."""
+        """Return the value if it is one of the options; none is nearest to another."""
         return self.check(value), ""
 
 
 @dataclass(frozen=True)
 class Toggle:
-    """Yes or no."""
+    """On or off."""
 
     default: bool
     label: str
@@ -127,18 +128,18 @@ class Text:
     order: Order = Order()
 
     def check(self, value: object) -> str:
-        """Return the value if it is text and not too long."""
+        """Return the text if it is not too long, with lone surrogates replaced."""
         if not isinstance(value, str):
             raise BadInput(f"{self.label} must be text.")
         if len(value) > self.max_length:
             raise BadInput(
                 f"{self.label} has {len(value)} characters; please shorten it to {self.max_length}."
             )
-        # Half an emoji, as a browser's own cut may leave it, is no text for a tokenizer or a file.
+        # A browser that cuts text may leave half an emoji, which cannot be encoded as UTF-8.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def clamp(self, value: object) -> tuple[Any, str]:
-        """Return the text, cut to its longest length, and a note if it was cut."""
+        """Return the text, cut to max_length, and a note if it was cut."""
         if not isinstance(value, str) or len(value) <= self.max_length:
             return self.check(value), ""
         cut = self.check(value[: self.max_length])
@@ -149,16 +150,13 @@ Setting = Bounds | Choice | Toggle | Text
 
 
 def _as_number(value: object) -> float | None:
-    """Return a finite int or float, or None; a bool is no number here.
-
-    numpy's scalars count as numbers; text does not, so that "20" is refused, not guessed.
-    """
+    """Return a finite number, or None; numpy's scalars are numbers, bools and text are not."""
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "shape", None) == ():
         value = item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if -BEYOND_REASON < value < BEYOND_REASON else None  # NaN is neither
+    return value if -LARGEST_NUMBER < value < LARGEST_NUMBER else None  # None for NaN too
 
 
 def bounded(
@@ -170,10 +168,9 @@ def bounded(
     help: str = "",  # noqa: A002 - the word a page uses, and Bounds.help
     **order: int,
 ) -> Any:
-    """Make a field for a number; whole if default (or, for None, the lower bound) is an int.
+    """Make a field for a number: an integer if its default (or, for None, its lower bound) is one.
 
-    A default of None makes the number optional: None then means "as the annotator has it".
-    `order`, here and below: the fields of Order.
+    A default of None makes it optional. `order`: the fields of Order, for all makers.
     """
     whole = isinstance(low if default is None else default, int)
     setting = Bounds(default, low, high, step, label, help, whole, Order(**order))
@@ -187,13 +184,13 @@ def choice(
     help: str = "",  # noqa: A002
     **order: int,
 ) -> Any:
-    """Make a field for one of a few options."""
+    """Make a field for one of several options."""
     setting = Choice(default, tuple(options), label, help, Order(**order))
     return field(default=default, metadata={"setting": setting})
 
 
 def toggle(default: bool, label: str, help: str = "", **order: int) -> Any:  # noqa: A002
-    """Make a field for yes or no."""
+    """Make a field for a switch."""
     setting = Toggle(default, label, help, Order(**order))
     return field(default=default, metadata={"setting": setting})
 
@@ -205,7 +202,7 @@ def text(
     max_length: int = 4000,
     **order: int,
 ) -> Any:
-    """Make a field for text; the cap keeps hostile or accidental megabytes out of tokenizers."""
+    """Make a field for text; max_length keeps megabytes of it out of tokenizers."""
     setting = Text(default, label, help, max_length, Order(**order))
     return field(default=default, metadata={"setting": setting})
 
@@ -219,7 +216,7 @@ def checked(record: Any) -> None:
     """Check every setting of a frozen record and store the coerced value; call from __post_init__.
 
     Raises:
-        BadInput: a value is of the wrong kind, not finite or out of bounds.
+        BadInput: a value of the wrong type, not finite or out of bounds.
     """
     for name, setting in settings_of(type(record)).items():
         object.__setattr__(record, name, setting.check(getattr(record, name)))
@@ -230,8 +227,7 @@ def restored(
 ) -> tuple[dict[str, Any], list[str]]:
     """Take values from an untrusted source: clamp those of known settings, skip the rest.
 
-    Returns the usable values by field name, each of which `checked` accepts, and one note for each
-    change.
+    Returns values by field name, all of which `checked` accepts, and one note per change.
     """
     settings: dict[str, Any] = {}
     notes: list[str] = []
@@ -241,7 +237,7 @@ def restored(
         try:
             settings[name], note = setting.clamp(values[name])
         except BadInput:
-            notes.append(f"{setting.label} could not be read and was left as it is.")
+            notes.append(f"{setting.label} could not be read and was left unchanged.")
             continue
         if note:
             notes.append(f"{note}.")
@@ -249,5 +245,5 @@ def restored(
     if unknown:
         rest = len(unknown) - NAMES_LISTED
         more = f" and {rest} more" if rest > 0 else ""
-        notes.append(f"Not known here and left out: {', '.join(unknown[:NAMES_LISTED])}{more}.")
+        notes.append(f"Unknown settings were ignored: {', '.join(unknown[:NAMES_LISTED])}{more}.")
     return settings, notes

@@ -16,13 +16,13 @@ from core.modes import MODES, PREVIEW_STEPS
 from core.params import bounded, checked, choice, settings_of, text, toggle
 
 LARGEST_SEED = 2**32 - 1
-"""The largest seed that numpy and torch both take."""
+"""The largest seed that both numpy and torch accept."""
 
 PARAMS_ARGUMENT = 13
 """Where the annotator's params stand among an endpoint's arguments."""
 
 LCM_STEPS = 50
-"""The steps that consistency models are trained on, of which LCM takes some (as in diffusers)."""
+"""The steps that consistency models are distilled on; LCM samples at some of them (diffusers)."""
 
 NEGATIVE_PROMPT = (
     "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, "
@@ -35,7 +35,7 @@ class ControlRequest:
     """One control: its condition, the picture its map is drawn from, and how the map acts.
 
     Raises:
-        BadInput: no picture, a value of the wrong kind or out of bounds, a preprocessor that the
+        BadInput: no picture, a value of the wrong type or out of bounds, a preprocessor that the
             condition lacks, or params of another annotator.
     """
 
@@ -46,7 +46,7 @@ class ControlRequest:
         "", "Preprocessor", "What draws the control map; empty for the usual one.", 100, argument=14
     )
     params: Any = None
-    """The annotator's params record; None for its defaults. PARAMS_ARGUMENT is its order."""
+    """The annotator's params record; None for its defaults. Its order is PARAMS_ARGUMENT."""
     detect_resolution: int | None = bounded(
         None,
         128,
@@ -91,7 +91,7 @@ class ControlRequest:
 
     def __post_init__(self) -> None:
         if self.image is None:
-            raise BadInput("There is no picture yet: please add one.")
+            raise BadInput("There is no picture yet; please add one.")
         if (
             not isinstance(self.image, np.ndarray)
             or self.image.dtype != np.uint8
@@ -110,10 +110,10 @@ class ControlRequest:
                 f"{self.condition.title}: the preprocessor must be one of: {', '.join(names)}."
             )
         if self.params is not None and not isinstance(self.params, annotator.params):
-            raise BadInput(f"The map settings given are not those of {annotator.name}.")
+            raise BadInput(f"These map settings are not those of {annotator.name}.")
         if self.control_start >= self.control_end:
             raise BadInput(
-                f"Control start ({self.control_start:g}) must be smaller than "
+                f"Control start ({self.control_start:g}) must be less than "
                 f"control end ({self.control_end:g})."
             )
 
@@ -126,8 +126,8 @@ class GenerationRequest:
     so the record holds what runs.
 
     Raises:
-        BadInput: no control, a value of the wrong kind or out of bounds, or settings that exclude
-            each other.
+        BadInput: no control, a value of the wrong type or out of bounds, or settings that do not
+            go together.
     """
 
     controls: tuple[ControlRequest, ...]
@@ -177,19 +177,18 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         if not self.controls:
-            raise BadInput("No control was chosen: please choose at least one.")
+            raise BadInput("No control was chosen; please choose at least one.")
         checked(self)
         decided = MODES[self.mode].settings
         for name, value in decided.items():
             object.__setattr__(self, name, value)
         if self.sampler == "lcm" and self.mode != "exact" and "sampler" not in decided:
             raise BadInput(
-                "The sampler lcm takes few steps already: choose the mode exact with it."
+                "The sampler lcm already takes few steps; please use the mode exact with it."
             )
         if self.sampler == "lcm" and self.steps > LCM_STEPS:
             raise BadInput(
-                f"Steps is {self.steps}, but the sampler lcm knows at most {LCM_STEPS}; 4 to 8 are "
-                "usual."
+                f"Steps is {self.steps}; the sampler lcm takes at most {LCM_STEPS}, usually 4 to 8."
             )
 
     @classmethod
@@ -224,18 +223,18 @@ class ControlResult:
 
 @dataclass(frozen=True, eq=False)
 class GenerationResult:
-    """What was made. The tuples hold one entry per finished image, in the order made."""
+    """The finished images with their controls' maps and scores; tuples have one entry per image."""
 
     images: tuple[RGBImage, ...]
     controls: tuple[ControlResult, ...]
     """In the request's order."""
     seeds: tuple[int, ...]
-    """The seed that makes each image alone."""
+    """The seed that gives each image on its own."""
     seconds: dict[str, float]
     """Per stage: prepare, map, load, text, sample, decode, reextract."""
     warnings: tuple[str, ...]
     request: GenerationRequest
-    """As asked, with everything left open filled in: seed, preprocessor, params."""
+    """With seed, preprocessors, params and detect resolutions filled in."""
     model: str
     device: str
     dtype: str
@@ -244,7 +243,7 @@ class GenerationResult:
     hashes: dict[str, str]
     cancelled: bool
     alone: bool = True
-    """Whether no other request was at work meanwhile; if one was, the seconds are more."""
+    """Whether no other request ran meanwhile; otherwise the seconds are longer."""
 
     @property
     def control_map(self) -> ControlMap:
@@ -253,7 +252,7 @@ class GenerationResult:
 
     @property
     def reextracted(self) -> tuple[ControlMap, ...]:
-        """The first control's maps, drawn again from each image."""
+        """The first control's maps, re-extracted from each image."""
         return self.controls[0].reextracted
 
     @property
@@ -263,16 +262,16 @@ class GenerationResult:
 
     @property
     def headlines(self) -> tuple[float, ...]:
-        """One figure for each image, 0..100: the mean of its controls' headlines."""
+        """Each image's headline score, 0..100: the mean over its controls."""
         return tuple(
             sum(score.headline for score in scores) / len(scores)
             for scores in zip(*(control.scores for control in self.controls), strict=True)
         )
 
     def report(self) -> dict[str, Any]:
-        """Return the figures as the JSON contract of design.md, section 6, has them.
+        """Return the report as JSON (apps/README.md, "The report").
 
-        With several controls an image's headline is their mean, and "controls" has each one's own.
+        With several controls an image's headline is their mean, and "controls" lists each one's.
         """
         return {
             "model": self.model,
@@ -306,28 +305,28 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Download:
-    """How far the weights have come that a request needs and that were not here."""
+    """The progress of downloading weights that a request needs."""
 
     title: str
-    """Of the model."""
+    """The model's."""
     bytes_here: int
     bytes_whole: int
 
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """One report from a running generation."""
+    """One progress report of a running generation."""
 
     stage: str
-    """prepare, map, load, text, sample, decode or reextract; wait while others have the device, and
-    download before that."""
+    """prepare, map, load, text, sample, decode or reextract; download before them, and wait while
+    other requests have the device."""
     step: int
     """Finished steps of this image, 0..steps."""
     steps: int
     image_index: int
     seconds_left: float | None
-    """Estimate for the whole request; None until something is known."""
+    """Estimate for the whole request; None until there is one."""
     preview: RGBImage | None
-    """What the image looks like so far, small; None where it was not asked for."""
+    """A small picture of the image so far; None if not asked for."""
     download: Download | None = None
     """In the stage download."""

@@ -1,4 +1,4 @@
-"""Where finished pictures go: exact PNGs, the settings inside, in a folder the page may serve."""
+"""Finished images as lossless PNGs with their settings, in a folder that Gradio serves."""
 
 import logging
 import os
@@ -20,19 +20,19 @@ from core.request import ControlResult, GenerationResult
 log = logging.getLogger(__name__)
 
 NOT_KEPT = (
-    "The server's folder did not take a copy of every image: save here what you want to keep."
+    "Not every image could be copied to the server's folder; save here what you want to keep."
 )
 
 
 @dataclass(frozen=True)
 class SavedMaps:
-    """The files of one control's maps; the tuples hold one entry per image, in the order made."""
+    """The files of one control's maps; tuples have one entry per image."""
 
     control_map: Path
     reextracted: tuple[Path, ...]
     shown_map: Path
     shown_reextracted: tuple[Path, ...]
-    """As the annotator shows its maps to people; the same files where that is as they are."""
+    """As the annotator previews its maps; the same files if the preview is the map itself."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class SavedResult:
     """The files of one run."""
 
     images: tuple[Path, ...]
-    """In the order made."""
+    """In the result's order."""
     maps: tuple[SavedMaps, ...]
     """One for each control, in the result's order."""
     note: str = ""
-    """What went wrong on the way, for the page; empty where nothing did."""
+    """What went wrong while saving, for the page; "" if nothing did."""
 
     def all(self) -> set[Path]:
-        """Return every file once."""
+        """Return all files, each once."""
         found = {*self.images}
         for maps in self.maps:
             found |= {maps.control_map, maps.shown_map}
@@ -56,9 +56,9 @@ class SavedResult:
 
 
 def upload_folder() -> Path:
-    """Return where Gradio keeps uploads, and serves what is saved for the page.
+    """Return the folder in which Gradio keeps uploads and from which it serves files.
 
-    The same as gradio.utils.get_upload_folder, without loading Gradio.
+    As gradio.utils.get_upload_folder, without loading Gradio.
     """
     return Path(
         os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio").resolve()
@@ -66,9 +66,9 @@ def upload_folder() -> Path:
 
 
 def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResult:
-    """Write a result's files into a new folder under `cache`; copy the images to `keep` too.
+    """Write a result's files into a new folder under `cache`, and copy the images to `keep`.
 
-    A copy that fails is logged and noted: the pictures themselves are not lost to a full disk.
+    A copy that fails is logged and noted, so that a full disk does not lose the images.
     """
     folder = new_folder(cache)
     names = [control.condition.name for control in result.controls]
@@ -112,7 +112,7 @@ def new_folder(cache: Path) -> Path:
 
 
 def save_map(control_map: ControlMap, annotator: Annotator, path: Path) -> tuple[Path, Path]:
-    """Write a map; return its file and the one to show, the same where it is shown as it is."""
+    """Write a map and its preview; return both files, the same if the map is its preview."""
     Image.fromarray(control_map).save(path)
     picture = annotator.preview(control_map)
     if np.array_equal(picture, control_map):
@@ -123,7 +123,7 @@ def save_map(control_map: ControlMap, annotator: Annotator, path: Path) -> tuple
 
 
 def _keep(path: Path, folder: Path) -> None:
-    """Copy a picture so that it appears whole or not at all, and never over another."""
+    """Copy a picture atomically and under a name of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{path.name}"

@@ -1,4 +1,4 @@
-"""Starting the server: the command line, the environment, the theme and the safe defaults."""
+"""Starts the server: command line, environment, theme, and limits on uploads and queue."""
 
 import argparse
 import logging
@@ -24,14 +24,14 @@ LARGEST_UPLOAD = "30mb"
 DEFAULT_QUEUE = 20
 LAST_PORT = 65535
 GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
-"""Variables that Gradio reads while it is imported, with a traceback where one is no number."""
+"""Variables that Gradio reads on import, with a traceback if one is not a number."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT set; models.store reads the others.
+    """CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT; models.store reads the others.
 
-    Gradio reads its own variables; here only those are checked that it does not check itself.
+    Of Gradio's own variables only those are checked that it does not check itself.
     """
 
     max_queue: int
@@ -55,7 +55,7 @@ class Environment:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.NamedTemporaryFile(dir=folder) as file:
-                    file.write(b"ControlLoop")  # a full disk takes the file but not its content
+                    file.write(b"ControlLoop")  # a full disk accepts an empty file
             except OSError:
                 sys.exit(
                     f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
@@ -64,7 +64,7 @@ class Environment:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Return the options that an app alone and the whole suite have in common."""
+    """Return a parser of the options that single apps and the whole suite share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--host", help="address to listen on (default: 127.0.0.1, this machine only)"
@@ -86,13 +86,13 @@ def _require_whole(name: str, text: str, most: int) -> None:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to {LAST_PORT}")
+        raise argparse.ArgumentTypeError(f"{text} is not a port (1 to {LAST_PORT})")
     return int(text)
 
 
 def make_suite(model: str | None, environment: Environment) -> "Suite":
-    """Make the suite; ends the program with one line if the model or the device cannot be had."""
-    from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds, --help and --list need none
+    """Return the suite; exit with one line if the model or the device is not available."""
+    from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
     from models.store import Store  # noqa: PLC0415
 
     try:
@@ -117,7 +117,7 @@ def serve_one(app: Condition | Tool) -> None:
 def launch(
     blocks: "gr.Blocks", environment: Environment, options: argparse.Namespace, block: bool = True
 ) -> str:
-    """Serve pages with the suite's look and limits; returns the address when not blocking."""
+    """Serve pages with the suite's theme and limits; returns the address if not blocking."""
     from apps.web.pages.widgets import TEST_IMAGES  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -150,7 +150,7 @@ def launch(
 
 
 def theme() -> "gr.themes.Base":
-    """Return the look: system fonts (nothing is fetched), a neutral ground, one accent."""
+    """Return the theme: system fonts (nothing is fetched), neutral colours, one accent."""
     import gradio as gr  # noqa: PLC0415
 
     return gr.themes.Base(

@@ -1,4 +1,4 @@
-"""The apps' pages, alone or together behind a home page."""
+"""The apps' pages, each alone or all together with a home page."""
 
 import importlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from core.condition import Condition
 def build_app(
     app: Condition | Tool, suite: Suite, others: Sequence[Condition | Tool] = ()
 ) -> gr.Blocks:
-    """Build one app's page, to be launched alone or rendered into a site beside others."""
+    """Build one app's page, to be launched alone or rendered into a site with `others`."""
     send_to = [one for one in others if _takes_results(one)]
     if isinstance(app, Condition):
         return build_page(app, suite, send_to)
@@ -26,12 +26,12 @@ def build_app(
 
 
 def _takes_results(app: Condition | Tool) -> bool:
-    """Tell whether a generated picture is something to start from there."""
+    """Return whether an app can start from a generated image."""
     return app.input == "photo" if isinstance(app, Condition) else app.takes_results
 
 
 def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
-    """Build the home page and behind it a page for each app, tools last; one queue serves all."""
+    """Build the home page and a page for each app, tools last; all share one queue."""
     apps = sorted(apps, key=lambda app: isinstance(app, Tool))
     pages = [(app, build_app(app, suite, [one for one in apps if one is not app])) for app in apps]
     with gr.Blocks(title="ControlLoop", analytics_enabled=False, delete_cache=CACHE) as site:
@@ -39,6 +39,6 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     for app, page in pages:
         with site.route(
             app.title.partition(" (")[0], f"/{app.name}"
-        ):  # short: all stand in one row
+        ):  # short, so that all fit in one row
             page.render()
     return site

@@ -1,4 +1,4 @@
-"""What all pages of one process share: the models on offer, the pipeline, what was measured."""
+"""What all pages of a process share: the models on offer, the pipeline, measured speeds."""
 
 import logging
 import threading
@@ -21,16 +21,15 @@ from models.store import Store
 log = logging.getLogger(__name__)
 
 ESTIMATE_STEPS = 2
-"""Of the picture that is made to learn how long a picture takes."""
-
+"""Of the image that is made at the start to estimate how long one takes."""
 
 MOST_RUNS = 16
-"""Runs that go on at once, each with a thread and a picture: up to eight share a turn, and as many
-get ready for the next meanwhile."""
+"""Concurrent runs, each with a thread and a picture: up to eight are sampled in one batch while as
+many prepare for the next."""
 
 
 class Suite:
-    """The pages' common ground; safe to use from many threads."""
+    """What the pages share; thread-safe."""
 
     def __init__(
         self,
@@ -39,19 +38,19 @@ class Suite:
         keep: Path | None = None,
         max_queue: int = MOST_ADMITTED,
     ) -> None:
-        """Read the cards; nothing is loaded yet. At most max_queue requests are let in.
+        """Read the cards; nothing is loaded yet. At most max_queue requests are admitted.
 
         Raises:
             BadInput: there is no such model.
         """
         self.store = store
         self.model = store.registry.card(model or store.registry.default_model()).name
-        """The model a page starts with."""
+        """The model that pages start with."""
         self.keep = keep
-        """A folder that gets a copy of every finished picture; None keeps none."""
+        """A folder for copies of all finished images; None keeps none."""
         self.runs = min(MOST_RUNS, max_queue)
-        """How many runs of all pages go on at once."""
-        # One more than that, for the picture that is made to learn how long one takes.
+        """Concurrent runs over all pages."""
+        # One more, for the estimate at the start.
         self.pipeline = Pipeline(self._load, max_queue + 1, self._fetch)
         self._cards = {card.name: card for card in store.registry.cards()}
         self._lock = threading.Lock()
@@ -60,7 +59,7 @@ class Suite:
         self._estimating = False
 
     def models(self, condition: Condition) -> list[str]:
-        """Return the names of the models a condition can be used with, the first one first."""
+        """Return the names of the models with the condition's ControlNet, the suite's own first."""
         able = [name for name, card in self._cards.items() if card.has_control(condition.weights)]
         return [self.model, *(name for name in able if name != self.model)]
 
@@ -79,24 +78,24 @@ class Suite:
         return self._cards[model]
 
     def defaults(self, model: str) -> dict[str, Any]:
-        """Return every setting's default: v1.0's, except where the model's card says otherwise."""
+        """Return every setting's default: the record's, unless the model's card has its own."""
         return {**DEFAULTS, **self.card(model).defaults, "model": model}
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
-        """Return the way of drawing maps to start with: the model's card's, or the first."""
+        """Return the name of the preprocessor to start with: the model card's, or the first."""
         names = [one.name for one in condition.annotator.preprocessors]
         asked = self.card(model).preprocessor(condition.weights)
         return asked if asked in names else names[0]
 
     def load_in_background(self, condition: Condition) -> threading.Thread:
-        """Fetch the first model's weights, and time it, while the server already answers."""
+        """Download the first model's weights and time it, while the server already answers."""
 
-        def told(download: Download) -> None:
+        def report(download: Download) -> None:
             self._note(self.model, f"downloading {how_much(download)} …")
 
         def work() -> None:
             try:
-                self._fetch(self.model, condition.weights, watch=told)
+                self._fetch(self.model, condition.weights, watch=report)
                 self._estimate(condition)
             except SuiteError as error:
                 log.warning("%s", error)
@@ -111,12 +110,12 @@ class Suite:
         return thread
 
     def _estimate(self, condition: Condition) -> None:
-        """Learn from a picture of few steps how long one takes, before anybody has made one."""
+        """Estimate how long an image takes from one with few steps."""
         usual = self.defaults(self.model)
         grey = np.full((usual["image_resolution"],) * 2 + (3,), 127, np.uint8)
         few = {"steps": ESTIMATE_STEPS, "num_samples": 1, "preprocessor": ALREADY_A_MAP}
         request = GenerationRequest.single(condition, grey, **{**usual, **few})
-        # Through the pipeline, so that the model is loaded in its turn: two need twice the memory.
+        # Through the pipeline, which loads one model at a time: two would need twice the memory.
         self.measured(self.pipeline.generate(request), usual["steps"])
 
     def _fetch(
@@ -142,16 +141,16 @@ class Suite:
             self._note(noted, str(error))
             raise
         except Exception:
-            self._note(noted, "The model could not be loaded; the server's log says why.")
+            self._note(noted, "The model could not be loaded; see the server's log.")
             raise
         self._note(split(model)[0], READY)  # with LoRAs it is the same model
         return networks
 
     def _noted(self, model: str, controls: Sequence[str], few_step: bool) -> str:
-        """Return what a model's state is noted under: with LoRAs, or for few steps, apart.
+        """Return the key of a model's state; with LoRAs or as few-step it has one of its own.
 
         Raises:
-            WeightsMissing: it lacks what others may not need, so that nothing is to be noted.
+            WeightsMissing: it lacks a control or its LCM-LoRA; that is not a state of the model.
         """
         card = self.store.registry.card(split(model)[0])
         for control in controls:
@@ -166,9 +165,9 @@ class Suite:
                 self._state[model] = state
 
     def measured(self, result: GenerationResult, steps: int | None = None) -> None:
-        """Remember how long an image took, or would have taken in so many steps, for the header.
+        """Store the seconds per image for the header, scaled to `steps` if given.
 
-        Images made while other requests were running count only until one is made alone.
+        A time measured while other requests were running is replaced by one measured alone.
         """
         if not result.images or result.cancelled:
             return
@@ -182,15 +181,12 @@ class Suite:
         )
         with self._lock:
             model = result.request.model
-            gives_way = steps or not result.alone  # an estimate does too
-            if not gives_way or model not in self._speed:
+            provisional = steps or not result.alone
+            if not provisional or model not in self._speed:
                 self._speed[model] = text
 
     def facts(self, model: str, *controls: str) -> list[str]:
-        """Return the header's short facts: model, machine, and how long an image takes.
-
-        Instead of the last, which of the controls is missing.
-        """
+        """Return the header's facts: model, machine, and seconds per image or a missing control."""
         card = self.card(model)
         try:
             for control in controls:
@@ -198,8 +194,8 @@ class Suite:
         except SuiteError as error:
             return [card.title, self.machine, str(error)]
         with self._lock:
-            state = self._state.get(model, "loads at the first run")
-            speed = self._speed.get(model, "speed: measured at the first run")
+            state = self._state.get(model, "loads on the first run")
+            speed = self._speed.get(model, "speed: measured on the first run")
         return [card.title, self.machine, speed if state == READY else state]
 
     @property
@@ -208,7 +204,7 @@ class Suite:
         return self.store.device_note.partition(" (")[0]
 
     def has_finished_loading(self, model: str) -> bool:
-        """Tell whether there is nothing to wait for: loaded and timed, failed, or not begun."""
+        """Return whether the model is loaded and timed, has failed, or was never loaded."""
         with self._lock:
             return self._state.get(model) != LOADING and not self._estimating
 
@@ -218,14 +214,14 @@ READY = "ready"
 
 
 def duration(seconds: float) -> str:
-    """Say a time in words: "0.8 s", "12 s", "3 min"."""
+    """Return a time in words: "0.8 s", "12 s", "3 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def how_much(download: Download) -> str:
-    """Say how far a download is: "1.2 of 5.0 GB"."""
+    """Return a download's progress in words: "1.2 of 5.0 GB"."""
     here, whole = download.bytes_here, download.bytes_whole
     if whole >= 1e9:
         return f"{here / 1e9:.1f} of {whole / 1e9:.1f} GB"
@@ -233,7 +229,7 @@ def how_much(download: Download) -> str:
 
 
 def long_duration(seconds: float) -> str:
-    """Say a long time in words: "40 seconds", "3 minutes", "2 hours"."""
+    """Return a long time in words: "40 seconds", "3 minutes", "2 hours"."""
     for unit, length in (("seconds", 1), ("minutes", 60)):
         if seconds < 90 * length:
             return f"{seconds / length:.0f} {unit}"

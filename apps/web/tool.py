@@ -1,4 +1,4 @@
-"""An app that is no condition: it has a page and an endpoint of its own making."""
+"""An app without a condition of its own, with its own page and endpoint."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from core.condition import InputKind
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool's facts; data only, as a Condition is."""
+    """One tool's facts; data only, like a Condition."""
 
     name: str
     title: str
     blurb: str
     page: str
-    """The module in apps/web/pages whose build_page(tool, suite, send_to) makes the page and
-    publishes `/<name>`; by its name, since it loads Gradio, and `--list` and `--help` do without.
-    `send_to` are the other apps of the site that take a result."""
+    """The module in apps/web/pages whose build_page(tool, suite, send_to) builds the page and
+    publishes `/<name>`. A name, because importing it loads Gradio, which `--list` and `--help` do
+    without. `send_to` are the other apps of the site that take a result."""
     examples: tuple[str, ...] = ()
     """Files in test_imgs/."""
     input: InputKind = "photo"
     takes_results: bool = False
-    """Whether its page takes another app's result from its address, as a condition's does."""
+    """Whether its page takes another app's result, as a condition's does."""

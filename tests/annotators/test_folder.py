@@ -61,7 +61,7 @@ def test_settings_reach_the_annotator(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--resolution", "1000000"], "must lie from 128 to 1024"),
+        (["--resolution", "1000000"], "must be from 128 to 1024"),
         (["--set", "loudness=3"], "low_threshold, high_threshold"),
         (["--set", "low_threshold=soft"], "Canny low threshold must be a whole number"),
         (["--preprocessor", "HED"], "must be one of: Canny"),

@@ -168,7 +168,7 @@ def test_fooocus_json_gives_what_is_known_and_lists_the_rest(condition, image):
         "guidance_scale": 4.0,
         "seed": 4061,
     }
-    assert notes == ["Left as they are here: full_prompt, sampler, version."]
+    assert notes == ["Ignored: full_prompt, sampler, version."]
     GenerationRequest.single(condition, image, **fields)
 
 
@@ -195,7 +195,7 @@ def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, ima
         "guidance_scale": 7.5,
         "seed": 4061,
     }
-    assert notes == ["Left as they are here: generation_mode, strength, model."]
+    assert notes == ["Ignored: generation_mode, strength, model."]
     GenerationRequest.single(condition, image, **fields)
 
 
@@ -206,7 +206,7 @@ def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, ima
 def test_a_comfyui_workflow_is_named(texts):
     fields, notes = read_settings(with_texts(**texts))
     assert fields == {}
-    assert notes == ["This picture holds a ComfyUI workflow, whose settings cannot be read here."]
+    assert notes == ["This picture holds a ComfyUI workflow; its settings cannot be read here."]
 
 
 def test_a_workflow_too_long_to_read_is_still_named():
@@ -220,7 +220,7 @@ def test_parameters_beside_a_workflow_are_read():
 
 
 def test_a_prompt_that_any_tool_wrote_is_no_workflow():
-    assert read_settings(with_texts(prompt="a cat")) == ({}, ["This picture carries no settings."])
+    assert read_settings(with_texts(prompt="a cat")) == ({}, ["This picture holds no settings."])
 
 
 def test_a_prompt_may_begin_with_a_brace():

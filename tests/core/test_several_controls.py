@@ -169,7 +169,7 @@ def test_the_text_of_other_tools_names_every_control(saved):
 def test_a_control_that_is_not_known_is_told_by_name(saved, condition):
     found, notes = read_controls(saved[1], {condition.name: condition})
     assert [name for name, _ in found] == ["bright2image"]
-    assert notes == ["A control of it is not known here: upright2image."]
+    assert notes == ["One of its controls is unknown here: upright2image."]
 
 
 @pytest.mark.parametrize(

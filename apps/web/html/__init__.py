@@ -1,1 +1,1 @@
-"""What is shown, as HTML text, with its style and its script."""
+"""HTML strings, with their CSS and JavaScript."""

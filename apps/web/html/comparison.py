@@ -1,6 +1,6 @@
-"""Two models' pictures of the same seeds, side by side, as HTML.
+"""Two models' images of the same seeds, side by side, as HTML.
 
-All text that came from outside is escaped here; the markup's classes belong to page.css.
+Text from outside is escaped here; page.css styles the classes.
 """
 
 import html
@@ -17,7 +17,7 @@ from core.request import GenerationResult
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What one of the two models made; nothing while it is waited for."""
+    """One model's results; None before it has finished."""
 
     title: str
     result: GenerationResult | None = None
@@ -25,25 +25,27 @@ class Side:
 
     @property
     def images(self) -> int:
-        """How many are finished."""
+        """Number of finished images."""
         return len(self.result.images) if self.result else 0
 
 
 def versus(sides: Sequence[Side]) -> str:
-    """Show each seed's images, and the maps found in them, beside the map both were given.
+    """Return a result card for each seed: both models' images and re-extracted maps.
 
-    The first side has its result.
+    The first side must have its result.
     """
-    there = [(side, side.result, side.saved) for side in sides if side.result and side.saved]
-    first = there[0][1]
+    finished = [(side, side.result, side.saved) for side in sides if side.result and side.saved]
+    first = finished[0][1]
     facts = [
         f"{first.width} × {first.height}",
-        duration(sum(sum(result.seconds.values()) for _, result, _ in there)),
-        *(f"{side.title} {_mean(result):.0f} / 100" for side, result, _ in there if side.images),
+        duration(sum(sum(result.seconds.values()) for _, result, _ in finished)),
+        *(f"{side.title} {_mean(result):.0f} / 100" for side, result, _ in finished if side.images),
     ]
-    notes = {text for _, result, saved in there for text in (*result.warnings, saved.note) if text}
+    notes = {
+        text for _, result, saved in finished for text in (*result.warnings, saved.note) if text
+    }
     items = "".join(f"<li>{results.escape(text)}</li>" for text in sorted(notes))
-    cards = "".join(_card(sides, index) for index in range(len(first.images)))
+    cards = "".join(_result_card(sides, index) for index in range(len(first.images)))
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>
@@ -57,12 +59,12 @@ def _mean(result: GenerationResult) -> float:
     return float(np.mean(result.headlines))
 
 
-def _card(sides: Sequence[Side], index: int) -> str:
+def _result_card(sides: Sequence[Side], index: int) -> str:
     result, saved = sides[0].result, sides[0].saved
     assert result and saved  # as versus says
     seed, size = result.seeds[index], (result.width, result.height)
     several = len(result.controls) > 1
-    wanted = [
+    control_maps = [
         results.picture(
             control.condition.title if several else "Control map",
             "cl-map", results.file_url(maps.shown_map), size, maps.control_map,
@@ -70,14 +72,15 @@ def _card(sides: Sequence[Side], index: int) -> str:
         for control, maps in zip(result.controls, saved.maps, strict=True)
     ]  # fmt: skip
     kind = "cl-versus cl-each" if several else "cl-versus"
-    rows = f"--controls:{len(wanted)};--rows:{len(wanted) + 2}"  # a header and the image come first
+    # A header and the image come first.
+    rows = f"--controls:{len(control_maps)};--rows:{len(control_maps) + 2}"
     return f"""
 <article class="cl-card">
   <header><div class="cl-seed"><span>Seed</span> <code>{seed}</code>
     <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
   </header>
   <div class="{kind}" style="{rows}">
-    <div class="cl-given">{"".join(wanted)}</div>
+    <div class="cl-given">{"".join(control_maps)}</div>
     {"".join(_side(side, index) for side in sides)}</div>
 </article>"""
 
@@ -91,11 +94,11 @@ def _side(side: Side, index: int) -> str:
     result, image = side.result, side.saved.images[index]
     size, several = (result.width, result.height), len(result.controls) > 1
     figures = results.MEAN if several else results.figures_of(result.scores[index])
-    found = []
+    reextracted = []
     for control, maps in zip(result.controls, side.saved.maps, strict=True):
         score, title_of = control.scores[index], control.condition.title
         note = f'<p class="cl-map-note"><b>{score.headline:.0f}</b> / 100</p>' if several else ""
-        found.append(
+        reextracted.append(
             results.picture(
                 f"{title_of}, re-extracted" if several else "Re-extracted",
                 "cl-map",
@@ -109,4 +112,4 @@ def _side(side: Side, index: int) -> str:
     <header>{title}<div class="cl-score" title="How well the two maps agree, 0 to 100">
       <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>{figures}</header>
     {results.picture("Generated", "cl-made", results.file_url(image), size, image)}
-    {"".join(found)}</section>"""
+    {"".join(reextracted)}</section>"""

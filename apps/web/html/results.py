@@ -1,6 +1,6 @@
-"""What the page shows, as HTML: the header, the running picture, the result cards.
+"""The page's HTML: header, progress of a run, result cards, maps, home page.
 
-All text that came from outside is escaped here; the markup's classes belong to page.css.
+Text from outside is escaped here; page.css styles the classes.
 """
 
 import base64
@@ -32,11 +32,11 @@ STAGES = {
 }
 
 FIRST_STEP = {
-    "photo": "Add a picture or take an example",
-    "drawing": "Add a drawing or take an example",
-    "canvas": "Draw something or take an example to draw on",
+    "photo": "Add a picture or click an example",
+    "drawing": "Add a drawing or click an example",
+    "canvas": "Draw something or click an example to draw on",
 }
-"""What to do first, by where a condition's input comes from."""
+"""The first thing to do, by an app's input."""
 
 EMPTY = """
 <div class="cl-stage cl-empty">
@@ -45,14 +45,14 @@ EMPTY = """
     <div><span>Generated</span></div>
     <div><span>Re-extracted</span></div>
   </div>
-  <h2>Your pictures will appear here</h2>
-  <p>{first_step}, say what it should become, and press <b>Run</b>.
-  Each result is shown between the control map it was given and the map found in it again,
-  with a score for how well the two agree.</p>
+  <h2>Your images will appear here</h2>
+  <p>{first_step}, write a prompt, and press <b>Run</b>.
+  Each image is shown between its control map and the map re-extracted from it, with a score for
+  how well the two agree.</p>
 </div>"""
 
 MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
-"""What the score of a picture of several controls is."""
+"""Labels the score of an image with several controls."""
 
 WAITING = """
 <div class="cl-stage cl-running" role="status">
@@ -64,17 +64,17 @@ WAITING = """
 
 
 def empty(app: Condition | Tool) -> str:
-    """Show what will stand here and how to get it."""
+    """Return the stage before the first run."""
     return EMPTY.format(first_step=FIRST_STEP[app.input])
 
 
 def escape(text: str) -> str:
-    """Make text safe to stand in HTML and still readable as plain text (quotes stay)."""
+    """Escape text for HTML, but not quotes, so that it also reads as plain text."""
     return html.escape(text, quote=False)
 
 
 def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
-    """Show how far a run is: the picture so far, the step and the time left."""
+    """Return the stage of a run: a preview, the step and the time left."""
     total = max(images * progress.steps, 1)
     done = min(progress.image_index * progress.steps + progress.step, total)
     words = STAGES.get(progress.stage, progress.stage.capitalize())
@@ -96,13 +96,13 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
 
 
 def _downloading(progress: Progress, download: Download) -> str:
-    hint = "Esc stops; the next run goes on from here."
+    hint = "Esc stops; the next run resumes the download."
     part = download.bytes_here / max(download.bytes_whole, 1)
     return _under_way(download_words(progress), part, hint)
 
 
 def download_words(progress: Progress) -> str:
-    """Say how far a download is and how long it will still take; "" for anything else."""
+    """Return a download's progress and remaining time in words; "" for other reports."""
     if progress.download is None:
         return ""
     words = f"Downloading {progress.download.title}: {how_much(progress.download)}"
@@ -124,18 +124,17 @@ def _under_way(
 
 
 def note(text: str) -> str:
-    """Show one sentence where the results would stand."""
+    """Return the stage with one sentence."""
     return f'<div class="cl-stage cl-note" role="status"><p>{escape(text)}</p></div>'
 
 
 def results(
     result: GenerationResult, saved: SavedResult, send_to: Sequence[Condition | Tool] = ()
 ) -> str:
-    """Show each image between its control map and the map found in it, with its score.
+    """Return a result card for each image, with its score, control maps and re-extracted maps.
 
-    The cards stand as made and know their rank; which of the two orders is seen, the button above
-    them and the page's option "Best first" decide. `send_to` are the apps that an image can be
-    sent to from its card.
+    Cards are in the order made and carry their rank; a button and the option "Best first" switch
+    the order on the page. `send_to` are the apps that an image can be sent to.
     """
     if not result.images:
         return ""
@@ -149,7 +148,9 @@ def results(
     ]
     if result.cancelled:
         facts.append(f"stopped; {count} of {result.request.num_samples} finished")
-    cards = "".join(_card(result, saved, i, by_score.index(i), send_to) for i in range(count))
+    cards = "".join(
+        _result_card(result, saved, i, by_score.index(i), send_to) for i in range(count)
+    )
     order = (
         '<button type="button" class="cl-button" data-cl="order" aria-pressed="false">'
         "Order by score</button>"
@@ -169,7 +170,7 @@ def results(
 </section>"""
 
 
-def _card(
+def _result_card(
     result: GenerationResult,
     saved: SavedResult,
     index: int,
@@ -213,7 +214,7 @@ def _card(
 
 
 def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
-    """Show the apps that take a result; each opens beside this page, so that nothing is lost."""
+    """Return links to the apps that take a result; they open in a new tab to keep this page."""
     if not send_to:
         return ""
     sent = quote(f"{image.parent.name}/{image.name}")
@@ -223,12 +224,12 @@ def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
         for app in send_to
     )
     return f"""<details class="cl-send"><summary class="cl-button"
-      title="Opens another app with this picture and its prompt">Send to</summary>
+      title="Opens another app with this image and its prompt">Send to</summary>
       <ul>{links}</ul></details>"""
 
 
 def figures_of(score: Score) -> str:
-    """Show a score's figures under their own names."""
+    """Return a score's metrics with their names."""
     others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
     return f"""<div class="cl-metric">
       <b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>
@@ -236,7 +237,7 @@ def figures_of(score: Score) -> str:
 
 
 def _maps(maps: SavedMaps, index: int, size: tuple[int, int]) -> tuple[str, str]:
-    """Show the map that was given and the one that was found in an image."""
+    """Return an image's control map and its re-extracted map."""
     return (
         picture("Control map", "cl-map", file_url(maps.shown_map), size, maps.control_map),
         picture(
@@ -273,7 +274,7 @@ def _compare(maps: SavedMaps, index: int, size: tuple[int, int]) -> str:
 def picture(
     caption: str, kind: str, url: str, size: tuple[int, int], file: Path, note: str = ""
 ) -> str:
-    """Show a picture to enlarge and to save; `note` is HTML."""
+    """Return a picture that can be enlarged and saved; `note` is HTML."""
     caption = html.escape(caption)
     return f"""<figure class="{kind}">
       <button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
@@ -286,13 +287,13 @@ def picture(
 EMPTY_MAPS = """
 <section class="cl-results"><div class="cl-stage cl-empty">
   <h2>The maps will appear here</h2>
-  <p>Add a picture or take an example, and press <b>Run</b>. Each way to see it draws its own map;
-  one that cannot says why in its place.</p>
+  <p>Add a picture or click an example, and press <b>Run</b>. Every chosen map is drawn; one that
+  fails says why in its place.</p>
 </div></section>"""
 
 
 def drawing(choice: MapChoice, done: int, total: int) -> str:
-    """Show which map is being drawn."""
+    """Return the stage while a map is being drawn."""
     return f"""
 <div class="cl-stage cl-running" role="status">
   <div class="cl-progress"><b>Drawing {escape(choice.title)}</b>
@@ -303,7 +304,7 @@ def drawing(choice: MapChoice, done: int, total: int) -> str:
 def maps(
     drawn_maps: Sequence[DrawnMap], files: Sequence[tuple[Path, Path] | None], total: int
 ) -> str:
-    """Show what each of `total` ways saw so far; `files` are its map's file and the one to show."""
+    """Return the maps drawn so far out of `total`; `files` are each map's file and its preview."""
     tiles = "".join(_tile(drawn, paths) for drawn, paths in zip(drawn_maps, files, strict=True))
     found = [one.control_map for one in drawn_maps if one.control_map is not None]
     facts = [f"{len(found)} of {total} maps", duration(sum(s.seconds for s in drawn_maps))]
@@ -331,7 +332,7 @@ def _figure(value: float | None) -> str:
 
 
 def file_url(path: Path) -> str:
-    """Return where the browser gets a file of ours; relative, so that it holds behind a proxy."""
+    """Return the URL of a file; relative, so that it works behind a proxy."""
     return "gradio_api/file=" + quote(str(path))
 
 
@@ -342,7 +343,7 @@ def _inline(image: RGBImage) -> str:
 
 
 def header(app: Condition | Tool, facts: Sequence[str], card: Card) -> str:
-    """Show what the page is, what it runs on, and what the model can be asked for."""
+    """Return a page's header: the app, facts, and the model with prompts to try."""
     prompts = "".join(
         f'<li><button type="button" data-cl="prompt">{escape(text)}</button></li>'
         for text in card.prompts
@@ -355,7 +356,7 @@ def header(app: Condition | Tool, facts: Sequence[str], card: Card) -> str:
 
 
 def head(app: Condition | Tool, facts: Sequence[str], below: str = "") -> str:
-    """Show what a page is and its facts; `below` is HTML."""
+    """Return the header's first part: the app and its facts; `below` is HTML."""
     chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return f"""
 <div class="cl-head"><div><h1>{escape(app.title)}</h1><p>{escape(app.blurb)}</p></div>
@@ -363,12 +364,12 @@ def head(app: Condition | Tool, facts: Sequence[str], below: str = "") -> str:
 
 
 def home(apps: Sequence[Condition | Tool], pictures: Path) -> str:
-    """Show the suite's front page: a link to each app, with its examples from a folder."""
+    """Return the home page: a link to each app with its examples from a folder."""
     links = "".join(_link(app, pictures) for app in apps)
     return f"""
-<div class="cl-head"><div><h1>ControlLoop</h1><p>Pictures that follow a control map, and a measure
-of how well they do: the map is drawn again from every result, and the two are compared.</p></div>
-</div>
+<div class="cl-head"><div><h1>ControlLoop</h1><p>Images that follow a control map, with a
+score for how well they do: the map is re-extracted from every image and compared with the one it
+was given.</p></div></div>
 <nav class="cl-home" aria-label="Apps">{links}</nav>"""
 
 
@@ -384,7 +385,7 @@ def _link(app: Condition | Tool, pictures: Path) -> str:
 
 
 def restored(labels: Sequence[str], notes: Sequence[str], word: str = "Restored") -> str:
-    """Say which settings a file gave, and what could not be taken."""
+    """Return which settings were restored, and notes on the others."""
     first = f"{word}: {', '.join(labels)}." if labels else ""
     items = "".join(f"<li>{escape(text)}</li>" for text in notes)
     return f'<div class="cl-restored" role="status"><p>{escape(first)}</p><ul>{items}</ul></div>'

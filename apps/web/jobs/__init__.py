@@ -1,1 +1,1 @@
-"""What a page or an endpoint asks for, and the runs that answer it. Knows no Gradio."""
+"""From raw values of a page or an endpoint to checked requests, and their runs. Without Gradio."""

@@ -1,7 +1,4 @@
-"""The same pictures by two models on one base: ControlNet beside ControlNet++, seed for seed.
-
-Knows no widgets.
-"""
+"""The same request with two models on one base, such as ControlNet and ControlNet++."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -13,10 +10,9 @@ from core.request import GenerationRequest, GenerationResult, Progress
 
 
 def rivals(suite: Suite, model: str, weights: Collection[str]) -> list[str]:
-    """Return the models that a model can be compared with, in the order of their names.
+    """Return the names of the models that a model can be compared with, sorted.
 
-    They bring other ControlNets, one of `weights` among them, for the same base, which is loaded
-    once for both.
+    They have the same base, which is loaded once for both, and one of the ControlNets in `weights`.
     """
     card = suite.card(model)
     return sorted(
@@ -29,17 +25,17 @@ def rivals(suite: Suite, model: str, weights: Collection[str]) -> list[str]:
 
 
 def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
-    """Return a job and the same of another model; "" takes the first model there is.
+    """Return a job paired with the same on another model; "" takes the first rival.
 
     Raises:
-        BadInput: there is none, or not this one.
-        WeightsMissing: the other model lacks a control that is asked for.
+        BadInput: there is no rival, or `other` is not one.
+        WeightsMissing: the other model lacks one of the request's ControlNets.
     """
     model = first.request.model
     weights = [control.condition.weights for control in first.request.controls]
     known = rivals(suite, model, weights)
     if not known:
-        raise BadInput("There is no other model on this one's base to compare it with.")
+        raise BadInput("No other model on the same base is here to compare with.")
     if other and other not in known:
         raise BadInput(f"{suite.card(model).title} can be compared with: {', '.join(known)}.")
     name = str(other or known[0])
@@ -49,9 +45,9 @@ def new_pair(suite: Suite, first: Job, other: object) -> "Pair":
 
 
 class Pair:
-    """Two jobs, one after the other; stands where a Job does and yields both results.
+    """Two jobs, one after the other, with the interface of a Job.
 
-    The second is the first's request as it was run, seed included, with another model.
+    The second runs the first's resolved request, seed included, with another model.
     """
 
     def __init__(self, first: Job, again: Callable[[GenerationRequest], Job], other: str):
@@ -59,18 +55,18 @@ class Pair:
         self._again = again
         self.request = first.request
         self.models = (first.request.model, other)
-        """In the order they are used in."""
+        """In the order of their runs."""
         self.stopped = False
-        """Whether a stop was asked for."""
+        """Whether stop was called."""
         self.finished = False
 
     def stop(self) -> None:
-        """End within one step; finished images are kept, and the second job is not begun."""
+        """Stop within one step; finished images are kept, and the second job is not started."""
         self.stopped = True
         self._now.stop()
 
     def run(self) -> Iterator[Progress | GenerationResult | None]:
-        """Make the pictures of both models, as Job.run.
+        """Make the images with both models, as Job.run.
 
         Raises:
             SuiteError: as Pipeline.generate.
@@ -83,7 +79,7 @@ class Pair:
             if not isinstance(first, GenerationResult) or not first.images:
                 return
             self._now = self._again(replace(first.request, model=self.models[1]))
-            if not self.stopped:  # a stop up to here met the first job, one from here the second
+            if not self.stopped:  # until here stop() reached the first job, from here the second
                 yield from self._now.run()
         finally:
             self.finished = True

@@ -1,4 +1,4 @@
-"""One generation in a thread of its own, watched and stopped from outside. Knows no widgets."""
+"""Generations and map drawings in threads of their own, watched and stopped from outside."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ from core.request import GenerationRequest, GenerationResult, Progress
 from models.catalog.lora_tags import tags_in
 
 PREVIEW_EVERY = 2
-"""Steps from one live preview to the next."""
+"""Steps between two live previews."""
 
 Report = Callable[[Progress], None]
 Done = TypeVar("Done")
@@ -22,10 +22,10 @@ Done = TypeVar("Done")
 def watched(
     work: Callable[[Report], Done], stopped: threading.Event
 ) -> Iterator[Progress | Done | None]:
-    """Do work in a thread: yield its reports as they come, and what it returns last.
+    """Run `work` in a thread; yield its reports as they come, then what it returns.
 
-    None is yielded every HEARTBEAT_S without a report, so that a closed tab is noticed. Closing the
-    iterator sets `stopped`, which the work heeds.
+    Yields None after HEARTBEAT_S without a report, so that a closed tab is noticed. Closing the
+    iterator sets `stopped`, which the work must check.
 
     Raises:
         BaseException: as the work.
@@ -44,13 +44,13 @@ def watched(
             try:
                 report = reports.get(timeout=HEARTBEAT_S)
                 while isinstance(report, Progress) and not reports.empty():
-                    report = reports.get()  # a slow watcher sees the newest only
+                    report = reports.get()  # a slow consumer gets only the newest
             except queue.Empty:
                 yield None
                 continue
             if isinstance(report, BaseException):
                 raise report
-            yield report  # None too: who watches can say that it was stopped
+            yield report  # maybe None: stopped before there was a result
             if not isinstance(report, Progress):
                 return
     finally:
@@ -60,7 +60,7 @@ def watched(
 def drawn_map(
     pipeline: Pipeline, request: GenerationRequest
 ) -> Iterator[Progress | ControlMap | None]:
-    """Draw a map as Pipeline.draw_map, with what is to be downloaded first; yield as `watched`.
+    """Download what is needed and draw a map as Pipeline.draw_map; yield as `watched`.
 
     Raises:
         SuiteError: as Pipeline.fetch and Pipeline.draw_map.
@@ -76,10 +76,10 @@ def drawn_map(
 
 
 class Job:
-    """A checked request on its way to pictures; notes on its picture join the warnings.
+    """A checked request and its run; `notes` are put before the result's warnings.
 
-    LoRA tags in its prompt, <lora:name:0.8>, choose the model with those LoRAs; in the negative
-    prompt they do nothing, which the warnings say.
+    LoRA tags in the prompt, <lora:name:0.8>, select the model with those LoRAs; in the negative
+    prompt they do nothing, with a warning.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Job:
         return Job(self._pipeline, request)
 
     def stop(self) -> None:
-        """End within one step; finished images are kept. May be called at any time, by anyone."""
+        """Stop within one step; finished images are kept. May be called in any thread."""
         self._stopped.set()
 
     @property
@@ -108,9 +108,9 @@ class Job:
         return self._stopped.is_set()
 
     def run(self) -> Iterator[Progress | GenerationResult | None]:
-        """Make the pictures: yield progress as it comes, None in silence, and the result last.
+        """Make the images; yield as `watched`, the result last.
 
-        A stop before the first step yields no result. Closing the iterator stops the work.
+        Yields no result if stopped before the first step. Closing the iterator stops the run.
 
         Raises:
             SuiteError: as Pipeline.generate.
@@ -121,7 +121,7 @@ class Job:
             self.finished = True
 
     def _generate(self, report: Report) -> GenerationResult | None:
-        # Before a place in the pipeline's line is taken: a download takes minutes.
+        # Before waiting for the device: a download takes minutes.
         stopped = self._stopped.is_set
         fetched = self._pipeline.fetch(self.request, report, stopped)
         if not fetched or self.stopped:
@@ -133,7 +133,7 @@ class Job:
             cancelled=stopped,
             preview_every=PREVIEW_EVERY,
         )
-        # Who restores these settings finds the tags in the prompt, and a model that is offered.
+        # Saved settings name the plain model, which is on offer; the tags are in the prompt.
         request = replace(result.request, model=model)
         notes = (*self._notes, *_idle_tags(request.negative_prompt))
         return replace(result, request=request, warnings=(*notes, *result.warnings))

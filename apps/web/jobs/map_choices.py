@@ -31,12 +31,12 @@ class MapChoice:
 
     @property
     def title(self) -> str:
-        """The name as people read it."""
+        """The name for people."""
         return self.name.replace("_", " ")
 
     @property
     def file_name(self) -> str:
-        """The name as that of a PNG."""
+        """The name of its PNG."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") + ".png"
 
     def request(self, image: RGBImage, **settings: Any) -> GenerationRequest:

@@ -1,4 +1,4 @@
-"""From what the widgets or an API caller gave to a checked request. Knows no widgets."""
+"""From the raw values of widgets or an API caller to a checked request."""
 
 import functools
 import re
@@ -22,15 +22,15 @@ from models.catalog.cards import Card
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
 """A run's folder, as files.new_folder names it, and a file in it."""
 MOST_LAYERS = 4
-"""Of a drawing; the page's canvas has one, and each may be as large as a picture may be."""
+"""Of a drawing; the page's canvas has one. Each may be as large as a picture."""
 
 
 def checked_request(
     condition: Condition, suite: Suite, given: Mapping[str, Any]
 ) -> tuple[GenerationRequest, list[str]]:
-    """Return the request of raw values by field name, and notes on the picture.
+    """Return the request made of raw values by field name, and notes on the picture.
 
-    The annotator's settings are among them, each by its own name.
+    The values include the annotator's settings, each under its own name.
 
     Raises:
         SuiteError: something is missing, unreadable or out of bounds.
@@ -44,10 +44,10 @@ def checked_request(
 def checked_control(
     condition: Condition, suite: Suite, model: str, given: Mapping[str, Any]
 ) -> tuple[ControlRequest, list[str]]:
-    """Return a control of raw values by field name, and notes on its picture.
+    """Return the control made of raw values by field name, and notes on its picture.
 
-    An empty preprocessor or detect resolution stands for the one usual with the model; "params"
-    are the annotator's settings by name, and those left out are as usual.
+    An empty preprocessor or detect resolution stands for the model's usual one. "params" are the
+    annotator's settings by name; missing ones have their defaults.
 
     Raises:
         SuiteError: something is missing, unreadable or out of bounds.
@@ -65,7 +65,7 @@ def checked_control(
 def checked_whole(
     card: Card, controls: Sequence[ControlRequest], given: Mapping[str, Any], notes: Sequence[str]
 ) -> tuple[GenerationRequest, list[str]]:
-    """Return the request of these controls and raw values, and the notes with those on it.
+    """Return the request made of controls and raw values by field name, and all notes.
 
     Raises:
         SuiteError: something is missing or out of bounds.
@@ -76,7 +76,7 @@ def checked_whole(
 
 
 def _params(condition: Condition, given: object) -> Any:
-    """Return the annotator's params of settings by name."""
+    """Return the annotator's params record."""
     known = settings_of(condition.annotator.params)
     if not isinstance(given or {}, dict):
         raise BadInput(
@@ -93,17 +93,17 @@ def _params(condition: Condition, given: object) -> Any:
 
 
 def resolution_notes(card: Card, request: GenerationRequest) -> list[str]:
-    """Return what to say of a resolution that the model was not made for; at most one."""
+    """Return a note if the model is not made for the request's resolution."""
     if card.min_resolution <= request.image_resolution <= card.max_resolution:
         return []
     return [
-        f"{card.title} is made for pictures of {card.min_resolution} to {card.max_resolution} "
-        "pixels on the short side; at others, expect less."
+        f"{card.title} is made for images of {card.min_resolution} to {card.max_resolution} pixels "
+        "on the short side; other sizes look worse."
     ]
 
 
 def new_job(condition: Condition, suite: Suite, given: Mapping[str, Any]) -> Job:
-    """Return the job of raw values, checked.
+    """Return the job of a checked request.
 
     Raises:
         SuiteError: as checked_request.
@@ -119,7 +119,7 @@ def given_picture(record: object) -> tuple[RGBImage, list[str]]:
     """
     path = _path_in(record)
     if not path:
-        raise BadInput("There is no picture yet: please add one, or take an example.")
+        raise BadInput("There is no picture yet; please add one, or click an example.")
     return _decoded(uploaded(path))
 
 
@@ -128,19 +128,18 @@ def _path_in(record: object) -> object:
 
 
 def given_drawing(record: object) -> RGBImage:
-    """Return what was drawn on Gradio's canvas, of its record {"layers": [{"path": ...}]}.
+    """Return what was drawn on Gradio's canvas, from its record {"layers": [{"path": ...}]}.
 
-    Without a listener for its strokes the canvas uploads its layers when an event asks for them.
-    They are read here, with the checks of every upload: Gradio's own reading knows no limit of
-    size, and has no words for what is no picture.
+    The canvas uploads its layers when an event needs them. They are read here, with the checks of
+    every upload, because Gradio's own reader has no size limit and no message for a bad file.
 
     Raises:
-        BadInput: nothing was drawn, a layer is no upload or cannot be read, or they do not fit.
+        BadInput: nothing was drawn, a layer is not an upload or cannot be read, or sizes differ.
     """
     found = record.get("layers") if isinstance(record, dict) else None
     records = found if isinstance(found, list) else []
     if len(records) > MOST_LAYERS:
-        raise BadInput(f"A drawing may have {MOST_LAYERS} layers at most.")
+        raise BadInput(f"A drawing may have at most {MOST_LAYERS} layers.")
     layers: list[NDArray[np.uint8]] = []
     for one in records:
         layers.append(as_layer(read_image(uploaded(_path_in(one)))[0]))
@@ -150,39 +149,39 @@ def given_drawing(record: object) -> RGBImage:
                 "please shrink it."
             )
     if len({layer.shape for layer in layers}) > 1:
-        raise BadInput("The drawing's layers differ in size: please start a new canvas.")
+        raise BadInput("The drawing's layers differ in size; please start a new canvas.")
     return read_strokes(layers)
 
 
 def as_layer(drawing: RGBImage) -> NDArray[np.uint8]:
-    """Return a drawing on white as a canvas's layer (H, W, 4), black and as opaque as dark."""
+    """Return a drawing on white as a canvas layer (H, W, 4): black, with darkness as alpha."""
     ink = np.zeros((*drawing.shape[:2], 4), np.uint8)
     ink[:, :, 3] = 255 - drawing.min(axis=2)
     return ink
 
 
 def uploaded(path: object) -> str:
-    """Return the path of an upload, or of a file that was made here for the page.
+    """Return a path after checking that it is in the upload folder.
 
-    Gradio checks only records that say they are its own, so a caller who leaves that out could name
-    any file of the server.
+    Gradio checks only records marked as its own; without the mark, a caller could name any file on
+    the server.
 
     Raises:
-        BadInput: the file lies elsewhere, or is gone.
+        BadInput: the file is elsewhere, or is gone.
     """
     try:
         file = Path(str(path)).resolve()
         if file.is_file() and file.is_relative_to(upload_folder().resolve()):
             return str(file)
-    except (OSError, ValueError):  # no file can have such a name
+    except (OSError, ValueError):  # not a possible file name
         pass
-    raise BadInput("The file is no upload, or is no longer here: please choose it again.")
+    raise BadInput("The file is not an upload, or is no longer here; please choose it again.")
 
 
 def sent_result(name: str) -> str:
-    """Return the path of a result by the name that "Send to" gives it: "<its run's folder>/<file>".
+    """Return the path of a result from its name in "Send to": "<its run's folder>/<file>".
 
-    Only results made here have such a name, and only who has seen the result knows it.
+    The folder's random name is known only to those who have seen the result.
 
     Raises:
         BadInput: there is no such result, or it is no longer here.
@@ -191,10 +190,10 @@ def sent_result(name: str) -> str:
         file = upload_folder() / name
         if file.is_file():
             return uploaded(file)
-    raise BadInput("The picture that was sent is no longer here: please make it again.")
+    raise BadInput("The picture that was sent is no longer here; please make it again.")
 
 
 @functools.lru_cache(maxsize=2)  # of up to 120 MB each
 def _decoded(path: str) -> tuple[RGBImage, list[str]]:
-    """Read an upload once for the many looks a moving slider takes; its path is its content's."""
+    """Read an upload once while a slider moves; its path contains a hash of its content."""
     return read_image(path)

@@ -1,4 +1,4 @@
-"""Several controls at once, from what the widgets or an API caller gave. Knows no widgets."""
+"""From the raw values of slots, of widgets or an API caller, to a request of several controls."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,25 +16,24 @@ SLOTS = (1, 2, 3)
 """A slot's fields end in its number: control_1, image_1, …"""
 OF_A_SLOT = ("control", *(field.name for field in fields(ControlRequest)[1:]))
 """The fields of a slot, those of a ControlRequest; "control" is its condition's name, "" for none;
-"params" are the annotator's settings by name, without those that are as usual."""
+"params" are annotator's settings by name."""
 
 
 def combinable() -> dict[str, Condition]:
-    """Return the conditions that may stand in a slot, by name: those that start from a picture."""
+    """Return the conditions that a slot can hold, by name: those that start from a picture."""
     return {one.name: one for one in apps.conditions() if one.input != "canvas"}
 
 
 def offered(suite: Suite, model: str) -> dict[str, Condition]:
-    """Return those of them that a model has a ControlNet for."""
+    """Return those that a model has a ControlNet for."""
     card = suite.card(model)
     return {name: one for name, one in combinable().items() if card.has_control(one.weights)}
 
 
 def job_of_several(suite: Suite, given: Mapping[str, Any]) -> Job:
-    """Return the job of raw values by field name, checked.
+    """Return the job of a checked request, from raw values by field name.
 
-    A slot without a picture of its own takes the shared one, "image". The first control's picture
-    gives the result its shape.
+    A slot without a picture of its own uses the shared one, "image".
 
     Raises:
         SuiteError: something is missing, unreadable or out of its bounds.

@@ -1,4 +1,4 @@
-"""The page of one condition: its control's settings and the map that can be previewed."""
+"""The page of one condition: its control's settings and the preview of its map."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def build_page(
 
 
 class SingleControl:
-    """One condition's control; its fields are the request's own, and the annotator's params."""
+    """Controls with one condition; its fields are SETTINGS and the annotator's params."""
 
     section = "Control map"
     advanced = SETTINGS.keys() - {"prompt", "preprocessor", "detect_resolution"}
@@ -55,7 +55,7 @@ class SingleControl:
         return self.suite.models(self.condition)
 
     def defaults(self, model: str) -> dict[str, Any]:
-        """See Controls; the model's card, or else the annotator, decides how maps are drawn."""
+        """See Controls; the model's card or else the annotator sets preprocessor and resolution."""
         found = self.suite.defaults(model)
         if found["detect_resolution"] is None:
             found["detect_resolution"] = self.annotator.detect_resolution
@@ -76,7 +76,7 @@ class SingleControl:
             value=defaults["preprocessor"],
             label="Preprocessor",
             info=" ".join(f"{one.name}: {one.help}" for one in preprocessors if one.help) or None,
-            visible=self.condition.input != "canvas",  # what is drawn here is not a map yet
+            visible=self.condition.input != "canvas",  # a drawing is not a map yet
             elem_id="preprocessor",
         )
         for name, setting in self.params.items():
@@ -97,13 +97,13 @@ class SingleControl:
         )
 
     def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
-        """Draw the map on its button, and again while its settings move."""
+        """Draw the map when its button is clicked or its settings move."""
 
         def draw(*values: Any) -> Iterator[Any]:
             yield from self._draw_map(dict(zip(fields, values, strict=True)))
 
         def redraw(*values: Any) -> Iterator[Any]:
-            """Follow a moving slider; without a picture there is nothing to follow."""
+            """Redraw while a slider moves, if there is a picture."""
             given = dict(zip(fields, values, strict=True))
             if given["image"]:
                 yield from self._draw_map(given)
@@ -127,13 +127,13 @@ class SingleControl:
         )
 
     def _draw_map(self, given: dict[str, Any]) -> Iterator[Any]:
-        """Draw the map; while what it needs is downloaded, its label says how far that is."""
+        """Draw the map; its label shows the progress of downloads."""
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, given)
             try:
                 for report in drawn_map(self.suite.pipeline, request):
                     if isinstance(report, np.ndarray):
-                        # Beside the map, since what pops up is gone in a moment.
+                        # In the label, because a pop-up disappears.
                         notes = map_notes(request.controls[0], report)
                         label = ": ".join([MAP_LABEL, *notes])
                         shown = self.annotator.preview(report)
@@ -141,9 +141,9 @@ class SingleControl:
                     elif report:
                         yield gr.Image(label=results.download_words(report), visible=True)
                     else:
-                        yield gr.skip()  # the event of a closed tab ends here
+                        yield gr.skip()  # ends here if the tab was closed
             except Exception:
-                # An older map would pass for the one that was asked for.
+                # The previous map would be taken for this one.
                 yield gr.Image(value=None, label=MAP_LABEL, visible=False)
                 raise
 
@@ -156,7 +156,7 @@ class SingleControl:
         return new_job(self.condition, self.suite, given)
 
     def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
-        """See Controls; nothing beyond the defaults."""
+        """See Controls; there are none."""
         return {}
 
     def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
@@ -170,7 +170,7 @@ class SingleControl:
         return settings, notes
 
     def taken_over(self, path: str, model: str) -> dict[str, Any]:
-        """See Controls; nothing beyond picture, prompts and model."""
+        """See Controls; there are none."""
         return {}
 
     def endpoint(self, fields: Fields) -> Endpoint:

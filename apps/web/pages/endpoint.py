@@ -1,4 +1,4 @@
-"""The page's endpoint for programs: the same fields as arguments, by name, typed, with defaults."""
+"""A page's API endpoint: its fields as named, typed arguments with defaults."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from apps.web.files import SavedResult
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job
-from apps.web.pages.widgets import plain_errors, together
+from apps.web.pages.widgets import plain_errors, runs_at_once
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.params import Bounds, Setting, settings_of
@@ -20,31 +20,31 @@ from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult
 Save = Callable[[GenerationResult], SavedResult]
 Outputs = tuple[Any, ...]
 Answer = Callable[[dict[str, Any]], Iterator[Outputs]]
-"""From raw values by argument to the endpoint's outputs."""
+"""From raw values by argument name to the endpoint's outputs."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What `/<name>` takes and says of itself."""
+    """The arguments and the description of `/<name>`."""
 
     about: str
     arguments: dict[str, tuple[gr.components.Component, str]]
-    """In their order, each with its widget and its help."""
+    """In order, each with its widget and its help."""
     control_map: gr.components.Component
     pick: Callable[[list[str]], Any]
-    """From the files of the controls' maps to the value of control_map."""
+    """From the files of the control maps to the value of control_map."""
 
     def of_two_models(self) -> "Endpoint":
-        """Return what runs the same with another model too."""
+        """Return the endpoint that runs the same request with another model too."""
         image, *others = self.arguments
         other = gr.Textbox("", label="Other model", visible=False)
-        told = "The model to compare with, of the same base; empty for the first there is."
-        arguments = {image: self.arguments[image], "other": (other, told)}
+        about = "The other model, on the same base; empty for the first one."
+        arguments = {image: self.arguments[image], "other": (other, about)}
         return replace(
             self,
-            about=f"{self.about} Does so with two models, seed for seed: the images, and the maps "
-            "found in them, are the first model's, then the other's; the report has \"models\", a "
-            'report of each, and in "warnings" why there is only the first\'s.',
+            about=f"{self.about} Runs with two models and the same seeds: images and re-extracted "
+            "maps are the first model's, then the other's; the report has \"models\", a report of "
+            'each, and "warnings" if the other model failed.',
             arguments=arguments | {name: self.arguments[name] for name in others},
         )
 
@@ -63,14 +63,14 @@ def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]
 
 
 def _order(name: str) -> float:
-    """Return where a condition's field stands among the arguments."""
+    """Return a field's position among the arguments."""
     if name == "image":
         return 0
     return SETTINGS[name].order.argument if name in SETTINGS else PARAMS_ARGUMENT
 
 
 def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
-    """Offer `/<name>` to gradio_client and MCP, for so many `runs` at once of all pages.
+    """Publish `/<name>` for gradio_client and MCP; at most `runs` run at once over all pages.
 
     Call it inside the page's Blocks.
     """
@@ -79,15 +79,15 @@ def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
     def generate(*values: Any) -> Iterator[Outputs]:
         yield from respond(dict(zip(arguments, values, strict=True)))
 
-    # The name, the arguments and the docstring that Gradio and MCP show.
+    # Gradio and MCP show its name, signature and docstring.
     generate.__name__ = name
     generate.__doc__ = "\n".join(
-        [endpoint.about, "Args:", *(f"    {name}: {told}" for name, (_, told) in arguments.items())]
+        [endpoint.about, "Args:", *(f"    {name}: {text}" for name, (_, text) in arguments.items())]
     )
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            # Without a default of their own, arguments have their widget's value.
+            # An argument without a default gets its widget's value.
             inspect.Parameter(name, kind, default=inspect.Parameter.empty if not at else None)
             for at, name in enumerate(arguments)
         ]
@@ -103,7 +103,7 @@ def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
         ],
         api_name=name,
         preprocess=False,
-        **together(runs),
+        **runs_at_once(runs),
     )
 
 
@@ -113,7 +113,7 @@ def answer(
     save: Save,
     pick: Callable[[list[str]], Any],
 ) -> Answer:
-    """Return what runs one call; `pick` as Endpoint has it."""
+    """Return the function that runs one call; `pick` as in Endpoint."""
 
     def run(given: dict[str, Any]) -> Iterator[Outputs]:
         with plain_errors():
@@ -126,14 +126,14 @@ def answer(
                         suite.measured(report)
                         made.append((report, save(report)))
                     else:
-                        yield None, None, None, None  # a call whose caller has left ends here
+                        yield None, None, None, None  # ends here if the caller has disconnected
             except Exception as error:
                 if not made:
                     raise
-                failed.append(f"The other model's images were not made: {sentence_of(error)}")
+                failed.append(f"The other model failed: {sentence_of(error)}")
             if not made:
                 return
-            told = [_told(*one) for one in made]
+            reports = [_report(*one) for one in made]
             by_image = [
                 found
                 for _, saved in made
@@ -143,20 +143,20 @@ def answer(
                 pick([str(maps.control_map) for maps in made[0][1].maps]),
                 [str(path) for _, saved in made for path in saved.images],
                 [str(path) for found in by_image for path in found],
-                {"models": told, "warnings": failed} if isinstance(job, Pair) else told[0],
+                {"models": reports, "warnings": failed} if isinstance(job, Pair) else reports[0],
             )
 
     return run
 
 
-def _told(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
-    told = result.report()
-    return told | {"warnings": [*told["warnings"], *filter(None, [saved.note])]}
+def _report(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
+    report = result.report()
+    return report | {"warnings": [*report["warnings"], *filter(None, [saved.note])]}
 
 
 def help_of(setting: Setting | None) -> str:
-    """Say what an argument is, with its limits."""
+    """Return an argument's description with its limits."""
     if setting is None:
-        return "The picture to start from."
+        return "The input picture."
     limits = f" ({setting.low:g} to {setting.high:g})" if isinstance(setting, Bounds) else ""
     return f"{setting.label}{limits}. {setting.help}".strip()

@@ -1,6 +1,6 @@
-"""What stands where on a page that generates images: its widgets and their order.
+"""The layout of a page that generates images: its widgets and their order.
 
-Labels, bounds and helps of settings come from the records; the HTML comes from apps.web.html.
+Settings' labels, bounds and help come from the records, the HTML from apps.web.html.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from apps.web.html import results
 from apps.web.jobs.compare import rivals
 from apps.web.jobs.job import Job
 from apps.web.pages.endpoint import Endpoint
-from apps.web.pages.runs import Turn
+from apps.web.pages.runs import CurrentJob
 from apps.web.pages.widgets import (
     PRIVATE,
     TEST_IMAGES,
@@ -31,7 +31,7 @@ CANVAS_SIDE = 512
 """Of a new canvas, in pixels, as in v1.0's interactive app."""
 
 Fields = dict[str, gr.components.Component]
-"""The widgets whose values make a request, by field name, in the order of the page."""
+"""The widgets whose values make a request, by field name, in page order."""
 
 
 class Controls(Protocol):
@@ -40,7 +40,7 @@ class Controls(Protocol):
     section: str
     """The title of the controls' section."""
     advanced: Collection[str]
-    """Names of the settings among the advanced options, in any order."""
+    """Names of the settings under "Advanced options"; their Order decides the order."""
     weights: Sequence[str]
     """Names of the ControlNets that a run may use."""
     required: Sequence[str]
@@ -48,10 +48,10 @@ class Controls(Protocol):
     examples: Sequence[Example]
 
     def models(self) -> list[str]:
-        """Return the names of the models on offer, the page's first one first."""
+        """Return the names of the models on offer, the initial one first."""
 
     def defaults(self, model: str) -> dict[str, Any]:
-        """Return the settings to start with, by field name."""
+        """Return a model's initial settings by field name."""
 
     def place(self, fields: Fields) -> None:
         """Make the widgets of the controls' section; add those that make a request to `fields`."""
@@ -63,19 +63,19 @@ class Controls(Protocol):
         """Return the raw values that `job` takes, from the widgets' values by field name."""
 
     def job(self, given: dict[str, Any]) -> Job:
-        """Return the job of raw values, checked."""
+        """Return the job of a checked request, from raw values by field name."""
 
     def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Return updates of fields after the model changed from `before`."""
+        """Return more updates of fields after the model changed from `before`."""
 
     def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
         """Return the settings in a PNG by field name, and notes on them."""
 
     def taken_over(self, path: str, model: str) -> dict[str, Any]:
-        """Return what else to take from another app's result, by field name."""
+        """Return more updates of fields from another app's result."""
 
     def endpoint(self, fields: Fields) -> Endpoint:
-        """Return what programs are offered; call it inside the page's Blocks."""
+        """Return the endpoint; call it inside the page's Blocks."""
 
 
 class Layout:
@@ -97,12 +97,12 @@ class Layout:
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self.stage = gr.HTML(results.empty(app), elem_id="stage")
                 self.results = gr.HTML("", elem_id="results")
-        self.turn = gr.State(Turn())
+        self.current = gr.State(CurrentJob())
         self.last_seed = gr.State(-1)
         self.shown_model = gr.State(suite.model)
 
     def header_of(self, model: str) -> str:
-        """Return the header's HTML with the facts of a model."""
+        """Return the header's HTML for a model."""
         facts = self._suite.facts(model, *self._controls.required)
         return results.header(self._app, facts, self._suite.card(model))
 
@@ -123,7 +123,7 @@ class Layout:
         return self._controls.given(dict(zip(self.fields, values, strict=True)))
 
     def updates(self, changes: Mapping[str, Any]) -> list[Any]:
-        """Return one update for each field; those without a change stay as they are."""
+        """Return one update per field, in their order; fields without a change are skipped."""
         return [changes.get(name, gr.skip()) for name in self.fields]
 
     def labels(self, names: Sequence[str]) -> list[str]:
@@ -155,7 +155,7 @@ class Layout:
             self._controls.place(self.fields)
             self.invert = gr.Checkbox(
                 label="Show maps inverted",
-                info="Such as black lines on white. Display only: the model gets them as drawn.",
+                info="Shows black lines on white. Display only: the model gets the map as drawn.",
                 elem_id="invert",
             )
         with gr.Accordion(
@@ -191,7 +191,7 @@ class Layout:
         self._add("num_samples")
         self.best_first = gr.Checkbox(
             label="Best first",
-            info="Show the results by their score; the seeds and the files stay as made.",
+            info="Sort results by score. Display only: seeds and files keep their order.",
             elem_id="best_first",
         )
 
@@ -212,7 +212,7 @@ def _canvas() -> gr.ImageEditor:
         type="numpy",
         image_mode="RGBA",
         format="png",
-        sources=(),  # with any, Gradio starts with the tool that asks for a picture
+        sources=(),  # with any, Gradio starts in upload mode
         transforms=(),
         layers=False,
         brush=gr.Brush(default_size=8, colors=["#000000"], color_mode="fixed"),

@@ -1,4 +1,4 @@
-"""The page that shows one picture as every annotator sees it, and its endpoint."""
+"""The page that draws every control map of one picture, and its endpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ Paths = tuple[Path, Path] | None
 
 
 def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
-    """Build the page, to be launched alone or rendered into a site; it makes nothing to send."""
+    """Build the page, to be launched alone or rendered into a site; it has no results to send."""
     with blocks_of(tool) as page:
         _MapsPage(tool, suite).build()
     return page
@@ -86,8 +86,8 @@ class _MapsPage:
         self.names = gr.CheckboxGroup(
             [(_label(choice), name) for name, choice in self.choices.items()],
             value=self.ready,
-            label="Ways to see",
-            info="What must be downloaded is fetched when it is first used.",
+            label="Control maps",
+            info="Downloads happen on first use.",
             elem_id="names",
             elem_classes="cl-ways",
         )
@@ -106,7 +106,7 @@ class _MapsPage:
             self._draw, fields, [self.stage, self.results], preprocess=False,
             **ONE_AT_A_TIME, **PRIVATE,
         )  # fmt: skip
-        for ended in (ran.then, ran.failure):  # Gradio 6 has `then` left out after a failure
+        for ended in (ran.then, ran.failure):  # Gradio 6 skips `then` after a failure
             ended(self._settle, None, buttons, queue=False, **PRIVATE)
         self.stop.click(self._settle, None, buttons, cancels=[ran], queue=False, **PRIVATE)
         self.examples.click(
@@ -118,13 +118,13 @@ class _MapsPage:
         )
 
     def _begin(self, *values: Any) -> tuple[Any, ...]:
-        """Check everything before a place in the queue is taken."""
+        """Check everything before the event queues."""
         with plain_errors():
             self._checked(*values)
         return gr.Button(visible=False), gr.Button(visible=True), results.WAITING
 
     def _settle(self) -> tuple[Any, ...]:
-        """Bring the buttons back, whatever happened: done, stopped or failed."""
+        """Reset the buttons after a run that was done, stopped or failed."""
         return gr.Button(visible=True), gr.Button(visible=False), ""
 
     def _draw(self, *values: Any) -> Iterator[tuple[Any, ...]]:
@@ -135,7 +135,7 @@ class _MapsPage:
             drawing = results.drawing(choices[0], 0, len(choices))
             yield drawing, gr.skip()
             for report in self._drawn(requests):
-                if not isinstance(report, tuple):  # the event of a closed tab ends here
+                if not isinstance(report, tuple):  # ends here if the tab was closed
                     yield (results.running(report, 1, None) if report else drawing), gr.skip()
                     continue
                 maps, files = report
@@ -166,7 +166,7 @@ class _MapsPage:
     def _checked(
         self, image: Any, names: Any, image_resolution: Any
     ) -> tuple[dict[MapChoice, GenerationRequest], list[str]]:
-        """Return each chosen map's request, of raw values, and notes on the picture.
+        """Return each chosen map's request, from raw values, and notes on the picture.
 
         Raises:
             SuiteError: something is missing, unreadable or out of bounds.
@@ -182,17 +182,17 @@ class _MapsPage:
     # For programs
 
     def _publish(self) -> None:
-        """Offer `/<name>` to gradio_client and MCP."""
+        """Publish `/<name>` for gradio_client and MCP."""
 
         def see(image: Any, names: Any, image_resolution: Any) -> Iterator[tuple[Any, Any]]:
-            """Draw a picture's control maps in every chosen way.
+            """Draw control maps of a picture.
 
             Returns the maps as PNG files and a report: the maps' names in the order of the files,
-            one sentence for each way that failed, the seconds each took, and what else to know.
+            one sentence for each that failed, the seconds each took, and warnings.
 
             Args:
-                image: The picture to look at.
-                names: The ways to see it, each "annotator: preprocessor".
+                image: The input picture.
+                names: The maps to draw, each "annotator: preprocessor".
                 image_resolution: Length of the maps' short side, in pixels.
             """
             with plain_errors():
@@ -200,7 +200,7 @@ class _MapsPage:
                 for report in self._drawn(requests):
                     maps, files = report if isinstance(report, tuple) else ([], [])
                     if len(maps) < len(requests):
-                        yield None, None  # a call whose caller has left ends here
+                        yield None, None  # ends here if the caller has disconnected
                     else:
                         yield (
                             [str(paths[0]) for paths in files if paths],

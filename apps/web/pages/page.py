@@ -1,7 +1,7 @@
-"""A page that generates images: what happens when its widgets are used.
+"""A page that generates images, for one control or several: its parts and their events.
 
-The widgets stand in layout.py, what fills them in prefill.py, what a run shows in runs.py, and what
-depends on the controls in condition_page.py (one) and several_page.py (several).
+layout.py has the widgets, prefill.py fills them, runs.py runs the jobs; condition_page.py (one) and
+several_page.py (several) have what depends on the controls.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from apps.web.jobs.request import given_drawing
 from apps.web.pages.endpoint import answer, offer
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
-from apps.web.pages.runs import Runs, Turn
-from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, plain_errors, together
+from apps.web.pages.runs import CurrentJob, Runs
+from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, plain_errors, runs_at_once
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition, RGBImage
@@ -45,7 +45,7 @@ class Page:
         self._publish(app.name)
 
     def _publish(self, name: str) -> None:
-        """Offer `/<name>` to gradio_client and MCP, and `/<name>_compare` if models compare."""
+        """Publish the endpoint `/<name>`, and `/<name>_compare` if there are models to compare."""
         endpoint, runs = self.controls.endpoint(self.layout.fields), self.suite.runs
         answered = answer(self.suite, self.controls.job, self.runs.save, endpoint.pick)
         offer(name, endpoint, answered, runs)
@@ -62,7 +62,7 @@ class Page:
         ):
             begun = self._with_picture(button.click)(
                 begin,
-                [layout.turn, *more, *fields],
+                [layout.current, *more, *fields],
                 [layout.run, layout.stop, layout.stage],
                 preprocess=False,
                 **FEW_AT_ONCE,
@@ -70,20 +70,20 @@ class Page:
             )
             ran = begun.success(
                 self.runs.generate,
-                [layout.turn, layout.last_seed],
+                [layout.current, layout.last_seed],
                 [layout.stage, layout.results, layout.last_seed],
-                **together(self.suite.runs),
+                **runs_at_once(self.suite.runs),
                 **PRIVATE,
             )
-            for ended in (ran.then, ran.failure):  # Gradio 6 has `then` left out after a failure
+            for ended in (ran.then, ran.failure):  # Gradio 6 skips `then` after a failure
                 ended(
                     self._settle,
-                    [layout.turn, layout.fields["model"], layout.last_seed],
+                    [layout.current, layout.fields["model"], layout.last_seed],
                     [layout.run, layout.stop, layout.stage, layout.header],
                     queue=False,
                     **PRIVATE,
                 )
-        layout.stop.click(self.runs.stop, [layout.turn], [layout.stop], queue=False, **PRIVATE)
+        layout.stop.click(self.runs.stop, [layout.current], [layout.stop], queue=False, **PRIVATE)
 
     def _wire_settings(self) -> None:
         layout, fields = self.layout, self.layout.fields
@@ -136,7 +136,7 @@ class Page:
         )
 
     def _wire_sent(self, blocks: gr.Blocks) -> None:
-        """Take what another app sent here, if the page's address names it."""
+        """Take the result that another app sent, if the page's address names one."""
         layout, sent = self.layout, gr.Textbox(visible=False)
         blocks.load(
             self.prefill.take_sent,
@@ -148,7 +148,7 @@ class Page:
         )
 
     def _with_picture(self, trigger: Any) -> Any:
-        """Return the trigger for what needs the picture; on a canvas the picture is taken first."""
+        """Wrap a trigger whose event needs the picture: a canvas's drawing is read first."""
         if self.layout.canvas is None:
             return trigger
         taken = trigger(
@@ -161,21 +161,21 @@ class Page:
         )
         return taken.success
 
-    def _begin(self, turn: Turn, *values: Any) -> tuple[Any, ...]:
-        return self.runs.begin(turn, lambda: self.controls.job(self.layout.values_of(values)))
+    def _begin(self, current: CurrentJob, *values: Any) -> tuple[Any, ...]:
+        return self.runs.begin(current, lambda: self.controls.job(self.layout.values_of(values)))
 
-    def _begin_pair(self, turn: Turn, other: Any, *values: Any) -> tuple[Any, ...]:
-        """Begin the same with two models."""
+    def _begin_pair(self, current: CurrentJob, other: Any, *values: Any) -> tuple[Any, ...]:
+        """Begin a run with two models."""
         return self.runs.begin(
-            turn, lambda: self._new_pair({"other": other} | self.layout.values_of(values))
+            current, lambda: self._new_pair({"other": other} | self.layout.values_of(values))
         )
 
     def _new_pair(self, given: dict[str, Any]) -> Pair:
         other = given.pop("other")
         return new_pair(self.suite, self.controls.job(given), other)
 
-    def _settle(self, turn: Turn, model: str, last_seed: int) -> tuple[Any, ...]:
-        return *self.runs.settle(turn, last_seed), self.layout.header_of(model)
+    def _settle(self, current: CurrentJob, model: str, last_seed: int) -> tuple[Any, ...]:
+        return *self.runs.settle(current, last_seed), self.layout.header_of(model)
 
     def _offer_comparison(self, model: str) -> tuple[gr.Button, gr.Dropdown]:
         button, choice = self.layout.comparison(model)

@@ -1,4 +1,4 @@
-"""What a page is filled with from elsewhere: an example, a model's defaults, a file, an app."""
+"""Fills a page from an example, a model's defaults, a PNG, or another app's result."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ PROMPTS = ("prompt", "added_prompt", "negative_prompt")
 
 
 class Prefill:
-    """The answers of the events that fill a page's widgets."""
+    """The handlers of the events that fill a page's widgets."""
 
     def __init__(self, layout: Layout, suite: Suite, controls: Controls):
         self._layout = layout
@@ -29,7 +29,7 @@ class Prefill:
         return (path if self._layout.canvas is None else _as_drawn(path)), prompt
 
     def change_model(self, before: str, *values: Any) -> list[Any]:
-        """Move settings that still stand at the old model's defaults to the new one's."""
+        """Move settings that are at the old model's defaults to the new model's."""
         with plain_errors():
             given = self._layout.values_of(values)
             model = given["model"]
@@ -43,12 +43,12 @@ class Prefill:
             return [model, self._layout.header_of(model), *self._layout.updates(moved)]
 
     def restore(self, path: str | None) -> list[Any]:
-        """Take the settings of a PNG that was dropped here."""
+        """Restore the settings in a PNG."""
         with plain_errors():
             settings, notes = self._controls.restored(uploaded(path) if path else b"")
             if settings.get("model", self._suite.model) not in self._controls.models():
                 settings.pop("model")
-                notes.append("The model that made it is not on offer here.")
+                notes.append("Its model is not on offer here.")
             found = [name for name in self._layout.fields if name in settings]
             model = settings.get("model")
             return [
@@ -59,7 +59,7 @@ class Prefill:
             ]
 
     def take_sent(self, sent: str) -> list[Any]:
-        """Start from another app's result: its picture, its prompts, its model if it is here."""
+        """Start from another app's result: its picture, prompts, and model if it is on offer."""
         with plain_errors():
             if not sent:
                 return [gr.skip()] * (3 + len(self._layout.fields))
@@ -78,7 +78,7 @@ class Prefill:
 
 
 def _as_drawn(path: str) -> dict[str, Any]:
-    """Return a drawing on white as what a canvas holds, so that it can be drawn on further."""
+    """Return a drawing on white as a canvas value that can be edited."""
     drawing = read_image(path)[0]
-    paper = drawing * 0 + 255  # without it, a chequerboard would show through
+    paper = drawing * 0 + 255  # without a background the canvas shows a chequerboard
     return {"background": paper, "layers": [as_layer(drawing)], "composite": drawing}

@@ -1,4 +1,4 @@
-"""A run as its page shows it: from the click that begins it to the cards of its results."""
+"""A page's runs, from the click that begins one to its result cards."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,37 +19,37 @@ from core.errors import BadInput
 from core.request import GenerationResult, Progress
 
 STOPPED_EARLY = "Stopped before the first image was finished."
-BUSY = "A run is going on already: wait for its end, or stop it first."
+BUSY = "A run is already in progress; wait until it ends, or stop it first."
 
 
-class Turn:
-    """A visitor's place for a run on one page; there is room for one, however fast one clicks.
+class CurrentJob:
+    """A visitor's job on one page: one at a time, however fast they click.
 
-    A copy is a new one: Gradio gives each visitor a copy of what a page's State starts with.
+    Gradio copies a State's initial value for each visitor; a copy holds no job.
     """
 
     def __init__(self) -> None:
         self.job: Job | Pair | None = None
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, _: Any) -> "Turn":
-        return Turn()
+    def __deepcopy__(self, _: Any) -> "CurrentJob":
+        return CurrentJob()
 
-    def take(self, start: Callable[[], Job | Pair]) -> None:
-        """Keep the job that `start` returns.
+    def begin(self, new_job: Callable[[], Job | Pair]) -> None:
+        """Hold the job that `new_job` returns.
 
         Raises:
-            BadInput: another is going on.
-            SuiteError: as start.
+            BadInput: another one is in progress.
+            SuiteError: as new_job.
         """
         with self._lock:
             if self.job is not None and not (self.job.finished or self.job.stopped):
                 raise BadInput(BUSY)
-            self.job = start()
+            self.job = new_job()
 
 
 class Runs:
-    """The runs of one page; each visitor's is known by the turn that its events hand over."""
+    """The handlers of a page's events that run jobs; each event passes its visitor's job."""
 
     def __init__(
         self,
@@ -63,17 +63,17 @@ class Runs:
         self.send_to = send_to
         self.results = results
 
-    def begin(self, turn: Turn, start: Callable[[], Job | Pair]) -> tuple[Any, ...]:
-        """Check everything before a place in the queue is taken; return Run, Stop and stage."""
+    def begin(self, current: CurrentJob, new_job: Callable[[], Job | Pair]) -> tuple[Any, ...]:
+        """Check everything before the event queues; return updates of Run, Stop and stage."""
         with plain_errors():
-            turn.take(start)
+            current.begin(new_job)
         return gr.Button(visible=False), gr.Button(visible=True), results.WAITING
 
-    def generate(self, turn: Turn, last_seed: int) -> Iterator[tuple[Any, ...]]:
-        """Make the pictures: yield what stands above the results, the results, and their seed."""
+    def generate(self, current: CurrentJob, last_seed: int) -> Iterator[tuple[Any, ...]]:
+        """Run the job; yield updates of the stage, of the results and of the last seed."""
         with plain_errors():
             try:
-                for stage, results, seed in self._watch(turn.job) if turn.job else ():
+                for stage, results, seed in self._watch(current.job) if current.job else ():
                     last_seed = seed if isinstance(seed, int) else last_seed
                     yield stage, results, seed
             except Exception:
@@ -104,10 +104,10 @@ class Runs:
         there = [Side(title, *one) for title, one in zip(titles, made, strict=False)]
         return versus([*there, *(Side(title) for title in titles[len(made) :])])
 
-    def settle(self, turn: Turn, last_seed: int) -> tuple[Any, ...]:
-        """Bring Run and Stop back, whatever happened: done, stopped, refused or failed."""
-        never_ran = turn.job is not None and not turn.job.finished
-        turn.job = None
+    def settle(self, current: CurrentJob, last_seed: int) -> tuple[Any, ...]:
+        """Reset Run, Stop and stage after a run that was done, stopped, refused or failed."""
+        never_ran = current.job is not None and not current.job.finished
+        current.job = None
         return (
             gr.Button(visible=True),
             gr.Button(visible=False, value="Stop"),
@@ -115,17 +115,17 @@ class Runs:
         )
 
     def _blank(self, last_seed: int) -> str:
-        """Return what stands above the results when nothing runs."""
+        """Return the stage's HTML when nothing runs."""
         return results.empty(self.app) if last_seed < 0 else ""
 
-    def stop(self, turn: Turn) -> Any:
-        """End a run soon, and say so on the button that asks for it."""
-        if turn.job is not None:
-            turn.job.stop()
+    def stop(self, current: CurrentJob) -> Any:
+        """Stop the run within a step; return the update of Stop."""
+        if current.job is not None:
+            current.job.stop()
         return gr.Button(value="Stopping …")
 
     def save(self, result: GenerationResult) -> SavedResult:
-        """Keep a result's files where the browser gets them."""
+        """Write a result's files where the browser can fetch them."""
         saved = save(result, upload_folder(), self.suite.keep)
         self.results.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
         return saved

@@ -1,4 +1,4 @@
-"""The page that combines several controls: slots, each with a control of its own."""
+"""The page for several controls, each in a slot."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +20,14 @@ from core.metadata import read_controls, read_settings
 from core.params import settings_of
 from core.request import DEFAULTS, SETTINGS, ControlRequest, GenerationRequest
 
-OWN_PICTURE = "{title} had a picture of its own: please add it again."
-GONE = "{title} is not here with this model; its slot is empty now."
+OWN_PICTURE = "{title} had its own picture; please add it again."
+GONE = "This model has no control {title}; its slot is now empty."
 ANY_RESOLUTION = DEFAULTS["image_resolution"]
-"""What the unseen slider of a control without a detect resolution stands at."""
+"""The value of the hidden slider if a control has no detect resolution."""
 OF_CONTROL = settings_of(ControlRequest)
 PLACED = {"preprocessor", "detect_resolution"}
-"""Those of them whose widgets depend on the control in the slot."""
-TOO_MANY = "It was made with more controls than there are slots here."
+"""Those of them whose widgets depend on the slot's control."""
+TOO_MANY = "It was made with more controls than there are slots."
 
 
 def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
@@ -38,7 +38,7 @@ def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = (
 
 
 class ControlSlots:
-    """Slots for several controls; a slot's fields end in its number."""
+    """Controls in numbered slots; a slot's fields end in its number."""
 
     section = "Controls"
     advanced = settings_of(GenerationRequest).keys() - {"prompt"}
@@ -54,7 +54,7 @@ class ControlSlots:
         self.map_sections: dict[int, gr.Accordion] = {}
         self.maps: dict[int, dict[str, gr.Column]] = {}
         self.of_maps: dict[str, tuple[str, str, int]] = {}
-        """The fields of maps' settings: the control and the setting that they are, and the slot."""
+        """The fields of map settings: each one's control, setting and slot."""
 
     def models(self) -> list[str]:
         """See Controls."""
@@ -96,7 +96,7 @@ class ControlSlots:
                     _add_to(fields, slot, other)
 
     def _map_settings(self, fields: Fields, slot: int, name: str) -> None:
-        """Make the settings of every control's map, of which the chosen control's are seen."""
+        """Make every control's map settings; only the chosen control's are visible."""
         self.maps[slot] = {}
         for key, condition in combinable().items():
             settings = settings_of(condition.annotator.params)
@@ -113,19 +113,19 @@ class ControlSlots:
         _add_to(fields, slot, "detect_resolution", usual or ANY_RESOLUTION, visible=bool(usual))
 
     def _controls(self, name: str, model: str) -> dict[str, Any]:
-        """Return a slot's choice of controls with one chosen."""
+        """Return the properties of a slot's control dropdown."""
         known = offered(self.suite, model)
         choices = [("No control", ""), *((one.title, key) for key, one in known.items())]
         return {"choices": choices, "value": name if name in known else ""}
 
     def _ways(self, name: str, preprocessor: str, model: str) -> dict[str, Any]:
-        """Return a slot's choice of preprocessors; one that the control lacks gives way."""
+        """Return the properties of a slot's preprocessor dropdown; an unknown value is reset."""
         condition = offered(self.suite, model).get(name)
         if condition is None:
-            return {"choices": [("The usual", "")], "value": ""}
+            return {"choices": [("Default", "")], "value": ""}
         usual = self.suite.usual_preprocessor(condition, model)
         names = [one.name for one in condition.annotator.preprocessors]
-        choices = [(f"{usual} (the usual)", "")]
+        choices = [(f"{usual} (default)", "")]
         choices += [(one, one) for one in names if one != usual]
         choices.append((f"{ALREADY_A_MAP}: the picture is a control map", ALREADY_A_MAP))
         known = [value for _, value in choices]
@@ -168,12 +168,12 @@ class ControlSlots:
         )
 
     def _choose_resolution(self, name: str, model: str, asked: int | None = None) -> gr.Slider:
-        """Start at what is usual, or what is asked for; on an event not for a file's control."""
+        """Return a slot's resolution slider at `asked`, or else at the control's usual one."""
         usual = _usual_resolution(self.suite, model, name)
         return gr.Slider(value=asked or usual or ANY_RESOLUTION, visible=bool(usual))
 
     def given(self, values: dict[str, Any]) -> dict[str, Any]:
-        """See Controls; a slot's map settings become one value, of the chosen control."""
+        """See Controls; the chosen control's map settings become the slot's params."""
         given = dict(values)
         settings: dict[int, dict[str, Any]] = {slot: {} for slot in SLOTS}
         for field, (key, param, slot) in self.of_maps.items():
@@ -191,7 +191,7 @@ class ControlSlots:
         return job_of_several(self.suite, given)
 
     def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
-        """See Controls; offers the controls that the new model has."""
+        """See Controls; slots offer what the new model has."""
         model, moving = given["model"], {}
         known = offered(self.suite, model)
         for slot in SLOTS:
@@ -207,7 +207,7 @@ class ControlSlots:
     def _filled(
         self, slot: int, name: str, preprocessor: str, model: str, resolution: int | None = None
     ) -> dict[str, Any]:
-        """Return what brings a control into a slot."""
+        """Return the updates that put a control into a slot."""
         return {
             f"control_{slot}": gr.Dropdown(**self._controls(name, model)),
             f"preprocessor_{slot}": gr.Dropdown(**self._ways(name, preprocessor, model)),
@@ -236,7 +236,7 @@ class ControlSlots:
         return settings, notes
 
     def taken_over(self, path: str, model: str) -> dict[str, Any]:
-        """See Controls: the control that the picture was made with, and another one."""
+        """See Controls; the result's first control and another one."""
         found, _ = read_controls(path, combinable())
         known = offered(self.suite, model)
         names = [name for name, _ in found[:1] if name in known]
@@ -255,9 +255,9 @@ class ControlSlots:
         others = [name for name in fields if name not in own]
         helps = {
             "control": f"The control, one of: {', '.join(combinable())}; empty for none.",
-            "image": "The picture its map is drawn from; without one, the shared picture.",
-            "params": "Its map's settings, as the control's own app has them: {\"name\": value}; "
-            "those left out are as usual.",
+            "image": "The picture its map is drawn from; by default the shared picture.",
+            "params": 'Its map settings, as in its own app: {"name": value}; missing ones have '
+            "their defaults.",
         }
         told = {name: help_of(SETTINGS.get(name)) for name in others}
         for slot in SLOTS:
@@ -265,8 +265,8 @@ class ControlSlots:
                 f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(SETTINGS[name])}"
                 for name in OF_A_SLOT
             }
-        # A dropdown would tell programs that what it shows first is all there is, and a slider
-        # that what is usual for that is so for every control.
+        # In the API, a dropdown would allow only its initial choices, and a slider would give every
+        # control the first one's resolution.
         widgets = dict(fields)
         for slot in SLOTS:
             for name in ("control", "preprocessor"):
@@ -278,7 +278,7 @@ class ControlSlots:
             widgets[f"detect_resolution_{slot}"] = gr.Number(
                 None, label=SETTINGS["detect_resolution"].label, visible=False
             )
-        told["image"] = "The picture to start from, for every control without one of its own."
+        told["image"] = "The picture, for every control without its own."
         return Endpoint(
             f"{self.tool.blurb} Returns the control maps, the generated images, the maps "
             "re-extracted from them (image by image, one for each control), and a report with a "
@@ -296,7 +296,7 @@ def _add_to(fields: Fields, slot: int, name: str, value: Any = None, **options: 
 
 
 def _usual_resolution(suite: Suite, model: str, name: object) -> int | None:
-    """Return the resolution a control's map is drawn at, None where it is the picture's."""
+    """Return the resolution a control's map is drawn at; None if it is drawn at output size."""
     condition = combinable().get(name) if isinstance(name, str) else None
     if condition is None or condition.annotator.detect_resolution is None:
         return None

@@ -1,4 +1,4 @@
-"""What pages and endpoints share of Gradio: a setting's widget, the kinds of event, the errors."""
+"""Gradio parts that pages and endpoints share: widgets, kinds of events, error messages."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,67 +19,67 @@ from core.request import SETTINGS
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
 
 CACHE = (600, 24 * 3600)
-"""Every ten minutes, uploads and results older than a day are deleted."""
+"""Every ten minutes, delete uploads and results older than a day."""
 
 ONE_AT_A_TIME = {"concurrency_id": "every map", "concurrency_limit": 1}
-"""The same for all that draws every map of a picture: many networks, two of which are kept."""
+"""For events that draw every map of a picture: they load many networks, of which two are kept."""
 
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None}
-"""An event that waits for nothing; with queue=False Gradio 6.31 would not show its errors."""
+"""An event that does not wait; with queue=False, Gradio 6.31 would not show its errors."""
 
 FEW_AT_ONCE: dict[str, Any] = {"concurrency_id": "pictures", "concurrency_limit": 4}
-"""An event that decodes what was uploaded, up to a few hundred MB each: a flood of them waits."""
+"""An event that decodes an upload, which may take a few hundred MB."""
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-"""An event of the page alone, without Gradio's own progress curtain."""
+"""An event that is not in the API, without Gradio's progress overlay."""
 
 MOST_SLIDER_STOPS = 10_000
-"""A number with more values than this gets a box: nobody hits a seed with a slider."""
+"""A number with more values than this gets a text box: no slider can hit a seed."""
 
 
 def blocks_of(app: Condition | Tool) -> gr.Blocks:
-    """Return an app's Blocks, to be filled inside a `with`."""
+    """Return an app's empty Blocks."""
     return gr.Blocks(
         title=f"{app.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
     )
 
 
-def together(runs: int) -> dict[str, Any]:
-    """Let so many runs of all pages go on at once.
+def runs_at_once(runs: int) -> dict[str, Any]:
+    """Return the options of an event that runs a job: at most `runs` of all pages at once.
 
-    They take turns on the device, or share them, in the pipeline; or download their weights.
+    The pipeline batches or orders them on the device.
     """
     return {"concurrency_id": "runs", "concurrency_limit": runs}
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn any failure into one sentence; a bug gets an id that finds it in the log."""
+    """Show any exception as one sentence; a bug is logged under an id that the sentence names."""
     try:
         yield
     except gr.Error:
         raise
-    except Exception as error:  # noqa: BLE001 - told to the user; a bug is logged
+    except Exception as error:  # noqa: BLE001 - shown to the user; a bug is logged
         title = "Not yet" if isinstance(error, SuiteError) else "Error"
         raise gr.Error(escape(sentence_of(error)), title=title, print_exception=False) from None
 
 
 class SentPicture(ImageData):
-    """Gradio's record of a picture; the mere name of one gets a sentence instead of a traceback."""
+    """Gradio's record of a picture; a bare file name gets a sentence instead of a traceback."""
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> "SentPicture":
-        """Check what a caller gave; not as pydantic's validator, which would wrap the sentence."""
+        """Check a caller's value; a pydantic validator would wrap the sentence."""
         if isinstance(obj, dict | ImageData):
             return super().model_validate(obj, **options)
         raise gr.Error(
-            'The picture must be sent, not named: with gradio_client, handle_file("picture.png").',
+            'The picture must be uploaded; with gradio_client, use handle_file("picture.png").',
             print_exception=False,
         )
 
 
 def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -> gr.Image:
-    """Return the place for the picture to start from."""
+    """Return the widget for an input picture."""
     options: dict[str, Any] = {
         "visible": visible,
         "label": "Input" if kind == "picture" else kind.capitalize(),
@@ -98,7 +98,7 @@ def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -
 
 
 def example_strip(files: Sequence[Path]) -> gr.Dataset:
-    """Return a row of pictures to click on; the event gets the number of the one clicked."""
+    """Return a row of clickable pictures; its event gets the index of the clicked one."""
     with gr.Row(visible=bool(files)):
         return gr.Dataset(
             label="Examples",
@@ -110,7 +110,7 @@ def example_strip(files: Sequence[Path]) -> gr.Dataset:
 
 
 def run_and_stop() -> tuple[gr.Button, gr.Button]:
-    """Return the two buttons, of which one is seen at a time, and say which keys press them."""
+    """Return the two buttons, one visible at a time, with a hint on their keys."""
     with gr.Row(elem_classes="cl-run"):
         run = gr.Button("Run", variant="primary", elem_id="run")
         stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
@@ -127,7 +127,7 @@ def in_rows(names: Collection[str]) -> list[str]:
 
 
 def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Component:
-    """Return the widget that fits a setting."""
+    """Return the widget for a setting."""
     options |= {"label": setting.label, "info": setting.help or None, "value": value}
     match setting:
         case Bounds() if (setting.high - setting.low) / setting.step > MOST_SLIDER_STOPS:

@@ -124,7 +124,7 @@ def test_a_map_goes_in_as_it_is(client: Client, tmp_path: Path) -> None:
         ({"num_samples": 13}, "Images is 13"),
         ({"image_resolution": 4096}, "Image resolution is 4096"),
         ({"low_threshold": 0}, "Canny low threshold is 0"),
-        ({"control_start": 0.8, "control_end": 0.2}, "must be smaller"),
+        ({"control_start": 0.8, "control_end": 0.2}, "must be less"),
         ({"model": "/etc/passwd"}, "not on offer"),
         ({"mode": "faster"}, "Mode must be one of: exact, fast"),
         ({"preprocessor": "<b>x</b>"}, "preprocessor must be one of"),
@@ -171,7 +171,7 @@ def test_no_image_is_one_sentence(client: Client) -> None:
 
 @pytest.mark.parametrize("image", [str(PHOTO), "https://example.com/a.png", 5, [str(PHOTO)]])
 def test_a_picture_that_was_only_named_is_one_sentence(client: Client, image: Any) -> None:
-    with pytest.raises(AppError, match="must be sent, not named: with gradio_client, handle_file"):
+    with pytest.raises(AppError, match="must be uploaded; with gradio_client, use handle_file"):
         _call(client, image)
 
 
@@ -367,7 +367,7 @@ def test_one_control_of_several_is_that_app_alone(client: Client) -> None:
         ),
         ({"params_1": [5]}, "must be given by name"),
         ({"detect_resolution_1": 5}, "Detect resolution is 5"),
-        ({"control_start_1": 0.8, "control_end_1": 0.2}, "must be smaller"),
+        ({"control_start_1": 0.8, "control_end_1": 0.2}, "must be less"),
         ({"preprocessor_1": "<b>x</b>"}, "Canny edges: the preprocessor must be one of"),
         ({"steps": 0}, "Steps is 0"),
         ({"model": "/etc/passwd"}, "not on offer"),

@@ -388,7 +388,7 @@ def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) ->
     _open_advanced(page)
     _set(page, "control_start", "1")
     page.locator("#run").click()
-    expect(page.locator(".toast-body")).to_contain_text("must be smaller", timeout=PATIENCE_MS)
+    expect(page.locator(".toast-body")).to_contain_text("must be less", timeout=PATIENCE_MS)
     page.locator(".toast-close").click()
     _set(page, "control_start", "0")
     page.locator("#model input").click()
@@ -419,7 +419,7 @@ def test_every_map_of_a_picture_stands_in_its_place(
             expect(places).to_have_count(3, timeout=PATIENCE_MS)
             expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
             expect(places.nth(0)).to_contain_text("The eyes are not here: fetch <them>.")
-            expect(places.nth(1)).to_contain_text("the server's log has it")
+            expect(places.nth(1)).to_contain_text("in the server's log")
             assert (
                 places.nth(2).locator("img").evaluate("i => i.complete && i.naturalWidth === 384")
             )

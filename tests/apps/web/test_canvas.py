@@ -143,5 +143,5 @@ def test_layers_that_do_not_fit_are_one_sentence(
     given_drawing({"layers": [small] * 3})
     with pytest.raises(BadInput, match="million pixels; please shrink it"):  # all together
         given_drawing({"layers": [small] * 4})
-    with pytest.raises(BadInput, match=f"{MOST_LAYERS} layers at most"):
+    with pytest.raises(BadInput, match=f"at most {MOST_LAYERS} layers"):
         given_drawing({"layers": [small] * (MOST_LAYERS + 1)})

@@ -18,7 +18,7 @@ from apps.web.html import results
 from apps.web.jobs.job import Job, drawn_map
 from apps.web.jobs.map_choices import DrawnMap, MapChoice, draw_maps
 from apps.web.pages.condition_page import build_page
-from apps.web.pages.runs import STOPPED_EARLY, Runs, Turn
+from apps.web.pages.runs import STOPPED_EARLY, CurrentJob, Runs
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition
@@ -78,12 +78,12 @@ def test_the_page_shows_what_comes_stops_and_goes_on(
     request = GenerationRequest.single(canny, grey, **(suite.defaults("far") | {"steps": 1}))
 
     def shown(stop: bool) -> list[Any]:
-        turn, seen = Turn(), []
-        turn.take(lambda: Job(suite.pipeline, request))
-        for stage, made, _ in runs.generate(turn, -1):
+        current, seen = CurrentJob(), []
+        current.begin(lambda: Job(suite.pipeline, request))
+        for stage, made, _ in runs.generate(current, -1):
             seen += [stage] if made != "shown" else ["shown"]
             if stop and len(fake.ranges) == 2:  # the config has come
-                runs.stop(turn)
+                runs.stop(current)
         return seen
 
     stopped = shown(stop=True)

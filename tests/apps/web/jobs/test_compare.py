@@ -21,7 +21,7 @@ from apps.web.files import SavedMaps, SavedResult
 from apps.web.html.comparison import Side, versus
 from apps.web.jobs.compare import Pair, new_pair, rivals
 from apps.web.jobs.job import Job
-from apps.web.pages.runs import BUSY, Turn
+from apps.web.pages.runs import BUSY, CurrentJob
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition, Score
@@ -131,9 +131,9 @@ def test_what_fails_in_the_second_leaves_the_first_alone_on_the_page(
     monkeypatch.setattr(family, "measured", lambda _: None)
     told = []
     with pytest.raises(gr.Error, match="No more"):
-        turn = Turn()
-        turn.take(lambda: Pair(job, again, "two"))
-        for stage, results, _ in runs.generate(turn, -1):
+        current = CurrentJob()
+        current.begin(lambda: Pair(job, again, "two"))
+        for stage, results, _ in runs.generate(current, -1):
             told.append((stage, results))
     assert ("", "shown") in told and told[-1][0] == "", "no empty page above the results"
 
@@ -193,24 +193,24 @@ def test_the_other_model_must_know_every_control(family: Suite, canny: Condition
 # One at a time
 
 
-def _begun() -> tuple[Turn, Job]:
-    turn, job = Turn(), Job(FakePipeline(), REQUEST)  # type: ignore[arg-type]
-    turn.take(lambda: job)
-    return turn, job
+def _begun() -> tuple[CurrentJob, Job]:
+    current, job = CurrentJob(), Job(FakePipeline(), REQUEST)  # type: ignore[arg-type]
+    current.begin(lambda: job)
+    return current, job
 
 
 def test_two_clicks_in_a_moment_begin_one_run() -> None:
-    turn, first = _begun()
+    current, first = _begun()
     with pytest.raises(BadInput, match=BUSY):
-        turn.take(lambda: _pair(FakePipeline()))
-    assert turn.job is first
+        current.begin(lambda: _pair(FakePipeline()))
+    assert current.job is first
     list(first.run())
-    turn.take(lambda: _pair(FakePipeline()))
-    assert turn.job is not first, "the next begins where the last has ended"
+    current.begin(lambda: _pair(FakePipeline()))
+    assert current.job is not first, "the next begins where the last has ended"
 
 
 def test_a_click_while_another_is_being_checked_waits_for_it() -> None:
-    turn, told = Turn(), []
+    current, told = CurrentJob(), []
     checking, checked = threading.Event(), threading.Event()
 
     def slow() -> Job:
@@ -220,11 +220,14 @@ def test_a_click_while_another_is_being_checked_waits_for_it() -> None:
 
     def second() -> None:
         try:
-            turn.take(lambda: _pair(FakePipeline()))
+            current.begin(lambda: _pair(FakePipeline()))
         except BadInput as error:
             told.append(str(error))
 
-    threads = [threading.Thread(target=lambda: turn.take(slow)), threading.Thread(target=second)]
+    threads = [
+        threading.Thread(target=lambda: current.begin(slow)),
+        threading.Thread(target=second),
+    ]
     threads[0].start()
     assert checking.wait(5)
     threads[1].start()
@@ -235,22 +238,22 @@ def test_a_click_while_another_is_being_checked_waits_for_it() -> None:
 
 
 def test_a_run_that_is_stopped_or_refused_leaves_room() -> None:
-    turn, job = _begun()
+    current, job = _begun()
     job.stop()
-    turn.take(lambda: job)
+    current.begin(lambda: job)
 
     def refused() -> Job:
         raise BadInput("No.")
 
-    turn = Turn()
+    current = CurrentJob()
     with pytest.raises(BadInput, match="No"):
-        turn.take(refused)
-    turn.take(lambda: job)
+        current.begin(refused)
+    current.begin(lambda: job)
 
 
 def test_every_visitor_has_a_turn_of_their_own() -> None:
-    turn, job = _begun()
-    assert copy.deepcopy(turn).job is None and turn.job is job
+    current, job = _begun()
+    assert copy.deepcopy(current).job is None and current.job is job
 
 
 # What is shown
