@@ -84,8 +84,8 @@ class Suite:
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
         """Return the name of the preprocessor to start with: the model card's, or the first."""
         names = [one.name for one in condition.annotator.preprocessors]
-        asked = self.card(model).preprocessor(condition.weights)
-        return asked if asked in names else names[0]
+        preferred = self.card(model).preprocessor(condition.weights)
+        return preferred if preferred in names else names[0]
 
     def load_in_background(self, condition: Condition) -> threading.Thread:
         """Download the first model's weights and time it, while the server already answers."""

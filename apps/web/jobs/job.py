@@ -104,7 +104,7 @@ class Job:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether stop was called."""
         return self._stopped.is_set()
 
     def run(self) -> Iterator[Progress | GenerationResult | None]:

@@ -32,7 +32,7 @@ from core.request import GenerationRequest, Progress
 NO_DOWNLOADS = "Without downloads"
 
 Paths = tuple[Path, Path] | None
-"""A map's file and the one to show; None where there is no map."""
+"""A map's file and its preview; None if there is no map."""
 
 
 def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:

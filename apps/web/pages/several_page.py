@@ -81,7 +81,9 @@ class ControlSlots:
         )
         with gr.Column(visible=bool(name)) as self.details[slot]:
             fields[f"preprocessor_{slot}"] = gr.Dropdown(
-                **self._ways(name, "", model), label="Preprocessor", elem_id=f"preprocessor_{slot}"
+                **self._preprocessors(name, "", model),
+                label="Preprocessor",
+                elem_id=f"preprocessor_{slot}",
             )
             _add_to(fields, slot, "strength")
             section = gr.Accordion("Map settings", open=False, visible=_has_settings(name))
@@ -118,7 +120,7 @@ class ControlSlots:
         choices = [("No control", ""), *((one.title, key) for key, one in known.items())]
         return {"choices": choices, "value": name if name in known else ""}
 
-    def _ways(self, name: str, preprocessor: str, model: str) -> dict[str, Any]:
+    def _preprocessors(self, name: str, preprocessor: str, model: str) -> dict[str, Any]:
         """Return the properties of a slot's preprocessor dropdown; an unknown value is reset."""
         condition = offered(self.suite, model).get(name)
         if condition is None:
@@ -161,16 +163,16 @@ class ControlSlots:
 
     def _choose(self, name: str, preprocessor: str, model: str) -> tuple[Any, ...]:
         return (
-            gr.Dropdown(**self._ways(name, preprocessor, model)),
+            gr.Dropdown(**self._preprocessors(name, preprocessor, model)),
             gr.Column(visible=bool(name)),
             gr.Accordion(visible=_has_settings(name)),
             *(gr.Column(visible=name == key) for key in self.maps[SLOTS[0]]),
         )
 
-    def _choose_resolution(self, name: str, model: str, asked: int | None = None) -> gr.Slider:
-        """Return a slot's resolution slider at `asked`, or else at the control's usual one."""
+    def _choose_resolution(self, name: str, model: str, resolution: int | None = None) -> gr.Slider:
+        """Return a slot's resolution slider at `resolution`, or else at the control's usual one."""
         usual = _usual_resolution(self.suite, model, name)
-        return gr.Slider(value=asked or usual or ANY_RESOLUTION, visible=bool(usual))
+        return gr.Slider(value=resolution or usual or ANY_RESOLUTION, visible=bool(usual))
 
     def given(self, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls; the chosen control's map settings become the slot's params."""
@@ -210,7 +212,7 @@ class ControlSlots:
         """Return the updates that put a control into a slot."""
         return {
             f"control_{slot}": gr.Dropdown(**self._controls(name, model)),
-            f"preprocessor_{slot}": gr.Dropdown(**self._ways(name, preprocessor, model)),
+            f"preprocessor_{slot}": gr.Dropdown(**self._preprocessors(name, preprocessor, model)),
             f"detect_resolution_{slot}": self._choose_resolution(name, model, resolution),
         }
 
@@ -218,20 +220,21 @@ class ControlSlots:
         """See Controls."""
         settings, notes = read_settings(source)
         found, more = read_controls(source, combinable())
-        for name in ("params", *OF_CONTROL):  # the first control's, as found has it
+        for name in ("params", *OF_CONTROL):  # the first control's; read_controls has them too
             settings.pop(name, None)
         model = settings.get("model")
         model = model if model in self.models() else self.suite.model
         notes += more + ([TOO_MANY] if len(found) > len(SLOTS) else [])
         empty: list[tuple[str, dict[str, Any]]] = [("", {})] * len(SLOTS)
-        for slot, (name, asked) in zip(SLOTS, [*found, *empty] if found else [], strict=False):
-            preprocessor, resolution = asked.get("preprocessor", ""), asked.get("detect_resolution")
+        for slot, (name, control) in zip(SLOTS, [*found, *empty] if found else [], strict=False):
+            preprocessor = control.get("preprocessor", "")
+            resolution = control.get("detect_resolution")
             settings |= self._filled(slot, name, preprocessor, model, resolution)
-            for other in OF_CONTROL.keys() - PLACED & asked.keys():
-                settings[f"{other}_{slot}"] = asked[other]
-            for setting, value in asked.get("params", {}).items():
+            for other in OF_CONTROL.keys() - PLACED & control.keys():
+                settings[f"{other}_{slot}"] = control[other]
+            for setting, value in control.get("params", {}).items():
                 settings[f"{name}.{setting}_{slot}"] = value
-            if asked.get("own_picture"):
+            if control.get("own_picture"):
                 notes.append(OWN_PICTURE.format(title=combinable()[name].title))
         return settings, notes
 
@@ -259,9 +262,9 @@ class ControlSlots:
             "params": 'Its map settings, as in its own app: {"name": value}; missing ones have '
             "their defaults.",
         }
-        told = {name: help_of(SETTINGS.get(name)) for name in others}
+        about = {name: help_of(SETTINGS.get(name)) for name in others}
         for slot in SLOTS:
-            told |= {
+            about |= {
                 f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(SETTINGS[name])}"
                 for name in OF_A_SLOT
             }
@@ -278,12 +281,12 @@ class ControlSlots:
             widgets[f"detect_resolution_{slot}"] = gr.Number(
                 None, label=SETTINGS["detect_resolution"].label, visible=False
             )
-        told["image"] = "The picture, for every control without its own."
+        about["image"] = "The picture, for every control without its own."
         return Endpoint(
             f"{self.tool.blurb} Returns the control maps, the generated images, the maps "
             "re-extracted from them (image by image, one for each control), and a report with a "
             "seed and the controls' scores for each image.",
-            {name: (widgets[name], told[name]) for name in ["image", *others, *of_slots]},
+            {name: (widgets[name], about[name]) for name in ["image", *others, *of_slots]},
             gr.File(label="Control maps", file_count="multiple", visible=False),
             lambda maps: maps,
         )
@@ -300,8 +303,8 @@ def _usual_resolution(suite: Suite, model: str, name: object) -> int | None:
     condition = combinable().get(name) if isinstance(name, str) else None
     if condition is None or condition.annotator.detect_resolution is None:
         return None
-    asked: int | None = suite.defaults(model)["detect_resolution"]
-    return asked or condition.annotator.detect_resolution
+    preferred: int | None = suite.defaults(model)["detect_resolution"]
+    return preferred or condition.annotator.detect_resolution
 
 
 def _has_settings(name: str) -> bool:

@@ -123,7 +123,8 @@ def run_and_stop() -> tuple[gr.Button, gr.Button]:
 
 def in_rows(names: Collection[str]) -> list[str]:
     """Return settings' names in the order of a page's rows."""
-    return sorted(names, key=lambda name: SETTINGS[name].order.row)
+    rows = sorted(SETTINGS, key=lambda name: SETTINGS[name].order.row)
+    return [name for name in rows if name in names]
 
 
 def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Component:
