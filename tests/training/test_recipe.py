@@ -1,6 +1,8 @@
 """The whole recipe, from rendered scenes to a measured model, at a tiny size."""
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,15 @@ negative_prompt = ""
 guidance_scale = 3.0
 steps = 2
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Sheets and own pictures in two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_base, "sample_latents", partial(train_base.sample_latents, steps=2))
+        patch.setattr(train_control, "OWN_STEPS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +99,7 @@ def test_half_the_maps_are_drawn_with_random_settings(trained):
 def test_cached_maps_equal_those_drawn_on_the_fly(trained, monkeypatch):
     canny, folder = find_annotator("canny"), trained / "scenes"
     on_the_fly = scene_maps.SceneExamples(folder, canny, 64).maps(range(8))
+    monkeypatch.setattr(scene_maps.os, "cpu_count", lambda: 1)  # each process loads torch anew
     scene_maps.main(["--conditions", "canny", "--data", str(folder), "--size", "64"])
     cached = scene_maps.SceneExamples(folder, canny, 64)
     monkeypatch.setattr(scene_maps, "batched_prediction", None)  # nothing is drawn any more

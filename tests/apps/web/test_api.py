@@ -144,6 +144,7 @@ def _bomb() -> bytes:
     return memory.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
@@ -233,7 +234,7 @@ def test_a_cancelled_call_frees_the_machine(client: Client, held: HeldRun) -> No
 
 def test_every_app_is_an_mcp_tool(address: str) -> None:
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def heard(
         *_: Any,
@@ -242,7 +243,7 @@ def test_every_app_is_an_mcp_tool(address: str) -> None:
 
     async def call() -> tuple[Any, Any]:
         async with (
-            streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _),
+            streamable_http_client(f"{address}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()

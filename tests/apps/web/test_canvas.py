@@ -86,6 +86,7 @@ def test_a_drawing_is_taken_as_black_on_white(take: Take, drawing_of: Any) -> No
     assert np.array_equal(paper[:, :, 0], np.where(layer[:, :, 3] == 255, 0, 255))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
