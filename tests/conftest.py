@@ -1,6 +1,8 @@
 """What several tests share: a small random model in memory, and the same one on disk."""
 
+import gc
 import os
+
 
 # Before any library reads them: no test may reach for the network.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -25,6 +27,11 @@ max_resolution = 256
 image_resolution = 256
 steps = 2
 """
+
+
+def pytest_collection_finish() -> None:
+    """Spare every later garbage collection the objects of the libraries."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

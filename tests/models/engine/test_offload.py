@@ -203,13 +203,12 @@ def test_chunks_are_as_large_as_memory_and_pictures_the_same(
     condition: Any,  # noqa: F811
 ) -> None:
     """One by one to the bit; in batches up to float32 rounding, which shows in no picture."""
-    each = workspace_bytes(tiny.unet, 32 * 32)
+    each, wanted = workspace_bytes(tiny.unet, 32 * 32), pictures(tiny, condition, 5)
     for holds, most in ((0, 1), (2.5, 2), (100, GPU_MAX_BATCH)):
         networks, _ = watched(tiny_networks(controls=("weights-name", "other")), holds * each)
         assert networks.max_batch(32, 32) == most
         assert networks.in_low_memory().max_batch(32, 32) == 1
         found = pictures(networks, condition, 5)
-        wanted = pictures(tiny, condition, 5)
         for a, b in zip(found, wanted, strict=True):
             assert np.abs(a.astype(int) - b).max() <= (0 if most == 1 else 1)
 
