@@ -260,6 +260,7 @@ def test_failures_do_not_stop_the_others(store, monkeypatch, capsys):
     assert len([line for line in err.splitlines() if line.startswith("lost: ")]) == 1
 
 
+@pytest.mark.slow
 def test_a_contact_sheet_has_scene_map_and_each_image_with_its_map(store, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.png"
     conditions = select_conditions(store, "tiny", None)

@@ -253,6 +253,7 @@ def run(folder, capsys, *more):
     return code, json.loads(out.splitlines()[-1]), out, err
 
 
+@pytest.mark.slow
 def test_the_json_follows_the_contract_with_the_papers_results(model, extractors, tmp_path, capsys):
     save_depth_network(extractors)
     save_class_network(extractors)

@@ -34,6 +34,7 @@ def generated(monkeypatch):
     return generated
 
 
+@pytest.mark.slow
 def test_every_mode_is_compared_with_the_exact_one(models_folder, canny, generated, tmp_path):
     folder = shutil.copytree(models_folder, tmp_path / "models")
     factors = {"lora_down": torch.ones(1, 16, 3, 3), "lora_up": torch.ones(4, 1, 1, 1)}

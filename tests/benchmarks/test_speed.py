@@ -29,6 +29,7 @@ def work(models_folder, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_all_competitors_do_the_same_work(work):
     result = speed.compare(replace(work, images=2), speed.PEERS, 2, 1)
     runs = result["runs"]
@@ -109,6 +110,8 @@ def test_without_competitors_ours_is_timed_alone(work):
     assert result["runs"]["ours"]["rho"] is None
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     runs = []
 

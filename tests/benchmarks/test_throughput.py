@@ -16,6 +16,7 @@ def canny():
     return [replace(conditions_by_annotator()["canny"], weights="canny")]
 
 
+@pytest.mark.slow
 def test_each_client_gets_its_own_picture(models_folder, canny):
     store = Store("cpu", "float32", models_folder)
     result = throughput.compare(store, "tiny", canny, clients=3, each=2, mode="exact")

@@ -34,6 +34,8 @@ guidance_scale = 3.0
 steps = 2
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def few_steps() -> Iterator[None]:

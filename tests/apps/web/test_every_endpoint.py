@@ -32,6 +32,8 @@ licence = "as Diorama's"
 base_of = "diorama"
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:

@@ -266,6 +266,7 @@ def helps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", apps.names())
 def test_an_app_runs_by_its_path_from_anywhere(name: str, helps: Path) -> None:
     told = (helps / f"{name}.py.txt").read_text()

@@ -106,6 +106,7 @@ def test_each_visitor_gets_their_own_pictures(
     )
 
 
+@pytest.mark.slow
 def test_one_who_leaves_does_not_end_the_other(visitors: list[Client], busy: Suite) -> None:
     wanted = _pictures(_ask(visitors[0], **FIRST, steps=8))
     at_work = busy.pipeline._batcher._at_work
@@ -119,6 +120,7 @@ def test_one_who_leaves_does_not_end_the_other(visitors: list[Client], busy: Sui
     _until(lambda: busy.pipeline._batcher._admitted == 0)
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_one_sentence(visitors: list[Client], busy: Suite, in_line: Any) -> None:
     with in_line([(client, FIRST) for client in visitors]) as calls:
         calls.append(_ask(visitors[0], **SECOND))

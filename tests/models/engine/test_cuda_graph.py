@@ -62,7 +62,9 @@ class Captured(Example):
         torch.testing.assert_close(self.found(controls, timestep), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [SD15, DIORAMA], ids=["sd15", "diorama"])
+@pytest.mark.parametrize(
+    "changes", [pytest.param(SD15, marks=pytest.mark.slow), DIORAMA], ids=["sd15", "diorama"]
+)
 @pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
 def test_whatever_changes_comes_through(changes: dict[str, Any], images: int, texts: int) -> None:
     example = Captured(changes, images, texts)

@@ -198,6 +198,7 @@ def test_every_part_is_in_use_when_it_runs_and_pictures_are_the_same(
         assert np.array_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_chunks_are_as_large_as_memory_and_pictures_the_same(
     tiny: DiffusersNetworks,
     condition: Any,  # noqa: F811

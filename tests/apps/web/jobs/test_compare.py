@@ -367,6 +367,7 @@ def family_address(family: Suite, canny: Condition) -> Iterator[str]:
 browser = test_browser.browser
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("screen", test_browser.SCREENS)
 def test_one_click_compares(browser: Any, family_address: str, screen: str) -> None:

@@ -89,6 +89,7 @@ assert (found - exact).norm() / exact.norm() < 3e-7
 """
 
 
+@pytest.mark.slow
 def test_they_give_what_torch_gives() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHECK],
