@@ -3,7 +3,6 @@
 import gc
 import os
 
-
 # Before any library reads them: no test may reach for the network.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
