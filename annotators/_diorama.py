@@ -26,7 +26,7 @@ from torch.nn import functional
 from core.condition import RGBImage
 from core.errors import WeightsMissing
 from models.catalog.paths import MODELS
-from models.devices import choose_device
+from models.devices import shared_device
 
 FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
@@ -128,17 +128,17 @@ class SceneAnnotator(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def load_network() -> SceneAnnotator:
-    """Return the trained network on the best device.
+    """Return the trained network on the process's device (models/devices.py).
 
     Raises:
         WeightsMissing: models/diorama/annotator holds no network.
     """
     with _LOAD_LOCK:
-        return _loaded(FOLDER)
+        return _loaded(FOLDER, shared_device())
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path) -> SceneAnnotator:
+def _loaded(folder: Path, device: torch.device) -> SceneAnnotator:
     if not (folder / "config.json").is_file():
         raise WeightsMissing(
             "Diorama's annotator is not in models/diorama/annotator: train it with `python -m "
@@ -149,7 +149,7 @@ def _loaded(folder: Path) -> SceneAnnotator:
     from models.checkpoints import loading  # noqa: PLC0415
 
     network: SceneAnnotator = loading.load_network(SceneAnnotator, folder)
-    network.to(choose_device()[0], torch.float32).eval()
+    network.to(device, torch.float32).eval()
     return network
 
 

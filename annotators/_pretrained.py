@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from core.condition import ControlMap, Preprocessor, RGBImage
@@ -23,7 +24,7 @@ from core.images import resize_map
 from models.catalog.cards import Source
 from models.catalog.download import Watch, amount, fetch
 from models.catalog.paths import MODELS
-from models.devices import choose_device
+from models.devices import shared_device
 
 FOLDER = MODELS / "annotators"
 """Weights put here by hand are used instead of the hub's."""
@@ -112,19 +113,21 @@ def fetch_detector(name: str, files: Files, watch: Watch | None = None) -> Path:
 
 
 def load_detector(name: str, files: Files) -> Any:
-    """Return that detector with its weights on the best device; run it under INFERENCE_LOCK.
+    """Return that detector on the process's device (models/devices.py).
+
+    Run it under INFERENCE_LOCK.
 
     Raises:
         WeightsMissing, SuiteError: as fetch_detector.
     """
     folder = fetch_detector(name, files)
     with _LOAD_LOCK:
-        return _detector(name, folder)
+        return _detector(name, folder, shared_device())
 
 
 @lru_cache(maxsize=2)
-def _detector(name: str, folder: Path) -> Any:
-    return _detector_class(name).from_pretrained(str(folder)).to(choose_device()[0])
+def _detector(name: str, folder: Path, device: torch.device) -> Any:
+    return _detector_class(name).from_pretrained(str(folder)).to(device)
 
 
 def _detector_class(name: str) -> Any:
@@ -180,11 +183,11 @@ def load_transformer(kind: str, hub: str, revision: str, weights_size: int) -> t
     """
     folder = fetch_transformer(kind, hub, revision, weights_size)
     with _LOAD_LOCK:
-        return _transformer(kind, folder)
+        return _transformer(kind, folder, shared_device())
 
 
 @lru_cache(maxsize=2)
-def _transformer(kind: str, folder: Path) -> tuple[Any, Any]:
+def _transformer(kind: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
     network = getattr(transformers, kind).from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    return processor, network.to(choose_device()[0]).eval()
+    return processor, network.to(device).eval()

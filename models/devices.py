@@ -21,6 +21,23 @@ emulated and slower than float32."""
 VOLTA = (7, 0)
 """First CUDA compute capability with float16 tensor cores."""
 
+_shared: torch.device | None = None
+
+
+def share_device(device: torch.device) -> None:
+    """Have the annotators run on this device too; a Store does so with its own."""
+    global _shared  # noqa: PLW0603 - a process has one store, and annotators are pure functions
+    _shared = device
+
+
+def shared_device() -> torch.device:
+    """Return the device of the latest Store, else the one that choose_device prefers.
+
+    Raises:
+        BadInput, DeviceUnavailable: as choose_device.
+    """
+    return _shared or choose_device()[0]
+
 
 def choose_device(
     requested: str | None = None, dtype: str | None = None

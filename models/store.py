@@ -25,7 +25,7 @@ from models.catalog.lora_tags import Strengths, split
 from models.catalog.paths import MODELS
 from models.checkpoints import embeddings, folders, lora
 from models.checkpoints.detect import MERGED, identify, read_shapes
-from models.devices import choose_device
+from models.devices import choose_device, share_device
 from models.networks import DiffusersNetworks
 from models.registry import Registry
 
@@ -57,8 +57,9 @@ class Store:
     def __init__(
         self, device: str | None = None, dtype: str | None = None, folder: Path = MODELS
     ) -> None:
-        """Read the cards in `folder` and choose a device (see choose_device); load nothing."""
+        """Read the cards in `folder`; choose a device (see choose_device), for annotators too."""
         self.device, self.dtype, self.device_note = choose_device(device, dtype)
+        share_device(self.device)
         self.registry = Registry(folder)
         self._lock = threading.RLock()
         self._base: tuple[Path, Base] | None = None
