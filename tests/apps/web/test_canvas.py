@@ -115,13 +115,13 @@ def test_a_file_of_the_server_is_no_drawing(take: Take, tmp_path: Path, told: An
     record = {"background": None, "layers": [{"path": str(secret)} | told], "composite": None}
     done = take(record)
     assert not done["success"] and not done["output"].get("data")
-    with pytest.raises(BadInput, match="no upload"):  # whatever Gradio lets through
+    with pytest.raises(BadInput, match="not an upload"):  # whatever Gradio lets through
         given_drawing(record)
 
 
 @pytest.mark.parametrize("layers", [[None], [5], [{}], [{"path": None}], [{"path": ["x"]}]])
 def test_a_layer_that_names_no_file_is_one_sentence(layers: Any) -> None:
-    with pytest.raises(BadInput, match="no upload"):
+    with pytest.raises(BadInput, match="not an upload"):
         given_drawing({"layers": layers})
 
 

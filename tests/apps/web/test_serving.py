@@ -140,7 +140,7 @@ def test_a_full_disk_costs_the_copy_but_not_the_picture(
     monkeypatch.setattr(files.shutil, "copyfile", full)
     with caplog.at_level(logging.ERROR):
         saved = save(result, cache, keep)
-    assert "did not take a copy" in saved.note and str(tmp_path) not in saved.note
+    assert "could be copied" in saved.note and str(tmp_path) not in saved.note
     assert "No space left" in caplog.text and str(keep) in caplog.text
     assert all(path.is_file() for path in saved.all())
     assert len(list(keep.iterdir())) == 1, "half a file would pass for a picture"

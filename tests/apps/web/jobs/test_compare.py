@@ -168,7 +168,7 @@ def test_a_rival_has_the_same_base_and_the_condition(family: Suite, canny: Condi
 
 def test_a_model_that_stands_alone_is_compared_with_none(family: Suite, canny: Condition) -> None:
     job = Job(family.pipeline, replace(REQUEST, model="alone"))
-    with pytest.raises(BadInput, match="no other model on this one's base"):
+    with pytest.raises(BadInput, match="No other model on the same base"):
         new_pair(family, job, "")
 
 
@@ -324,7 +324,7 @@ def test_programs_compare_too(family_address: str, family: Suite) -> None:
     assert report["warnings"] == []
     first, second = (Path(images[i]).read_bytes() for i in (0, 2))
     assert first != second
-    with pytest.raises(AppError, match="no other model on this one's base"):
+    with pytest.raises(AppError, match="No other model on the same base"):
         client.predict(**given, model="alone", api_name="/canny2image_compare")
     client.close()
 
@@ -345,7 +345,7 @@ def test_programs_get_the_first_models_images_where_the_second_fails(
     _, images, found, report = client.predict(**given, model="tiny", num_samples=2)
     assert len(images) == len(found) == 2
     assert [one["model"] for one in report["models"]] == ["tiny"]
-    assert report["warnings"] == ["The other model's images were not made: Its file is damaged."]
+    assert report["warnings"] == ["The other model failed: Its file is damaged."]
     with pytest.raises(AppError, match=r"^Its file is damaged\.$"):
         client.predict(**given, model="tiny_plus", other="tiny")
     client.close()
