@@ -23,10 +23,10 @@ from core.errors import SuiteError
 from core.images import resize_map
 from models.catalog.cards import Source
 from models.catalog.download import Watch, amount, fetch
-from models.catalog.paths import MODELS
+from models.catalog.paths import ANNOTATORS
 from models.devices import shared_device
 
-FOLDER = MODELS / "annotators"
+FOLDER = ANNOTATORS
 """Weights put here by hand are used instead of the hub's."""
 HUB, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d96"
 _LOAD_LOCK = threading.Lock()

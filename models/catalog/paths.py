@@ -5,6 +5,8 @@ from pathlib import Path
 MODELS = Path(__file__).resolve().parents[1]
 """The folder of the cards and of what is kept beside them."""
 ROOT = MODELS.parent
+ANNOTATORS = MODELS / "annotators"
+"""The folder for the networks of annotators."""
 
 
 def shown(path: Path) -> str:

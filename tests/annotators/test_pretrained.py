@@ -39,7 +39,7 @@ DOWNLOADED = [
     (name, p.name)
     for name in annotator_names()
     for p in find_annotator(name).preprocessors
-    if p.needs
+    if "from the hub" in p.needs
 ]
 
 

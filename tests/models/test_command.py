@@ -63,7 +63,8 @@ def test_the_list_says_what_is_here_and_what_would_be_downloaded(
         "  depth: to download, 700 MB, from someone/depth",
         "  seg: to download, its size is not known, from someone/seg",
     ]
-    assert lines[-4:] == ["tiny: Tiny", "  licence: none", "  base: here", "  canny: here"]
+    assert lines[-7:-3] == ["tiny: Tiny", "  licence: none", "  base: here", "  canny: here"]
+    assert lines[-3:-1] == ["blazepose: BlazePose, for control maps", "  licence: Apache-2.0"]
     snapshot = cache / "models--someone--depth/snapshots" / ("0123456789" * 4)
     snapshot.mkdir(parents=True)
     (snapshot / "depth.safetensors").touch()
