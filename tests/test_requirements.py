@@ -49,8 +49,10 @@ def _normal(name: str) -> str:
 
 
 def test_what_is_imported_is_pinned() -> None:
-    assert imported(*OURS) <= pins(RUNNING)
-    assert imported("tests") <= pins(RUNNING) | pins(CHECKING)
+    # Benchmarks are run by whoever works on the project: pictures.py drives a browser.
+    users = [folder for folder in OURS if folder != "benchmarks"]
+    assert imported(*users) <= pins(RUNNING)
+    assert imported("benchmarks", "tests") <= pins(RUNNING) | pins(CHECKING)
 
 
 @pytest.mark.parametrize("file", [RUNNING, CHECKING], ids=lambda file: file.name)
