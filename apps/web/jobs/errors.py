@@ -14,4 +14,4 @@ def sentence_of(error: Exception) -> str:
         return str(error)
     number = uuid.uuid4().hex[:8]
     log.error("Error %s", number, exc_info=error)
-    return f"Something went wrong on our side; see {number} in the server's log."
+    return f"Something went wrong on our side; the server's log has details under {number}."

@@ -323,7 +323,7 @@ def test_several_controls_each_with_its_picture(client: Client, canny: Condition
     assert [len(told["controls"]) for told in report["scores"]] == [2, 2]
     headlines = [one["headline"] for one in report["scores"][1]["controls"]]
     assert report["scores"][1]["headline"] == pytest.approx(sum(headlines) / 2)
-    assert any("another shape" in warning for warning in report["warnings"])
+    assert any("centre-cropped" in warning for warning in report["warnings"])
     drawn = canny.annotator.preprocessors[0].draw(
         read_image(images[1])[0], canny.annotator.params()
     )

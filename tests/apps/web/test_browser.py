@@ -427,7 +427,7 @@ def test_every_map_of_a_picture_stands_in_its_place(
             expect(places).to_have_count(3, timeout=PATIENCE_MS)
             expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
             expect(places.nth(0)).to_contain_text("The eyes are not here: fetch <them>.")
-            expect(places.nth(1)).to_contain_text("in the server's log")
+            expect(places.nth(1)).to_contain_text("the server's log has details")
             assert (
                 places.nth(2).locator("img").evaluate("i => i.complete && i.naturalWidth === 384")
             )
