@@ -1,12 +1,12 @@
 """Lists, fetches and checks models from the shell.
 
-`python -m models list` says what is here and what would be downloaded, `python -m models fetch sd15
-canny depth` downloads a model's base and the named ControlNets (or `lcm`, what the mode preview
-needs, or `taesd`, a tiny autoencoder for live previews), `python -m models fetch blazepose` the
-networks that find people in photographs, and `python -m models check FILE` says what a file or a
-folder is and where it can be used. `python -m models transfer CONTROL BASE SD15
-OUT` writes a ControlNet moved from Stable Diffusion 1.5 to a community base. What cannot be done is
-said in one sentence, with exit code 2.
+`python -m models list` shows which models are local and what would be downloaded, `python -m models
+fetch sd15 canny depth` downloads a model's base and the named ControlNets (or `lcm`, which the mode
+preview needs, or `taesd`, a tiny autoencoder for live previews), `python -m models fetch blazepose`
+the networks that find people in photographs, and `python -m models check FILE` identifies a file or
+a folder and says where it can be used. `python -m models transfer CONTROL BASE SD15 OUT` writes a
+ControlNet moved from Stable Diffusion 1.5 to a community base. Errors are one sentence, with exit
+code 2.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from models.checkpoints.detect import (
 from models.registry import SD1_CARD, V10_CARD, Registry, has_base
 
 FAILED = 2
-"""Exit code; argparse's own where it is asked wrongly."""
+"""Exit code; the same as argparse's for wrong arguments."""
 V10_NAME = re.compile(r"(control_(?!v1)|sd-controlnet-)")
 V11_NAME = re.compile(r"v11|bae")
 LINE_SPEED = 100e6 / 8
-"""Bytes a second of the connection that estimates are made for."""
+"""Bytes per second: estimated times are for a connection of 100 Mbit/s."""
 
 
 def list_models(registry: Registry) -> None:
@@ -74,9 +74,9 @@ def list_models(registry: Registry) -> None:
 
 
 def fetch(registry: Registry, model: str, parts: list[str]) -> None:
-    """Download what is not here of a model's base and the named ControlNets, and say where it is.
+    """Download what is missing of a model's base and the named ControlNets; print their paths.
 
-    Among the names may be the extras that it has, `lcm` and `taesd`.
+    Names may also be those of its extras, `lcm` and `taesd`.
 
     Raises:
         BadInput: there is no such model.
@@ -134,8 +134,8 @@ def check(registry: Registry, path: Path) -> None:
     """Print what a file or a folder is, and where it can be used.
 
     Raises:
-        WeightsMissing: there is nothing at this path, or a part of it is missing.
-        WeightsMismatch: it is damaged, or nothing that can be used here.
+        WeightsMissing: the path, or a part of the folder, does not exist.
+        WeightsMismatch: it is damaged, or of a kind that cannot be used here.
     """
     if not path.exists():
         raise WeightsMissing(f"There is nothing at {shown(path)}: check the path.")
@@ -167,7 +167,7 @@ def check(registry: Registry, path: Path) -> None:
             f"name it in the prompt, {path.stem}."
         )
         return
-    # Each raises with the reason: all that is no Stable Diffusion 1.x, and configs without weights.
+    # These raise for all that is not Stable Diffusion 1.x, and for configs without weights.
     folders.inspect_base(path, registry.card(SD1_CARD).base_folder)
     folders.weights_files(path)
     print(f"{path.name} is {describe(contents)}: use it with --model {shlex.quote(str(path))}")
@@ -176,7 +176,7 @@ def check(registry: Registry, path: Path) -> None:
 
 
 def transfer(registry: Registry, control: Path, base: str, sd15: str, out: Path) -> None:
-    """Write the ControlNet `control` of one base, moved to another, and say where it belongs.
+    """Write the ControlNet `control` moved from one base to another, and print where it belongs.
 
     Raises:
         BadInput: there is no such model, or `out` cannot be written.
@@ -190,12 +190,12 @@ def transfer(registry: Registry, control: Path, base: str, sd15: str, out: Path)
     moving.transfer(control, target, origin, unet, out, order)
     card = registry.card(base)
     own = card.file.with_suffix("") if card.file else card.folder
-    print(f"{shown(out)} is written; for {card.title} it belongs into {shown(own)}/controlnet/,")
+    print(f"{shown(out)} is written; for {card.title} it belongs in {shown(own)}/controlnet/,")
     print("named for its condition, such as canny.safetensors.")
 
 
 def _in_place(registry: Registry, path: Path) -> bool:
-    """Return whether a ControlNet or an extra is where a model looks for it."""
+    """Tell whether a ControlNet or an extra is where a model looks for it."""
     kept = [
         *(card.local_control(name) for card in registry.cards() for name in card.control_names()),
         *(card.local_extra(name) for card in registry.cards() for name in EXTRAS),
@@ -204,7 +204,7 @@ def _in_place(registry: Registry, path: Path) -> bool:
 
 
 def _contents(path: Path) -> Contents:
-    """Return what is in a file, or in a folder in diffusers' layout by its config."""
+    """Identify a file by its header, or a folder in diffusers' layout by its config."""
     if path.is_file():
         return identify(read_shapes(path))
     if (path / "config.json").is_file():
@@ -218,7 +218,7 @@ def _contents(path: Path) -> Contents:
 
 
 def _fitting(registry: Registry, path: Path) -> list[str]:
-    """Return the models that a ControlNet fits; of none, raise why it does not fit SD 1.x."""
+    """Return the models that a ControlNet fits; if none, raise why it does not fit SD 1.x."""
     fitting = []
     refused: SuiteError | None = None
     for card in registry.cards():

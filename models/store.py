@@ -1,9 +1,9 @@
 """Turns a model's name, or the path of a checkpoint, into loaded networks.
 
-One base is kept at a time, and shared by the cards that use it: choosing another drops it, while a
-running request keeps what it was given. Beside it stands at most one version of it with LoRAs, of
-which the few-step version of the mode preview is one, so that going to and fro reads nothing anew.
-ControlNets are kept, the least recently used dropped first. Loading is safe from any thread.
+One base is kept at a time, shared by the cards that use it: choosing another drops it, while a
+running request keeps its own. With it at most one version with LoRAs is kept (that of the mode
+preview is one), so that switching back and forth reads nothing again. ControlNets are kept, and the
+least recently used dropped first. Loading is safe from any thread.
 """
 
 import hashlib
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from models.checkpoints.loading import Base, Placement
 
 CONTROL_BYTES = 2 * 2**30
-"""How much of the ControlNets stays loaded: two of Stable Diffusion 1.5's in half precision."""
+"""Limit of the loaded ControlNets: two of Stable Diffusion 1.5's in half precision."""
 ControlKey = tuple[Path, str]
 """Identifies a loaded ControlNet: its path, and the order of its map's channels."""
 Loras = tuple[lora.Lora, ...]
 ReadyKey = tuple[str, Loras, tuple[str, ...]]
 """Identifies what was handed out: card, LoRAs, ControlNets."""
 KEPT_READY = 8
-"""Combinations that are kept together with their encoded prompts; of ten conditions, three at a
-time, there are hundreds, and small ControlNets all stay loaded."""
+"""Combinations that are kept with their encoded prompts. Of ten conditions, three at a time, there
+are hundreds, and small ControlNets all stay loaded."""
 HASH_LENGTH = 10
 """Characters of a hash; as many as AUTOMATIC1111 prints, whose users compare them."""
 
@@ -51,7 +51,7 @@ class Store:
 
     Raises:
         BadInput: a malformed device, format, card or environment variable.
-        DeviceUnavailable: the device asked for is not there.
+        DeviceUnavailable: the requested device is not in this machine.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Store:
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def load(self, model: str, *controls: str, few_step: bool = False) -> DiffusersNetworks:
-        """Return the model's networks, with the ControlNets that are named.
+        """Return the model's networks with the named ControlNets.
 
         LoRA tags may follow its name: "sd15 <lora:style:0.8>"; `few_step` adds its LCM-LoRA. Files
         are checked before anything is built from them. Waits while another thread loads.
@@ -92,7 +92,7 @@ class Store:
                 for key in used:
                     self._controls.move_to_end(key)
                 return networks
-        # Not under the lock: a download may take long, and others may have what they need.
+        # Not under the lock: a download may take long, and other threads may need none.
         keys: dict[str, ControlKey] = {}
         for control in controls or ("",):
             base_path, path = self.registry.find(model, control)
@@ -116,7 +116,7 @@ class Store:
         return lora.Lora("", LCM, Strengths(), path, path.stat().st_mtime_ns)
 
     def _with_taesd(self, card: Card, base: "Base", placement: "Placement") -> "Base":
-        """Return the base with a tiny autoencoder for live previews, where one is here."""
+        """Return the base with a tiny autoencoder for live previews, if one is here."""
         from models.checkpoints import loading  # noqa: PLC0415 - as in _build
 
         source = card.extras.get(TAESD)
@@ -130,12 +130,12 @@ class Store:
     def _build(
         self, card: Card, base_path: Path, keys: dict[str, ControlKey], loras: Loras
     ) -> DiffusersNetworks:
-        # Only here: it imports diffusers, which takes seconds in which the server already answers.
+        # Only here: it imports diffusers, which takes seconds, and the server must answer before.
         from models.checkpoints import loading  # noqa: PLC0415
 
         placement = loading.Placement(self.device, self.dtype)
         if self._base is None or self._base[0] != base_path:
-            self._base = self._merged = None  # dropped before the next is loaded: two may not fit
+            self._base = self._merged = None  # before the next is loaded: two may not fit
             self._forget()
             base = loading.load_base(base_path, card.base_folder, placement)
             self._base = (base_path, self._with_taesd(card, base, placement))
@@ -192,7 +192,7 @@ class Store:
         )
 
     def _with_loras(self, base: "Base", loras: Loras) -> tuple[nn.Module, nn.Module]:
-        """Return the base's text encoder and UNet with LoRAs, of which the latest are kept."""
+        """Return the base's text encoder and UNet with LoRAs; the latest are kept."""
         if not loras:
             return base.text_encoder, base.unet
         if self._merged is None or self._merged[0] != loras:
@@ -219,7 +219,7 @@ class Store:
             self._forget()
 
     def _forget(self) -> None:
-        """Forget what was handed out, so that what has been dropped can be freed."""
+        """Forget the networks handed out, so that dropped ones can be freed."""
         self._ready.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -239,7 +239,7 @@ class Store:
 
 
 def _parameter_count(path: Path) -> int:
-    """Count a ControlNet's parameters by the headers of its files."""
+    """Count a ControlNet's parameters from the headers of its files."""
     files = folders.network_files(path)[0] if path.is_dir() else [path]
     shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
     if identify(shapes).kind == MERGED:

@@ -97,7 +97,7 @@ def serving(files: Mapping[str, bytes], cache: Path) -> Iterator[FakeHub]:
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
-        patch.setattr(download, "_asked_in_vain", {"at": -float("inf")})
+        patch.setattr(download, "_last_silence", {"at": -float("inf")})
         patch.setattr(download, "PAUSE_S", 0.02)
         try:
             yield fake

@@ -5,7 +5,7 @@ diffusers' layout, with each ControlNet as a folder `controlnet/<control>/` (a d
 one weights file of any name) or as a single file `controlnet/<control>.safetensors` (.pth, .ckpt).
 In the same two ways it may hold the extras of a base: `lcm`, the LoRA that the mode preview merges
 in, and `taesd`, a tiny autoencoder that decodes the pictures shown while sampling.
-A card that only brings other ControlNets for a base says `base_of = "<name of that base's card>"`.
+A card that only adds other ControlNets to a base has `base_of = "<name of that base's card>"`.
 """
 
 import tomllib
@@ -19,13 +19,13 @@ from core.errors import BadInput
 CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHANNEL_ORDERS = ("", "rgb", "bgr")
 INHERITED = ("prompts", "min_resolution", "max_resolution", "defaults")
-"""What a card takes over from the card of its base where it says nothing itself."""
+"""Fields that a card inherits from its base's card unless it has them itself."""
 BASE_ONLY = ("base", "preview_matrix", "extras")
-"""What belongs to the base, so that only its own card may say it."""
+"""Fields of the base, which only its own card may have."""
 
 LCM, TAESD = "lcm", "taesd"
 EXTRAS = {LCM: "mode preview", TAESD: "live preview"}
-"""What may stand beside a base, and what it is for."""
+"""Optional parts of a base, and what they are for."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Source:
     hub: str
     """Repository, owner/name."""
     revision: str
-    """Commit, so that the same card always means the same weights."""
+    """Commit: the same card always means the same weights."""
     files: Mapping[str, int]
-    """What is needed of it: path inside the folder, and its size in bytes, 0 where not known."""
+    """The files needed: path inside the folder, and size in bytes, 0 if unknown."""
     subfolder: str = ""
     licence: str = ""
     """Of these weights."""
     channel_order: str = ""
-    """Order in which a ControlNet wants its map's channels, rgb or bgr; without one its own config
-    decides. Maps are RGB everywhere: the network itself turns them (checkpoints/loading.py)."""
+    """Order of the map's channels that a ControlNet was trained with, rgb or bgr; if empty its own
+    config decides. Maps are RGB everywhere: the network reverses them (checkpoints/loading.py)."""
     preprocessor: str = ""
-    """The way of drawing maps that a ControlNet's pages start with, by the annotator's name for it;
-    empty, or not one of the annotator's, for the annotator's own first."""
+    """The preprocessor that a ControlNet's pages start with, by the annotator's name for it; the
+    annotator's first if empty or unknown."""
 
     def __post_init__(self) -> None:
         """Refuse an unknown channel order.
@@ -59,7 +59,7 @@ class Source:
 
     @property
     def single_file(self) -> str:
-        """The one weights file it consists of; empty where it is a folder in diffusers' layout."""
+        """The one weights file that it consists of; empty for a folder in diffusers' layout."""
         names = list(self.files)
         return names[0] if len(names) == 1 and names[0].endswith(CONTROL_SUFFIXES) else ""
 
@@ -74,30 +74,30 @@ class Card:
     """What it is and what it cannot do, for the page."""
     licence: str
     folder: Path
-    """What is kept locally: its ControlNets, and the base where that is its own."""
+    """Local files: its ControlNets, and its base if it has its own."""
     base_folder: Path
-    """Where the base is kept, this card's folder or that of the card in `base_of`; for a
-    single-file base, the configs and tokenizer it is read with."""
+    """Folder of the base, this card's or that of the card in `base_of`; for a single-file base, the
+    folder of its configs and tokenizer."""
     prompts: tuple[str, ...]
     """Example prompts in the model's own words."""
     min_resolution: int
     max_resolution: int
-    """Short side in pixels between which it makes sense."""
+    """Bounds of a picture's short side in pixels, for good results."""
     preview_matrix: tuple[tuple[float, ...], ...] = ()
-    """Latent to RGB in [-1, 1]: a row per latent channel, and perhaps one more, the bias; without
-    one it is fitted to the decoder when that is loaded."""
+    """Latent to RGB in [-1, 1]: a row per latent channel, and optionally one more, the bias; fitted
+    to the decoder at loading if empty."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """GenerationRequest fields whose default this model changes."""
     base_of: str = ""
     """Name of the card whose base this one uses; empty for a base of its own."""
     base: Source | None = None
-    """Where the base comes from when it is not here."""
+    """Where the base is downloaded from if it is not local."""
     controls: Mapping[str, Source] = field(default_factory=dict)
-    """Where each ControlNet comes from when it is not here."""
+    """Where each ControlNet is downloaded from if it is not local."""
     extras: Mapping[str, Source] = field(default_factory=dict)
-    """Where each of EXTRAS comes from when it is not here."""
+    """Where each of EXTRAS is downloaded from if it is not local."""
     file: Path | None = None
-    """The single-file base, where a user's checkpoint stands in for the card's own."""
+    """The user's single-file checkpoint, if it replaces the card's own base."""
 
     def local_control(self, control: str) -> Path | None:
         """Return the folder or file of a ControlNet kept beside this model."""
@@ -112,11 +112,11 @@ class Card:
         return control in self.controls or self.local_control(control) is not None
 
     def channel_order(self, control: str) -> str:
-        """Return the channel order the card gives for a ControlNet, wherever its weights lie."""
+        """Return the channel order that the card has for a ControlNet, wherever its weights are."""
         return self.controls[control].channel_order if control in self.controls else ""
 
     def preprocessor(self, control: str) -> str:
-        """Return the way of drawing maps that the card gives for a ControlNet."""
+        """Return the preprocessor that the card has for a ControlNet."""
         return self.controls[control].preprocessor if control in self.controls else ""
 
     def control_names(self) -> list[str]:
@@ -131,7 +131,7 @@ def find_control(model: Path, control: str) -> Path | None:
 
 
 def find_network(folder: Path, name: str) -> Path | None:
-    """Return the folder or file that a network is kept in: `name`/, or `name` with a suffix."""
+    """Return a network's folder or file: `name`/, or `name` with a suffix."""
     if (folder / name / "config.json").is_file():
         return folder / name
     files = [f for f in (folder / name).glob("*") if f.suffix in CONTROL_SUFFIXES]
@@ -147,8 +147,8 @@ def read_card(path: Path) -> Card:
     """Return the card in a TOML file.
 
     Raises:
-        BadInput: it is no TOML, a field is missing, unknown or of the wrong form, or the card of
-            its base is.
+        BadInput: it, or the card of its base, is not valid TOML, or a field is missing, unknown or
+            malformed.
     """
     facts = _read_toml(path)
     base_folder = path.with_suffix("")
@@ -177,11 +177,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"The model card {path.name} is no valid TOML: {error}.") from error
+        raise BadInput(f"The model card {path.name} is not valid TOML: {error}.") from error
 
 
 def _with_base(facts: dict[str, Any], path: Path) -> tuple[dict[str, Any], Path]:
-    """Return the card's facts completed by those of its base's card, and where the base is kept."""
+    """Return the card's fields completed from its base's card, and the base's folder."""
     name = str(facts["base_of"])
     other = {card.stem: card for card in path.parent.glob("*.toml")}.get(name)
     if other is None:
@@ -196,7 +196,7 @@ def _with_base(facts: dict[str, Any], path: Path) -> tuple[dict[str, Any], Path]
         if field_name in facts:
             raise BadInput(
                 f"The model card {path.name} uses the base of {name} and cannot have the field "
-                f"{field_name}: it belongs into {other.name}."
+                f"{field_name}: it belongs in {other.name}."
             )
     given = {key: theirs[key] for key in (*INHERITED, *BASE_ONLY) if key in theirs}
     return given | facts, other.with_suffix("")

@@ -1,8 +1,7 @@
-"""Fetches weights from the model hub at the pinned revision, or says exactly what is missing.
+"""Downloads weights from the model hub at the pinned revision, or names exactly what is missing.
 
-They come into the hub client's own cache. What has come of a file lies there under a temporary
-name, and the next try goes on behind it; once whole it is renamed, so that a half file is never
-taken for a whole one.
+They go into the hub client's own cache. A partial file has a temporary name there, and the next try
+resumes it; it is renamed once complete, so that it is never taken for a whole one.
 """
 
 import errno
@@ -34,53 +33,53 @@ from models.catalog.cards import Source
 from models.catalog.paths import shown
 
 LOGGER = logging.getLogger(__name__)
-LOGGER.addHandler(logging.NullHandler())  # a shell without a log is told in a sentence, once
+LOGGER.addHandler(logging.NullHandler())  # without a log, the shell shows the error alone
 
 Watch = Callable[[int, int], None]
-"""Told the bytes that are here and those that there will be, now and then; raises to stop."""
+"""Called now and then with the bytes that are here and the total; raises to stop."""
 
 HUB_SECONDS = 10
-"""How long the hub may take to answer at all, and between two pieces of a file."""
+"""Timeout for the hub's answer, and between two pieces of a file."""
 SILENT_SECONDS = 60
-"""How long a hub that did not answer is not asked again, lest every missing file waits anew."""
+"""How long a hub that did not answer is not asked again: each missing file would wait anew."""
 PIECE = 2**20
-"""Bytes from one look at whether to stop to the next: a tenth of a second at 100 Mbit/s."""
-LOST_AT_MOST = 5
-"""Lost connections without a byte between them, after which a download is given up for now."""
+"""Bytes between two calls of `watch`: a tenth of a second at 100 Mbit/s."""
+MAX_LOST = 5
+"""A download fails after so many lost connections without a byte between them."""
 PAUSE_S = 1.0
-"""Between a lost connection and the next try, and between looks at another's download."""
+"""Seconds between a lost connection and the next try, and between checks of another's download."""
 PART = ".part"
-"""Ends the name of a file of which not all has come."""
+"""Suffix of a partial file."""
 PARTIAL = 206
-"""HTTP's answer where a part of a file was asked for, and is sent."""
+"""HTTP status for a requested range."""
 SHA256_DIGITS = 64
-"""Length of the tag of a large file, which is its hash; that of a small one is git's, shorter."""
+"""Length of a large file's ETag, its SHA-256; a small file has the shorter git hash."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 NETWORK_ERRORS = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
-"""What the client raises of its own: the error of its transport library, which differs from version
-to version, and the system's. Anything else is a bug of ours, and rises."""
+"""What the client raises: the error of its transport library, which differs between versions, and
+the system's. Anything else is a bug of ours, and propagates."""
 LOST = (NETWORK_ERRORS[0], ConnectionError, TimeoutError)
-"""What a connection ends with that breaks off, unless it is an answer of the hub's."""
-_asked_in_vain = {"at": -float("inf")}
-"""When that was, on the monotonic clock."""
+"""Errors of a broken connection, unless they are an answer of the hub."""
+_last_silence = {"at": -float("inf")}
+"""When the hub last did not answer, on the monotonic clock."""
 
 
 class _Lost(ConnectionError):
-    """A connection broke off and did not come back."""
+    """The connection was lost MAX_LOST times."""
 
 
 def fetch(source: Source, title: str, destination: Path, watch: Watch | None = None) -> Path:
-    """Return the local folder of a source, from the cache or over the network.
+    """Return the local folder of a source, downloaded unless it is in the cache.
 
-    `title` names the model and `destination` the folder to fill by hand, both for the error.
+    The error names the model by `title`, and `destination` as the folder to put files into by hand.
 
     Raises:
-        WeightsMissing: a file is not in the cache and cannot be fetched now.
+        WeightsMissing: a file is not in the cache and cannot be downloaded.
         Exception: what `watch` raises.
     """
     folder = snapshot(source)  # the cache first: a pinned revision never changes
-    if not _absent(source, folder):
+    if not _missing(source, folder):
         return folder
     try:
         _reach_hub(source)
@@ -88,11 +87,11 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
         return folder
     except NETWORK_ERRORS as error:
         LOGGER.warning("%s was not fetched.", source.hub, exc_info=True)
-        problem, advice = _told(error)
-    absent = _absent(source, folder)
-    # The folder to fill may hold some already, as models/sd15 does the configs and the tokenizer.
-    absent = {n: size for n, size in absent.items() if not (destination / n).is_file()} or absent
-    *others, last = (f"{inside(source, n)} ({amount(size)})" for n, size in absent.items())
+        problem, advice = _explain(error)
+    missing = _missing(source, folder)
+    # `destination` may hold some already: models/sd15 has the configs and the tokenizer.
+    missing = {n: size for n, size in missing.items() if not (destination / n).is_file()} or missing
+    *others, last = (f"{inside(source, n)} ({amount(size)})" for n, size in missing.items())
     files = f"{', '.join(others)} and {last}" if others else last
     raise WeightsMissing(
         f"{title} needs {files} of huggingface.co/{source.hub}, but {problem}: {advice}, "
@@ -102,10 +101,7 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
 
 @contextmanager
 def shell_bar(title: str) -> Iterator[Watch]:
-    """Give a watch that draws a bar in the shell: the bytes, their speed, and the time left.
-
-    Where nothing comes there is no bar.
-    """
+    """Yield a watch that draws a progress bar in the shell; no bar if nothing is downloaded."""
     bar: tqdm | None = None
 
     def watch(here: int, whole: int) -> None:
@@ -124,11 +120,11 @@ def shell_bar(title: str) -> Iterator[Watch]:
 
 def to_download(source: Source) -> dict[str, int]:
     """Return the files of a source that the client's cache lacks, with their sizes."""
-    return _absent(source, snapshot(source))
+    return _missing(source, snapshot(source))
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """Return what is wrong in words, and what to do."""
+def _explain(error: Exception) -> tuple[str, str]:
+    """Return what is wrong and what to do, in words."""
     if isinstance(error, LocalEntryNotFoundError):
         return "the hub cannot be reached", "connect and try again"
     if isinstance(error, LOST) and not isinstance(error, HfHubHTTPError):
@@ -140,13 +136,13 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 def _reach_hub(source: Source) -> None:
-    """Ask for the repository once, since a download tries again for half a minute before it fails.
+    """Request the repository once: a download would retry for half a minute before it fails.
 
     Raises:
-        LocalEntryNotFoundError: the network or the hub does not answer, or did not a moment ago.
-        HfHubHTTPError: it answers that there is none.
+        LocalEntryNotFoundError: the hub does not answer, or did not a moment ago.
+        HfHubHTTPError: it refuses, or has no such repository.
     """
-    if time.monotonic() - _asked_in_vain["at"] < SILENT_SECONDS:
+    if time.monotonic() - _last_silence["at"] < SILENT_SECONDS:
         raise LocalEntryNotFoundError("the hub could not be reached")
     try:
         HfApi().model_info(source.hub, revision=source.revision, timeout=HUB_SECONDS)
@@ -154,21 +150,21 @@ def _reach_hub(source: Source) -> None:
         raise
     except NETWORK_ERRORS as error:
         LOGGER.warning("The hub does not answer: %r", error)
-        _asked_in_vain["at"] = time.monotonic()
+        _last_silence["at"] = time.monotonic()
         raise LocalEntryNotFoundError("the hub cannot be reached") from error
 
 
 def _download(source: Source, watch: Watch) -> None:
-    """Bring the absent files into the cache, one after the other, the small ones first.
+    """Download the missing files into the cache one by one, the small ones first.
 
     Raises:
-        _Lost: the connection broke off.
-        Exception: one of NETWORK_ERRORS where hub or disk refuse, or what `watch` raises.
+        _Lost: the connection was lost.
+        Exception: one of NETWORK_ERRORS if hub or disk refuse, or what `watch` raises.
     """
     sizes = dict(sorted(to_download(source).items(), key=lambda one: one[1]))
     begun = sum(_size(part) for part in _repository(source).glob(f"blobs/*{PART}"))
     if sum(sizes.values()) - begun > shutil.disk_usage(_nearest(_repository(source))).free:
-        raise OSError(errno.ENOSPC, "there is no room for what would come")
+        raise OSError(errno.ENOSPC, "there is no room for the download")
     before = 0
     for name, roughly in sizes.items():
         path = inside(source, name)
@@ -176,17 +172,17 @@ def _download(source: Source, watch: Watch) -> None:
         facts = get_hf_file_metadata(url, timeout=HUB_SECONDS)
         sizes[name] = facts.size or roughly
 
-        def told(here: int, before: int = before) -> None:
+        def report(here: int, before: int = before) -> None:
             watch(before + here, max(sum(sizes.values()), before + here))
 
         blob = _repository(source) / "blobs" / str(facts.etag)
-        _receive_in_turn(url, blob, facts.size, told)
-        hf_hub_download(source.hub, path, revision=source.revision)  # only puts it in its place
+        _receive_in_turn(url, blob, facts.size, report)
+        hf_hub_download(source.hub, path, revision=source.revision)  # only links the blob
         before += facts.size or roughly
 
 
-def _receive_in_turn(url: str, blob: Path, size: int | None, told: Callable[[int], None]) -> None:
-    """Bring a file, or wait while another thread or process does, reporting what has come."""
+def _receive_in_turn(url: str, blob: Path, size: int | None, report: Callable[[int], None]) -> None:
+    """Download a file, or report its progress while another thread or process does."""
     part = blob.with_name(blob.name + PART)
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(part.with_name(f"{part.name}.lock"))
@@ -194,21 +190,21 @@ def _receive_in_turn(url: str, blob: Path, size: int | None, told: Callable[[int
         try:
             lock.acquire(timeout=PAUSE_S)
         except Timeout:
-            told(_size(part))
+            report(_size(part))
     try:
         if not blob.is_file():
-            _receive(url, part, size, told)
+            _receive(url, part, size, report)
             _refuse_damaged(part, blob.name)
             part.replace(blob)
     finally:
         lock.release()
 
 
-def _receive(url: str, part: Path, size: int | None, told: Callable[[int], None]) -> None:
-    """Go on with a file until all of it is there, also over lost connections.
+def _receive(url: str, part: Path, size: int | None, report: Callable[[int], None]) -> None:
+    """Resume a file until it is complete, over lost connections too.
 
     Raises:
-        _Lost: not a byte came in LOST_AT_MOST tries.
+        _Lost: MAX_LOST tries brought no byte.
     """
     tries = 0
     while True:
@@ -216,11 +212,11 @@ def _receive(url: str, part: Path, size: int | None, told: Callable[[int], None]
         if size is not None and here > size:
             part.unlink()
             continue
-        told(here)
+        report(here)
         if here == size:
             return
         try:
-            _stream(url, part, told)
+            _stream(url, part, report)
             if size is None:
                 return
         except HfHubHTTPError:
@@ -228,42 +224,42 @@ def _receive(url: str, part: Path, size: int | None, told: Callable[[int], None]
         except LOST as error:
             LOGGER.warning("%s broke off: %r", url, error)
         tries = 0 if _size(part) > here else tries + 1
-        if tries == LOST_AT_MOST:
+        if tries == MAX_LOST:
             raise _Lost
         if _size(part) != size:
             time.sleep(PAUSE_S)
 
 
-def _stream(url: str, part: Path, told: Callable[[int], None]) -> None:
-    """Add to a file what the hub has beyond it; what has come stays, however this ends."""
+def _stream(url: str, part: Path, report: Callable[[int], None]) -> None:
+    """Append the rest of a file; what has arrived is kept, however this ends."""
     here = _size(part)
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
     if here:
         headers["Range"] = f"bytes={here}-"
     with get_session().stream("GET", url, headers=headers, timeout=HUB_SECONDS) as response:
         hf_raise_for_status(response)
-        if response.status_code != PARTIAL:  # the whole file, asked for or not
+        if response.status_code != PARTIAL:  # the whole file, although a range was requested
             here = 0
         with part.open("ab" if here else "wb") as file:
             for piece in response.iter_bytes(PIECE):
                 file.write(piece)
                 here += len(piece)
-                told(here)
+                report(here)
 
 
 def _refuse_damaged(part: Path, tag: str) -> None:
-    """Throw away what differs from the hash that a large file is kept under."""
+    """Delete a large file that differs from the hash in its ETag."""
     if len(tag) != SHA256_DIGITS:
         return
     with part.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() == tag:
             return
     part.unlink()
-    raise OSError("what came was damaged, and thrown away")
+    raise OSError("the download was damaged, and deleted")
 
 
 def amount(size: int) -> str:
-    """Return a size in bytes as people say it: 1.72 GB, 29 MB; 0 is a size that is not known."""
+    """Return a size in bytes in words: 1.72 GB, 29 MB; 0 is an unknown size."""
     if size == 0:
         return "its size is not known"
     if size < 1e6:
@@ -277,7 +273,7 @@ def _repository(source: Source) -> Path:
 
 
 def snapshot(source: Source) -> Path:
-    """Return the folder of a source in the hub client's cache, there or not."""
+    """Return the folder of a source in the hub client's cache, whether it exists or not."""
     return _repository(source) / "snapshots" / source.revision / source.subfolder
 
 
@@ -286,7 +282,7 @@ def inside(source: Source, name: str) -> str:
     return f"{source.subfolder}/{name}" if source.subfolder else name
 
 
-def _absent(source: Source, folder: Path) -> dict[str, int]:
+def _missing(source: Source, folder: Path) -> dict[str, int]:
     return {name: size for name, size in source.files.items() if not (folder / name).is_file()}
 
 
@@ -295,5 +291,5 @@ def _size(file: Path) -> int:
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder, or the first one above it that is there."""
+    """Return the folder, or the nearest parent that exists."""
     return next(one for one in (folder, *folder.parents) if one.is_dir())

@@ -1,12 +1,12 @@
-"""The tags that ask for LoRAs, as in AUTOMATIC1111: `<lora:name:0.8>` in a prompt.
+"""LoRA tags in prompts, as in AUTOMATIC1111: `<lora:name:0.8>`.
 
-A model's name followed by such tags is the model with those LoRAs. After the name a tag has, parted
-by colons, the text encoder's strength, the UNet's where it is another, and a number of ranks; or
-any of them by name (`te=`, `unet=`, `dyn=`). `lbw=` weighs the UNet's blocks, by a preset or by
-numbers, and may go without its name.
+A model's name followed by tags is the model with those LoRAs. After its name a tag has, separated
+by colons, the text encoder's strength, the UNet's if it differs, and a number of ranks; or any of
+them by name (`te=`, `unet=`, `dyn=`). `lbw=` weights the UNet's blocks, by a preset or by numbers,
+and may omit its name.
 
-Sources: AUTOMATIC1111's extra_networks_lora.py, whose first number is the text encoder's and stands
-for both; hako-mikan/sd-webui-lora-block-weight for blocks and presets.
+Sources: AUTOMATIC1111's extra_networks_lora.py, whose first number is the text encoder's and
+defaults to both; hako-mikan/sd-webui-lora-block-weight for blocks and presets.
 """
 
 import math
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from core.errors import BadInput
 
 TAG = re.compile(r"<(lora|lyco|hypernet):([^<>:]+)(?::([^<>]*))?>", re.IGNORECASE)
-"""A tag's word, the file's name, and what follows it."""
+"""Groups: the tag's word, the file's name, and the rest."""
 
-STRONGEST = 10.0
-"""No LoRA means anything beyond; sliders of other tools end at 1 or 2."""
+MAX_STRENGTH = 10.0
+"""No LoRA is useful beyond; sliders of other tools end at 1 or 2."""
 
 BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(12)), "M00", *(f"OUT{n:02}" for n in range(12)))
-"""The text encoder, then the UNet's blocks, as latent-diffusion counts them."""
+"""The text encoder, then the UNet's blocks as latent-diffusion counts them."""
 _ATTENDING = (0, 2, 3, 5, 6, 8, 9, 13, *range(17, 26))
-"""Which of them a list of 17 numbers is for: those with attention. The others get 0."""
+"""The blocks with attention, for a list of 17 numbers; the others get 0."""
 _PRESETS = {
     "NONE": "0" * 17,
     "ALL": "1" * 17,
@@ -42,16 +42,16 @@ _NAMED = {"te", "unet", "dyn", "lbw", "w"}
 
 @dataclass(frozen=True)
 class Strengths:
-    """What a tag says after the name."""
+    """The strengths in a tag."""
 
     weight: float = 1.0
     """The tag's first number."""
     text_encoder: float = 1.0
     unet: float = 1.0
     ranks: int | None = None
-    """How many of the ranks of a plain LoRA count; None for all."""
+    """How many ranks of a plain LoRA are used; None for all."""
     blocks: tuple[float, ...] = (1.0,) * len(BLOCKS)
-    """A factor for each of BLOCKS."""
+    """A factor per block of BLOCKS."""
 
 
 def tags_in(text: str) -> list[str]:
@@ -60,22 +60,22 @@ def tags_in(text: str) -> list[str]:
 
 
 def without_tags(text: str) -> str:
-    """Return a prompt without its tags; they are no words for the text encoder."""
+    """Return a prompt without its tags, which are not words for the text encoder."""
     return TAG.sub("", text)
 
 
 def split(model: str) -> tuple[str, list[str]]:
-    """Return the name of a model, and the tags that follow it."""
+    """Return the name of a model, and the tags after it."""
     tags = tags_in(model)
     return without_tags(model).rstrip() if tags else model, tags
 
 
 def read_tag(tag: str) -> tuple[str, Strengths]:
-    """Return the name in a tag, and how strongly its LoRA is to act on what.
+    """Return the name in a tag, and the strengths of its LoRA.
 
     Raises:
-        BadInput: a hypernetwork, a strength that is not a number or a very large one, or a setting
-            that is not known here.
+        BadInput: it is a hypernetwork's, a strength is not a number or too large, or a setting is
+            unknown.
     """
     match = TAG.fullmatch(tag)
     if match is None:
@@ -95,8 +95,7 @@ def read_tag(tag: str) -> tuple[str, Strengths]:
             named[key.strip().lower()] = value.strip()
         else:
             raise BadInput(
-                f"In {tag} the setting {key} is not known here: of those with a name te=, unet=, "
-                "dyn= and lbw= are."
+                f"In {tag} the setting {key} is not known: use te=, unet=, dyn= or lbw=."
             )
     first = _number(tag, name, plain[0]) if plain else 1.0
     text_encoder = _number(tag, name, named["te"]) if "te" in named else first
@@ -119,16 +118,16 @@ def _number(tag: str, name: str, text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not abs(number) <= STRONGEST:
+    if not abs(number) <= MAX_STRENGTH:
         raise BadInput(
-            f"In {tag} the weight must be a number from -{STRONGEST:g} to {STRONGEST:g}, "
+            f"In {tag} the weight must be a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, "
             f"as in <lora:{name}:0.8>."
         )
     return number
 
 
 def _blocks(tag: str, text: str) -> tuple[float, ...]:
-    """Return the factor of each of BLOCKS that a preset, a block's name or a list stands for."""
+    """Return the factor per block of BLOCKS for a preset, a block's name or a list."""
     text = _OTHERS.get(text, text)
     if text == "ALL":
         return Strengths().blocks
@@ -146,7 +145,7 @@ def _blocks(tag: str, text: str) -> tuple[float, ...]:
     if len(numbers) == len(_ATTENDING):
         given = dict(zip(_ATTENDING, numbers, strict=True))
         numbers = [given.get(index, 0.0) for index in range(len(BLOCKS))]
-    if len(numbers) != len(BLOCKS) or not all(abs(number) <= STRONGEST for number in numbers):
+    if len(numbers) != len(BLOCKS) or not all(abs(number) <= MAX_STRENGTH for number in numbers):
         raise BadInput(
             f"In {tag} the block weights must be {len(_ATTENDING)} or {len(BLOCKS)} numbers with "
             f"commas between, or one of {', '.join(_PRESETS)}."

@@ -1,8 +1,8 @@
-"""Says what a weights file holds, from its header, before anything is built from it.
+"""Identifies a weights file by its header, before anything is built from it.
 
-A safetensors header is read alone; a pickle is opened with `weights_only=True` and memory-mapped,
-never otherwise, so nothing in it can run. The key names are those of the original repositories
-(CompVis latent-diffusion, lllyasviel/ControlNet) and of diffusers.
+Only the header of a safetensors file is read; a pickle is always opened with `weights_only=True`,
+so that no code in it can run, and memory-mapped. The key names are those of the original
+repositories (CompVis latent-diffusion, lllyasviel/ControlNet) and of diffusers.
 """
 
 import json
@@ -22,21 +22,21 @@ from models.catalog.paths import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-LARGEST_HEADER = 100 * 2**20
-"""Bytes; safetensors' own limit for its header."""
+MAX_HEADER = 100 * 2**20
+"""Bytes; safetensors' own limit."""
 
 LENGTH_BYTES = 8
-"""A safetensors file begins with its header's length in so many bytes, little-endian."""
-UTF8_MARK = b"\xef\xbb\xbf"
-"""What some servers and editors put before text."""
+"""Size of the header's length at the start of a safetensors file, little-endian."""
+UTF8_BOM = b"\xef\xbb\xbf"
+"""Some servers and editors put it before text."""
 PICKLE_START = b"\x80"
-"""First byte of every pickle since protocol 2, as torch before 1.6 wrote them without a zip."""
+"""First byte of every pickle since protocol 2; torch before 1.6 wrote them without a zip."""
 
 CHANNEL_ORDER = "channel_order"
-"""A ControlNet's own word on the order of its map's channels, in a safetensors file's metadata."""
+"""Metadata key of a ControlNet's safetensors file for the order of its map's channels."""
 
 INVERSION = "string_to_param"
-"""What holds the vectors in AUTOMATIC1111's pickles of textual inversion embeddings."""
+"""Key of the vectors in AUTOMATIC1111's pickles of textual inversion embeddings."""
 
 SD1_WIDTH = 768
 WIDTHS = {
@@ -44,16 +44,16 @@ WIDTHS = {
     1024: "Stable Diffusion 2.x",
     2048: "Stable Diffusion XL",
 }
-"""Family by the width of its text embeddings (columns of attn2.to_k)."""
+"""Model family by the width of its text embeddings (columns of attn2.to_k)."""
 
 BASE = "a base checkpoint"
 CONTROLNET = "a ControlNet"
 LORA = "a LoRA"
 EMBEDDING = "a textual inversion embedding"
 MERGED = "a base checkpoint with a ControlNet inside"
-"""v1.0's layout: control_sd15_canny.pth serves as either."""
+"""ControlNet 1.0's layout: control_sd15_canny.pth serves as either."""
 
-_SIGNS = (
+_KEY_PATTERNS = (
     ("a Control-LoRA", r"^lora_controlnet$"),
     ("a ControlNet-LLLite", r"^lllite_"),
     ("an IP-Adapter", r"^(image_proj|ip_adapter)\."),
@@ -77,7 +77,7 @@ _SIGNS = (
     ("an autoencoder alone", r"^(first_stage_model\.)?decoder\.(conv_in|layers\.0)\."),
     ("a text encoder alone", r"(^|\.)text_model\.|^embeddings\.token_embedding\."),
 )
-"""What a file is, by the first pattern that one of its keys matches."""
+"""Kinds of files and a pattern of their keys; the first that matches decides."""
 
 _MERGED_KEYS = ("model.diffusion_model.", "control_model.")
 _TEXT_KEY = re.compile(
@@ -92,21 +92,21 @@ class Contents:
     """What was recognised in a file or folder."""
 
     kind: str
-    """BASE, CONTROLNET, MERGED, LORA, or words for something that cannot be used here."""
+    """BASE, CONTROLNET, MERGED, LORA, EMBEDDING, or a phrase for a kind of no use here."""
     text_width: int | None
-    """Width of the text embeddings it attends to; None where it has no such attention."""
+    """Width of the text embeddings it attends to; None without cross-attention."""
     in_channels: int | None
-    """Channels of its latents: 4, or 9 for inpainting, 8 for instruct-pix2pix."""
+    """Input channels of its UNet: 4, or 9 for inpainting, 8 for instruct-pix2pix."""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return each tensor's shape, reading no more of the file than that needs.
+    """Return each tensor's shape, reading as little of the file as possible.
 
     Raises:
         WeightsMissing: there is no such file.
-        WeightsMismatch: it is cut short, no weights file, or a pickle that asks to run code.
+        WeightsMismatch: it is truncated, not a weights file, or a pickle that would run code.
     """
-    _refuse_what_is_no_weights_file(path)
+    _require_weights_file(path)
     if path.suffix != ".safetensors":
         return {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
     header = _safetensors_header(path)
@@ -114,43 +114,45 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file says of itself; nothing for other formats.
+    """Return the metadata of a safetensors file; empty for other formats.
 
     Raises:
         WeightsMissing, WeightsMismatch: as read_shapes.
     """
-    _refuse_what_is_no_weights_file(path)
-    said = _safetensors_header(path).get("__metadata__") if path.suffix == ".safetensors" else {}
-    return said if isinstance(said, dict) else {}
+    _require_weights_file(path)
+    if path.suffix != ".safetensors":
+        return {}
+    metadata = _safetensors_header(path).get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the file's tensors, memory-mapped where its format allows it.
+    """Return the file's tensors, memory-mapped if its format allows it.
 
     Raises:
         WeightsMissing, WeightsMismatch: as read_shapes.
     """
-    _refuse_what_is_no_weights_file(path)
+    _require_weights_file(path)
     if path.suffix == ".safetensors":
         _safetensors_header(path)
         return load_file(path)
-    held = _unpickle(path)
-    while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
-        held = held["state_dict"]
-    if isinstance(held, dict) and isinstance(held.get(INVERSION), dict):
-        held = {f"{INVERSION}.{name}": value for name, value in held[INVERSION].items()}
-    if not isinstance(held, dict):
+    content = _unpickle(path)
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if isinstance(content, dict) and isinstance(content.get(INVERSION), dict):
+        content = {f"{INVERSION}.{name}": value for name, value in content[INVERSION].items()}
+    if not isinstance(content, dict):
         raise WeightsMismatch(f"{path.name} holds no named tensors: choose another file.")
-    return {str(key): value for key, value in held.items() if isinstance(value, Tensor)}
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def identify(shapes: Shapes) -> Contents:
-    """Return what the tensors of these names and shapes belong to."""
-    kind = "a file of a kind we do not know"
+    """Return what tensors of these names and shapes belong to."""
+    kind = "a file of an unknown kind"
     if all(any(key.startswith(prefix) for key in shapes) for prefix in _MERGED_KEYS):
         kind = MERGED
     else:
-        for name, pattern in _SIGNS:
+        for name, pattern in _KEY_PATTERNS:
             if any(re.search(pattern, key) for key in shapes):
                 kind = name
                 break
@@ -164,7 +166,7 @@ def identify(shapes: Shapes) -> Contents:
 
 
 def describe(contents: Contents) -> str:
-    """Return the contents in words, with the family where its width is a known one."""
+    """Return the contents in words, with the model family if its width is known."""
     family = WIDTHS.get(contents.text_width or 0)
     return f"{contents.kind} ({family})" if family else contents.kind
 
@@ -172,7 +174,7 @@ def describe(contents: Contents) -> str:
 def require(
     name: str, contents: Contents, kinds: tuple[str, ...], text_width: int, in_channels: int | None
 ) -> None:
-    """Refuse, in one sentence, what does not fit.
+    """Refuse contents that do not fit, in one sentence.
 
     Raises:
         WeightsMismatch: another kind of file, another family, or other latents.
@@ -181,10 +183,10 @@ def require(
     if contents.kind not in kinds:
         raise WeightsMismatch(f"{name} is {describe(contents)}: {wanted} is needed here.")
     if contents.text_width != text_width:
-        found = describe(contents)
+        description = describe(contents)
         if contents.text_width not in WIDTHS:
-            found += f" (text width {contents.text_width or 'unknown'})"
-        raise WeightsMismatch(f"{name} is {found}: {wanted} is needed here.")
+            description += f" (text width {contents.text_width or 'unknown'})"
+        raise WeightsMismatch(f"{name} is {description}: {wanted} is needed here.")
     if contents.in_channels != in_channels:
         special = {9: " made for inpainting", 8: " made for instruct-pix2pix"}
         raise WeightsMismatch(
@@ -193,11 +195,12 @@ def require(
         )
 
 
-def _refuse_what_is_no_weights_file(path: Path) -> None:
+def _require_weights_file(path: Path) -> None:
+    """Refuse a missing file, and common downloads that are something else."""
     if not path.is_file():
         raise WeightsMissing(f"There is no weights file {shown(path)}: check the path.")
     with path.open("rb") as file:
-        start = file.read(256).removeprefix(UTF8_MARK).lstrip()
+        start = file.read(256).removeprefix(UTF8_BOM).lstrip()
     for magic, what in (
         (b"<", "a web page, probably a login or error page saved as weights"),
         (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull to get the weights"),
@@ -210,7 +213,7 @@ def _refuse_what_is_no_weights_file(path: Path) -> None:
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:
-    """Return the JSON header, having checked that the file is as long as it says."""
+    """Return the JSON header, after checking that the file has the length that follows from it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(LENGTH_BYTES)
@@ -219,9 +222,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
             raise WeightsMismatch(
                 f"{path.name} is a pickle named .safetensors: rename it to .ckpt if you trust it."
             )
-        if length > LARGEST_HEADER or LENGTH_BYTES + length > size:
+        if length > MAX_HEADER or LENGTH_BYTES + length > size:
             raise WeightsMismatch(
-                f"{path.name} is cut short or no safetensors file: download it again."
+                f"{path.name} is truncated, or not a safetensors file: download it again."
             )
         text = file.read(length)
     try:
@@ -247,7 +250,7 @@ def _unpickle(path: Path) -> Any:
     zipped = start == b"PK"
     if not zipped and start[:1] != PICKLE_START:
         raise WeightsMismatch(
-            f"{path.name} is no weights file: choose a .safetensors, .ckpt or .pth file."
+            f"{path.name} is not a weights file: choose a .safetensors, .ckpt or .pth file."
         )
     try:
         # Only the zip format of torch >= 1.6 can be memory-mapped.
@@ -259,7 +262,7 @@ def _unpickle(path: Path) -> Any:
                 "use a .safetensors version of it."
             ) from error
         raise WeightsMismatch(f"{path.name} is damaged: download it again.") from error
-    except Exception as error:  # what torch's reader meets in a damaged file raises anything
+    except Exception as error:  # torch's reader may raise anything on a damaged file
         raise WeightsMismatch(
-            f"{path.name} is cut short or no PyTorch weights file: download it again."
+            f"{path.name} is truncated, or not a PyTorch weights file: download it again."
         ) from error

@@ -1,8 +1,8 @@
-"""Textual inversion: files of vectors that stand in a prompt for a word, their name.
+"""Textual inversion: files of vectors that replace a word of the prompt, their name.
 
-They lie in the folder `embeddings` beside the cards, or in a LoRA file. As in AUTOMATIC1111 a
-file's name in a prompt is enough, in any case; ComfyUI's `embedding:name` and SwarmUI's
-`<embed:name>` are read too, and the word that diffusers' trainer writes into learned_embeds.
+They are in the folder `embeddings` beside the cards, or in a LoRA file. As in AUTOMATIC1111 the
+file's name in a prompt, in any case, is enough; ComfyUI's `embedding:name` and SwarmUI's
+`<embed:name>` work too, and so does the word that diffusers' trainer writes into learned_embeds.
 
 Sources: Gal et al. 2022, "An Image is Worth One Word"; AUTOMATIC1111 (textual_inversion.py) and
 diffusers (loaders/textual_inversion.py) for the layouts.
@@ -25,33 +25,33 @@ from models.checkpoints.lora import BUNDLED, Lora
 from models.networks import Inversion
 
 KEPT_FILES = 64
-"""Files that stay in memory, of some ten kilobytes each."""
+"""Files kept in memory, of some ten kilobytes each."""
 HASH_LENGTH = 10
 """Characters of a hash; as many as AUTOMATIC1111 prints."""
 _BUNDLED_KEY = re.compile(
     re.escape(BUNDLED) + r"(?P<name>.+?)\.(?P<inner>string_to_param\..+|[^.]+)"
 )
 _ONE = re.compile(r"emb_params|string_to_param\..+")
-"""How AUTOMATIC1111 and OneTrainer call the vectors, in safetensors and in pickles."""
+"""AUTOMATIC1111's and OneTrainer's keys of the vectors, in safetensors and in pickles."""
 _XL = {"clip_l", "clip_g"}
 """The vectors for the two text encoders of Stable Diffusion XL."""
 _OF_DIFFUSERS = "learned_embeds"
-"""What diffusers' trainer calls every file; the word is the key of the vectors."""
+"""diffusers' name of every file; the word is the key of the vectors."""
 _CALLS = (r"<embed(?:ding)?:({names})>", r"(?<!\w)(?:embedding:)?({names})(?!\w)")
 _ASKED = re.compile(r"(?<!\w)embed(?:ding)?:([^\s,()<>:]+)")
 
 
 def available(folder: Path) -> dict[str, Path]:
-    """Return the embedding files of a folder and those below it by the name that prompts use."""
+    """Return the embedding files in a folder and its subfolders by their name in prompts."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
     return {_name(path): path for path in files}
 
 
 def bundled(loras: Sequence[Lora]) -> dict[str, Inversion]:
-    """Return the embeddings that LoRA files bring, by name; a file's hash stands for them.
+    """Return the embeddings in LoRA files by name; without a hash, since the file has one.
 
     Raises:
-        WeightsMismatch: one is in no known layout.
+        WeightsMismatch: one is in an unknown layout.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for path in {lora.path: None for lora in loras}:
@@ -63,18 +63,18 @@ def bundled(loras: Sequence[Lora]) -> dict[str, Inversion]:
 
 
 def split_prompt(
-    folder: Path, brought: Mapping[str, Inversion], width: int, prompt: str
+    folder: Path, from_loras: Mapping[str, Inversion], width: int, prompt: str
 ) -> tuple[str | Inversion, ...]:
-    """Return the parts of a prompt: text, and the embeddings that words of it name.
+    """Return the parts of a prompt: text, and the embeddings that its words name.
 
-    Those that LoRAs brought go before files of the same name. `width` is the text encoder's.
+    Those `from_loras` win over files of the same name. `width` is the text encoder's.
 
     Raises:
-        WeightsMissing: `embedding:` asks for one that is not here.
+        WeightsMissing: `embedding:` names one that is not here.
         WeightsMismatch: one is damaged, or made for another width.
     """
     files = {name.casefold(): path for name, path in available(folder).items()}
-    ours = {name.casefold(): inversion for name, inversion in brought.items()}
+    ours = {name.casefold(): inversion for name, inversion in from_loras.items()}
     names = sorted({*files, *ours}, key=len, reverse=True)  # the longest that fits
     parts: list[str | Inversion] = [prompt]
     if names:
@@ -100,11 +100,11 @@ def split_prompt(
 
 
 def _name(path: Path) -> str:
-    """Return a file's own name, or the word in a file that is called as all of diffusers'."""
+    """Return a file's name, or the word inside a file with diffusers' name for all of them."""
     if path.stem.startswith(_OF_DIFFUSERS):
         try:
             keys = list(read_shapes(path))
-        except SuiteError:  # named when it is asked for by the file's name
+        except SuiteError:  # reported when its file is used
             keys = []
         if len(keys) == 1 and not _ONE.fullmatch(keys[0]):
             return keys[0]
@@ -118,7 +118,7 @@ def _load(path: Path) -> Inversion:
 
 @lru_cache(KEPT_FILES)
 def _read(path: Path, changed: int, size: int) -> Inversion:
-    """Return a file's embedding, the same object as long as the file is the same."""
+    """Return a file's embedding; the same object as long as the file is unchanged."""
     vectors = _vectors(path.name, read_state(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Inversion(_name(path), vectors, digest[:HASH_LENGTH])
@@ -132,7 +132,7 @@ def _vectors(name: str, state: Mapping[str, Tensor]) -> Tensor:
     vectors = state[known[0]] if len(known) == 1 else None
     if vectors is None or vectors.ndim not in (1, 2) or not vectors.is_floating_point():
         raise WeightsMismatch(
-            f"{name} holds no textual inversion embedding that is known here: take it out of the "
+            f"{name} holds no textual inversion embedding of a known layout: take it out of the "
             "folder, or its name out of the prompt."
         )
     return vectors.reshape(-1, vectors.shape[-1])

@@ -1,6 +1,6 @@
-"""Finds the weights in diffusers' folders and single files, and refuses what does not fit.
+"""Finds the weights in diffusers' folders and single files, and refuses those that do not fit.
 
-Only configs and headers are read here, so that the wrong file is named before any work.
+Only configs and headers are read, so that a wrong file is refused before any work.
 """
 
 import json
@@ -23,18 +23,18 @@ from models.checkpoints.detect import (
 )
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-"""Folders of a model in diffusers' layout."""
+"""Folders in a model's folder in diffusers' layout."""
 
 
 def weights_files(path: Path) -> dict[str, list[Path]]:
-    """Return the files that loading this base reads, by part; a single file is its own part."""
+    """Return the files that loading a base reads, by part; a single file is the one part."""
     if path.is_file():
         return {"checkpoint": [path]}
     return {part: network_files(path / part)[0] for part in ("unet", "vae", "text_encoder")}
 
 
 def network_files(folder: Path) -> tuple[list[Path], str | None]:
-    """Return the weights of one network's folder (all shards of one kind) and their variant.
+    """Return the weights files of one network's folder (all shards of one kind) and their variant.
 
     Raises:
         WeightsMissing: there are none.
@@ -50,18 +50,18 @@ def network_files(folder: Path) -> tuple[list[Path], str | None]:
     raise WeightsMissing(f"There are no weights in {shown(folder)}: put a .safetensors file there.")
 
 
-def inspect_base(path: Path, shape: Path) -> dict[str, Any]:
+def inspect_base(path: Path, config_dir: Path) -> dict[str, Any]:
     """Check a base before any work; return the config of its UNet.
 
-    `shape` is the folder whose configs a single file is measured against.
+    A single file is checked against the configs in the folder `config_dir`.
 
     Raises:
-        WeightsMissing: the path or a part of the folder is not there.
+        WeightsMissing: the path, or a part of the folder, does not exist.
         WeightsMismatch: it is something else, or of another family.
     """
     if path.is_dir():
         return _inspect_base_folder(path)
-    unet = read_json(shape / "unet" / "config.json")
+    unet = read_json(config_dir / "unet" / "config.json")
     _require(path, identify(read_shapes(path)), (BASE, MERGED), unet)
     return unet
 
@@ -103,10 +103,10 @@ def _inspect_base_folder(path: Path) -> dict[str, Any]:
 
 
 def inspect_control(path: Path, unet: dict[str, Any]) -> None:
-    """Check a ControlNet before any work against the config of the UNet it is to steer.
+    """Check a ControlNet before any work, against the config of the UNet that it is for.
 
     Raises:
-        WeightsMissing: the file, or the folder's config, is not there.
+        WeightsMissing: the file, or the folder's config, does not exist.
         WeightsMismatch: it is something else, or made for another base.
     """
     if not path.is_dir():

@@ -1,9 +1,8 @@
 """Builds networks from files: diffusers folders, single-file checkpoints, ControlNets alone.
 
-Importing this module takes seconds, for diffusers and transformers: the store does it when it first
-loads. Everything here takes local paths; nothing reaches for the network. Key names of single files
-are translated by diffusers' own conversion functions; the result must fill every weight of the
-network, or the file is refused.
+Importing this module takes seconds, for diffusers and transformers, so the store does it at its
+first load. All paths are local; nothing is downloaded. Key names of single files are translated by
+diffusers' own conversion functions; a file that does not fill every weight of a network is refused.
 """
 
 import importlib
@@ -28,11 +27,11 @@ from models.checkpoints.folders import network_files, read_json
 from models.networks import decode
 
 CONVERSIONS = "diffusers.loaders.single_file_utils"
-"""Where diffusers keeps its translation of key names."""
+"""diffusers' module that translates key names."""
 CONVOLUTION_NDIM = 4
 PATCHES, PATCH_CELLS = 64, 4
-"""What a preview is fitted on: this many squares of this many latent cells a side, about the work
-of decoding one 256-pixel picture."""
+"""A preview is fitted on so many squares of so many latent cells a side: about the work of decoding
+one 256-pixel picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,23 +46,23 @@ class Base:
     preview_matrix: Tensor
     """Fitted to this autoencoder; see fit_preview."""
     taesd: nn.Module | None = None
-    """A tiny autoencoder of the same latents, where one is here."""
+    """A tiny autoencoder of the same latents, if there is one locally."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the networks go and in which number format."""
+    """The networks' device and number format."""
 
     device: torch.device
     dtype: torch.dtype
     free: Callable[[torch.device], float] = free_bytes
-    """What a device can still hold, in bytes."""
+    """Free memory of a device, in bytes."""
 
     def place(self, module: nn.Module) -> nn.Module:
         """Return the module ready for inference.
 
-        On its device if there is room for it; else engine/offload.py brings it when it is used.
-        Convolutions run in channels-last order: measured 1.5 times as fast in float32 on a CPU.
+        It is on the device if there is room; else engine/offload.py moves it there when it is used.
+        Convolutions are channels-last: measured 1.5 times as fast in float32 on a CPU.
         """
         for parameter in module.parameters():
             if parameter.dtype != self.dtype:
@@ -75,14 +74,14 @@ class Placement:
         return module.eval().requires_grad_(False)
 
 
-def load_base(path: Path, shape: Path, placement: Placement) -> Base:
-    """Load a model folder, or a single file together with the configs and tokenizer in `shape`.
+def load_base(path: Path, config_dir: Path, placement: Placement) -> Base:
+    """Load a model folder, or a single file with the configs and tokenizer in `config_dir`.
 
     Raises:
-        WeightsMissing: a file that the model needs is not there.
+        WeightsMissing: a file that the model needs does not exist.
         WeightsMismatch: the weights do not fill the networks.
     """
-    folder = path if path.is_dir() else shape
+    folder = path if path.is_dir() else config_dir
     if (
         not (folder / "tokenizer" / "vocab.json").is_file()
         and not (folder / "tokenizer" / "tokenizer.json").is_file()
@@ -96,11 +95,11 @@ def load_base(path: Path, shape: Path, placement: Placement) -> Base:
     if path.is_dir():
         text_encoder, unet, vae = _load_folder(path)
     else:
-        text_encoder, unet, vae = _load_single_file(path, shape)
+        text_encoder, unet, vae = _load_single_file(path, config_dir)
     text_encoder, vae, unet = (placement.place(module) for module in (text_encoder, vae, unet))
     channels = int(read_json(folder / "unet" / "config.json")["in_channels"])
-    where = next(vae.parameters()).device  # it may have found no room
-    preview_matrix = fit_preview(vae, channels, where, placement.dtype).to(placement.device)
+    device = next(vae.parameters()).device  # the CPU if there was no room
+    preview_matrix = fit_preview(vae, channels, device, placement.dtype).to(placement.device)
     return Base(tokenizer, text_encoder, unet, vae, scheduler_config, preview_matrix)
 
 
@@ -122,24 +121,24 @@ def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torc
 def load_control(path: Path, unet: Any, placement: Placement, channel_order: str = "") -> nn.Module:
     """Load a ControlNet from a diffusers folder or a single file, for use beside `unet`.
 
-    With `channel_order` "bgr" the network turns the RGB maps it is given, as diffusers' config
-    switch has it; empty leaves that to the folder's config, or to RGB in a single file.
+    With `channel_order` "bgr" the network reverses the channels of the RGB maps it gets, as by
+    diffusers' config switch; "" leaves it to the folder's config, and to RGB for a single file.
 
     Raises:
         WeightsMismatch: the weights do not fill the network.
     """
     network = _load_control_network(path, unet)
     if channel_order:
-        # Set, not turned over: right whether the folder's config says the same, or nothing.
+        # Set, not toggled: right whatever the folder's config says.
         network.register_to_config(controlnet_conditioning_channel_order=channel_order)
     return placement.place(network)
 
 
 def load_taesd(path: Path, placement: Placement) -> nn.Module:
-    """Load a tiny autoencoder, from diffusers' folder or as one file in its names.
+    """Load a tiny autoencoder from a diffusers folder, or from one file with diffusers' key names.
 
     Raises:
-        WeightsMismatch: the weights do not fill the network, or their config.
+        WeightsMismatch: the weights do not fill the network.
     """
     if path.is_dir():
         return placement.place(load_network(AutoencoderTiny, path))
@@ -149,10 +148,10 @@ def load_taesd(path: Path, placement: Placement) -> nn.Module:
 
 
 def load_network(kind: Any, folder: Path) -> Any:
-    """Load one network from its folder in diffusers' layout: on the CPU, in the files' format.
+    """Load one network from its folder in diffusers' layout: on the CPU, in the files' dtype.
 
-    `kind` is the class, one of diffusers' ModelMixin or CLIPTextModel. Unlike from_pretrained this
-    replaces nothing of the process: networks may be built in several threads at once.
+    `kind` is its class, a ModelMixin of diffusers or CLIPTextModel. Unlike from_pretrained this
+    patches nothing in the process, so that several threads may build networks at once.
 
     Raises:
         WeightsMissing: the folder has no config or no weights.
@@ -168,10 +167,10 @@ def load_network(kind: Any, folder: Path) -> Any:
                 empty = kind.from_config(read_json(folder / "config.json"))
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsMismatch(
-            f"{shown(folder / 'config.json')} describes no {kind.__name__}: "
+            f"{shown(folder / 'config.json')} does not describe a {kind.__name__}: "
             f"{_first_sentence(error)}"
         ) from error
-    if hasattr(empty, "_fix_state_dict_keys_on_load"):  # an autoencoder's, before diffusers 0.17
+    if hasattr(empty, "_fix_state_dict_keys_on_load"):  # an autoencoder from before diffusers 0.17
         empty._fix_state_dict_keys_on_load(state)
     return _fill(empty, state, folder)
 
@@ -205,14 +204,14 @@ def _load_folder(path: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     )
 
 
-def _load_single_file(path: Path, shape: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _load_single_file(path: Path, config_dir: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     state = read_state(path)
-    unet_config = read_json(shape / "unet" / "config.json")
-    vae_config = read_json(shape / "vae" / "config.json")
+    unet_config = read_json(config_dir / "unet" / "config.json")
+    vae_config = read_json(config_dir / "vae" / "config.json")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
         vae = AutoencoderKL.from_config(vae_config)
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(shape / "text_encoder"))
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(config_dir / "text_encoder"))
     convert = _untyped(CONVERSIONS)
     return (
         _fill(text_encoder, convert.convert_ldm_clip_checkpoint(state), path),
@@ -222,30 +221,30 @@ def _load_single_file(path: Path, shape: Path) -> tuple[nn.Module, nn.Module, nn
 
 
 def _untyped(module: str) -> Any:
-    """Import a library, or a part of one, that carries no types."""
+    """Import a module that has no type annotations."""
     return importlib.import_module(module)
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    """Give a network on the meta device its weights; all must be there, in the right shapes."""
+    """Give a network on the meta device its weights; none may be missing or of another shape."""
     if isinstance(module, CLIPTextModel):
         # transformers >= 5.6 has no text_model level.
         state = {name.removeprefix("text_model."): weight for name, weight in state.items()}
-        # Computed by its constructor, and in no file.
+        # Computed in the constructor, where it has no value on the meta device; in no file.
         positions = module.config.max_position_embeddings
         module.embeddings.position_ids = torch.arange(positions).expand(1, -1)
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for name, shape in wanted.items():
-        found = state.get(name)
-        if found is None:
+        weight = state.get(name)
+        if weight is None:
             raise WeightsMismatch(
                 f"{shown(path)} is incomplete, {name} is missing: download it again, or choose "
                 "another."
             )
-        if tuple(found.shape) != shape:
+        if tuple(weight.shape) != shape:
             raise WeightsMismatch(
                 f"{shown(path)} does not fit: {type(module).__name__}'s {name} has the shape "
-                f"{tuple(found.shape)} where {shape} is needed."
+                f"{tuple(weight.shape)} where {shape} is needed."
             )
     module.load_state_dict({name: state[name] for name in wanted}, assign=True)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -254,7 +253,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
 
 
 def _hint_channels(path: Path, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Read the widths of the hint encoder from a ControlNet's single file, either layout."""
+    """Return the widths of the hint encoder in a ControlNet's single file, in any layout."""
     names = [f"control_model.input_hint_block.{index}.weight" for index in (0, 4, 8, 12)]
     for layout in (
         names,

@@ -1,9 +1,9 @@
 """LoRA files: small changes of a base's weights, merged into a copy of its networks.
 
-A prompt asks for them by tags (catalog/lora_tags.py), and the files lie in the folder `lora` beside
-the cards. lora_kinds.py has what a kind of file adds to a weight, lora_names.py how trainers spell
-a layer. The networks of the base are never written on, since others may be using them: what a LoRA
-changes is new, all else is shared. Several on one weight add up, each as if it were alone.
+Prompts name them in tags (catalog/lora_tags.py); the files are in the folder `lora` beside the
+cards. lora_kinds.py computes what a file adds to a weight, lora_names.py finds the layers by their
+names in it. The base's networks are never modified, since other requests may be using them: a
+changed weight is new, the rest is shared. Several LoRAs of one weight add up, each computed alone.
 """
 
 import copy
@@ -34,16 +34,16 @@ from models.checkpoints.lora_kinds import BIASES, KINDS, Change, Kind, Parts, fi
 from models.checkpoints.lora_names import block_of, find_layer, layers_of, split_key
 
 BUNDLED = "bundle_emb."
-"""How the keys of textual inversion embeddings begin that a LoRA file brings; see embeddings.py."""
+"""Prefix of the keys of textual inversion embeddings in a LoRA file; see embeddings.py."""
 _INNER_NAME = "ss_output_name"
-"""Where kohya's trainer writes what the file was called when it was made."""
+"""Metadata key of kohya's trainer for the file's original name."""
 _GENERIC_STEMS = ("adapter_model", "pytorch_lora_weights")
-"""What PEFT and diffusers call every file; the folder around it has the name."""
+"""PEFT's and diffusers' name of every file; its folder has the name that counts."""
 _METADATA = "lora_adapter_metadata"
-"""Where diffusers writes PEFT's settings, alpha among them, as JSON."""
+"""Metadata key of diffusers for PEFT's settings (alpha is one) as JSON."""
 _ADAPTER_CONFIG = "adapter_config.json"
-"""Where PEFT writes them itself, beside its file."""
-_NO_NUMBER = (
+"""PEFT's own file of these settings, beside the weights."""
+_NOT_A_NUMBER = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -53,20 +53,20 @@ _NO_NUMBER = (
     re.error,
 )
 _SLOW_PATTERN = re.compile(r"\)[*+{]|([*+{].*){4}|.{200}")
-"""A pattern that may take a file's maker's word for it very long to match."""
+"""Regular expressions that may take exponential time to match: a file may hold any."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA that is here, and how strongly it is asked for."""
+    """A local LoRA file and its strengths in a prompt."""
 
     tag: str
-    """As in the prompt; empty for one that a mode brings."""
+    """As in the prompt; empty for a mode's LoRA."""
     name: str
     strengths: Strengths
     path: Path
     changed: int
-    """When the file was last written, in nanoseconds: another file is another LoRA."""
+    """The file's modification time in nanoseconds: a changed file is another LoRA."""
 
     @property
     def weight(self) -> float:
@@ -80,9 +80,9 @@ Changes = dict[Place, list[Change]]
 
 
 def available(folder: Path) -> dict[str, Path]:
-    """Return the LoRA files of a folder and those below it by name, without reading them.
+    """Return the LoRA files in a folder and its subfolders by name, without reading them.
 
-    The name is the file's, or where several are called so the path to it.
+    The name is the file's, or its path if several have that name.
     """
     files = _files(folder)
     short = [_short_name(path) for path in files.values()]
@@ -93,10 +93,10 @@ def available(folder: Path) -> dict[str, Path]:
 
 
 def find(tags: Sequence[str], folder: Path) -> tuple[Lora, ...]:
-    """Return the LoRAs that tags ask for.
+    """Return the LoRAs that tags name.
 
     Raises:
-        BadInput: a tag cannot be read, or there are several files of a name.
+        BadInput: a tag cannot be read, or several files have its name.
         WeightsMissing: there is no file of a name.
     """
     files = _files(folder) if tags else {}
@@ -109,7 +109,7 @@ def find(tags: Sequence[str], folder: Path) -> tuple[Lora, ...]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return the LoRA files by their path below the folder without suffix; safetensors go first."""
+    """Return the LoRA files by their path in the folder without suffix; safetensors win."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
@@ -119,19 +119,19 @@ def _short_name(path: Path) -> str:
 
 
 def _find_file(tag: str, name: str, files: Mapping[str, Path], folder: Path) -> Path:
-    """Return the file of a name: by its path, its own name, or the name it was made with."""
+    """Return the file of a name: its path, its file name, or its original name."""
     wanted = name.replace("\\", "/")
     for suffix in CONTROL_SUFFIXES:
         wanted = wanted.removesuffix(suffix)
     any_case = wanted.casefold()
-    for name_of, sought in (
+    for name_of, key in (
         (lambda place: place, wanted),
         (lambda place: _short_name(files[place]), wanted),
         (str.casefold, any_case),
         (lambda place: _short_name(files[place]).casefold(), any_case),
         (lambda place: _inner_name(files[place]).casefold(), any_case),
     ):
-        places = [place for place in files if name_of(place) == sought]
+        places = [place for place in files if name_of(place) == key]
         if len(places) > 1:
             raise BadInput(
                 f"There are {len(places)} LoRAs '{name}', {' and '.join(places)}: write which you "
@@ -149,18 +149,18 @@ def _find_file(tag: str, name: str, files: Mapping[str, Path], folder: Path) -> 
 def _inner_name(path: Path) -> str:
     try:
         return str(read_metadata(path).get(_INNER_NAME, ""))
-    except SuiteError:  # a damaged file has no name; it is another's that is looked for
+    except SuiteError:  # a damaged file has no name, and is not the one sought
         return ""
 
 
 def merge(
     text_encoder: nn.Module, unet: nn.Module, loras: Sequence[Lora]
 ) -> tuple[nn.Module, nn.Module]:
-    """Return the text encoder and the UNet with LoRAs merged in; those given stay as they are.
+    """Return the text encoder and the UNet with LoRAs merged in; the arguments stay unchanged.
 
     Raises:
-        WeightsMissing: a file is gone.
-        WeightsMismatch: a file is damaged, no LoRA, or not wholly one of this model.
+        WeightsMissing: a file no longer exists.
+        WeightsMismatch: a file is damaged, not a LoRA, or not wholly for this model.
     """
     networks = {"text_encoder": text_encoder, "unet": unet}
     layers = layers_of(text_encoder, unet)
@@ -170,7 +170,7 @@ def merge(
             changes.setdefault(place, []).append(change)
     try:
         return _changed("text_encoder", text_encoder, changes), _changed("unet", unet, changes)
-    except (IndexError, RuntimeError) as error:  # too few sides, or of another size
+    except (IndexError, RuntimeError) as error:  # too few dimensions, or other sizes
         names = " or ".join(lora.path.name for lora in loras)
         raise WeightsMismatch(
             f"{names} changes weights of other sizes than this model's: choose a LoRA made for it."
@@ -180,7 +180,7 @@ def merge(
 def _read(
     lora: Lora, layers: Mapping[str, Place], networks: Mapping[str, nn.Module]
 ) -> dict[Place, Change]:
-    """Return a file's changes by layer; all that it holds must have a place."""
+    """Return a file's changes by layer; every key must belong to one."""
     contents = identify(read_shapes(lora.path))
     config: Any = networks["unet"].config
     width = int(config.cross_attention_dim)
@@ -194,11 +194,11 @@ def _read(
         layer: Any = networks[place[0]].get_submodule(place[1])
         kind = next((kind for kind in KINDS if kind.fits(parts)), None)
         if kind is None or (layer.bias is None and parts.keys() & BIASES):
-            raise _homeless(lora.path, [place[1]])
+            raise _unplaced_error(lora.path, [place[1]])
         try:
             scale = _scale(kind, parts, layer.weight, settings, place)
-        # Alpha may be a tensor of any shape, or anything that JSON has.
-        except _NO_NUMBER as error:
+        # Alpha may be a tensor of any shape, or any JSON value.
+        except _NOT_A_NUMBER as error:
             raise _damaged(lora, place[1]) from error
         if not math.isfinite(scale):
             raise _damaged(lora, place[1])
@@ -211,22 +211,22 @@ def _read(
 
 
 def _by_layer(path: Path, layers: Mapping[str, Place]) -> dict[Place, dict[str, Tensor]]:
-    """Return a file's tensors by the layer and the part that their keys name."""
+    """Return a file's tensors by layer, then by part."""
     found: dict[Place, dict[str, Tensor]] = {}
-    homeless = []
+    unplaced = []
     for key, tensor in read_state(path).items():
         split = split_key(key)
         place = find_layer(split[0], layers) if split else None
         if split and place:
             found.setdefault(place, {})[split[1]] = tensor
         elif not key.startswith(BUNDLED):
-            homeless.append(key)
-    if homeless:
-        raise _homeless(path, homeless)
+            unplaced.append(key)
+    if unplaced:
+        raise _unplaced_error(path, unplaced)
     return found
 
 
-def _homeless(path: Path, names: Sequence[str]) -> WeightsMismatch:
+def _unplaced_error(path: Path, names: Sequence[str]) -> WeightsMismatch:
     return WeightsMismatch(
         f"{path.name} holds {len(names)} weights that have no place in this model, "
         f"such as {names[0]}: choose a LoRA made for it."
@@ -236,14 +236,14 @@ def _homeless(path: Path, names: Sequence[str]) -> WeightsMismatch:
 def _scale(
     kind: Kind, parts: Parts, weight: Tensor, settings: Mapping[str, Any], place: Place
 ) -> float:
-    """Return alpha / rank of one layer; a file that has no alpha means the rank by it."""
+    """Return alpha / rank of one layer; without an alpha it is the rank."""
     network, layer = place
 
     def setting(name: str, otherwise: Any) -> Any:
         return settings.get(f"{network}.{name}", settings.get(name, otherwise))
 
     rank = kind.rank(parts, weight)
-    if rank is None:  # a LoKr in two whole matrices, which PEFT scales all the same
+    if rank is None:  # a LoKr of two whole matrices, which PEFT scales too
         rank = _for_layer(setting("rank_pattern", {}), layer, setting("r", None))
         if not parts.keys() & {"lokr_w1", "lokr_w2"} or rank is None:
             return 1.0
@@ -255,13 +255,13 @@ def _scale(
 
 
 def _for_layer(patterns: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
-    """Return what is set for a layer by its name, the end of it, or a regular expression for it.
+    """Return a layer's setting, by its name, the end of it, or a regular expression.
 
     Source: PEFT (utils/other.py, get_pattern_key).
     """
     for pattern, value in patterns.items():
         if _SLOW_PATTERN.search(pattern):
-            raise ValueError(f"{pattern} is not a pattern of layers")
+            raise ValueError(f"{pattern} is not a pattern of layer names")
         if any(
             re.fullmatch(rf"(.*\.)?({pattern})", name) for name in (layer, f"text_model.{layer}")
         ):
@@ -271,13 +271,13 @@ def _for_layer(patterns: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
 
 def _damaged(lora: Lora, layer: str) -> WeightsMismatch:
     return WeightsMismatch(
-        f"{lora.path.name} says no usable strength (alpha) for {layer}: the file is damaged or was "
-        "made wrongly; fetch it again, or take another."
+        f"{lora.path.name} has no usable strength (alpha) for {layer}: the file is damaged; "
+        "download it again, or choose another."
     )
 
 
 def _changed(name: str, network: nn.Module, changes: Changes) -> nn.Module:
-    """Return a network with changes: a copy that shares every weight that stays."""
+    """Return a changed copy of a network, which shares every other weight with it."""
     ours = {layer: added for (where, layer), added in changes.items() if where == name}
     if not ours:
         return network
@@ -294,7 +294,7 @@ def _changed(name: str, network: nn.Module, changes: Changes) -> nn.Module:
 
 
 def _sum(parameter: nn.Parameter, added: Sequence[Tensor | None]) -> nn.Parameter:
-    """Return a parameter of the same format with differences added in float32; itself for none."""
+    """Return a parameter plus differences, added in float32; itself if there are none."""
     differences = [difference for difference in added if difference is not None]
     if not differences:
         return parameter
@@ -305,7 +305,7 @@ def _sum(parameter: nn.Parameter, added: Sequence[Tensor | None]) -> nn.Paramete
 
 
 def _peft_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that PEFT or diffusers stored for its factors; none for other files."""
+    """Return the settings that PEFT or diffusers stored; none for other files."""
     beside = path.with_name(_ADAPTER_CONFIG)
     try:
         text = read_metadata(path).get(_METADATA, "")

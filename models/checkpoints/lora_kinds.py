@@ -1,7 +1,7 @@
-"""What each kind of LoRA adds to a weight, by the formula of who made it.
+"""What each kind of LoRA adds to a weight, by its authors' formula.
 
-All are written here for a weight W (out, in) or (out, in, kernel, kernel), in float32; a difference
-that comes out with another shape than W's, but as many rows and numbers, is read in W's.
+All are for a weight W (out, in) or (out, in, kernel, kernel), in float32; a difference of another
+shape, but with as many rows and numbers, is reshaped to W's.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 Parts = Mapping[str, Tensor]
-"""The tensors of one layer, by the names that lora_names gives them."""
+"""The tensors of one layer by part, as lora_names names them."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way of writing the difference between two weights."""
+    """A parametrization of the difference between two weights."""
 
     name: str
     needed: tuple[frozenset[str], ...]
-    """Parts that it is known by; any one of these sets will do."""
+    """Parts that identify it; any one of these sets."""
     optional: frozenset[str]
     delta: Callable[[Parts, Tensor], Tensor | None]
-    """(parts, W) -> the difference before alpha / rank; None for none."""
+    """(parts, W) -> the difference before scaling by alpha / rank, or None."""
     rank: Callable[[Parts, Tensor], int | None]
-    """What alpha is divided by; None where neither counts."""
+    """The divisor of alpha; None if neither applies."""
 
     def fits(self, parts: Parts) -> bool:
-        """Tell whether these are its parts, and no others."""
+        """Tell whether these are the parts of this kind."""
         return any(
             needed <= parts.keys() <= needed | self.optional | ALWAYS_OPTIONAL
             for needed in self.needed
@@ -42,14 +42,14 @@ ALWAYS_OPTIONAL = frozenset({"alpha", "dora_scale", "lora_magnitude_vector"})
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What one LoRA does to one layer."""
+    """One LoRA's change of one layer."""
 
     kind: Kind
     parts: Parts
     scale: float
     """alpha / rank."""
     strength: float
-    """The tag's, for this layer; 0 leaves the weight as it is."""
+    """The tag's strength for this layer; 0 leaves the weight unchanged."""
 
     def added(self, weight: Tensor) -> Tensor | None:
         """Return the difference in float32, in the shape and on the device of `weight`, or None.
@@ -66,7 +66,7 @@ class Change:
         return self.strength * decomposed(parts, whole, delta)
 
     def added_bias(self, bias: Tensor) -> Tensor | None:
-        """Return the bias's difference in float32, None where the LoRA has none."""
+        """Return the bias's difference in float32, or None."""
         for name in BIASES & self.parts.keys():
             if self.strength:
                 part = self.parts[name].to(bias.device, torch.float32)
@@ -79,7 +79,7 @@ def in_shape_of(weight: Tensor, delta: Tensor) -> Tensor:
     """Return the difference in the weight's shape.
 
     Raises:
-        RuntimeError: it has other rows, or not as many numbers.
+        RuntimeError: the number of rows or of elements differs.
     """
     if delta.shape[0] != weight.shape[0]:
         raise RuntimeError(f"{delta.shape[0]} rows for {weight.shape[0]}")
@@ -87,12 +87,12 @@ def in_shape_of(weight: Tensor, delta: Tensor) -> Tensor:
 
 
 def decomposed(parts: Parts, weight: Tensor, delta: Tensor) -> Tensor:
-    """Return the difference that a DoRA makes of one: m * (W + d) / |W + d| - W; else d itself.
+    """Return a DoRA's difference, m * (W + d) / |W + d| - W; d itself for other kinds.
 
-    PEFT's magnitude m has a number an output. LyCORIS's and OneTrainer's dora_scale has one an
-    output, (out, 1), or an input, (1, in), and its shape says which. As AUTOMATIC1111 and ComfyUI
-    have it, a strength multiplies the whole difference, so that 0 changes nothing; in PEFT and
-    LyCORIS it is inside, which is the same at 1.
+    PEFT's magnitude m has one number per output. LyCORIS's and OneTrainer's dora_scale has one per
+    output, (out, 1), or per input, (1, in). As in AUTOMATIC1111 and ComfyUI the strength multiplies
+    the whole difference, so that 0 changes nothing; in PEFT and LyCORIS it is inside, which is the
+    same at 1.
 
     Source: Liu et al. 2024, "DoRA".
     """
@@ -105,14 +105,14 @@ def decomposed(parts: Parts, weight: Tensor, delta: Tensor) -> Tensor:
     sides = [1] * weight.ndim
     sides[axis] = weight.shape[axis]
     others = [side for side in range(weight.ndim) if side != axis]
-    together = weight + delta
-    norm = torch.linalg.vector_norm(together, dim=others, keepdim=True)
-    direction: Tensor = together / norm.clamp_min(torch.finfo(torch.float32).eps)
+    changed = weight + delta
+    norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
+    direction: Tensor = changed / norm.clamp_min(torch.finfo(torch.float32).eps)
     return scale.reshape(sides) * direction - weight
 
 
 def _lora(parts: Parts, _: Tensor) -> Tensor:
-    """Product of two factors, or of three, as Tucker decomposes (Hu et al. 2021; LyCORIS)."""
+    """Product of two factors, or a Tucker decomposition of three (Hu et al. 2021; LyCORIS)."""
     up, down = parts["up"].flatten(1), parts["down"].flatten(1)
     if "mid" in parts:
         return torch.einsum("or,rskl,si->oikl", up, parts["mid"], down)
@@ -120,12 +120,12 @@ def _lora(parts: Parts, _: Tensor) -> Tensor:
 
 
 def _loha(parts: Parts, _: Tensor) -> Tensor:
-    """Two products, multiplied number by number (Hyeon-Woo et al. 2021, "FedPara"; LyCORIS)."""
+    """Elementwise product of two products (Hyeon-Woo et al. 2021, "FedPara"; LyCORIS)."""
     return _half(parts, "hada_w1", "hada_t1") * _half(parts, "hada_w2", "hada_t2")
 
 
 def _lokr(parts: Parts, _: Tensor) -> Tensor:
-    """A Kronecker product of a small and a large matrix, each whole or in factors (LyCORIS)."""
+    """Kronecker product of a small and a large matrix, each whole or factored (LyCORIS)."""
     small, large = (
         parts[name] if name in parts else _half(parts, name, "lokr_t2" if name[-1] == "2" else "")
         for name in ("lokr_w1", "lokr_w2")
@@ -142,7 +142,7 @@ def _half(parts: Parts, name: str, middle: str) -> Tensor:
 
 
 def _glora(parts: Parts, weight: Tensor) -> Tensor:
-    """W @ a1 @ a2 + b1 @ b2; in files before LyCORIS 2.0 each pair is the other way round.
+    """W @ a1 @ a2 + b1 @ b2; in files before LyCORIS 2.0 each pair is swapped.
 
     Source: Chavan et al. 2023, "One-for-All: Generalized LoRA"; LyCORIS (modules/glora.py).
     """
@@ -218,7 +218,7 @@ KINDS = (
 
 
 def first_ranks(kind: Kind, parts: Parts, count: int | None) -> Parts:
-    """Return the parts of a plain LoRA with so many of its ranks; all others as they are."""
+    """Return the parts of a plain LoRA truncated to `count` ranks; other kinds unchanged."""
     if count is None or kind is not LORA:
         return parts
     kept = {"up": parts["up"][:, :count], "down": parts["down"][:count]}

@@ -1,7 +1,7 @@
-"""Which layer a key of a LoRA file speaks of, and what of it: names as many trainers write them.
+"""Finds the layer and the part that a key of a LoRA file names, for the names of many trainers.
 
-A key is a prefix for the network, the layer's name and the part's name. Prefix and layer are told
-by their words alone, since dots and underscores come in any mixture.
+A key is a prefix for the network, the layer's name and the part's name. Trainers mix dots and
+underscores in any way, so prefix and layer are matched with underscores alone.
 
 Sources: kohya-ss/sd-scripts (networks/lora.py), LyCORIS (kohya.py and wrapper.py), diffusers
 (PEFT's names and the two before), ComfyUI (comfy/lora.py), OneTrainer (convert_sd_lora.py).
@@ -38,7 +38,7 @@ _PREFIXES = {
     "text_encoders_clip_l_transformer_": "text_encoder",
     "cond_stage_model_transformer_": "text_encoder",
 }
-"""Which network a key speaks of; after a prefix that does not say it, another may follow."""
+"""The network of a key by its prefix; after a prefix of no network another may follow."""
 _FIRST_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """The text encoder's attention in diffusers until its 0.18."""
 _LDM_LEAVES = {
@@ -58,11 +58,11 @@ _LDM_OUTER = {
 }
 
 Layers = Mapping[str, tuple[str, str]]
-"""The network (unet, text_encoder) and the layer's name in it, by a flat name."""
+"""By a flat name: the network (unet, text_encoder) and the layer's name in it."""
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Return a key's place and its part: up, down, hada_w1_a, ...; None for another kind of key."""
+    """Return a key's place and part (up, down, hada_w1_a, ...); None for other keys."""
     match = _KEY.fullmatch(key)
     if match is None:
         return None
@@ -73,7 +73,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def find_layer(place: str, layers: Layers) -> tuple[str, str] | None:
-    """Return the network and the layer that a key's place names, None where there is none."""
+    """Return the network and the layer that a key's place names, or None."""
     flat, network = place.replace(".", "_").replace("_processor_", "_"), ""
     while prefix := next((one for one in _PREFIXES if flat.startswith(one)), ""):
         flat, network = flat.removeprefix(prefix), _PREFIXES[prefix] or network
@@ -82,9 +82,9 @@ def find_layer(place: str, layers: Layers) -> tuple[str, str] | None:
 
 
 def layers_of(text_encoder: nn.Module, unet: nn.Module) -> dict[str, tuple[str, str]]:
-    """Return the layers that a LoRA may change, by every flat name that they go by.
+    """Return the layers that a LoRA may change, by each of their flat names.
 
-    transformers had a level text_model in a text encoder until 5.6: with and without is the same.
+    transformers' text encoders had a level text_model until 5.6: both spellings are accepted.
     """
     config: Any = unet.config
     layers: dict[str, tuple[str, str]] = {}
@@ -126,7 +126,7 @@ def ldm_name(name: str, layers_per_block: int) -> str:
 
 
 def block_of(place: tuple[str, str], layers_per_block: int) -> str:
-    """Return which of lora_tags.BLOCKS a layer belongs to; "" for what lies outside of them."""
+    """Return which of lora_tags.BLOCKS a layer belongs to, "" if none."""
     network, name = place
     if network == "text_encoder":
         return "BASE"

@@ -1,9 +1,9 @@
 """Moves a ControlNet from Stable Diffusion 1.5 to a community base: control + base - SD 1.5.
 
-A ControlNet begins as a copy of its base's encoder; so what a community base learned since then is
-added to that copy. The zero convolutions and the hint encoder have no twin in a base and stay.
-`python -m models transfer CONTROL BASE SD15 OUT` writes the result; without it a ControlNet serves
-on such a base as well, only less at home there.
+A ControlNet starts as a copy of its base's encoder, so the difference that a community base learned
+since is added to that copy. The zero convolutions and the hint encoder have no counterpart in a
+base and stay. `python -m models transfer CONTROL BASE SD15 OUT` writes the result. Without it a
+ControlNet works on such a base too, but less well.
 
 Source: tool_transfer_control.py of ControlNet v1.0 (and its issue 13).
 """
@@ -35,14 +35,14 @@ def transferred(control: Mapping[str, Tensor | None], base: State, sd15: State) 
     """
     moved: State = {}
     for name, weight in control.items():
-        if weight is None:  # what diffusers' conversion did not find
+        if weight is None:  # diffusers' conversion did not find it
             raise WeightsMismatch(f"The ControlNet is incomplete, {name} is missing.")
         moved[name] = weight
         if name in base or name in sd15:
-            twins = [unet.get(name) for unet in (base, sd15)]
-            if any(twin is None or twin.shape != weight.shape for twin in twins):
+            others = [unet.get(name) for unet in (base, sd15)]
+            if any(other is None or other.shape != weight.shape for other in others):
                 raise WeightsMismatch(
-                    f"{name} is not of one shape in the ControlNet and both bases: "
+                    f"{name} has different shapes in the ControlNet and the bases: "
                     "all three must be of Stable Diffusion 1.x."
                 )
             moved[name] = (weight.float() + (base[name].float() - sd15[name].float())).to(weight)
@@ -57,19 +57,18 @@ def transfer(
     out: Path,
     channel_order: str = "",
 ) -> None:
-    """Write the ControlNet moved to `base` into `out`, a safetensors file that is new.
+    """Write the ControlNet moved to `base` into `out`, a new safetensors file.
 
-    `unet` is the config of the bases' UNet. The order in which the ControlNet wants its map's
-    channels goes into the file, where models.registry finds it.
+    `unet` is the config of the bases' UNet. `channel_order` is that of the ControlNet's map, and
+    goes into the file's metadata, where models.registry finds it.
 
     Raises:
         BadInput: `out` cannot be written.
-        WeightsMissing, WeightsMismatch: a file is not there, damaged, or of another family.
+        WeightsMissing, WeightsMismatch: a file is missing, damaged, or of another family.
     """
     if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
         raise BadInput(
-            f"{shown(out)} cannot be written: name a new .safetensors file in a folder that is "
-            "there."
+            f"{shown(out)} cannot be written: name a new .safetensors file in an existing folder."
         )
     inspect_control(control, dict(unet))
     convert = importlib.import_module(CONVERSIONS)

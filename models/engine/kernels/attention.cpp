@@ -1,10 +1,10 @@
 // Attention in bfloat16 for processors with AVX-512 BF16: softmax(q k' * scale) v.
 //
-// torch's own (flash attention too) spends most of its time in small products that do not use the
-// bfloat16 instructions: 75 GFLOP/s of 434 on one Zen 5 core, for SD 1.5's 4096 tokens. Here keys and
-// values are first laid out as those instructions want them: two neighbours in one 32-bit lane. Then,
-// as in flash attention (Dao et al. 2022, arXiv 2205.14135), a tile of rows meets the keys block by
-// block. Logits, sums and results are float32; only the weights are rounded, as torch rounds them.
+// torch's own (flash attention too) spends most of its time in small products without the bfloat16
+// instructions: 75 GFLOP/s of 434 on one Zen 5 core, for SD 1.5's 4096 tokens. Here keys and values
+// are first packed as those instructions need them (VNNI): two neighbours in one 32-bit lane. Then, as
+// in flash attention (Dao et al. 2022, arXiv 2205.14135), a tile of rows goes through the keys block by
+// block. Logits, sums and results are float32; only the softmax weights are rounded, as torch does.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,10 +16,10 @@
 namespace {
 
 constexpr int ROWS = 8;        // of a tile
-constexpr int GROUP = 32;      // keys that one product yields: two vectors of float32
-constexpr int BLOCK = 256;     // keys between two looks at the maximum; their logits stay in the L1 cache
+constexpr int GROUP = 32;      // keys of one product: two vectors of float32
+constexpr int BLOCK = 256;     // keys between two updates of the maximum; their logits stay in the L1 cache
 constexpr int WIDEST = 512;    // of a head: the UNet has 40, 80 and 160, the decoder 512
-constexpr float NOTHING = -1e30f;  // the logit of a key that is padding; -inf would give inf - inf
+constexpr float NOTHING = -1e30f;  // logit of a padding key; -inf would give inf - inf
 
 inline __m512bh pair(const void* at) {
   int32_t both;
@@ -37,7 +37,7 @@ void pack_keys(const uint16_t* from, int64_t stride, int keys, int width, uint32
       }
 }
 
-// (keys, width) -> (keys / 2) x columns pairs of neighbouring keys, zeros behind both ends.
+// (keys, width) -> (keys / 2) x columns pairs of neighbouring keys, padded with zeros.
 void pack_values(const uint16_t* from, int64_t stride, int keys, int padded_keys, int width, int columns,
                  uint16_t* to) {
   for (int key = 0; key < padded_keys; key += 2)
@@ -68,7 +68,7 @@ void logits_of(const uint16_t* const* rows, const uint32_t* keys, int width, flo
   }
 }
 
-// The running softmax of one row over one block; returns what earlier sums must be multiplied with.
+// The running softmax of one row over one block; returns the factor of the earlier sums.
 float weigh(const float* logits, int keys, float scale, float* largest, float* total, uint16_t* weights) {
   __m512 high = _mm512_loadu_ps(logits);
   for (int key = 16; key < keys; key += 16) high = _mm512_max_ps(high, _mm512_loadu_ps(logits + key));
@@ -87,12 +87,12 @@ float weigh(const float* logits, int keys, float scale, float* largest, float* t
   return kept;
 }
 
-// sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once,
-// for so many vectors of columns, and where HALF for half a vector more.
+// sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once, for
+// VECTORS vectors of columns, and half a vector more if HALF.
 template <int VECTORS, bool HALF>
 void add_values(const uint16_t* weights, const uint32_t* values, int keys, int columns, const float* kept,
                 float* sums) {
-  constexpr int ALL = VECTORS + HALF, AT_ONCE = ALL <= 3 ? 8 : ALL <= 6 ? 4 : 2;  // what 32 registers hold
+  constexpr int ALL = VECTORS + HALF, AT_ONCE = ALL <= 3 ? 8 : ALL <= 6 ? 4 : 2;  // as many as 32 registers hold
   for (int first = 0; first < ROWS; first += AT_ONCE) {
     __m512 part[AT_ONCE][VECTORS];
     __m256 half[AT_ONCE];
@@ -137,7 +137,7 @@ constexpr AddValues BY_VECTORS[] = {add_values<1, HALF>, add_values<2, HALF>, ad
 constexpr const AddValues* ADD_VALUES[] = {BY_VECTORS<false>, BY_VECTORS<true>};
 constexpr int MOST_VECTORS = 10;
 
-// Weighted sums of the values, not divided by the total weight yet, for one tile of rows.
+// Weighted sums of the values for one tile of rows, not yet divided by the total weight.
 void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* values, int count, int width,
           int columns, float scale, float* sums, float* totals) {
   alignas(64) float logits[ROWS * BLOCK];
@@ -169,11 +169,11 @@ extern "C" int widest() { return WIDEST; }
 
 // Queries and result (batch, rows, heads, width), keys and values (batch, count, heads, width): the two
 // last dimensions are dense, the strides of the others are in elements. width is even, at most WIDEST.
-// Returns 0, or 1 where there is no memory.
+// Returns 0, or 1 if memory runs out.
 extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, int batch,
                       int heads, int rows, int count, int width, const int64_t* strides,
                       float scale, int threads) {
-  // A head wide enough for several turns, or for less than one vector, has whole vectors alone.
+  // Half a vector only if all columns fit one call, with at least one whole vector.
   const bool half = (width + 7) / 8 % 2 == 1 && width > 16 && width < 16 * MOST_VECTORS;
   const int vectors = (width + 15) / 16, columns = 16 * vectors - 8 * half;
   const int padded = (count + GROUP - 1) / GROUP * GROUP;

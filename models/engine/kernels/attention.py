@@ -1,8 +1,8 @@
-"""Attention: in bfloat16 on the CPU several times as fast as torch's own where it can be compiled.
+"""Attention: in bfloat16 on the CPU several times as fast as torch's own, if it can be compiled.
 
-The kernel is attention.cpp, which says why it is faster. Elsewhere torch's own attention runs, also
-on a processor with tiles for products of matrices (AMX), of which torch's makes use. Of those that
-torch has for a GPU it takes the first that can do it, which is not always the fastest.
+The kernel is attention.cpp, which says why it is faster. Otherwise torch's own attention runs, also
+on a processor with AMX, whose tiles torch's uses. On a GPU torch takes the first of its attentions
+that applies, which is not always the fastest; for long inputs cuDNN's is timed against it.
 """
 
 import ctypes
@@ -19,14 +19,13 @@ from models.engine.kernels.build import addresses, fits, has_tiles, kernel
 LOGGER = logging.getLogger(__name__)
 
 LONG = 1024
-"""Keys from which on cuDNN's attention is tried on a GPU: building it takes a moment."""
-TRIED = 5
-"""Runs that are timed."""
-FAR = 2e-2
-"""Relative difference beyond which another attention is no other rounding, but wrong."""
+"""Fewest keys for which cuDNN's attention is tried on a GPU: building it takes a moment."""
+TIMED_RUNS = 5
+MAX_ERROR = 2e-2
+"""Relative difference to torch's above which cuDNN's is wrong, and not just rounded otherwise."""
 
 _cudnn_is_better: dict[Any, bool] = {}
-"""By what was asked."""
+"""By device, dtype and shapes."""
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -55,9 +54,9 @@ def _cudnn(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _should_be_cudnn(*tensors: Tensor) -> bool:
-    """Tell whether cuDNN's was found the better for these (B, heads, N, width), trying it first.
+    """Tell whether cuDNN's is the faster for these (B, heads, N, width), by a trial the first time.
 
-    Only where torch is to choose convolutions in the same way: each thread has to build it anew.
+    Only if torch chooses convolutions in the same way: each thread builds cuDNN's anew.
     """
     queries, keys, _ = tensors
     if not (queries.is_cuda and torch.backends.cudnn.benchmark and keys.shape[2] >= LONG):
@@ -71,10 +70,10 @@ def _should_be_cudnn(*tensors: Tensor) -> bool:
 
 
 def _is_better(attend: Any, *tensors: Tensor) -> bool:
-    """Tell whether it gives what torch's own choice gives, in less time."""
+    """Tell whether it gives the result of torch's own choice in less time."""
     try:
         wanted, found = _torchs(*tensors).float(), attend(*tensors).float()
-        if not (found - wanted).norm() <= FAR * wanted.norm():
+        if not (found - wanted).norm() <= MAX_ERROR * wanted.norm():
             return False
         return _milliseconds(attend, *tensors) < _milliseconds(_torchs, *tensors)
     except RuntimeError as error:
@@ -87,7 +86,7 @@ def _is_better(attend: Any, *tensors: Tensor) -> bool:
 def _milliseconds(attend: Any, *tensors: Tensor) -> float:
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     began.record()
-    for _ in range(TRIED):
+    for _ in range(TIMED_RUNS):
         attend(*tensors)
     ended.record()
     ended.synchronize()

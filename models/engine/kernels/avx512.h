@@ -29,7 +29,7 @@ inline __m512 exp2_of(__m512 x) {
   return _mm512_scalef_ps(y, whole);
 }
 
-// Numbers in bfloat16 as float32, one or 16.
+// bfloat16 as float32, one or 16.
 inline float widened(uint16_t value) {
   return _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int32_t(value) << 16)));
 }

@@ -55,18 +55,18 @@ It is slower than torch, so that the app never uses it."""
 target = AVX512
 
 _no_triton = False
-"""Whether a kernel for a GPU has failed; then none is tried again."""
+"""Whether a Triton kernel has failed; then none is tried again."""
 
 
 def on_gpu(function: str, *given: Any) -> Any | None:
-    """Return what a function of triton_kernels.py gives, None where Triton does not work.
+    """Return the result of a function of triton_kernels.py, or None if Triton does not work.
 
-    The log says so once. Only there is Triton imported, which not every torch brings.
+    The log says so once. Triton is imported here alone, since not every torch comes with it.
 
     Raises:
         RuntimeError: memory ran out.
     """
-    global _no_triton  # noqa: PLW0603 - Triton is the process's as well
+    global _no_triton  # noqa: PLW0603 - Triton is the process's too
     if _no_triton:
         return None
     try:
@@ -82,12 +82,12 @@ def on_gpu(function: str, *given: Any) -> Any | None:
 
 
 def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p | None]:
-    """Return where each lies, as a kernel takes it."""
+    """Return the tensors' pointers for a kernel."""
     return [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in tensors]
 
 
 def fits(*tensors: Tensor | None) -> bool:
-    """Tell whether a kernel may be handed these: bfloat16, on the CPU, for no gradient; or none."""
+    """Tell whether a kernel accepts these: bfloat16, on the CPU, without gradient; or None."""
     return all(
         one is None
         or (one.dtype == torch.bfloat16 and one.device.type == "cpu" and not one.requires_grad)
@@ -96,16 +96,16 @@ def fits(*tensors: Tensor | None) -> bool:
 
 
 def has_kernels() -> bool:
-    """Tell whether all of them run here, and none is left to torch or oneDNN for good."""
+    """Tell whether all kernels run here, so that none is replaced by torch's or oneDNN's."""
     return not has_tiles() and all(kernel(name) is not None for name in KERNELS)
 
 
 @functools.cache
 def has_tiles() -> bool:
-    """Tell whether this CPU has AMX, whose tiles oneDNN takes for products of matrices.
+    """Tell whether this CPU has AMX, whose tiles oneDNN uses for products of matrices.
 
-    With them torch's own attention was 2 to 9 times as fast in self-attentions of SD 1.5, and about
-    the same for text.
+    With them torch's attention was 2 to 9 times as fast as ours in SD 1.5's self-attentions, and
+    about the same for text.
     """
     return bool(torch.cpu._is_amx_tile_supported())
 
@@ -150,10 +150,10 @@ def _compile(compiler: list[str], source: Path, library: Path) -> None:
         part, whole = Path(folder, "part.o"), Path(folder, library.name)
         commands: list[list[str | Path]] = [
             [*compiler, "-c", source, "-o", part],
-            # Without -fopenmp: a second OpenMP beside torch's would have threads of its own, and
-            # both would wait for work on the same cores. So torch's is found when this is loaded.
+            # Without -fopenmp, so that loading finds torch's OpenMP: a second one would have its
+            # own threads, and both would spin on the same cores.
             [compiler[0], "-shared", part, "-o", whole],
         ]
         for command in commands:
             subprocess.run(command, check=True, capture_output=True)
-        whole.replace(library)  # at once, as another process may do the same
+        whole.replace(library)  # atomic: another process may do the same

@@ -1,10 +1,10 @@
-// Group normalisation, with SiLU behind it where asked for, in bfloat16 for processors with AVX-512 BF16.
+// Group normalisation, optionally with SiLU, in bfloat16 for processors with AVX-512 BF16.
 //
-// torch takes it in two passes that each lose time: its group normalisation of channels-last pictures uses
-// no vectors for groups as narrow as these (4 to 80 channels), and SiLU reads and writes all again. Here
-// sums are taken for each channel, whatever its group, and the second pass does all the rest. Everything
-// between reading and writing is float32, sums over many pixels are float64. They are always taken in the same
-// parts, so that a picture's do not depend on what else is in the batch, or on the number of threads.
+// torch's own is slow twice: its group normalisation of channels-last pictures does not vectorize groups as
+// narrow as these (4 to 80 channels), and SiLU reads and writes everything again. Here the first pass sums each
+// channel, whatever its group, and the second does all the rest. Everything between reading and writing is
+// float32, sums over many pixels are float64. They are always taken in the same parts, so that a picture's
+// result does not depend on its batch or on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -55,7 +55,7 @@ void all_sums(const uint16_t* x, int64_t first, int64_t last, int channels, doub
 extern "C" int lanes() { return LANES; }
 
 // x and result (batch, pixels, channels), weight and bias (channels), all bfloat16 and dense; channels is a
-// multiple of 16 and of groups. Returns 0, or 1 where there is no memory.
+// multiple of 16 and of groups. Returns 0, or 1 if memory runs out.
 extern "C" int normalize(const uint16_t* x, uint16_t* out, const uint16_t* weight, const uint16_t* bias,
                          int batch, int64_t pixels, int channels, int groups, int silu, float eps,
                          int threads) {

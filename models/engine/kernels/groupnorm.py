@@ -15,9 +15,9 @@ from models.engine.kernels.build import addresses, fits, kernel, on_gpu
 
 
 def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None = None) -> Tensor:
-    """Return what a GroupNorm makes of x (B, C, h, w) in channels-last memory, and so is it.
+    """Return a GroupNorm layer's result for x (B, C, h, w), both channels-last.
 
-    With `silu` what SiLU makes of that; a `bias` (C,) is added to x first.
+    With `silu` it is the SiLU of that; a `bias` (C,) is added to x first.
     """
     weight, shift, channels = layer.weight, layer.bias, x.shape[1]
     if (
@@ -39,7 +39,7 @@ def group_norm(layer: Any, x: Tensor, *, silu: bool = False, bias: Tensor | None
 
 
 def lie_alike(*pictures: Tensor) -> bool:
-    """Tell whether all have one shape and lie in channels-last memory without gaps."""
+    """Tell whether all have the same shape and are dense and channels-last."""
     return all(
         one.shape == pictures[0].shape and one.is_contiguous(memory_format=torch.channels_last)
         for one in pictures
@@ -47,7 +47,7 @@ def lie_alike(*pictures: Tensor) -> bool:
 
 
 def _suits_gpu(x: Tensor, *parameters: Tensor) -> bool:
-    """Channels-last, not empty, of one format and for no gradient."""
+    """Tell whether Triton's kernel applies: channels-last, not empty, one dtype, no gradient."""
     return (
         x.ndim == 4
         and x.numel() > 0

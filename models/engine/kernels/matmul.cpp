@@ -1,9 +1,9 @@
 // Products with a layer's weights, and GEGLU's gate on them, in bfloat16 for processors with AVX-512 BF16.
 //
-// oneDNN's are hardly slower on the largest matrices, but up to a third on small ones, and a gate takes it two
-// products, with the first one's result written out and read again. Here each panel of weights holds 32 columns
-// of the values and the same 32 of the gates, so that both meet in registers: nothing is rounded between.
-// Weights are laid out as the instruction wants them, two neighbours of a column in one 32-bit lane.
+// oneDNN's are hardly slower on the largest matrices, but up to a third on small ones, and it needs two products
+// for a gate, with the first one's result written out and read again. Here each panel of weights has 32 columns
+// of the values and the same 32 of the gates, so that both are in registers: nothing is rounded in between.
+// Weights are packed as the instruction needs them (VNNI): two neighbours of a column in one 32-bit lane.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -15,8 +15,8 @@ namespace {
 constexpr int LANES = 16;
 constexpr int PANEL = 64;                 // columns at once
 constexpr int ROWS = 6;                   // rows at once: with a panel, 24 sums in the 32 registers
-constexpr int64_t CACHED = 256 * 1024;    // bytes of rows that meet panel after panel, in half of an L2 cache
-constexpr int64_t AHEAD = 16 * PANEL;     // pairs of weights that are fetched before they are used
+constexpr int64_t CACHED = 256 * 1024;    // bytes of rows that are reused panel after panel, half of an L2 cache
+constexpr int64_t AHEAD = 16 * PANEL;     // how many pairs of weights ahead are prefetched
 
 inline __m512bh pair(const uint16_t* at) {
   int32_t both;
@@ -24,7 +24,7 @@ inline __m512bh pair(const uint16_t* at) {
   return (__m512bh)_mm512_set1_epi32(both);
 }
 
-// x times the normal distribution's share below x; Abramowitz and Stegun 7.1.26, within 2e-7, with an
+// x times the normal distribution function of x; Abramowitz and Stegun 7.1.26, within 2e-7, with an
 // exponential within 3e-6.
 inline __m512 gelu(__m512 x) {
   const __m512 one = _mm512_set1_ps(1), z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
@@ -51,7 +51,7 @@ struct Columns {
   int64_t depth, stride;  // of the rows that are read, and of those that are written
 };
 
-// Some rows times some columns of a panel; where GATED, the first half of these times the GELU of the second.
+// Some rows times some columns of a panel; if GATED, the first half of these times the GELU of the second.
 template <int COUNT, int VECTORS, bool GATED>
 void product(const uint16_t* x, const Columns& p, uint16_t* out) {
   constexpr int VALUES = GATED ? VECTORS / 2 : VECTORS;
@@ -102,13 +102,13 @@ constexpr const Product (*PRODUCTS[])[4] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3
 extern "C" int lanes() { return LANES; }
 extern "C" int panel() { return PANEL; }
 
-// x (rows, depth) and result (rows, columns), dense; weights (panels, depth / 2, PANEL, 2) with anything behind the
+// x (rows, depth) and result (rows, columns), dense; weights (panels, depth / 2, PANEL, 2) with anything after the
 // last column; bias (columns, then the gates' where `gated`) or null. All bfloat16; depth is even, columns a multiple
 // of 16.
 extern "C" void multiply(const uint16_t* x, const uint16_t* weights, const uint16_t* bias, uint16_t* out, int64_t rows,
                          int64_t depth, int columns, int gated, int threads) {
   const int width = gated ? PANEL / 2 : PANEL, panels = (columns + width - 1) / width;
-  const int64_t parts = (4 * threads + panels - 1) / panels;  // of the rows, for four turns of every thread
+  const int64_t parts = (4 * threads + panels - 1) / panels;  // of the rows: four per thread
   const int64_t some = std::min(CACHED / (2 * depth), (rows + parts - 1) / parts);
   const int64_t each = std::max<int64_t>(1, (some + ROWS - 1) / ROWS) * ROWS, groups = (rows + each - 1) / each;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

@@ -151,7 +151,9 @@ inline __m512i _mm512_cvtps_epi32(__m512 x) {
   return (__m512i)portable::each<portable::Ints>(
       x, [](float one) { return std::abs(one) < 0x1p31f ? int32_t(std::nearbyint(one)) : INT32_MIN; });
 }
-inline __m256bh _mm512_cvtneps_pbh(__m512 x) { return (__m256bh)portable::each<portable::HalfShorts>(x, portable::narrowed); }
+inline __m256bh _mm512_cvtneps_pbh(__m512 x) {
+  return (__m256bh)portable::each<portable::HalfShorts>(x, portable::narrowed);
+}
 inline __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
   __m512bh both;
   for (int i = 0; i < 32; ++i) both[i] = int16_t(portable::narrowed(i < 16 ? low[i] : high[i - 16]));

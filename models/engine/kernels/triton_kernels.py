@@ -1,17 +1,17 @@
-"""Kernels for GPUs, in Triton: what torch would do in several passes over memory, in one or two.
+"""Triton kernels for GPUs: one or two passes over memory where torch needs several.
 
-- Group normalisation with SiLU. torch's own changes a channels-last picture into the other layout
-  and back, and SiLU is a pass of its own.
+- Group normalisation with SiLU. torch's own converts a channels-last picture to the other memory
+  format and back, and SiLU is another pass.
 - The gate of a feed-forward layer: GELU and the product with the other half of a tensor, which
   torch reads in strides.
-- Adding a multiple whose factor is a number in the GPU's memory, with one rounding.
+- A sum with a multiple, whose factor is in the GPU's memory, with one rounding.
 
-All compute in float32 and round once. With TRITON_INTERPRET=1, set before this is imported, they
-run on a CPU, for tests.
+All compute in float32 and round once. With TRITON_INTERPRET=1, set before the import, they run on a
+CPU, for tests.
 """
-# ruff: noqa: N803, PLR0913, PLR0917 - kernels have many arguments, and write constants large
+# ruff: noqa: N803, PLR0913, PLR0917 - kernels have many arguments, and constants in capitals
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
-# Kernels are Triton's language rather than Python's, and their arguments what Triton makes of them.
+# Kernels are in Triton's language, and Triton gives their arguments their types.
 
 import torch
 import triton
@@ -19,22 +19,22 @@ import triton.language as tl
 from torch import Tensor
 
 WHOLE = 2**15
-"""Numbers of a group that one program holds at once; larger groups take two kernels."""
+"""Largest group (in elements) that one program holds at once; larger ones take two kernels."""
 COLUMNS = 128
-"""About so many channels does a program of the two kernels see of each pixel."""
+"""About how many channels of each pixel a program of the two kernels reads."""
 TILE = 2**13
-"""Numbers that such a program holds at once."""
+"""Elements that such a program holds at once."""
 PROGRAMS = 1024
-"""About so many programs does a large tensor get: several for each multiprocessor."""
+"""About how many programs a large tensor gets: several per multiprocessor."""
 MOST_CHUNKS = 256
-"""Of a picture, as every program of the second kernel reads what the first found in each."""
+"""Per picture: every program of the second kernel reads the first one's sums of each chunk."""
 BLOCK = 1024
-"""Numbers in one program where each is on its own."""
+"""Elements per program in elementwise kernels."""
 
 
-# Group normalisation. Of a picture (B, h, w, C) in memory a program sees some pixels as rows, and
-# some groups' channels as columns. A group of 10 channels takes 16 columns, 6 of them masked, as
-# Triton's blocks are powers of two.
+# Group normalisation. In a program rows are some pixels of a picture (B, h, w, C), columns the
+# channels of some groups. A group of 10 takes 16 columns, 6 of them masked: Triton's blocks are
+# powers of two.
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _norm_whole(
     SILU: tl.constexpr,
     BEFORE: tl.constexpr,
 ):
-    """One group of one picture, all of it at once: read once, written once."""
+    """Normalise one group of one picture: read once, written once."""
     width: tl.constexpr = CHANNELS // GROUPS
     picture, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     row = tl.arange(0, ROWS)[:, None]
@@ -92,10 +92,10 @@ def _norm_sums(
     STEPS: tl.constexpr,
     BEFORE: tl.constexpr,
 ):
-    """The sum, and the sum of squares, of some groups in a chunk of a picture's pixels.
+    """Sum some groups, and their squares, in a chunk of a picture's pixels.
 
-    Both of what is beyond the group's first number in the picture: where the mean is far from
-    zero, the difference of two large sums would leave little of the variance.
+    The group's first number in the picture is subtracted: with a mean far from zero, the difference
+    of two large sums would lose the variance's digits.
     """
     width: tl.constexpr = CHANNELS // GROUPS
     chunk, picture = tl.program_id(0), tl.program_id(2)
@@ -145,7 +145,7 @@ def _norm_apply(
     SILU: tl.constexpr,
     BEFORE: tl.constexpr,
 ):
-    """Normalise a chunk by the sums of all chunks, which are always added in the same order."""
+    """Normalise a chunk by the sums of all chunks, always added in the same order."""
     width: tl.constexpr = CHANNELS // GROUPS
     chunk, picture = tl.program_id(0), tl.program_id(2)
     at = tl.program_id(1) * SOME + tl.arange(0, SOME)
@@ -157,7 +157,7 @@ def _norm_apply(
     square = tl.sum(tl.load(source + 1, mask=there, other=0.0), 0) / count
     spread = tl.maximum(square - beyond * beyond, 0.0)
     scale = tl.rsqrt(spread + eps)
-    # Each group's numbers for each of its columns.
+    # Mean and scale of a group, repeated for each of its columns.
     column = tl.arange(0, SOME * WIDE)
     group = tl.program_id(1) * SOME + column // WIDE
     channel = group * width + column % WIDE
@@ -190,9 +190,9 @@ def group_norm(
     silu: bool,
     before: Tensor | None = None,
 ) -> Tensor:
-    """Return the normalised x (B, C, h, w), channels-last as x must be; with `silu` SiLU of it.
+    """Return the group-normalised x (B, C, h, w), both channels-last; with `silu` its SiLU.
 
-    What is added to x `before` is (C,).
+    `before` (C,) is added to x first.
     """
     pictures, channels, height, across = x.shape
     pixels, width = height * across, channels // groups
@@ -226,7 +226,7 @@ def group_norm(
 
 
 def _warps(numbers: int) -> int:
-    """Return how many share so many numbers, at most 64 for each thread."""
+    """Return how many warps share so many elements, at most 64 per thread."""
     return max(1, min(16, numbers // 1024))
 
 
@@ -241,7 +241,7 @@ def _gated(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of x (rows, 2 * WIDTH) the first half times the GELU of the second, into y."""
+    """Write the first half of x (rows, 2 * WIDTH) times the GELU of the second into y."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     source = x + place // WIDTH * (2 * WIDTH) + place % WIDTH
@@ -322,7 +322,7 @@ def _add_and_norm(
     WIDTH: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """One row of (rows, WIDTH): the sum goes into the target, its LayerNorm into `found`."""
+    """Write the sum of one row of (rows, WIDTH) into the target, its LayerNorm into `found`."""
     column = tl.arange(0, COLS)
     inside = column < WIDTH
     place = tl.program_id(0).to(tl.int64) * WIDTH + column

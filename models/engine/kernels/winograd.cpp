@@ -1,17 +1,17 @@
 // 3x3 convolutions with a quarter of the multiplications, for processors with AVX-512 BF16 and VNNI.
 //
 // This is Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a tile of 6x6 pixels, which gives 4x4
-// results, and the 3x3 weights are turned into 36 numbers each. Their products, summed over the input's
-// channels and turned back, are the results: 36 products for 16 of them in place of 144. In bfloat16 the
-// differences would lose four bits, and float32 has half its rate. So both sides are whole numbers of 16 bits
-// times a factor: for pixels one of each tile and point, for weights one of each output channel, in a block of
-// input channels, whose channels are equalized (pixels are multiplied by what weights are divided by). That is as fast as bfloat16, and what
-// it adds to the rounding of the result is a twentieth.
+// results, and the 3x3 weights are transformed into 36 numbers each, the points. Their products, summed over the
+// input channels and transformed back, are the results: 36 products for 16 of them instead of 144. In bfloat16 the
+// transform would lose four bits, and float32 has half its rate. So both sides are 16-bit integers times a factor:
+// for pixels one per tile and point, for weights one per output channel, each in a block of input channels. Input
+// channels are equalized first: pixels are multiplied by powers of two, by which weights are divided. That is as
+// fast as bfloat16, and adds a twentieth to the rounding error of the result.
 //
-// Weights are turned as they are used: kept so, they would take four times the memory, and for tiles enough it
-// takes a tenth of the time. Each thread takes a group of tiles and goes through the output's channels panel by
-// panel. What it has in hand meanwhile (the turned weights of two rows of points and one block of channels, and
-// their sums) fits the L2 cache.
+// Weights are transformed at each use: stored transformed, they would take four times the memory, and with enough
+// tiles the transform takes a tenth of the time. Each thread takes a group of tiles and goes through the output
+// channels panel by panel. Its working set (the transformed weights of two rows of points and one block of
+// channels, and their sums) fits the L2 cache.
 #include <omp.h>
 
 #include <algorithm>
@@ -32,26 +32,26 @@ constexpr int DEPTH = 128;            // input channels in a block
 constexpr int PANEL = 64;             // output channels in a panel
 constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in the 32 registers
 constexpr int TILES = 64;             // most tiles in a group
-// As a power of two: channels whose weights are zero must not drown the others either.
+// Exponent of the least equalization: channels whose weights are zero must not drown the others either.
 constexpr float LEAST_EQUALIZATION = -20;
-// Norms of whole numbers, whose product, the largest possible sum, fits 32 bits. A number of 16 bits may be as large as
-// the first, and half the second.
+// Norms of the integer vectors: their product, the largest possible sum, fits 32 bits; a 16-bit number can hold the
+// first and half the second.
 constexpr float PIXELS_NORM = 32000, WEIGHTS_NORM = 2 * PIXELS_NORM;
 // At distances of a power of two, points would fall into the same few places of a cache.
 constexpr int WEIGHTS = DEPTH / 2 * PANEL + LANES;  // pairs of them
-constexpr int FEWEST = 8;              // tiles in a group that is made small to give every thread one
-// Time to turn a tile's pixels, and a panel's weights, in that of a tile's products with a panel.
-constexpr double PIXELS_TURNED = 0.6, WEIGHTS_TURNED = 8;
+constexpr int FEWEST = 8;              // tiles in a group that is split to give every thread one
+// Times to transform a tile's pixels, and a panel's weights, relative to that of a tile's products with a panel.
+constexpr double PIXELS_TIME = 0.6, WEIGHTS_TIME = 8;
 
 inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
 inline __m512 plus(__m512 x, float factor, __m512 y) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), y, x); }
 
-// The paper's matrices B', G and A', each times a column, for the points 0, +-NEAR, +-FAR and infinity, at which
-// rounding is enlarged 2.3 times less than at the paper's 0, +-1, +-2 (the least is at 0.66 and 1.54).
+// The paper's matrices B', G and A', each times a column, for the points 0, +-NEAR, +-FAR and infinity, which
+// amplify rounding errors 2.3 times less than the paper's 0, +-1, +-2 (the least is at 0.66 and 1.54).
 constexpr float NEAR = 2.0f / 3, FAR = 3.0f / 2, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
-static_assert(NEAR * FAR == 1, "a factor that is left out");
+static_assert(NEAR * FAR == 1, "the transforms omit this factor");
 
-inline void turn_pixels(const __m512* x, __m512* to, int step) {
+inline void transform_pixels(const __m512* x, __m512* to, int step) {
   const __m512 a = plus(x[4], -FAR2, x[2]), b = plus(x[3], -FAR2, x[1]);
   const __m512 c = plus(x[4], -NEAR2, x[2]), d = plus(x[3], -NEAR2, x[1]);
   to[0] = _mm512_add_ps(plus(x[4], -NEAR2 - FAR2, x[2]), x[0]);
@@ -62,12 +62,12 @@ inline void turn_pixels(const __m512* x, __m512* to, int step) {
   to[5 * step] = _mm512_add_ps(plus(x[5], -NEAR2 - FAR2, x[3]), x[1]);
 }
 
-// G's rows have length 1 here; what is left of them is in GAINS.
+// G's rows are scaled to length 1; GAINS has the rest.
 const float NEAR_LENGTH = std::sqrt(1 + NEAR2 + NEAR2 * NEAR2), FAR_LENGTH = std::sqrt(1 + FAR2 + FAR2 * FAR2);
 const float NEAR_GAIN = NEAR_LENGTH / (2 * NEAR2 * (NEAR2 - FAR2)), FAR_GAIN = FAR_LENGTH / (2 * FAR2 * (FAR2 - NEAR2));
 const float GAINS[SIDE] = {1, NEAR_GAIN, NEAR_GAIN, FAR_GAIN, FAR_GAIN, 1};
 
-inline void turn_weights(const __m512* x, __m512* to) {
+inline void transform_weights(const __m512* x, __m512* to) {
   const __m512 near = plus(times(1 / NEAR_LENGTH, x[0]), NEAR2 / NEAR_LENGTH, x[2]);
   const __m512 far = plus(times(1 / FAR_LENGTH, x[0]), FAR2 / FAR_LENGTH, x[2]);
   to[0] = x[0];
@@ -78,7 +78,7 @@ inline void turn_weights(const __m512* x, __m512* to) {
   to[5] = x[2];
 }
 
-inline void turn_back(const __m512* x, __m512* to, int step) {
+inline void transform_back(const __m512* x, __m512* to, int step) {
   const __m512 a = _mm512_add_ps(x[1], x[2]), b = _mm512_sub_ps(x[1], x[2]);
   const __m512 c = _mm512_add_ps(x[3], x[4]), d = _mm512_sub_ps(x[3], x[4]);
   to[0] = _mm512_add_ps(_mm512_add_ps(x[0], a), c);
@@ -90,7 +90,7 @@ inline void turn_back(const __m512* x, __m512* to, int step) {
 struct Picture {
   int height, width, channels;
   int64_t across, tiles;  // tiles in a row, and in all
-  bool doubled;           // what is read is a picture of half the size, each pixel twice in both directions
+  bool doubled;           // the input has half the size, and each pixel stands for 2x2
 
   int64_t image(int64_t tile) const { return tile / tiles; }
   int top(int64_t tile) const { return int(tile % tiles / across) * KEPT; }
@@ -100,13 +100,13 @@ struct Picture {
   }
 };
 
-// Some channels of the pixels around a tile -> to[point], whole numbers, and what makes them numbers again, G's gain
-// included; outside the picture pixels are zero.
+// Some channels of the pixels of a tile -> to[point], integers, and their factors, G's gain included; pixels outside
+// the picture are zero.
 void read_tile(const uint16_t* x, const float* equalization, const Picture& p, int64_t tile, int first, int depth,
                int16_t* to, int64_t stride, float* factors) {
   const int64_t image = p.image(tile);
   const int top = p.top(tile) - 1, left = p.left(tile) - 1;
-  alignas(64) float turned[POINTS][DEPTH];
+  alignas(64) float points[POINTS][DEPTH];
   __m512 squares[POINTS];
   for (auto& one : squares) one = _mm512_setzero_ps();
   for (int c = 0; c < depth; c += LANES) {
@@ -121,14 +121,14 @@ void read_tile(const uint16_t* x, const float* equalization, const Picture& p, i
         column[i] = _mm512_setzero_ps();
         if (inside) column[i] = _mm512_mul_ps(share, widened(x + p.at(image, row, at) + first + c));
       }
-      turn_pixels(column, half + j, SIDE);
+      transform_pixels(column, half + j, SIDE);
     }
     for (int i = 0; i < SIDE; ++i) {
       __m512 row[SIDE];
-      turn_pixels(half + SIDE * i, row, 1);
+      transform_pixels(half + SIDE * i, row, 1);
 #pragma GCC unroll 6
       for (int j = 0; j < SIDE; ++j) {
-        _mm512_store_ps(turned[SIDE * i + j] + c, row[j]);
+        _mm512_store_ps(points[SIDE * i + j] + c, row[j]);
         squares[SIDE * i + j] = _mm512_fmadd_ps(row[j], row[j], squares[SIDE * i + j]);
       }
     }
@@ -138,13 +138,13 @@ void read_tile(const uint16_t* x, const float* equalization, const Picture& p, i
     const __m512 up = _mm512_set1_ps(norm == 0 ? 0 : PIXELS_NORM / norm);
     factors[point * TILES] = norm / PIXELS_NORM * GAINS[point / SIDE] * GAINS[point % SIDE];
     for (int c = 0; c < depth; c += LANES) {
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(turned[point] + c), up));
+      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(points[point] + c), up));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), _mm512_cvtepi32_epi16(whole));
     }
   }
 }
 
-// Two rows of points, which share their sums.
+// Pairs of rows of points, which share sums.
 constexpr int PAIRS[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 // Weights (depth, 9, PANEL) -> to[point of the pair] (depth / 2, PANEL, 2), for `width` output channels.
@@ -161,20 +161,20 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
         __m512 parts[2][3];
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) {
-          __m512 column[3], points[SIDE];  // of which two are used, so that no others are computed
+          __m512 column[3], points[SIDE];  // two of them are used, so that the compiler drops the rest
 #pragma GCC unroll 3
           for (int i = 0; i < 3; ++i) {
             const uint16_t* at = weights + ((k + one) * 9 + 3 * i + j) * PANEL + c;
             column[i] = widened(at);
             _mm_prefetch(reinterpret_cast<const char*>(at + depth * 9 * PANEL), _MM_HINT_T1);  // the next block
           }
-          turn_weights(column, points);
+          transform_weights(column, points);
           for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(up, points[PAIRS[PAIR][i]]);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
           __m512 row[SIDE];
-          turn_weights(parts[i], row);
+          transform_weights(parts[i], row);
 #pragma GCC unroll 6
           for (int j = 0; j < SIDE; ++j) {
             const __m512i whole = _mm512_cvtps_epi32(row[j]);
@@ -198,7 +198,7 @@ struct Factors {
   const float *pixels, *norms;  // of tiles, and of the weights of a panel's columns
 };
 
-// sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), added to what they are unless they begin.
+// sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), or += unless `begins`.
 template <int COUNT, int VECTORS>
 void product(const int16_t* pixels, const int32_t* weights, int depth, bool begins, Factors factors, float* sums) {
   __m512i part[COUNT][VECTORS];
@@ -241,14 +241,14 @@ constexpr const Product* PRODUCTS[] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>, BY
 void all_products(const int16_t* pixels, const int32_t* weights, int tiles, int depth, int width, bool begins,
                   Factors factors, float* sums) {
   for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, factors.pixels += ROWS) {
-    // The next rows, which lie in six places: too many for the processor to foresee.
+    // Prefetch the next rows, which are six streams: too many for the hardware prefetcher.
     for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)
       _mm_prefetch(reinterpret_cast<const char*>(pixels + next), _MM_HINT_T0);
     PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, factors, sums);
   }
 }
 
-// A tile's sums[point] -> its results in some channels, as far as they lie in the picture.
+// A tile's sums[point] -> its results in some channels, where they are inside the picture.
 void write_tile(const float* sums, int64_t stride, const Picture& p, int64_t tile, int first, int width,
                 const uint16_t* bias, const uint16_t* kept, bool relu, uint16_t* out) {
   const int64_t image = p.image(tile);
@@ -259,31 +259,31 @@ void write_tile(const float* sums, int64_t stride, const Picture& p, int64_t til
       __m512 column[SIDE];
 #pragma GCC unroll 6
       for (int i = 0; i < SIDE; ++i) column[i] = _mm512_loadu_ps(sums + (SIDE * i + j) * stride + c);
-      turn_back(column, half + j, SIDE);
+      transform_back(column, half + j, SIDE);
     }
     const __m512 shift = bias == nullptr ? _mm512_setzero_ps() : widened(bias + first + c);
     for (int i = 0; i < std::min(KEPT, p.height - top); ++i) {
       __m512 row[KEPT];
-      turn_back(half + SIDE * i, row, 1);
+      transform_back(half + SIDE * i, row, 1);
       for (int j = 0; j < std::min(KEPT, p.width - left); ++j) {
         const int64_t at = p.at(image, top + i, left + j) + first + c;
         __m512 y = _mm512_add_ps(row[j], shift);
         if (kept != nullptr) y = _mm512_add_ps(y, widened(kept + at));
-        if (relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // in this order what is no number stays none
+        if (relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // in this order NaN stays NaN
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), (__m256i)_mm512_cvtneps_pbh(y));
       }
     }
   }
 }
 
-// How the work is divided: into groups of tiles, each of which meets some panels.
+// Division of the work into groups of tiles and shares of the panels.
 struct Division {
   int64_t tiles;
   int panels;
   int64_t groups, shares;
 };
 
-// The one with which all threads are done soonest: each part turns its pixels and its weights anew.
+// The division that finishes first: each part transforms its own pixels and weights.
 Division best_division(int64_t tiles, int panels, int threads) {
   Division best{};
   double least = INFINITY;
@@ -293,15 +293,15 @@ Division best_division(int64_t tiles, int panels, int threads) {
       const int64_t some = (tiles + groups - 1) / groups;
       const int few = (panels + shares - 1) / shares;
       const double time = double((groups * shares + threads - 1) / threads) *
-                          (PIXELS_TURNED * some + few * (some + WEIGHTS_TURNED));
+                          (PIXELS_TIME * some + few * (some + WEIGHTS_TIME));
       if (time < least) best = {some, few, groups, shares}, least = time;
     }
   return best;
 }
 
 // Norms of the input channels' weights, 1 in the mean, as powers of two -> equalization (in), and weights (panels, in,
-// 9, PANEL) divided by them. Each output's weights count as if their norm was 1: so one with large weights does not decide
-// for the others, and one with a weight that is no number counts for nothing.
+// 9, PANEL) divided by them. Each output's weights count as if their norm was 1, so that one with large weights does
+// not decide for the others; one with a NaN or infinite weight does not count.
 void equalize_channels(uint16_t* weights, float* equalization, int panels, int in) {
   std::fill(equalization, equalization + in, 0.0f);
   for (int panel = 0; panel < panels; ++panel)
@@ -341,7 +341,7 @@ void measure(const uint16_t* weights, float* norms, int panels, int in) {
   for (int work = 0; work < panels * blocks; ++work) {
     const int first = work % blocks * DEPTH, last = std::min(in, first + DEPTH);
     for (int c = 0; c < PANEL; c += LANES) {
-      // Squares are compared as whole numbers, whose order is the same; what is no number is the largest, and stays.
+      // Squares are compared as integers, which have the same order; NaN is the largest, and stays.
       const auto larger = [](__m512 a, __m512 b) { return (__m512)_mm512_max_epu32((__m512i)a, (__m512i)b); };
       __m512 squares[POINTS], most = _mm512_setzero_ps();
       std::fill(squares, squares + POINTS, most);
@@ -351,12 +351,12 @@ void measure(const uint16_t* weights, float* norms, int panels, int in) {
         for (int j = 0; j < 3; ++j) {
           __m512 column[3];
           for (int i = 0; i < 3; ++i) column[i] = widened(from + (3 * i + j) * PANEL);
-          turn_weights(column, half[j]);
+          transform_weights(column, half[j]);
         }
         for (int i = 0; i < SIDE; ++i) {
           const __m512 column[3] = {half[0][i], half[1][i], half[2][i]};
           __m512 row[SIDE];
-          turn_weights(column, row);
+          transform_weights(column, row);
           for (int j = 0; j < SIDE; ++j) {
             const __m512 square = _mm512_mul_ps(row[j], row[j]);
             squares[SIDE * i + j] = _mm512_add_ps(squares[SIDE * i + j], square);
@@ -379,18 +379,18 @@ extern "C" int lanes() { return LANES; }
 extern "C" int panel() { return PANEL; }
 extern "C" int depth() { return DEPTH; }
 
-// Weights (panels, in, 9, PANEL), zeros behind the last output channel, as `convolve` wants them, with their
+// Weights (panels, in, 9, PANEL), zeros after the last output channel, as `convolve` needs them, with their
 // (in) and norms (panels, blocks, PANEL).
 extern "C" void prepare(uint16_t* weights, float* equalization, float* norms, int panels, int in) {
   equalize_channels(weights, equalization, panels, in);
   measure(weights, norms, panels, in);
 }
 
-// x (batch, height, width, in), of half the height and width where it is to be doubled; weights (panels, in, 9,
+// x (batch, height, width, in), of half the height and width if `doubled`; weights (panels, in, 9,
 // PANEL) with anything after the last output channel, divided by their equalization (in), by which pixels are
 // multiplied, and their norms; bias (channels) or null; kept, which is added, like the result or null;
 // result (batch, height, width, channels). Balance and norms are float32, all else is bfloat16, dense; in and channels
-// are multiples of 16. Returns 0, or 1 where there is no memory.
+// are multiples of 16. Returns 0, or 1 if memory runs out.
 extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* equalization, const float* norms,
                         const uint16_t* bias, const uint16_t* kept, uint16_t* out, int batch, int height, int width,
                         int in, int channels, int doubled, int relu, int threads) {
@@ -400,7 +400,7 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
   const Picture from{height, width, in, across, each, doubled != 0}, to{height, width, channels, across, each, false};
   const int blocks = (in + DEPTH - 1) / DEPTH, panels = (channels + PANEL - 1) / PANEL;
   const Division part = best_division(all, panels, threads);
-  // In int16 and float32, each with what makes numbers of it.
+  // Sizes in float32: the integers of pixels and weights with their factors, and the sums.
   const int64_t v_stride = part.tiles * DEPTH + 2 * LANES, sums_stride = part.tiles * PANEL + LANES;
   const int64_t v_size = blocks * POINTS * v_stride / 2, factors_size = blocks * POINTS * TILES;
   const int64_t sums_size = POINTS * sums_stride, u_size = 2 * SIDE * WEIGHTS;
@@ -413,7 +413,7 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
     const int64_t first = work / part.shares * part.tiles;
     const int count = int(std::min(part.tiles, all - first)), from_panel = int(work % part.shares) * part.panels;
     const int to_panel = std::min(panels, from_panel + part.panels);
-    if (count <= 0 || from_panel >= to_panel) continue;  // rounded up, fewer parts may be enough
+    if (count <= 0 || from_panel >= to_panel) continue;  // after rounding up, fewer parts may do
     float* sums = room + own * omp_get_thread_num();
     float* factors = sums + sums_size;
     auto* u = reinterpret_cast<int32_t*>(factors + factors_size);

@@ -50,7 +50,7 @@ def test_the_families_of_controls_share_one_base(shipped: dict[str, Card]) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("title = ", "no valid TOML"),
+        ("title = ", "not valid TOML"),
         (CARD.replace('title = "Tiny"', ""), "lacks the field title"),
         ('colour = "red"\n' + CARD, "unknown field colour"),
         ('preview_matrix = [["x"]]\n' + CARD, "malformed value"),

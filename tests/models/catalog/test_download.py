@@ -27,7 +27,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(download.HfApi, "model_info", ask)
-    monkeypatch.setattr(download, "_asked_in_vain", {"at": -float("inf")})
+    monkeypatch.setattr(download, "_last_silence", {"at": -float("inf")})
     return names
 
 
@@ -35,7 +35,7 @@ def test_a_hub_that_did_not_answer_is_not_asked_again_at_once(
     asked: list[str], tmp_path: Path
 ) -> None:
     for seconds_later, questions in ((0, 1), (1, 1), (download.SILENT_SECONDS, 2), (1, 2)):
-        download._asked_in_vain["at"] -= seconds_later
+        download._last_silence["at"] -= seconds_later
         with pytest.raises(WeightsMissing, match="but the hub cannot be reached: connect and"):
             download.fetch(SOURCE, "Depth", tmp_path)
         assert len(asked) == questions
@@ -164,7 +164,7 @@ def test_what_came_damaged_is_thrown_away(fake: FakeHub, tmp_path: Path) -> None
         _fetch(tmp_path, stop)
     (part,) = (tmp_path / "cache").rglob("*.part")
     part.write_bytes(b"?" * part.stat().st_size)
-    with pytest.raises(WeightsMissing, match="what came was damaged, and thrown away: connect"):
+    with pytest.raises(WeightsMissing, match="the download was damaged, and deleted: connect"):
         _fetch(tmp_path)
     assert (_fetch(tmp_path) / "big.safetensors").read_bytes() == BIG
 

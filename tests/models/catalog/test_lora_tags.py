@@ -74,7 +74,7 @@ def test_block_weights(setting: str, weights: dict[str, float]) -> None:
         ("<lora:a:1:te=1e9>", "the weight must be a number"),
         ("<lora:a:1:1:1:1>", "cannot be read"),
         ("<lora:a:1:dyn=0>", "cannot be read"),
-        ("<lora:a:1:start=3>", "the setting start is not known here"),
+        ("<lora:a:1:start=3>", "the setting start is not known"),
         ("<lora:a:1:lbw=MINE>", "the block weights must be 17 or 26 numbers"),
         ("<lora:a:1:lbw=1,1>", "the block weights must be 17 or 26 numbers"),
         ("<lora:a:1:" + "R," * 16 + "R>", "the block weights must be 17 or 26 numbers"),

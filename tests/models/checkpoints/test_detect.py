@@ -97,7 +97,7 @@ DIFFUSERS_CONTROL = {
         ({"double_blocks.0.img_attn.proj.weight": (9, 9)}, "a Flux checkpoint"),
         ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (9, 9)}, "a Stable Diffusion 3 checkp"),
         ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "an autoencoder alone"),
-        ({"layer1.weight": (3, 3)}, "a file of a kind we do not know"),
+        ({"layer1.weight": (3, 3)}, "a file of an unknown kind"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -144,7 +144,7 @@ def test_what_fits_passes() -> None:
         (b"GGUF\x03\x00\x00\x00", "GGUF"),
         (b"", "empty"),
         (b"PK\x03\x04" + b"\0" * 60, "pickle"),
-        (b"\xff" * 64, "cut short"),
+        (b"\xff" * 64, "truncated"),
         ((40).to_bytes(8, "little") + b"{" * 40, "damaged"),
         ((2).to_bytes(8, "little") + b"{}", "damaged"),
         ((22).to_bytes(8, "little") + b'{"a":{"data_offsets":3', "damaged"),

@@ -265,7 +265,7 @@ def test_an_alpha_that_is_no_number_is_one_sentence(
     if alpha is not None:
         state[f"unet.{UNET[1]}.alpha"] = alpha
     asked = write(tmp_path / "bad.safetensors", state, lora_adapter_metadata=json.dumps(settings))
-    with pytest.raises(WeightsMismatch, match=r"bad\.safetensors says no usable strength") as told:
+    with pytest.raises(WeightsMismatch, match=r"bad\.safetensors has no usable strength") as told:
         lora.merge(networks.text_encoder, networks.unet, [asked])
     assert UNET[1] in str(told.value) and "\n" not in str(told.value)
 

@@ -29,7 +29,7 @@ def test_the_rule() -> None:
         "zero.weight": 7,
     }
     assert moved["conv_in.weight"].dtype == torch.float16
-    with pytest.raises(WeightsMismatch, match=r"conv_in\.weight is not of one shape"):
+    with pytest.raises(WeightsMismatch, match=r"conv_in\.weight has different shapes"):
         transferred(control, base, {"conv_in.weight": torch.zeros(2)})
 
 
