@@ -182,7 +182,8 @@ def test_hands_and_faces_are_drawn_as_by_controlnet_aux_without_matplotlib(openp
 def test_the_real_detector_runs_on_a_black_picture(openpose, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(pose, "load_detector", lambda *_: openpose)
-    draw = pose.ANNOTATOR.preprocessors[2].draw
+    named = {one.name: one.draw for one in pose.ANNOTATOR.preprocessors}
+    draw = named["OpenPose with hands and face"]
     assert draw(np.zeros((64, 96, 3), np.uint8), pose.PoseParams()).shape == (64, 96, 3)
 
 
