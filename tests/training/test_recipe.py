@@ -42,7 +42,7 @@ def few_steps() -> Iterator[None]:
     """Sheets and own pictures in two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_base, "sample_latents", partial(train_base.sample_latents, steps=2))
-        patch.setattr(train_control, "OWN_STEPS", 2)
+        patch.setattr(train_control, "SAMPLE_STEPS", 2)
         yield
 
 
