@@ -200,7 +200,10 @@ def _require_weights_file(path: Path) -> None:
     if not path.is_file():
         raise WeightsMissing(f"There is no weights file {shown(path)}: check the path.")
     with path.open("rb") as file:
-        start = file.read(256).removeprefix(UTF8_BOM).lstrip()
+        start = file.read(256)
+    if _begins_as_safetensors(start):
+        return  # whatever its header's length spells
+    start = start.removeprefix(UTF8_BOM).lstrip()
     for magic, what in (
         (b"<", "a web page, probably a login or error page saved as weights"),
         (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull to get the weights"),
@@ -212,13 +215,22 @@ def _require_weights_file(path: Path) -> None:
         raise WeightsMismatch(f"{path.name} is empty: download it again.")
 
 
+def _begins_as_safetensors(start: bytes) -> bool:
+    """Tell whether a file begins with a length below MAX_HEADER and the JSON object after it.
+
+    The length's own bytes may spell anything: 19280 is "PK", as a zip begins, 15392 is " <".
+    """
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    return length <= MAX_HEADER and start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+
+
 def _safetensors_header(path: Path) -> dict[str, Any]:
     """Return the JSON header, after checking that the file has the length that follows from it."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(LENGTH_BYTES)
-        length = int.from_bytes(first, "little")
-        if first[:2] in (b"PK", b"\x80\x02"):
+        first = file.read(LENGTH_BYTES + 1)
+        length = int.from_bytes(first[:LENGTH_BYTES], "little")
+        if first[:2] in (b"PK", b"\x80\x02") and not _begins_as_safetensors(first):
             raise WeightsMismatch(
                 f"{path.name} is a pickle named .safetensors: rename it to .ckpt if you trust it."
             )
@@ -226,6 +238,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
             raise WeightsMismatch(
                 f"{path.name} is truncated, or not a safetensors file: download it again."
             )
+        file.seek(LENGTH_BYTES)
         text = file.read(length)
     try:
         header = json.loads(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from core.errors import WeightsMismatch, WeightsMissing
 from models.checkpoints.detect import (
@@ -204,3 +204,14 @@ def test_a_plain_pickle_loads_in_old_and_new_format(zipped: bool, tmp_path: Path
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="no weights file"):
         read_shapes(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("length", [640, 828, 15392, 19280, 66176])
+def test_a_safetensors_file_is_known_whatever_its_headers_length_spells(
+    length: int, tmp_path: Path
+) -> None:
+    raw = save({"conv_in.weight": torch.zeros(2, 4, 3, 3)})
+    end = 8 + int.from_bytes(raw[:8], "little")
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + raw[8:end].ljust(length) + raw[end:])
+    assert read_shapes(path) == {"conv_in.weight": (2, 4, 3, 3)}
