@@ -12,6 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from core import infotext as infotexts
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.modes import MODES
 from core.params import restored, settings_of
@@ -307,21 +308,21 @@ def _left_out(names: Collection[str]) -> list[str]:
 
 def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     """Read AUTOMATIC1111's layout; the whole prompt becomes "prompt", the added prompt empty."""
-    head, _, last = text.rstrip().rpartition("\n")
-    pairs = dict(re.findall(r'([A-Za-z][\w -]{0,39}): ("[^"]*"|[^,]*)', last[:4000]))
-    if "Steps" not in pairs:
-        return {}, ["The picture's settings could not be read: their last line has no Steps."]
-    prompt, _, negative = f"\n{head}".partition("\nNegative prompt:")
+    infotext = infotexts.parse(text)
+    if infotext is None:
+        return {}, ["The picture's settings could not be read: no line begins with Steps."]
+    pairs = infotext.pairs
     found: dict[str, object] = {
-        "prompt": prompt.removeprefix("\n"),
+        "prompt": infotext.prompt,
         "added_prompt": "",
-        "negative_prompt": negative.removeprefix(" "),
+        "negative_prompt": infotext.negative_prompt,
     }
     for name, ours in A1111_NAMES.items():
         if name in pairs:
             found[ours] = _number(pairs[name])
     settings, notes = restored(SETTINGS, found)
-    notes += _left_out([n for n in pairs if n not in A1111_NAMES and n != "Sampler"])
+    unknown = [n for n in pairs if n not in A1111_NAMES and n != "Sampler"]
+    notes += _left_out([*unknown, *infotext.more])
     sampler = pairs.get("Sampler", "DDIM").strip()
     if sampler.upper() == "LCM":
         settings["sampler"] = "lcm"

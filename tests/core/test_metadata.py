@@ -333,3 +333,21 @@ def test_a_file_without_settings_gives_one_note(data):
     fields, notes = read_settings(data)
     assert fields == {}
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Steps: 25, Sampler: DDIM, CFG scale: 7, Seed: 11\nTemplate: {a|b},\non grass",
+        'Steps: 25, CFG scale: 7, Seed: 11, Note: "a \\"sign\\", Steps: up, Seed: of doubt"',
+        "Steps: 25 | Seed: 11 | Sampler: UniPC | CFG scale: 7",
+    ],
+    ids=["lines after", "quotes", "bars"],
+)
+def test_what_extensions_and_forks_write_costs_no_setting(line):
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text("parameters", f"a ball\nNegative prompt: low\n{line}")
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    settings, _ = read_settings(file.getvalue())
+    assert (settings["prompt"], settings["negative_prompt"]) == ("a ball", "low")
+    assert (settings["steps"], settings["seed"], settings["guidance_scale"]) == (25, 11, 7.0)
