@@ -1,4 +1,4 @@
-"""An app without a condition of its own, with its own page and endpoint."""
+"""An app that is not tied to one condition, such as the one that draws every map."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ class Tool:
     title: str
     blurb: str
     page: str
-    """The module in apps/web/pages whose build_page(tool, suite, send_to) builds the page and
-    publishes `/<name>`. A name, because importing it loads Gradio, which `--list` and `--help` do
-    without. `send_to` are the other apps of the site that take a result."""
+    """The module in apps/web/pages whose place_page(tool, suite, send_to, blocks) places the page
+    and its endpoint `/<name>`. A name, because importing it loads Gradio, which `--list` and
+    `--help` do without. `send_to` are the other apps of the site that take a result."""
     examples: tuple[str, ...] = ()
     """Files in test_imgs/."""
     input: InputKind = "photo"

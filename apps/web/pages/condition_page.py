@@ -12,7 +12,7 @@ from apps.web.jobs.request import checked_request, new_job
 from apps.web.pages.endpoint import Endpoint, endpoint_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
-from apps.web.pages.widgets import PRIVATE, blocks_of, plain_errors, widget
+from apps.web.pages.widgets import PRIVATE, plain_errors, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition
@@ -24,16 +24,14 @@ from core.request import SETTINGS
 MAP_LABEL = "Control map"
 
 
-def build_page(
-    condition: Condition, suite: Suite, send_to: Sequence[Condition | Tool] = ()
-) -> gr.Blocks:
-    """Build one condition's page, to be launched alone or rendered into a site.
+def place_page(
+    condition: Condition, suite: Suite, send_to: Sequence[Condition | Tool], blocks: gr.Blocks
+) -> None:
+    """Place one condition's page and its endpoints in the open `blocks`.
 
     `send_to` are the other apps of the site that take a result.
     """
-    with blocks_of(condition) as blocks:
-        Page(blocks, condition, suite, SingleControl(condition, suite), send_to)
-    return blocks
+    Page(blocks, condition, suite, SingleControl(condition, suite), send_to)
 
 
 class SingleControl:

@@ -16,7 +16,6 @@ from apps.web.pages.widgets import (
     ONE_AT_A_TIME,
     PRIVATE,
     TEST_IMAGES,
-    blocks_of,
     example_strip,
     picture_input,
     plain_errors,
@@ -35,11 +34,11 @@ Paths = tuple[Path, Path] | None
 """A map's file and its preview; None if there is no map."""
 
 
-def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
-    """Build the page, to be launched alone or rendered into a site; it has no results to send."""
-    with blocks_of(tool) as page:
-        _MapsPage(tool, suite).build()
-    return page
+def place_page(
+    tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool], blocks: gr.Blocks
+) -> None:
+    """Place the page and its endpoint in the open `blocks`; it has no results to send."""
+    _MapsPage(tool, suite).build()
 
 
 class _MapsPage:

@@ -12,7 +12,7 @@ from apps.web.jobs.several import OF_A_SLOT, SLOTS, combinable, job_of_several, 
 from apps.web.pages.endpoint import Endpoint, help_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
-from apps.web.pages.widgets import PRIVATE, blocks_of, in_rows, picture_input, widget
+from apps.web.pages.widgets import PRIVATE, in_rows, picture_input, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
@@ -30,11 +30,11 @@ PLACED = {"preprocessor", "detect_resolution"}
 TOO_MANY = "It was made with more controls than there are slots."
 
 
-def build_page(tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool] = ()) -> gr.Blocks:
-    """Build the page, to be launched alone or rendered into a site; see Tool.page."""
-    with blocks_of(tool) as blocks:
-        Page(blocks, tool, suite, ControlSlots(tool, suite), send_to)
-    return blocks
+def place_page(
+    tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool], blocks: gr.Blocks
+) -> None:
+    """Place the page and its endpoints in the open `blocks`; see Tool.page."""
+    Page(blocks, tool, suite, ControlSlots(tool, suite), send_to)
 
 
 class ControlSlots:

@@ -10,8 +10,6 @@ from gradio.data_classes import ImageData
 
 from apps.web.html.results import escape
 from apps.web.jobs.errors import sentence_of
-from apps.web.tool import Tool
-from core.condition import Condition
 from core.errors import SuiteError
 from core.params import Bounds, Choice, Setting, Text, Toggle
 from core.request import SETTINGS
@@ -35,13 +33,6 @@ PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 MOST_SLIDER_STOPS = 10_000
 """A number with more values than this gets a text box: no slider can hit a seed."""
-
-
-def blocks_of(app: Condition | Tool) -> gr.Blocks:
-    """Return an app's empty Blocks."""
-    return gr.Blocks(
-        title=f"{app.title} · ControlLoop", analytics_enabled=False, delete_cache=CACHE
-    )
 
 
 def runs_at_once(runs: int) -> dict[str, Any]:

@@ -90,11 +90,11 @@ def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator
 @pytest.fixture(scope="module")
 def canvas_address(suite: Suite) -> Iterator[str]:
     """The address of a page that is drawn in, of a condition of our own."""
-    from apps.web.pages.condition_page import build_page
+    from apps.web.site import build_app
 
     annotator = replace(scribble.CANVAS, reextract=None)  # the tests' model sees no edges
     example = Example("diorama_1.png", "a red ball")
-    site = build_page(
+    site = build_app(
         Condition("drawn", "Drawn", "", annotator, "canny", "canvas", (example,)), suite
     )
     options = argparse.Namespace(host=None, port=None, mcp=False)

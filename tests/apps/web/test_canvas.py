@@ -40,10 +40,10 @@ def _layer() -> np.ndarray:
 @pytest.fixture(scope="module")
 def server(suite: Suite) -> Iterator[tuple[str, int]]:
     """The address of a page that is drawn in, and its number for taking the drawing."""
-    from apps.web.pages.condition_page import build_page
+    from apps.web.site import build_app
 
     condition = next(one for one in apps.conditions() if one.input == "canvas")
-    page = build_page(condition, suite)
+    page = build_app(condition, suite)
     number = next(key for key, fn in page.fns.items() if fn.name == "_take_drawing")
     options = argparse.Namespace(host=None, port=None, mcp=False)
     yield launch(page, Environment(max_queue=4, output=None), options, block=False), number

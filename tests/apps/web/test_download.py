@@ -17,9 +17,9 @@ from annotators import _pretrained
 from apps.web.html import results
 from apps.web.jobs.job import Job, drawn_map
 from apps.web.jobs.map_choices import DrawnMap, MapChoice, draw_maps
-from apps.web.pages.condition_page import build_page
 from apps.web.pages.runs import STOPPED_EARLY, CurrentJob, Runs
 from apps.web.serve import Environment, launch
+from apps.web.site import build_app
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.request import GenerationRequest, Progress
@@ -100,7 +100,7 @@ def test_the_page_shows_what_comes_stops_and_goes_on(
 def test_another_call_is_answered_while_one_downloads(
     fake: FakeHub, suite: Suite, canny: Condition
 ) -> None:
-    blocks = build_page(canny, suite)
+    blocks = build_app(canny, suite)
     options = argparse.Namespace(host=None, port=None, mcp=False)
     address = launch(blocks, Environment(max_queue=4, output=None), options, block=False)
     client = Client(address, verbose=False, download_files=False)

@@ -41,9 +41,9 @@ HIDDEN = {"detect_resolution"}
 
 @pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
 def test_every_page_has_every_control_within_its_bounds(condition: Condition, suite: Suite) -> None:
-    from apps.web.pages.condition_page import build_page
+    from apps.web.site import build_app
 
-    page = build_page(condition, suite)
+    page = build_app(condition, suite)
     found = {getattr(block, "label", None): block for block in page.blocks.values()}
     ways = {label: name for label, name in found["Preprocessor"].choices}
     for way in condition.annotator.preprocessors:
@@ -71,12 +71,12 @@ def test_a_flood_of_pictures_is_decoded_a_few_at_a_time(name: str, suite: Suite)
 
 
 def test_maps_are_drawn_at_the_models_resolution_or_the_annotators(suite: Suite) -> None:
-    from apps.web.pages.condition_page import build_page
+    from apps.web.site import build_app
 
     condition = Condition("mlsd2image", "Lines", "", mlsd.ANNOTATOR, "canny")
 
     def shown() -> object:
-        page = build_page(condition, suite)
+        page = build_app(condition, suite)
         label = SETTINGS["detect_resolution"].label
         return next(b.value for b in page.blocks.values() if getattr(b, "label", "") == label)
 

@@ -15,8 +15,8 @@ from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 from PIL import Image
 
-from apps.web.pages.condition_page import build_page
 from apps.web.serve import Environment, launch
+from apps.web.site import build_app
 from apps.web.suite import MOST_RUNS, Suite
 from core.condition import Condition
 from tests.apps.web.html.test_results import _result
@@ -37,7 +37,7 @@ def busy(suite: Suite) -> Suite:
 def visitors(
     busy: Suite, canny: Condition, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Client]]:
-    page = build_page(canny, busy)
+    page = build_app(canny, busy)
     options = argparse.Namespace(host=None, port=None, mcp=False)
     address = launch(page, Environment(max_queue=1, output=None), options, block=False)
     clients = [

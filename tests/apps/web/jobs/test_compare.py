@@ -356,9 +356,9 @@ def test_programs_get_the_first_models_images_where_the_second_fails(
 
 @pytest.fixture(scope="module")
 def family_address(family: Suite, canny: Condition) -> Iterator[str]:
-    from apps.web.pages.condition_page import build_page
+    from apps.web.site import build_app
 
-    site = build_page(canny, family)
+    site = build_app(canny, family)
     options = argparse.Namespace(host=None, port=None, mcp=False)
     yield launch(site, Environment(max_queue=4, output=None), options, block=False)
     site.close(verbose=False)
