@@ -18,8 +18,8 @@ MAX_PAIRS_LENGTH = 16_000
 """Characters of the line of pairs that are read; a hostile file may hold megabytes."""
 NAME = r"[A-Za-z][\w /.()-]{0,79}"
 QUOTED = r'"(?:\\.|[^\\"])*"'
-COMMAS = re.compile(rf"\s*({NAME}):\s*({QUOTED}|[^,]*)(?:,|$)")
-BARS = re.compile(rf"\s*({NAME}):\s*({QUOTED}|[^|]*)(?:\||$)")
+COMMAS = re.compile(rf"({NAME}):\s*({QUOTED}|[^,]*)(?:,|$)")
+BARS = re.compile(rf"({NAME}):\s*({QUOTED}|[^|]*)(?:\||$)")
 UNIT = re.compile(r"ControlNet(?: (\d+))?")
 """The name of a unit's pairs; the first one's number is left out by old versions."""
 

@@ -119,6 +119,7 @@ assert threading.active_count() == before, "a thread was started"
 """
 
 
+@pytest.mark.slow
 def test_importing_core_and_annotators_does_no_work():
     """No device, no thread, no print, no user interface."""
     modules = [

@@ -196,6 +196,7 @@ def _literal(value):
     return json.dumps(value) if isinstance(value, str) else str(value)
 
 
+@pytest.mark.slow
 def test_the_report_has_what_is_told(networks):
     told = json.loads(FENCE.search(section(text_of(APPS), "The report"))[2])
     image = np.full((64, 64, 3), 90, np.uint8)

@@ -48,6 +48,7 @@ def _normal(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_pinned() -> None:
     # Benchmarks are run by whoever works on the project: pictures.py drives a browser.
     users = [folder for folder in OURS if folder != "benchmarks"]
@@ -55,6 +56,7 @@ def test_what_is_imported_is_pinned() -> None:
     assert imported("benchmarks", "tests") <= pins(RUNNING) | pins(CHECKING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [RUNNING, CHECKING], ids=lambda file: file.name)
 def test_what_is_pinned_is_imported_or_explained(file: Path) -> None:
     comments = [

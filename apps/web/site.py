@@ -28,7 +28,7 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
         gr.HTML(results.home(apps, TEST_IMAGES), elem_classes="cl-header")
     for app in apps:
         short_title = app.title.partition(" (")[0]  # so that all fit in one row
-        # Placed in the route itself: Gradio takes twice as long to render a Blocks of its own there.
+        # Placed in the route itself: rendering a Blocks of its own takes Gradio twice as long.
         with site.route(short_title, f"/{app.name}"):
             _place(app, suite, [one for one in apps if one is not app], site)
     return site

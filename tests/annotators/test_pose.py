@@ -165,6 +165,7 @@ def drawn_by(name: str) -> np.ndarray:
     return draw(np.zeros((256, 256, 3), np.uint8), pose.PoseParams())
 
 
+@pytest.mark.slow
 def test_hands_and_faces_are_drawn_as_by_controlnet_aux_without_matplotlib(openpose, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     ours = drawn_by("OpenPose with hands and face")
@@ -179,6 +180,7 @@ def test_hands_and_faces_are_drawn_as_by_controlnet_aux_without_matplotlib(openp
     assert openpose.calls[0] == (True, True) and openpose.calls[-1] == (False, False)
 
 
+@pytest.mark.slow
 def test_the_real_detector_runs_on_a_black_picture(openpose, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(pose, "load_detector", lambda *_: openpose)
@@ -187,6 +189,7 @@ def test_the_real_detector_runs_on_a_black_picture(openpose, monkeypatch):
     assert draw(np.zeros((64, 96, 3), np.uint8), pose.PoseParams()).shape == (64, 96, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["OpenPose", "OpenPose with hands and face"])
 def test_a_package_missing_at_run_time_is_one_sentence(openpose, monkeypatch, name):
     def detect_poses(*_):
@@ -208,6 +211,7 @@ def with_hands(body: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return canvas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halved", [False, True])
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
 def test_hands_do_not_change_the_score(halved, scale):

@@ -121,6 +121,7 @@ def test_fake_scribble_equals_controlnets_at_its_resolution():
     assert scribble.score(drawn, enlarged).headline > 95
 
 
+@pytest.mark.slow
 def test_fake_scribbles_of_hed_equal_controlnet_auxs(monkeypatch):
     from controlnet_aux import HEDdetector
     from controlnet_aux.hed import ControlNetHED_Apache2

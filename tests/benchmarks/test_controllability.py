@@ -50,6 +50,7 @@ def test_psnr_of_a_known_error():
     assert psnr(a, a + np.uint8(1)) == pytest.approx(48.13, abs=0.01)
 
 
+@pytest.mark.slow
 def test_scenes_have_the_colours_they_name():
     hits = []
     for k in range(12):
@@ -168,6 +169,7 @@ def test_every_score_states_whether_higher_is_better(name):
 # The benchmark
 
 
+@pytest.mark.slow
 def test_the_json_follows_the_contract(store, monkeypatch, capsys):
     monkeypatch.setattr(controllability, "Store", lambda *_: store)
     main("--model tiny --scenes 1 --strengths 0,1 --json".split())
@@ -217,6 +219,7 @@ def partly_blank(is_drawn):
     return {"canny": Condition("some2image", "Some", "", annotator, "canny")}, drawn
 
 
+@pytest.mark.slow
 def test_scenes_with_an_empty_map_are_skipped(store):
     conditions, drawn = partly_blank(lambda count: count > 3)
     result = measure(store, "tiny", conditions, 1, (0.0,), None)
@@ -225,6 +228,7 @@ def test_scenes_with_an_empty_map_are_skipped(store):
     assert result["conditions"]["canny"]["closed"] is None
 
 
+@pytest.mark.slow
 def test_a_condition_whose_maps_are_all_empty_fails(store, monkeypatch, capsys):
     monkeypatch.setattr(controllability, "MAX_TRIES", 3)
     with pytest.raises(SuiteError, match="Nothing could be measured"):
@@ -234,6 +238,7 @@ def test_a_condition_whose_maps_are_all_empty_fails(store, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_failures_do_not_stop_the_others(store, monkeypatch, capsys):
     """One without weights and one with a bug, each followed by one that works."""
     known = conditions_by_annotator()["canny"]

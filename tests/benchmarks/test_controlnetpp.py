@@ -275,6 +275,7 @@ def test_the_json_follows_the_contract_with_the_papers_results(model, extractors
     assert Image.open(sheet.with_name("sheet-seg.png")).size == (4 * 256, 2 * 256)
 
 
+@pytest.mark.slow
 def test_the_folders_own_maps_are_used(model, extractors, tmp_path, capsys):
     save_class_network(extractors)
     save_picture(tmp_path / "data" / "one.png")
@@ -291,6 +292,7 @@ def test_the_folders_own_maps_are_used(model, extractors, tmp_path, capsys):
     assert result["conditions"]["seg"]["pictures"] == 1
 
 
+@pytest.mark.slow
 def test_failures_do_not_stop_the_rest(model, extractors, tmp_path, capsys):
     save_picture(tmp_path / "data" / "one.png")
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG")

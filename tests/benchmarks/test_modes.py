@@ -57,6 +57,7 @@ def test_every_mode_is_compared_with_the_exact_one(models_folder, canny, generat
     assert modes.table(result).count("\n") == 4
 
 
+@pytest.mark.slow
 def test_a_mode_without_its_lora_is_left_out_with_one_line(models_folder, canny, generated, capsys):
     store = Store("cpu", "float32", models_folder)
     result = modes.measure(store, "tiny", canny, 1, each=True)

@@ -82,6 +82,7 @@ def timed(monkeypatch):
     return TimedPeer
 
 
+@pytest.mark.slow
 def test_competitors_take_turns_and_warm_up_is_not_timed(work, timed, monkeypatch):
     names = ["ours", *speed.PEERS]
     peers, weights = {name: timed(name) for name in names}, dict.fromkeys(names, 1000.0)
@@ -104,6 +105,7 @@ def test_competitors_take_turns_and_warm_up_is_not_timed(work, timed, monkeypatc
     assert all(1000 <= row["peak_memory_mb"] < 1100 for row in (ours, theirs, exact))
 
 
+@pytest.mark.slow
 def test_without_competitors_ours_is_timed_alone(work):
     result = speed.compare(work, [], 1, 1)
     assert list(result["runs"]) == ["ours"]
@@ -141,6 +143,7 @@ def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     json.dumps(rows)
 
 
+@pytest.mark.slow
 def test_operations_include_convolutions_and_attention(work):
     assert _peers._attention_flops((1, 2, 16, 4), (1, 2, 8, 4)) == 2 * 2 * (2 * 16 * 8 * 4)
     step, rest = _peers.Diffusers(work.load("canny"), "canny").flops(work.request(1))
@@ -149,6 +152,7 @@ def test_operations_include_convolutions_and_attention(work):
     assert step > 2 * 2 * first and rest > 0
 
 
+@pytest.mark.slow
 def test_random_networks_are_reproducible_and_finite(models_folder):
     one, same = (
         random_networks(["canny"], torch.device("cpu"), torch.bfloat16, models_folder / "tiny")

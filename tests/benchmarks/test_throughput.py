@@ -26,6 +26,7 @@ def test_each_client_gets_its_own_picture(models_folder, canny):
     json.dumps(result)
 
 
+@pytest.mark.slow
 def test_another_clients_picture_is_detected(models_folder, canny, monkeypatch):
     generated = []
     generate = Pipeline.generate

@@ -156,6 +156,7 @@ def test_a_cancel_leaves_the_others(occupied, shared, condition, image):
     assert steps == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_cancel_while_waiting_is_heard(occupied, shared, condition, image):
     pipeline, held = occupied
     stop, heard = threading.Event(), []

@@ -64,6 +64,7 @@ def test_too_many_at_once_are_made_one_by_one(condition, image, wanted, error):
     assert all(np.array_equal(a, b) for a, b in zip(result.images, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["predict", "decode"])
 def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, part):
     networks = Cramped(largest_batch=4, holds=0, broken_part=part)
@@ -73,6 +74,7 @@ def test_one_that_does_not_fit_is_made_sparing_memory(condition, image, wanted, 
     assert len(result.images) == 2
 
 
+@pytest.mark.slow
 def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(condition, image):
     networks = Cramped(holds=0, holds_low_memory=0)
     pipeline = Pipeline(lambda *_, **__: networks)
@@ -83,6 +85,7 @@ def test_what_fits_in_no_way_is_one_sentence_and_the_next_request_works(conditio
     assert len(result.images) == 1 and not result.warnings
 
 
+@pytest.mark.slow
 def test_images_made_before_memory_ran_out_are_kept(condition, image):
     networks = Cramped(holds=1, holds_low_memory=0)
     steps = []

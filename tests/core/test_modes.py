@@ -226,7 +226,8 @@ def test_a_preview_says_what_ran_and_is_made_again_from_its_file(
     told = [report[name] for name in ("mode", "sampler", "steps", "guidance_scale")]
     assert told == ["preview", "lcm", PREVIEW_STEPS, 1.0]
     save_png(tmp_path / "out.png", result.images[0], result, 0)
-    text = Image.open(tmp_path / "out.png").text
+    with Image.open(tmp_path / "out.png") as saved:
+        text = saved.text
     assert "Steps: 4, Sampler: LCM, CFG scale: 1, " in text["parameters"]
     assert ", Mode: preview, " in text["parameters"]
     assert json.loads(text["controlloop"])["request"]["steps"] == PREVIEW_STEPS

@@ -27,7 +27,8 @@ def test_what_is_written_is_read_again(tmp_path):
     texts = {"parameters": "plain", "controlloop": "“ünï” 🎈 <b>"}
     write_png(tmp_path / "out.png", PICTURE, texts | {"other": "not asked for"})
     assert read_texts(read_bytes(tmp_path / "out.png"), KEYWORDS) == texts
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), PICTURE)
+    with Image.open(tmp_path / "out.png") as saved:
+        assert np.array_equal(np.asarray(saved), PICTURE)
     file = io.BytesIO()
     write_png(file, PICTURE, texts)
     assert read_texts(file.getvalue(), KEYWORDS) == texts

@@ -102,6 +102,7 @@ def test_what_is_fetched_is_seen_to_come(
     assert capsys.readouterr().err == "", "what is here does not come again"
 
 
+@pytest.mark.slow
 def test_the_list_of_what_is_shipped_from_the_shell() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "models", "list"], cwd=ROOT, capture_output=True, text=True

@@ -120,6 +120,7 @@ def test_a_style_is_merged_in_too(folder: Path, networks: DiffusersNetworks) -> 
     assert {LCM, "lora style"} <= few.hashes.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_going_to_preview_and_back_reads_nothing_anew_and_changes_nothing(
     dtype: str,

@@ -32,6 +32,7 @@ def test_a_second_load_is_the_same_networks(store: Store) -> None:
     assert list(store.load("tiny").controlnets) == []
 
 
+@pytest.mark.slow
 def test_another_base_drops_the_first_but_not_from_who_holds_it(store: Store) -> None:
     held = store.load("tiny", "canny")
     other = store.load("sd15", "canny")
@@ -106,6 +107,7 @@ def test_a_checkpoint_of_ones_own_is_offered_with_every_family_of_controls(
     assert [card.name for card in store.registry.cards()] == [*names, "second", "second+other"]
 
 
+@pytest.mark.slow
 def test_a_network_is_told_the_order_its_card_gives(copy: Path) -> None:
     """In a folder whose config does not say it, in one whose config does, and in a single file."""
     (copy / "other.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")

@@ -32,6 +32,7 @@ def arguments(root: Path, steps: int) -> list[str]:
     return few + [word for name, at in places.items() for word in (f"--{name}", str(root / at))]
 
 
+@pytest.mark.slow
 def test_it_resumes_and_saves_its_recipe(trained, capsys):
     train_lcm.main(arguments(trained, 3))
     assert "resumed at step 2" in capsys.readouterr().out
@@ -42,6 +43,7 @@ def test_it_resumes_and_saves_its_recipe(trained, capsys):
     assert (trained / "run" / "final.png").exists()
 
 
+@pytest.mark.slow
 def test_the_saved_lora_merges_into_the_student(trained, tmp_path):
     """The base with the merged LoRA predicts as the student, not as the base."""
     unet = tiny_networks().unet

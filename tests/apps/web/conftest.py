@@ -1,12 +1,13 @@
 """One real server for the tests of this folder: the whole site, on a tiny model."""
 
 import argparse
+import functools
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def suite(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Suit
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
         (folder / name).symlink_to(models_folder / "tiny")
     return Suite(Store("cpu", "float32", folder), "tiny")
+
+
+@pytest.fixture(scope="session")
+def page_of(suite: Suite) -> Callable[[str], Any]:
+    """From an app's name to its page, built once; only to be looked at."""
+    from apps.web.site import build_app
+
+    return functools.cache(lambda name: build_app(apps.find(name), suite))
 
 
 @pytest.fixture(scope="session")

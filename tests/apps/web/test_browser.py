@@ -47,7 +47,10 @@ SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 PATIENCE_MS = 60_000
 """A busy two-core machine takes its time; nothing here waits without need."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +238,6 @@ def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
 
 
-@pytest.mark.slow
 def test_stop_keeps_what_is_finished(page: Any) -> None:
     _upload(page)
     _open_advanced(page)
@@ -255,7 +257,6 @@ def test_stop_keeps_what_is_finished(page: Any) -> None:
     expect(page.locator("#seed input")).to_have_value(seed)
 
 
-@pytest.mark.slow
 def test_the_map_follows_the_sliders(page: Any) -> None:
     _upload(page)
     page.locator("#preview").click()
@@ -269,7 +270,6 @@ def test_the_map_follows_the_sliders(page: Any) -> None:
     _shot(page, "7-map")
 
 
-@pytest.mark.slow
 def test_an_empty_map_says_so_and_one_that_failed_is_gone(
     page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +291,6 @@ def test_an_empty_map_says_so_and_one_that_failed_is_gone(
     expect(page.locator("#map img")).to_be_hidden()
 
 
-@pytest.mark.slow
 def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> None:
     page.fill("#prompt textarea", "kept")
     page.locator("#run").click()
@@ -310,7 +309,6 @@ def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> Non
     expect(page.locator("#prompt textarea")).to_have_value("kept")
 
 
-@pytest.mark.slow
 def test_an_example_fills_picture_and_prompt(page: Any) -> None:
     page.locator(".cl-examples button.gallery-item").first.click()
     expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
@@ -351,7 +349,6 @@ def _lines_in(page: Any, image: Any) -> float:
         return float((np.asarray(shown.convert("L")) > 127).mean())
 
 
-@pytest.mark.slow
 def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     page = canvas_page
     expect(page.locator(".cl-empty")).to_contain_text("Draw something")
@@ -380,7 +377,6 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     assert _lines_in(page, control_map) > 1.1 * first
 
 
-@pytest.mark.slow
 def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) -> None:
     page = canvas_page
     expect(page.locator('#canvas button[aria-label="Brush"]')).to_be_visible(timeout=PATIENCE_MS)
@@ -410,7 +406,6 @@ def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) ->
         assert _lines_in(page, page.locator(".cl-card .cl-map img").first) == drawn
 
 
-@pytest.mark.slow
 def test_every_map_of_a_picture_stands_in_its_place(
     browser: Any, maps_address: str, tmp_path: Path
 ) -> None:
@@ -436,11 +431,11 @@ def test_every_map_of_a_picture_stands_in_its_place(
                 places.nth(2).get_by_text("Save PNG").click()
             assert download.value.suggested_filename == "canny-seeing.png"
             download.value.save_as(tmp_path / "map.png")
-            assert Image.open(tmp_path / "map.png").size == (384, 256)
+            with Image.open(tmp_path / "map.png") as saved:
+                assert saved.size == (384, 256)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.slow
 def test_another_model_brings_its_defaults(page: Any) -> None:
     _open_advanced(page)
     _set(page, "guidance_scale", "5")
@@ -451,7 +446,6 @@ def test_another_model_brings_its_defaults(page: Any) -> None:
     expect(page.locator("#guidance_scale input[type=number]")).to_have_value("5")
 
 
-@pytest.mark.slow
 def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(address)
@@ -465,7 +459,6 @@ def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
     page.close()
 
 
-@pytest.mark.slow
 def test_the_apps_links_stand_in_one_row_that_a_phone_swipes(browser: Any, address: str) -> None:
     for screen, (width, height) in SCREENS.items():
         page = browser.new_page(viewport={"width": width, "height": height})
@@ -478,7 +471,6 @@ def test_the_apps_links_stand_in_one_row_that_a_phone_swipes(browser: Any, addre
         page.close()
 
 
-@pytest.mark.slow
 def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
     _upload(page)
     page.fill("#prompt textarea", "the red ball & <b>more</b>")
@@ -511,7 +503,6 @@ def _pixels(data: bytes) -> bytes:
         return picture.convert("RGB").tobytes()
 
 
-@pytest.mark.slow
 def test_a_picture_that_was_not_made_here_is_not_taken(browser: Any, address: str) -> None:
     lost = f"{address}multi2image?from=controlloop-{'0' * 32}/x.png"
     with _opened(browser, "desktop", lost) as page:
@@ -520,7 +511,6 @@ def test_a_picture_that_was_not_made_here_is_not_taken(browser: Any, address: st
         assert page.locator("#image img").count() == 0
 
 
-@pytest.mark.slow
 def test_several_controls_run_and_are_restored(browser: Any, address: str, tmp_path: Path) -> None:
     for screen in SCREENS:
         with _opened(browser, screen, f"{address}multi2image") as page:

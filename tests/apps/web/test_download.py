@@ -28,6 +28,8 @@ from models.store import Store
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, FakeHub, serving
 
+pytestmark = pytest.mark.slow
+
 PHOTO = Path(__file__).resolve().parents[3] / "test_imgs" / "coffee.jpg"
 CONTROL = "diffusion_pytorch_model.safetensors"
 FAR_CARD = f"""

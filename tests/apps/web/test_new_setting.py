@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 ADDED = {
     "strength": '    warp: float = bounded(0.5, 0.0, 1.0, 0.1, "Warp", "Bends it.")\n',
@@ -30,6 +32,8 @@ from core.errors import BadInput
 from core.metadata import read_settings, save_png
 from core.request import ControlResult, GenerationRequest, GenerationResult
 from models.store import Store
+
+pytestmark = pytest.mark.slow
 
 suite = Suite(Store("cpu", "float32", Path(sys.argv[1])), "tiny")
 canny, several = apps.find("canny2image"), apps.find("multi2image")
@@ -84,6 +88,7 @@ assert (single["warp"], single["glow"], slots["warp_1"], slots["glow"]) == (0.2,
 """
 
 
+@pytest.mark.slow
 def test_page_endpoint_checks_and_file_follow_the_records(
     models_folder: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -40,10 +41,10 @@ HIDDEN = {"detect_resolution"}
 
 
 @pytest.mark.parametrize("condition", apps.conditions(), ids=lambda c: c.name)
-def test_every_page_has_every_control_within_its_bounds(condition: Condition, suite: Suite) -> None:
-    from apps.web.site import build_app
-
-    page = build_app(condition, suite)
+def test_every_page_has_every_control_within_its_bounds(
+    condition: Condition, page_of: Callable[[str], Any]
+) -> None:
+    page = page_of(condition.name)
     found = {getattr(block, "label", None): block for block in page.blocks.values()}
     ways = {label: name for label, name in found["Preprocessor"].choices}
     for way in condition.annotator.preprocessors:
@@ -58,10 +59,10 @@ def test_every_page_has_every_control_within_its_bounds(condition: Condition, su
 
 
 @pytest.mark.parametrize("name", apps.names())
-def test_a_flood_of_pictures_is_decoded_a_few_at_a_time(name: str, suite: Suite) -> None:
-    from apps.web.site import build_app
-
-    page = build_app(apps.find(name), suite)
+def test_a_flood_of_pictures_is_decoded_a_few_at_a_time(
+    name: str, page_of: Callable[[str], Any]
+) -> None:
+    page = page_of(name)
     decoding = [
         fn for fn in page.fns.values() if fn.name in ("_begin", "_begin_pair", "_take_drawing")
     ]
@@ -346,12 +347,12 @@ def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: 
 
 
 @pytest.mark.parametrize(("name", "runs"), [("annotator", 1), ("canny2image", 2)])
-def test_the_buttons_come_back_after_a_failure_too(suite: Suite, name: str, runs: int) -> None:
+def test_the_buttons_come_back_after_a_failure_too(
+    page_of: Callable[[str], Any], name: str, runs: int
+) -> None:
     """Gradio 6 triggers `then` only where nothing failed."""
-    from apps.web.site import build_app
-
     ends: dict[tuple[int, tuple[int, ...]], set[str]] = {}
-    for event in build_app(apps.find(name), suite).config["dependencies"]:
+    for event in page_of(name).config["dependencies"]:
         if event["trigger_after"] is not None and not event["trigger_only_on_success"]:
             kind = "failure" if event["trigger_only_on_failure"] else "then"
             ends.setdefault((event["trigger_after"], tuple(event["outputs"])), set()).add(kind)

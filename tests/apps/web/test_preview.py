@@ -16,6 +16,8 @@ from core.modes import PREVIEW_STEPS
 from core.request import GenerationRequest, GenerationResult
 from models.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(models_folder: Path, tmp_path: Path) -> Path:

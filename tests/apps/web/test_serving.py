@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,12 @@ def test_another_sites_page_may_not_ask(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("name", [*apps.names(), ""])
-def test_what_a_page_was_given_is_deleted_after_a_day(name: str, suite: Suite) -> None:
-    from apps.web.site import build_app, build_site
+def test_what_a_page_was_given_is_deleted_after_a_day(
+    name: str, suite: Suite, page_of: Callable[[str], Any]
+) -> None:
+    from apps.web.site import build_site
 
-    page = build_app(apps.find(name), suite) if name else build_site([], suite)
+    page = page_of(name) if name else build_site([], suite)
     assert page.delete_cache == (600, 24 * 3600)
 
 

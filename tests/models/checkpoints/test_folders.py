@@ -90,6 +90,7 @@ def test_a_base_as_a_single_file(
     assert list(loaded.hashes) == ["checkpoint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
@@ -119,6 +120,7 @@ def test_a_control_in_diffusers_names_as_a_single_file(
     assert_same(loaded, networks, "mine")
 
 
+@pytest.mark.slow
 def test_a_merged_file_of_version_1_0_serves_as_both(
     checkpoint: dict[str, Tensor],
     control: dict[str, Tensor],
@@ -134,6 +136,7 @@ def test_a_merged_file_of_version_1_0_serves_as_both(
     assert_same(Store("cpu", "float32", models_folder).load(str(path)), networks)
 
 
+@pytest.mark.slow
 def test_a_merged_file_brings_its_own_control(
     checkpoint: dict[str, Tensor],
     control: dict[str, Tensor],

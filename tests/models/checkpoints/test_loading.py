@@ -94,7 +94,7 @@ def test_threads_that_load_disturb_neither_each_other_nor_who_builds_a_module(
     def load() -> list[nn.Module]:
         started.wait()
         loaded = []
-        for _ in range(10):
+        for _ in range(4):
             loaded.append(loading.load_network(UNet2DConditionModel, folder / "unet"))
             loaded.append(loading.load_network(CLIPTextModel, folder / "text_encoder"))
         return loaded

@@ -132,6 +132,7 @@ LAYOUTS = {
 PEFT_NAMES = {"up": "B", "down": "A"}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_layers_ranks_names_formats_and_orders(

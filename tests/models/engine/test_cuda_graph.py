@@ -140,6 +140,7 @@ def test_control_residuals_are_captured_too(images: int, texts: int) -> None:
     assert example.capture.captures == (3 if texts == 2 else 2)
 
 
+@pytest.mark.slow
 def test_offloaded_weights_end_a_graph_and_those_that_come_and_go_get_none() -> None:
     example = Captured({})
     example.assert_right([])
@@ -194,6 +195,7 @@ def test_graphs_go_with_their_model() -> None:
     drop_all_graphs()  # there are none
 
 
+@pytest.mark.slow
 def test_threads_do_not_mix() -> None:
     example = Captured({})
 

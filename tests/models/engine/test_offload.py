@@ -187,6 +187,7 @@ def pictures(networks: DiffusersNetworks, condition: Any, count: int) -> list[An
     return list(result.images)
 
 
+@pytest.mark.slow
 def test_every_part_is_in_use_when_it_runs_and_pictures_are_the_same(
     tiny: DiffusersNetworks,
     condition: Any,  # noqa: F811

@@ -169,6 +169,7 @@ def test_equal_pixels_in_another_shape_are_another_map() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_requests_in_several_threads_do_not_mix() -> None:
     example = Example({})
 
@@ -229,6 +230,7 @@ def test_prompts_share_the_pass_up_to_cross_attention(
     assert rows[0] == 1 and set(rows[1:]) == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [SD15, DIORAMA, LINEAR], ids=["sd15", "diorama", "linear"])
 def test_in_bfloat16_it_is_no_further_from_float32(changes: dict[str, Any]) -> None:
     """Where this processor has kernels for bfloat16, they are what runs here."""

@@ -104,6 +104,7 @@ def test_the_shadow_lies_opposite_the_light():
     assert (bare.things == -1).all()
 
 
+@pytest.mark.slow
 def test_visible_joints_lie_inside_their_person():
     tested = 0
     for seed in range(60):

@@ -309,6 +309,7 @@ def test_several_controls_stand_in_rows_each_with_what_both_kept_of_it(canny: Co
 # For programs
 
 
+@pytest.mark.slow
 def test_programs_compare_too(family_address: str, family: Suite) -> None:
     client = Client(family_address, verbose=False)
     api = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
@@ -329,6 +330,7 @@ def test_programs_compare_too(family_address: str, family: Suite) -> None:
     client.close()
 
 
+@pytest.mark.slow
 def test_programs_get_the_first_models_images_where_the_second_fails(
     family_address: str, family: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def test_the_app_never_uses_the_portable_build() -> None:
     assert build.target is build.AVX512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["portable"], indirect=True)
 @pytest.mark.usefixtures("compiled")
 def test_a_changed_constant_reaches_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

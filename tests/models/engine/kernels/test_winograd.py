@@ -18,7 +18,7 @@ SHAPES = [
     # once, of a group of them, of a block of channels and of a panel.
     (2, 64, 64, 32, 32),
     (2, 640, 320, 16, 16),
-    (1, 1280, 1280, 12, 12),
+    pytest.param((1, 1280, 1280, 12, 12), marks=pytest.mark.slow),
     (1, 16, 16, 10, 10),
     (3, 80, 144, 9, 14),
     (1, 48, 48, 65, 33),
