@@ -40,20 +40,20 @@ class CannyParams:
     """The two thresholds on the gradient; if low is above high they are swapped."""
 
     low_threshold: int = bounded(
-        100,
-        1,
-        255,
-        1,
-        "Canny low threshold",
-        "A weak edge above this is kept if it meets a strong one.",
+        default=100,
+        low=1,
+        high=255,
+        step=1,
+        label="Canny low threshold",
+        help="A weak edge above this is kept if it meets a strong one.",
     )
     high_threshold: int = bounded(
-        200,
-        1,
-        255,
-        1,
-        "Canny high threshold",
-        "An edge above this is always kept; lower it for more.",
+        default=200,
+        low=1,
+        high=255,
+        step=1,
+        label="Canny high threshold",
+        help="An edge above this is always kept; lower it for more.",
     )
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def variants(each: bool, steps: int) -> list[Variant]:
         *modes,
         Variant("guidance ends", mode, Shortcuts(guidance_until=fast.guidance_until)),
         Variant("ControlNet rests", mode, Shortcuts(control_every=fast.control_every)),
-        Variant("answers foretold", mode, Shortcuts(predict_every=fast.predict_every)),
+        Variant("UNet rests", mode, Shortcuts(predict_every=fast.predict_every)),
         Variant(f"{calls} steps", {"steps": calls}),
     ]
 

@@ -20,7 +20,8 @@ from core.request import GenerationRequest
 ROOT = Path(__file__).parent.parent
 README, APPS = ROOT / "README.md", ROOT / "apps" / "README.md"
 READMES = [README, *sorted(ROOT.glob("*/README.md"))]
-MOST_LINES = 130
+MOST_LINES = 123
+"""Beside the rows of the apps, two to a row."""
 LARGEST_PICTURE, ALL_PICTURES = 300_000, 3_000_000
 NOT_OURS = {"__pycache__", "runs", "outputs"}
 """Folders that git ignores."""
@@ -49,7 +50,8 @@ def id_of(path):
 
 def test_the_front_page_is_short():
     _, _, body = text_of(README).split("---\n", 2)
-    assert len(body.splitlines()) <= MOST_LINES
+    rows_of_apps = (len(apps.names()) + 1) // 2
+    assert len(body.splitlines()) - rows_of_apps <= MOST_LINES
 
 
 def tree():
