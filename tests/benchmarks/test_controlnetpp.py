@@ -272,7 +272,8 @@ def test_the_json_follows_the_contract_with_the_papers_results(model, extractors
     assert result["paper"]["canny"] == {"ControlNet": 34.65, "ControlNet++": 37.04}
     assert "in the paper: ControlNet 34.65  ControlNet++ 37.04" in out
     assert "(lower is better)" in out
-    assert Image.open(sheet.with_name("sheet-seg.png")).size == (4 * 256, 2 * 256)
+    with Image.open(sheet.with_name("sheet-seg.png")) as picture:
+        assert picture.size == (4 * 256, 2 * 256)
 
 
 @pytest.mark.slow

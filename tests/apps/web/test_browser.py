@@ -215,7 +215,8 @@ def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
         card.locator(".cl-made a").click()
     saved = tmp_path / download.value.suggested_filename
     download.value.save_as(saved)
-    assert Image.open(saved).size == (384, 256)
+    with Image.open(saved) as picture:
+        assert picture.size == (384, 256)
 
     page.fill("#prompt textarea", "something else")
     _set(page, "num_samples", "1")
