@@ -120,6 +120,7 @@ def screenshot(address: str, name: str) -> Image.Image:
         page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"{address}/{name}")
+        expect(page.get_by_text("an image (")).to_be_visible()  # it has been timed
         page.locator(".cl-examples button").nth(chosen.example).click()
         expect(page.locator("#image img")).to_be_visible()
         advanced = page.get_by_role("button", name="Advanced options")

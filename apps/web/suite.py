@@ -167,17 +167,18 @@ class Suite:
     def measured(self, result: GenerationResult, steps: int | None = None) -> None:
         """Store the seconds per image for the header, scaled to `steps` if given.
 
-        A time measured while other requests were running is replaced by one measured alone.
+        A time measured while other requests were running is replaced by one measured alone; the
+        image that is made at the start to estimate the time is nobody's request.
         """
         if not result.images or result.cancelled:
             return
         spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
         if steps:
             spent += result.seconds["sample"] * (steps / result.request.steps - 1)
+        beside = "" if result.alone or self._estimating else ", while other requests were running"
         text = (
             f"about {duration(spent / len(result.images))} an image "
-            f"({steps or result.request.steps} steps, {result.width} × {result.height}"
-            f"{'' if result.alone else ', while other requests were running'})"
+            f"({steps or result.request.steps} steps, {result.width} × {result.height}{beside})"
         )
         with self._lock:
             model = result.request.model

@@ -152,6 +152,12 @@ def test_what_was_made_while_others_ran_gives_way(suite: Suite, canny: Condition
     slow = replace(result, seconds={"sample": 30.0}, alone=False)
     fresh.measured(slow)
     assert fresh.facts("tiny")[2].endswith(", while other requests were running)")
+    fresh._speed.clear()
+    fresh._estimating = True
+    fresh.measured(slow)
+    fresh._estimating = False
+    assert fresh.facts("tiny")[2].startswith("about 30 s")
+    assert "other requests" not in fresh.facts("tiny")[2], "the estimate is nobody's request"
     fresh.measured(replace(result, seconds={"sample": 5.0}))
     fresh.measured(slow)
     speed = fresh.facts("tiny")[2]
