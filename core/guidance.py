@@ -36,6 +36,11 @@ def in_window(step: int, steps: int, start: float, end: float) -> bool:
     return step / steps >= start and (step + 1) / steps <= end
 
 
+def acts(steps: int, start: float, end: float) -> bool:
+    """Tell whether control acts at any of the steps."""
+    return any(in_window(step, steps, start, end) for step in range(steps))
+
+
 @dataclass(frozen=True, eq=False)
 class Guidance:
     """Classifier-free guidance with controls, for one batch; `predict` is a sampling.Predict."""

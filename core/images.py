@@ -79,11 +79,14 @@ _ASK_FOR = "Please save it as PNG or JPEG and try again."
 # Reading a picture file
 
 
-def read_image(source: str | Path | bytes, ground: int = PAPER) -> tuple[RGBImage, list[str]]:
+def read_image(
+    source: str | Path | bytes, ground: int | None = PAPER
+) -> tuple[RGBImage, list[str]]:
     """Decode a picture file from its path or bytes.
 
-    Upright (EXIF), in sRGB, transparency on a `ground` of that grey level, first frame of an
-    animation; 16-bit values are scaled, not clipped. A JPEG beyond MAX_PIXELS is decoded smaller.
+    Upright (EXIF), in sRGB, first frame of an animation; 16-bit values are scaled, not clipped. A
+    JPEG beyond MAX_PIXELS is decoded smaller. Transparent parts get the grey level `ground`; None
+    takes PAPER or NOTHING, whichever shows what is visible better, as lines need.
     Returns the picture and a note for each thing that may surprise.
 
     Raises:
@@ -229,7 +232,7 @@ def _too_large() -> BadInput:
     )
 
 
-def _to_rgb(picture: Image.Image, ground: int, notes: list[str]) -> RGBImage:
+def _to_rgb(picture: Image.Image, ground: int | None, notes: list[str]) -> RGBImage:
     """Convert any Pillow mode to RGB, transparency on the grey level `ground`; append notes."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture)
@@ -237,8 +240,10 @@ def _to_rgb(picture: Image.Image, ground: int, notes: list[str]) -> RGBImage:
         # A PNG's one transparent 16-bit level, which Pillow does not turn into alpha.
         level = picture.info.get("transparency")
         if isinstance(level, int) and level in values:
+            visible = values != level
+            ground = _contrast(grey, visible * 1.0) if ground is None else ground
             notes.append(_filled(ground))
-            grey[values == level] = ground
+            grey[~visible] = ground
         return grey_map(grey)
     profile = picture.info.get("icc_profile")
     alpha = None
@@ -250,11 +255,19 @@ def _to_rgb(picture: Image.Image, ground: int, notes: list[str]) -> RGBImage:
         picture = picture.convert("RGB")
     rgb = _to_srgb(picture, profile, notes)
     if alpha is not None and alpha.getextrema() != (255, 255):
+        ground = _contrast(np.asarray(rgb.convert("L")), alpha) if ground is None else ground
         notes.append(_filled(ground))
         below = Image.new("RGB", rgb.size, (ground,) * 3)
         below.paste(rgb, mask=alpha)
         rgb = below
     return np.array(rgb)
+
+
+def _contrast(grey: NDArray[np.uint8], opacity: Any) -> int:
+    """Return PAPER under what is dark and NOTHING under what is light, (H, W) by its opacity."""
+    weights = np.asarray(opacity, np.float64)
+    light = weights.any() and np.average(grey, weights=weights) > PAPER / 2
+    return NOTHING if light else PAPER
 
 
 def _filled(ground: int) -> str:

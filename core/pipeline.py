@@ -23,6 +23,7 @@ from core.condition import (
 from core.consistency import Extractor
 from core.diffusion import ControlTrack, Diffusion, batches
 from core.errors import SuiteError
+from core.guidance import acts
 from core.images import center_crop_to_aspect, fit_size, resize_map, to_images
 from core.memory import oom_as_device_unavailable
 from core.modes import MODES
@@ -157,6 +158,7 @@ class Pipeline:
             seeds = image_seeds(request.seed, request.num_samples)
             size = _size(request)
             reporter.warnings += _size_notes(request, size) + _sampler_notes(request)
+            reporter.warnings += _window_notes(request)
 
         with reporter.stage("map"):
             extractors = [_extractor(control) for control in request.controls]
@@ -355,6 +357,18 @@ def _sampler_notes(request: GenerationRequest) -> list[str]:
     return [
         f"The sampler lcm is made for a guidance scale of 1 to {LCM_GUIDANCE:g}: at "
         f"{request.guidance_scale:g} colours and contrasts burn out."
+    ]
+
+
+def _window_notes(request: GenerationRequest) -> list[str]:
+    """Return a warning for each control whose window holds no whole step."""
+    many = len(request.controls) > 1
+    return [
+        f"{f'{control.condition.title}: ' * many}The map has no effect: none of the "
+        f"{request.steps} steps lies wholly between control start {control.control_start:g} and "
+        f"control end {control.control_end:g}; widen them or take more steps."
+        for control in request.controls
+        if control.strength and not acts(request.steps, control.control_start, control.control_end)
     ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.guidance import in_window, residual_scales
+from core.guidance import acts, in_window, residual_scales
 
 V1_RAMP = (
     0.0994, 0.1205, 0.1461, 0.1770, 0.2146, 0.2601, 0.3153,
@@ -34,3 +34,4 @@ def test_without_guess_mode_all_are_equal():
 )
 def test_a_step_must_lie_wholly_in_the_window(start, end, acting):
     assert [step for step in range(4) if in_window(step, 4, start, end)] == acting
+    assert acts(4, start, end) == bool(acting)

@@ -234,6 +234,22 @@ def test_on_a_ready_map_transparent_is_nothing():
     assert notes == ["Transparent parts were filled with black."]
 
 
+@pytest.mark.parametrize(("ink", "ground"), [(0, 255), (60, 255), (200, 0), (255, 0)])
+def test_lines_on_nothing_get_the_ground_that_shows_them(ink, ground):
+    layer = np.zeros((16, 16, 4), np.uint8)
+    layer[..., :3] = 255 - ink  # hidden under full transparency
+    layer[8] = (ink, ink, ink, 255)
+    grey = Image.fromarray(np.where(np.eye(16) > 0, ink * 257, 1000).astype(np.uint16))
+    for data, line in (
+        (saved(Image.fromarray(layer)), (8, 3)),
+        (saved(grey, transparency=1000), (3, 3)),
+    ):
+        image, _ = read_image(data, ground=None)
+        assert image[line].tolist() == [ink] * 3 and image[0, 5].tolist() == [ground] * 3
+    nothing, _ = read_image(saved(Image.new("RGBA", (8, 8))), ground=None)
+    assert nothing.min() == 255
+
+
 def test_the_transparent_level_of_sixteen_bit_grey_is_put_on_white():
     """Levels that are the same in 8 bits are told apart."""
     levels = np.array([[0, 1000, 1001, 65535]], np.uint16).repeat(4, 0)

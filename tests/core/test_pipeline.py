@@ -50,6 +50,25 @@ def test_a_long_negative_prompt_gives_a_warning_where_it_has_an_effect(pipeline,
     assert not pipeline.generate(replace(long, guidance_scale=1)).warnings
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"steps": 4, "control_end": 0.2}, True),
+        ({"steps": 10, "control_start": 0.35, "control_end": 0.45}, True),
+        ({"steps": 20, "control_start": 0.97}, True),
+        ({"steps": 4, "control_end": 0.25}, False),
+        ({"steps": 4, "control_end": 0.2, "strength": 0.0}, False),
+    ],
+    ids=str,
+)
+def test_a_window_without_a_whole_step_is_told(pipeline, condition, image, settings, told):
+    made = pipeline.generate(ask(condition, image, **settings))
+    without = pipeline.generate(ask(condition, image, **(settings | {"strength": 0.0})))
+    assert any("The map has no effect" in note for note in made.warnings) == told
+    if told:
+        assert np.array_equal(made.images[0], without.images[0])
+
+
 def test_the_warning_of_an_empty_ready_map_names_no_thresholds(pipeline, condition, image):
     given = ask(condition, np.zeros_like(image), preprocessor=ALREADY_A_MAP)
     assert pipeline.generate(given).warnings == (EMPTY_MAP_GIVEN,)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from apps.web.files import upload_folder
 from apps.web.jobs.job import Job
 from apps.web.suite import Suite
-from core.condition import Condition, RGBImage
+from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.images import MAX_PIXELS, read_image, read_strokes
+from core.images import MAX_PIXELS, NOTHING, PAPER, read_image, read_strokes
 from core.params import settings_of
 from core.request import ControlRequest, GenerationRequest
 from models.catalog.cards import Card
@@ -58,7 +58,12 @@ def checked_control(
     if values.get("detect_resolution") is None:
         values["detect_resolution"] = suite.defaults(model)["detect_resolution"]
     params = _params(condition, given["params"])
-    image, notes = given_picture(given["image"])
+    ground: int | None = PAPER
+    if values["preprocessor"] == ALREADY_A_MAP:
+        ground = NOTHING
+    elif condition.input == "drawing":
+        ground = None  # by the lines' own brightness
+    image, notes = given_picture(given["image"], ground)
     return ControlRequest(condition, image, params=params, **values), notes
 
 
@@ -111,8 +116,10 @@ def new_job(condition: Condition, suite: Suite, given: Mapping[str, Any]) -> Job
     return Job(suite.pipeline, *checked_request(condition, suite, given))
 
 
-def given_picture(record: object) -> tuple[RGBImage, list[str]]:
+def given_picture(record: object, ground: int | None = PAPER) -> tuple[RGBImage, list[str]]:
     """Return the picture of Gradio's file record {"path": ...}, and notes on it.
+
+    `ground` is what lies under its transparent parts, as for read_image.
 
     Raises:
         BadInput: there is none, or it cannot be read.
@@ -120,7 +127,7 @@ def given_picture(record: object) -> tuple[RGBImage, list[str]]:
     path = _path_in(record)
     if not path:
         raise BadInput("There is no picture yet; please add one, or click an example.")
-    return _decoded(uploaded(path))
+    return _decoded(uploaded(path), ground)
 
 
 def _path_in(record: object) -> object:
@@ -194,6 +201,6 @@ def sent_result(name: str) -> str:
 
 
 @functools.lru_cache(maxsize=2)  # of up to 120 MB each
-def _decoded(path: str) -> tuple[RGBImage, list[str]]:
+def _decoded(path: str, ground: int | None) -> tuple[RGBImage, list[str]]:
     """Read an upload once while a slider moves; its path contains a hash of its content."""
-    return read_image(path)
+    return read_image(path, ground)
