@@ -61,6 +61,8 @@ def as_map(grey: NDArray[np.floating]) -> ControlMap:
 def score(target: ControlMap, extracted: ControlMap) -> Score:
     """Compare two soft edge maps of one size by their MS-SSIM, ControlNet++'s metric.
 
+    It differs from the paper's figures at the border (core.consistency.ms_ssim).
+
     Most of such a map is black, so an empty one is already similar: the headline is scaled from
     the similarity of an empty map (0) to equality (100).
     """

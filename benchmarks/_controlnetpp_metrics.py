@@ -86,9 +86,9 @@ def pooled_f1(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics
 
 
 def mean_ms_ssim(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
-    """Multi-scale SSIM, 0 to 1."""
+    """Multi-scale SSIM, 0 to 1, as torchmetrics has it."""
     first, *others = (m[:, :, 0].astype(np.float32) / np.float32(255) for m in (target, *extracted))
-    return np.array(np.mean([ms_ssim(first, other) for other in others]), np.float64)
+    return np.array(np.mean([ms_ssim(first, other, mirrored=True) for other in others]), np.float64)
 
 
 def mean_rmse(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:

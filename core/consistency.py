@@ -98,17 +98,21 @@ MS_SSIM_SMALLEST_SIDE = 2 * SSIM_RADIUS * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
 """In pixels: only above it does the window fit at the coarsest scale."""
 
 
-def ms_ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+def ms_ssim(
+    first: NDArray[np.float32], second: NDArray[np.float32], mirrored: bool = False
+) -> float:
     """Return the multi-scale SSIM of two grey pictures (H, W) in 0..1; 1 is equal.
 
     Up to a side of MS_SSIM_SMALLEST_SIDE pixels it is single-scale SSIM. Negative structure counts
-    as 0, as in torchmetrics, with which ControlNet++ scores soft edges.
+    as 0. Only windows that lie within the picture count, as in the paper and in piq. With
+    `mirrored`, the mean SSIM also has windows over the border, where the picture is mirrored: the
+    value of torchmetrics, with which ControlNet++ scores soft edges.
     """
     if min(first.shape) <= MS_SSIM_SMALLEST_SIDE:
-        return max(0.0, _ssim(first, second)[0])
+        return max(0.0, _ssim(first, second, mirrored)[0])
     result = 1.0
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        whole, structure = _ssim(first, second)
+        whole, structure = _ssim(first, second, mirrored)
         last = scale == len(MS_SSIM_WEIGHTS) - 1
         result *= max(0.0, whole if last else structure) ** weight
         high, wide = (side // 2 * 2 for side in first.shape)
@@ -119,14 +123,17 @@ def ms_ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return result
 
 
-def _ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the mean SSIM and its contrast-structure term alone, where the window fits."""
+def _ssim(
+    first: NDArray[np.float32], second: NDArray[np.float32], mirrored: bool
+) -> tuple[float, float]:
+    """Return the mean SSIM and its contrast-structure term alone, where the window fits.
+
+    With `mirrored`, the SSIM is the mean over all pixels.
+    """
 
     def local_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        side = 2 * SSIM_RADIUS + 1
-        blurred = cv2.GaussianBlur(values, (side, side), SSIM_SIGMA)
-        inner = slice(SSIM_RADIUS, -SSIM_RADIUS)
-        return np.asarray(blurred[inner, inner], np.float64)
+        side = 2 * SSIM_RADIUS + 1  # OpenCV mirrors at the border
+        return np.asarray(cv2.GaussianBlur(values, (side, side), SSIM_SIGMA), np.float64)
 
     x, y = first.astype(np.float64), second.astype(np.float64)
     mean_x, mean_y = local_mean(x), local_mean(y)
@@ -135,7 +142,9 @@ def _ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[floa
     covariance = local_mean(x * y) - mean_x * mean_y
     structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    return float((structure * luminance).mean()), float(structure.mean())
+    inner = (slice(SSIM_RADIUS, -SSIM_RADIUS),) * 2
+    whole = structure * luminance
+    return float(whole[... if mirrored else inner].mean()), float(structure[inner].mean())
 
 
 def _dilated(mask: Mask, radius_px: int) -> Mask:
