@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 CONTROL_BYTES = 2 * 2**30
 """Limit of the loaded ControlNets: two of Stable Diffusion 1.5's in half precision."""
-ControlKey = tuple[Path, str]
-"""Identifies a loaded ControlNet: its path, and the order of its map's channels."""
+ControlKey = tuple[Path, str, Path | None]
+"""Identifies a loaded ControlNet: its path, the order of its map's channels, and the base added to
+it if it is stored as a difference."""
 Loras = tuple[lora.Lora, ...]
 ReadyKey = tuple[str, Loras, tuple[str, ...]]
 """Identifies what was handed out: card, LoRAs, ControlNets."""
@@ -97,7 +98,8 @@ class Store:
         for control in controls or ("",):
             base_path, path = self.registry.find(model, control)
             if path:
-                keys[control] = (path, self.registry.channel_order(card, control, path))
+                order = self.registry.channel_order(card, control, path)
+                keys[control] = (path, order, base_path if folders.is_difference(path) else None)
         with self._lock:
             networks = self._build(card, base_path, keys, loras)
             self._ready[ready] = (networks, list(keys.values()))
@@ -149,7 +151,7 @@ class Store:
         }
         controlnets = {}
         for control, key in keys.items():
-            control_path, order = key
+            control_path, order, _ = key
             if key not in self._controls:
                 self._make_room(_parameter_count(control_path) * self.dtype.itemsize, keys.values())
                 self._controls[key] = loading.load_control(

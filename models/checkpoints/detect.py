@@ -79,6 +79,10 @@ _KEY_PATTERNS = (
 )
 """Kinds of files and a pattern of their keys; the first that matches decides."""
 
+DIFFERENCE = "difference"
+"""Key that marks a ControlNet whose encoder is stored minus its base's (extract_controlnet_diff.py
+of sd-webui-controlnet)."""
+
 _MERGED_KEYS = ("model.diffusion_model.", "control_model.")
 _TEXT_KEY = re.compile(
     r"attn2\.to_k\.weight$|attn2[._](processor\.)?to_k"
@@ -97,6 +101,8 @@ class Contents:
     """Width of the text embeddings it attends to; None without cross-attention."""
     in_channels: int | None
     """Input channels of its UNet: 4, or 9 for inpainting, 8 for instruct-pix2pix."""
+    is_difference: bool = False
+    """Whether it is a ControlNet to whose encoder that of the base in use is to be added."""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -162,13 +168,19 @@ def identify(shapes: Shapes) -> Contents:
         for key, shape in shapes.items()
         if _FIRST_CONVOLUTION.search(key) and "cond" not in key and "stage" not in key
     ]
-    return Contents(kind, widths[0] if widths else None, channels[0] if channels else None)
+    return Contents(
+        kind,
+        widths[0] if widths else None,
+        channels[0] if channels else None,
+        is_difference=kind == CONTROLNET and DIFFERENCE in shapes,
+    )
 
 
 def describe(contents: Contents) -> str:
     """Return the contents in words, with the model family if its width is known."""
     family = WIDTHS.get(contents.text_width or 0)
-    return f"{contents.kind} ({family})" if family else contents.kind
+    what = f"{contents.kind} ({family})" if family else contents.kind
+    return f"{what}, stored as its difference from a base" if contents.is_difference else what
 
 
 def require(

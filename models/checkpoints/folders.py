@@ -126,6 +126,11 @@ def inspect_control(path: Path, unet: dict[str, Any]) -> None:
         )
 
 
+def is_difference(path: Path) -> bool:
+    """Tell whether a ControlNet is a file to whose weights the base's are to be added."""
+    return path.is_file() and identify(read_shapes(path)).is_difference
+
+
 def _require(path: Path, contents: Contents, kinds: tuple[str, ...], unet: dict[str, Any]) -> None:
     width, channels = int(unet["cross_attention_dim"]), int(unet["in_channels"])
     require(path.name, contents, kinds, width, channels)

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
 from models.catalog.paths import shown
-from models.checkpoints.detect import read_state
+from models.checkpoints.detect import DIFFERENCE, read_state
 from models.checkpoints.folders import network_files, read_json
 from models.networks import decode
 
@@ -123,6 +123,7 @@ def load_control(path: Path, unet: Any, placement: Placement, channel_order: str
 
     With `channel_order` "bgr" the network reverses the channels of the RGB maps it gets, as by
     diffusers' config switch; "" leaves it to the folder's config, and to RGB for a single file.
+    If the file is a difference, the encoder of `unet` is added to it.
 
     Raises:
         WeightsMismatch: the weights do not fill the network.
@@ -185,8 +186,20 @@ def _load_control_network(path: Path, unet: Any) -> Any:
             conditioning_embedding_out_channels=_hint_channels(path, state),
             load_weights_from_unet=False,
         )
+    is_difference = state.pop(DIFFERENCE, None) is not None
     converted = _untyped(CONVERSIONS).convert_controlnet_checkpoint(state, empty.config)
-    return _fill(empty, converted, path)
+    network = _fill(empty, converted, path)
+    if is_difference:
+        _add_encoder(network, unet)
+    return network
+
+
+def _add_encoder(control: nn.Module, unet: nn.Module) -> None:
+    """Add a UNet's weights to a ControlNet's of the same names, in float32."""
+    base = dict(unet.named_parameters())
+    for name, parameter in control.named_parameters():
+        if name in base:
+            parameter.data = parameter.float() + base[name].to("cpu", torch.float32)
 
 
 def _load_folder(path: Path) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from core.errors import BadInput, WeightsMismatch
 from models.catalog.paths import shown
 from models.checkpoints.detect import CHANNEL_ORDER, read_state
-from models.checkpoints.folders import inspect_control, network_files
+from models.checkpoints.folders import inspect_control, is_difference, network_files
 from models.checkpoints.loading import CONVERSIONS
 
 State = dict[str, Tensor]
@@ -63,7 +63,7 @@ def transfer(
     goes into the file's metadata, where models.registry finds it.
 
     Raises:
-        BadInput: `out` cannot be written.
+        BadInput: `out` cannot be written, or the ControlNet is a difference, which fits any base.
         WeightsMissing, WeightsMismatch: a file is missing, damaged, or of another family.
     """
     if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
@@ -71,6 +71,11 @@ def transfer(
             f"{shown(out)} cannot be written: name a new .safetensors file in an existing folder."
         )
     inspect_control(control, dict(unet))
+    if is_difference(control):
+        raise BadInput(
+            f"{control.name} is stored as its difference from a base, and the base in use is added "
+            "when it is loaded: use it as it is."
+        )
     convert = importlib.import_module(CONVERSIONS)
     files = network_files(control)[0] if control.is_dir() else [control]
     moved = transferred(

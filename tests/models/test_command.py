@@ -13,7 +13,7 @@ from models.networks import DiffusersNetworks
 from models.registry import Registry
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, serving
-from tests.models.checkpoints.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +160,8 @@ def test_files_and_folders_are_told_apart(
     save_file(control, tmp_path / "control.safetensors")
     save_file(base | control, tmp_path / "merged.safetensors")
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
+    difference = difference_state(networks.controlnets["canny"], networks.unet)
+    save_file(difference, tmp_path / "difference.safetensors")
     torch.save({"string_to_param": {"*": torch.zeros(2, 768)}}, tmp_path / "word.pt")
     for path, words in (
         (tmp_path / "word.pt", "embeddings and name it in the prompt, word."),
@@ -167,6 +169,10 @@ def test_files_and_folders_are_told_apart(
         (folder / "controlnet/canny", "canny is a ControlNet, for sd15, tiny: it is in its place."),
         (tmp_path / "my base.safetensors", "base.safetensors is a base checkpoint: use it with"),
         (tmp_path / "control.safetensors", "a ControlNet, for sd15, tiny: put it into "),
+        (
+            tmp_path / "difference.safetensors",
+            "a ControlNet, stored as its difference from a base, for sd15, tiny: put it into ",
+        ),
         (tmp_path / "style.safetensors", "lora and name it in the prompt, <lora:style:0.8>."),
         (tmp_path / "merged.safetensors", "with a ControlNet inside: use it with --model "),
     ):

@@ -21,8 +21,9 @@ from models.checkpoints import loading
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
-from tests.models.checkpoints.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 from tests.models.conftest import HUB_CARD, OTHER_CARD
+from tests.tiny_networks import tiny_networks
 
 
 def test_a_second_load_is_the_same_networks(store: Store) -> None:
@@ -380,3 +381,32 @@ def test_room_for_a_control_is_made_before_it_is_loaded(
     monkeypatch.setattr(loading, "load_control", load_control)
     store.load("tiny", "third")
     assert there == [[False, True]]
+
+
+def test_a_difference_controlnet_is_added_to_the_base_in_use(
+    copy: Path, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    """And to another base's encoder when that base is chosen."""
+    whole, other = networks.controlnets["canny"], tiny_networks(seed=1)
+    place = copy / "sd15" / "controlnet"
+    save_file(difference_state(whole, networks.unet), place / "own.safetensors")
+    parts = (other.unet, other.vae, other.text_encoder)
+    save_file(base_state(*(part.state_dict() for part in parts)), tmp_path / "other.safetensors")
+    hint, latents = torch.rand(1, 3, 64, 64), torch.randn(1, 4, 8, 8)
+    text = networks.encode_text(["the red ball"])
+
+    def predict(loaded: DiffusersNetworks, name: str) -> torch.Tensor:
+        control = ControlInput(name, hint, (1.0,) * loaded.residual_count(name))
+        return loaded.predict(PredictCall(latents, 500, text, [control]))
+
+    store = Store("cpu", "float32", copy)
+    loaded = store.load("sd15", "own")
+    torch.testing.assert_close(
+        predict(loaded, "own"), predict(networks, "canny"), rtol=1e-4, atol=1e-4
+    )
+    moved = store.load(str(tmp_path / "other.safetensors"), "own").controlnets["own"].state_dict()
+    before, after = networks.unet.state_dict(), other.unet.state_dict()
+    for name, weight in whole.state_dict().items():
+        wanted = weight - before[name] + after[name] if name in after else weight
+        torch.testing.assert_close(moved[name], wanted, rtol=1e-4, atol=1e-4)
+    assert len(moved.keys() & after.keys()) > 100

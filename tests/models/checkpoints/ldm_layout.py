@@ -6,7 +6,8 @@ lllyasviel/ControlNet).
 
 import re
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 LEVELS, LAYERS = 2, 2
 """Of the tiny UNet; an encoder level fills LAYERS + 1 input blocks, a decoder level as many output
@@ -106,3 +107,13 @@ def base_state(
     for key, tensor in text.items():
         state[f"cond_stage_model.transformer.text_model.{key}"] = tensor.contiguous()
     return state
+
+
+def difference_state(control: nn.Module, base: nn.Module) -> dict[str, Tensor]:
+    """Return a ControlNet minus its base's encoder, as extract_controlnet_diff.py writes it."""
+    encoder = base.state_dict()
+    state = {
+        key: weight - encoder[key] if key in encoder else weight
+        for key, weight in control.state_dict().items()
+    }
+    return control_state(state, "control_model.") | {"difference": torch.tensor(1.0)}

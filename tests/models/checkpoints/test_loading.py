@@ -1,5 +1,6 @@
 """Networks are built without their weights and filled from files, in any number of threads."""
 
+import copy
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from annotators._diorama import FOLDER, SceneAnnotator
 from models.catalog.paths import MODELS
 from models.checkpoints import loading
 from models.networks import DiffusersNetworks
+from tests.models.checkpoints.ldm_layout import difference_state
 from tests.tiny_networks import tiny_autoencoder
 
 DIORAMA = [
@@ -82,6 +84,20 @@ def test_an_autoencoder_in_the_names_before_diffusers_0_17(tmp_path: Path) -> No
     assert len(state.keys() - wanted.state_dict().keys()) == 16
     save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
     assert_same(loading.load_network(AutoencoderKL, tmp_path), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_difference_controlnet_gets_the_encoder_of_its_base(
+    dtype: torch.dtype, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    whole: Any = networks.controlnets["canny"]
+    save_file(difference_state(whole, networks.unet), tmp_path / "x.safetensors")
+    placement = loading.Placement(torch.device("cpu"), dtype)
+    base = copy.deepcopy(networks.unet).to(dtype)
+    loaded = loading.load_control(tmp_path / "x.safetensors", base, placement)
+    exactness = {} if dtype == torch.bfloat16 else {"rtol": 0, "atol": 1e-6}
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight.to(dtype), **exactness)
 
 
 def test_threads_that_load_disturb_neither_each_other_nor_who_builds_a_module(

@@ -15,7 +15,7 @@ from models.__main__ import FAILED, main
 from models.checkpoints.transfer import transferred
 from models.networks import DiffusersNetworks
 from models.store import Store
-from tests.models.checkpoints.ldm_layout import base_state, control_state
+from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 from tests.tiny_networks import save_networks, tiny_networks
 
 
@@ -193,3 +193,18 @@ def test_a_control_of_the_first_family_is_sent_to_its_card(
         save_file(control_state(networks.controlnets["canny"].state_dict()), path)
         assert main(["check", str(path)], store.registry) == 0
         assert f"put it into {folder / model}/controlnet/" in capsys.readouterr().out
+
+
+def test_a_difference_needs_no_transfer(
+    store: Store,
+    networks: DiffusersNetworks,
+    other: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given, out = tmp_path / "difference.safetensors", tmp_path / "moved.safetensors"
+    save_file(difference_state(networks.controlnets["canny"], networks.unet), given)
+    command = ["transfer", str(given), str(tmp_path / "community"), "tiny", str(out)]
+    assert main(command, store.registry) == FAILED
+    assert "difference.safetensors is stored as its difference" in capsys.readouterr().err
+    assert not out.exists()
