@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from annotators._map_checks import line_map_warning
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in, tolerant_f1
 from core.images import grey_map
 from core.params import bounded, checked
@@ -129,4 +129,7 @@ ANNOTATOR = Annotator(
     interpolation="lines",
     empty_message="No edges found; lower the thresholds.",
     map_warning=line_map_warning("edges", " If it was drawn here, raise the thresholds."),
+    webui=WebUINames(
+        {"canny": "Canny"}, ("canny",), thresholds=("low_threshold", "high_threshold")
+    ),
 )

@@ -21,7 +21,7 @@ from annotators._pretrained import (
     run_detector,
     transformer_preprocessor,
 )
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.images import grey_map
 
 DEPTH_ANYTHING = (
@@ -95,4 +95,13 @@ ANNOTATOR = Annotator(
     detect_resolution=384,
     empty_message="No depth found: the picture looks flat.",
     map_warning=grey_map_warning("depth is grey, and bright is near"),
+    webui=WebUINames(
+        {
+            "depth_midas": "MiDaS",
+            "depth": "MiDaS",
+            "depth_anything_v2": "Depth Anything V2",
+            "depth_anything": "Depth Anything V2",
+        },
+        ("depth",),
+    ),
 )

@@ -12,7 +12,7 @@ from annotators._diorama import HELP
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import detector_preprocessor
 from annotators.scribble import draw_fake, fake_scribble, score
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, WebUINames
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,13 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No edges found in this picture.",
     map_warning=line_map_warning("strokes", " Where a picture is full of edges, they merge."),
+    webui=WebUINames(
+        {
+            "scribble_hed": "HED",
+            "fake_scribble": "HED",
+            "scribble_pidinet": "PiDiNet",
+            "pidinet_scribble": "PiDiNet",
+        },
+        ("scribble",),
+    ),
 )

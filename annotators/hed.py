@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from annotators._diorama import HELP, is_flat, predict, resize_like
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import detector_preprocessor, load_detector, run_detector
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import ms_ssim
 from core.images import grey_map
 
@@ -91,4 +91,17 @@ ANNOTATOR = Annotator(
     empty_message="No edges found in this picture.",
     is_empty=is_faint,
     map_warning=line_map_warning("edges"),
+    webui=WebUINames(
+        {
+            "softedge_hed": "HED",
+            "hed": "HED",
+            "softedge_hedsafe": "HED safe",
+            "hed_safe": "HED safe",
+            "softedge_pidinet": "PiDiNet",
+            "pidinet": "PiDiNet",
+            "softedge_pidisafe": "PiDiNet safe",
+            "pidinet_safe": "PiDiNet safe",
+        },
+        ("softedge", "hed"),
+    ),
 )

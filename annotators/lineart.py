@@ -15,7 +15,7 @@ import numpy as np
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import detector_preprocessor, load_detector, run_detector
 from annotators.hed import as_map, is_faint, score
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, WebUINames
 from core.params import bounded, checked
 
 LINEART = ("LineartDetector", (("sk_model.pth", 17_200_000), ("sk_model2.pth", 17_200_000)))
@@ -89,4 +89,15 @@ ANNOTATOR = Annotator(
     empty_message="No lines found; lower the threshold.",
     is_empty=is_faint,
     map_warning=line_map_warning("lines"),
+    webui=WebUINames(
+        {
+            "lineart_standard (from white bg & black line)": "XDoG",
+            "lineart_standard": "XDoG",
+            "lineart_realistic": "Lineart",
+            "lineart": "Lineart",
+            "lineart_coarse": "Lineart coarse",
+            "lineart_anime": "Lineart anime",
+        },
+        ("lineart",),
+    ),
 )

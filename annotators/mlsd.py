@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import INFERENCE_LOCK, detector_preprocessor, load_detector
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in, tolerant_f1
 from core.params import bounded, checked
 
@@ -141,4 +141,7 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No straight lines found; lower the thresholds.",
     map_warning=line_map_warning("lines"),
+    webui=WebUINames(
+        {"mlsd": "MLSD"}, ("mlsd",), thresholds=("value_threshold", "distance_threshold")
+    ),
 )

@@ -23,7 +23,7 @@ from annotators._pretrained import (
     run_detector,
 )
 from annotators.depth import MIDAS
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.params import bounded, checked
 
 BAE = ("NormalBaeDetector", (("scannet.pt", 291_000_000),))
@@ -159,4 +159,13 @@ ANNOTATOR = Annotator(
     detect_resolution=384,
     empty_message="No surfaces found: the picture looks flat.",
     map_warning=map_warning,
+    webui=WebUINames(
+        {
+            "normal_bae": "NormalBae",
+            "normal_midas": "From MiDaS depth",
+            "normal_map": "From MiDaS depth",
+        },
+        ("normal",),
+        thresholds=("background_threshold",),
+    ),
 )

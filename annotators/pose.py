@@ -27,7 +27,7 @@ from annotators._pretrained import (
     load_detector,
     readable_import_errors,
 )
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in
 from models.catalog.download import amount
 from models.catalog.wheels import BLAZEPOSE
@@ -447,4 +447,12 @@ ANNOTATOR = Annotator(
     detect_resolution=512,
     empty_message="No person found in this picture.",
     map_warning=map_warning,
+    webui=WebUINames(
+        {
+            "openpose": "OpenPose",
+            "openpose_full": "OpenPose with hands and face",
+            "dw_openpose_full": "BlazePose with hands and face",
+        },
+        ("openpose",),
+    ),
 )

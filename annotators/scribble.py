@@ -20,6 +20,7 @@ from core.condition import (
     Preprocessor,
     RGBImage,
     Score,
+    WebUINames,
     no_warning,
 )
 from core.consistency import HALF_BRIGHT, lines_in, tolerant_f1
@@ -132,6 +133,14 @@ ANNOTATOR = Annotator(
     empty_message="No lines found in this drawing; choose which colour they have.",
     map_warning=line_map_warning(
         "strokes", " If the picture is a photograph, use Fake scribbles.", MAX_STROKES
+    ),
+    webui=WebUINames(
+        {
+            "invert (from white bg & black line)": "Drawing",
+            "invert": "Drawing",
+            "scribble": "Drawing",
+        },
+        ("scribble",),
     ),
 )
 CANVAS = replace(

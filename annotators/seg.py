@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from annotators._diorama import HELP, TRAINING_RESOLUTION, load_network, predict, resize_like
 from annotators._pretrained import INFERENCE_LOCK, load_transformer, transformer_preprocessor
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score
+from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 
 SEGFORMER = (
     "AutoModelForSemanticSegmentation",
@@ -163,4 +163,13 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     map_warning=map_warning,
+    webui=WebUINames(
+        {
+            "seg_ufade20k": "SegFormer",
+            "segmentation": "SegFormer",
+            "seg_ofade20k": "SegFormer",
+            "oneformer_ade20k": "SegFormer",
+        },
+        ("seg",),
+    ),
 )

@@ -1,6 +1,6 @@
 """Conditions and their annotators, which draw and score control maps. Data only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,6 +66,30 @@ def no_warning(_: ControlMap) -> str:
 
 
 @dataclass(frozen=True)
+class WebUINames:
+    """What sd-webui-controlnet calls a kind of map: it and we read each other's pictures.
+
+    Source: the labels in scripts/preprocessor of Mikubill/sd-webui-controlnet, the names before
+    version 1.1, and the file names of lllyasviel's ControlNets.
+    """
+
+    modules: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The names of its preprocessors, and ours that draws the same or the nearest map. Ours is
+    written by its first name, or the first of all if it has none."""
+    models: tuple[str, ...] = ()
+    """Parts, in lower case, of the file names of the ControlNets for such maps."""
+    thresholds: tuple[str, ...] = ()
+    """Our params that are its Threshold A and B."""
+
+    def module_of(self, preprocessor: str) -> str:
+        """Return what sd-webui-controlnet calls a preprocessor of ours; "none" for a ready map."""
+        if preprocessor == ALREADY_A_MAP or not self.modules:
+            return "none"
+        own = (name for name, ours in self.modules.items() if ours == preprocessor)
+        return next(own, next(iter(self.modules)))
+
+
+@dataclass(frozen=True)
 class Annotator:
     """Draws control maps, and says how they are resized, shown and compared."""
 
@@ -89,6 +113,7 @@ class Annotator:
     """Whether a map shows nothing."""
     map_warning: Callable[[ControlMap], str] = no_warning
     """A sentence if the map does not look like one of its kind; "" otherwise."""
+    webui: WebUINames = field(default_factory=WebUINames)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,17 @@ NAME = r"[A-Za-z][\w /.()-]{0,79}"
 QUOTED = r'"(?:\\.|[^\\"])*"'
 COMMAS = re.compile(rf"({NAME}):\s*({QUOTED}|[^,]*)(?:,|$)")
 BARS = re.compile(rf"({NAME}):\s*({QUOTED}|[^|]*)(?:\||$)")
-UNIT = re.compile(r"ControlNet(?: (\d+))?")
-"""The name of a unit's pairs; the first one's number is left out by old versions."""
+UNIT = re.compile(r"ControlNet(?: (\d+)|(?:-(\d+))?(?: ([A-Z][A-Za-z ]+))?)")
+"""The name of a unit's pairs, or of one of them ("ControlNet-0 Weight", until version 1.1); the
+number of the first is left out by old versions."""
+IN_UNIT = re.compile(rf"({NAME}):\s*(\([^()]*\)|[^,]*)(?:,|$)")
+OLD_NAMES = {
+    "preprocessor": ("Module",),
+    "starting/ending": ("Guidance Start", "Guidance End"),
+    "preprocessor params": ("Processor Res", "Threshold A", "Threshold B"),
+    "guidance strength": ("Guidance End",),
+}
+"""What version 1.1 called a unit's pairs at first; some were tuples."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +85,33 @@ def _unquoted(value: str) -> str:
 
 
 def control_units(of: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the pairs of each unit of sd-webui-controlnet, in the order of their numbers."""
-    units = {
-        int(match[1] or 0): pairs(value)
-        for name, value in of.items()
-        if (match := UNIT.fullmatch(name))
-    }
-    return [units[number] for number in sorted(units)]
+    """Return the pairs of each unit of sd-webui-controlnet, in the order of their numbers.
+
+    They have today's names (Module, Weight, Guidance Start), whichever of its three layouts is
+    read. Units that were switched off are left out.
+    """
+    units: dict[int, dict[str, str]] = {}
+    for name, value in of.items():
+        if match := UNIT.fullmatch(name):
+            number, field_name = int(match[1] or match[2] or 0), match[3]
+            found = {field_name: value} if field_name else dict(IN_UNIT.findall(value))
+            units.setdefault(number, {}).update(_todays_names(found))
+    return [unit for _, unit in sorted(units.items()) if unit.get("Enabled") != "False"]
+
+
+def is_of_unit(name: str) -> bool:
+    """Return whether a pair of this name is read by control_units."""
+    return UNIT.fullmatch(name) is not None
+
+
+def _todays_names(unit: Mapping[str, str]) -> dict[str, str]:
+    """Return a unit's pairs by today's names; the numbers of a tuple each get their own."""
+    found: dict[str, str] = {}
+    for name, value in unit.items():
+        several = OLD_NAMES.get(name.lower(), (name.title(),))
+        values = value.strip().strip("()").split(",") if len(several) > 1 else [value]
+        found |= {new: one.strip() for new, one in zip(several, values, strict=False)}
+    return found
 
 
 def quoted(value: str) -> str:

@@ -6,39 +6,27 @@ read is untrusted: numbers are clamped, unknown names are listed and ignored.
 """
 
 import json
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from core import infotext as infotexts
+from core import webui
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.modes import MODES
 from core.params import restored, settings_of
 from core.png_chunks import read_bytes, read_texts, write_png
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
+from core.restoring import Restored, left_out, number, without_shut_window
 
 SCHEMA = 1
 """Version of the JSON's layout; later versions keep the fields of earlier ones."""
 KEYWORDS = ("controlloop", "parameters", "invokeai_metadata", "prompt", "workflow")
 """The text chunks that are read; the last two are ComfyUI's."""
-NAMES_LISTED = 8
-"""Settings of other tools listed in a note; a hostile file may hold thousands."""
 CONTROLS_READ = 8
 """Controls read beyond the first, more than we ever write; a hostile file may list thousands."""
 
 UNREADABLE = "The picture's settings could not be read: the text is damaged or too long."
-
-A1111_NAMES = {
-    "Steps": "steps",
-    "CFG scale": "guidance_scale",
-    "Seed": "seed",
-    "Eta": "eta",
-    "Size": "image_resolution",
-    "Mode": "mode",
-}
-"""AUTOMATIC1111's names of settings with the same meaning here."""
 
 JSON_NAMES = {
     "prompt": "prompt",
@@ -63,7 +51,7 @@ def save_png(
     Nothing of the uploaded file goes in: its EXIF may hold a location.
     """
     texts = {
-        "parameters": _a1111_text(result, index),
+        "parameters": webui.text_of(result, index),
         "controlloop": json.dumps(_settings(result, index)),
     }
     write_png(target, image, texts)
@@ -107,33 +95,7 @@ def _params(control: ControlRequest) -> dict[str, Any]:
     return {"params": asdict(params) if known else {}}
 
 
-def _a1111_text(result: GenerationResult, index: int) -> str:
-    """Return the settings in AUTOMATIC1111's layout: prompt, negative prompt, one line of pairs."""
-    request = result.request
-    pairs = {
-        "Steps": request.steps,
-        "Sampler": request.sampler.upper(),
-        "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": result.seeds[index],
-        "Size": f"{result.width}x{result.height}",
-        "Model": re.sub(r"[,:\s]+", " ", result.model),
-        "Eta": f"{request.eta:g}",
-    }
-    if request.mode != "exact":
-        pairs["Mode"] = request.mode
-    for number, control in enumerate(request.controls):
-        pairs[f"ControlNet {number}"] = (
-            f'"Module: {control.condition.name}, Weight: {control.strength:g}, '
-            f'Guidance Start: {control.control_start:g}, Guidance End: {control.control_end:g}"'
-        )
-    line = ", ".join(f"{name}: {value}" for name, value in pairs.items())
-    text = f"{request.full_prompt}\nNegative prompt: {request.negative_prompt}\n{line}"
-    return text.replace("\0", "")  # other readers end the text at a NUL
-
-
-def read_settings(
-    source: str | Path | bytes, condition: Condition | None = None
-) -> tuple[dict[str, Any], list[str]]:
+def read_settings(source: str | Path | bytes, condition: Condition | None = None) -> Restored:
     """Read the settings in a PNG, whatever it holds.
 
     Returns values of SETTINGS by name, within bounds, with "params" as a dict of the annotator's
@@ -144,9 +106,9 @@ def read_settings(
         BadInput: the file cannot be opened, or is too large.
     """
     texts = read_texts(read_bytes(source), KEYWORDS)
-    readers: dict[str, Callable[[str], tuple[dict[str, Any], list[str]]]] = {
+    readers: dict[str, Callable[[str], Restored]] = {
         "controlloop": lambda text: _from_json(text, condition),
-        "parameters": _from_parameters,
+        "parameters": lambda text: _from_parameters(text, condition),
         "invokeai_metadata": _from_other_json,
     }
     notes: list[str] = []
@@ -165,7 +127,7 @@ def read_settings(
     return {}, notes or ["This picture holds no settings."]
 
 
-def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], list[str]]:
+def _from_json(text: str, condition: Condition | None) -> Restored:
     stored = _parsed(text)
     if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
         return {}, [UNREADABLE]
@@ -187,15 +149,16 @@ def _from_json(text: str, condition: Condition | None) -> tuple[dict[str, Any], 
 def read_controls(
     source: str | Path | bytes, conditions: Mapping[str, Condition]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """Read the controls of a picture that was made here, in their order.
+    """Read the controls of a picture in their order: ours, or else sd-webui-controlnet's units.
 
     Returns for each its condition's name and its settings of ControlRequest, within bounds, with
     "params" as a dict and "own_picture" (bool: not the first control's); and notes as
     read_settings.
     """
-    stored = _parsed(read_texts(read_bytes(source), KEYWORDS).get("controlloop", ""))
+    texts = read_texts(read_bytes(source), KEYWORDS)
+    stored = _parsed(texts.get("controlloop", ""))
     if not isinstance(stored, dict):
-        return [], []
+        return webui.controls_from(texts.get("parameters", ""), conditions)
     further = stored.get("further", [])
     found: list[tuple[str, dict[str, Any]]] = []
     notes: list[str] = []
@@ -236,11 +199,7 @@ def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> 
 def _with_plain(settings: dict[str, Any], params: object) -> list[str]:
     """Add the annotator's settings, and check that control starts before it stops; return notes."""
     settings["params"] = _plain(params)
-    if settings.get("control_start", 0.0) < settings.get("control_end", 1.0):
-        return []
-    settings.pop("control_start", None)
-    settings.pop("control_end", None)
-    return ["Control start was not less than control end; both were ignored."]
+    return without_shut_window(settings)
 
 
 def _plain(params: object) -> dict[str, Any]:
@@ -254,17 +213,17 @@ def _plain(params: object) -> dict[str, Any]:
     }
 
 
-def _from_parameters(text: str) -> tuple[dict[str, Any], list[str]]:
+def _from_parameters(text: str, condition: Condition | None) -> Restored:
     """Read a `parameters` chunk: Fooocus' JSON, or else AUTOMATIC1111's layout."""
     if not text:
         return {}, [UNREADABLE]
     # A prompt may begin with a brace too: "{red|blue} ball".
     if isinstance(_parsed(text), dict):
         return _from_other_json(text)
-    return _from_a1111(text)
+    return webui.settings_from(text, condition)
 
 
-def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
+def _from_other_json(text: str) -> Restored:
     """Read the flat JSON of Fooocus or InvokeAI."""
     stored = _parsed(text)
     if not isinstance(stored, dict):
@@ -275,17 +234,17 @@ def _from_other_json(text: str) -> tuple[dict[str, Any], list[str]]:
         if name in given:
             value = given.pop(name)
             # Fooocus writes its seed as text.
-            found[ours] = _number(value) if ours == "seed" and isinstance(value, str) else value
+            found[ours] = number(value) if ours == "seed" and isinstance(value, str) else value
     if not found:
         return {}, [
             "The picture's settings are of an unknown tool.",
-            *_left_out(given),
+            *left_out(given),
         ]
     if isinstance(found.get("prompt"), str):
         found["added_prompt"] = ""  # it is part of their prompt
         found.setdefault("negative_prompt", "")
     settings, notes = restored(SETTINGS, found)
-    return settings, notes + _left_out(given)
+    return settings, notes + left_out(given)
 
 
 def _parsed(text: str) -> object:
@@ -294,47 +253,3 @@ def _parsed(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _left_out(names: Collection[str]) -> list[str]:
-    """Return a note that lists ignored settings of another tool; no note for no settings."""
-    if not names:
-        return []
-    rest = len(names) - NAMES_LISTED
-    more = f" and {rest} more" if rest > 0 else ""
-    listed = ", ".join(name[:40] for name in list(names)[:NAMES_LISTED])
-    return [f"Ignored: {listed}{more}."]
-
-
-def _from_a1111(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Read AUTOMATIC1111's layout; the whole prompt becomes "prompt", the added prompt empty."""
-    infotext = infotexts.parse(text)
-    if infotext is None:
-        return {}, ["The picture's settings could not be read: no line begins with Steps."]
-    pairs = infotext.pairs
-    found: dict[str, object] = {
-        "prompt": infotext.prompt,
-        "added_prompt": "",
-        "negative_prompt": infotext.negative_prompt,
-    }
-    for name, ours in A1111_NAMES.items():
-        if name in pairs:
-            found[ours] = _number(pairs[name])
-    settings, notes = restored(SETTINGS, found)
-    unknown = [n for n in pairs if n not in A1111_NAMES and n != "Sampler"]
-    notes += _left_out([*unknown, *infotext.more])
-    sampler = pairs.get("Sampler", "DDIM").strip()
-    if sampler.upper() == "LCM":
-        settings["sampler"] = "lcm"
-    elif sampler.upper() != "DDIM":
-        notes.append(f"The picture was made with the sampler {sampler[:40]}; DDIM is used here.")
-    return settings, notes
-
-
-def _number(text: str) -> float | str:
-    """Return the number in a text, of a size such as 512x768 the short side; else the text."""
-    try:
-        numbers = [float(part) for part in text.split("x")[:2]]
-    except ValueError:
-        return text
-    return min(numbers)

@@ -102,6 +102,7 @@ def test_a1111_text_is_the_fallback():
         "guidance_scale": 7.5,
         "seed": 123,
         "image_resolution": 512,
+        "strength": 1.0,
     }
     assert any("Euler a" in note for note in notes)
     assert any("Model hash" in note for note in notes)

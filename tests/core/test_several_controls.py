@@ -162,8 +162,8 @@ def test_a_file_holds_all_that_makes_the_picture_again(
 
 def test_the_text_of_other_tools_names_every_control(saved):
     text = Image.open(saved[1]).text["parameters"]
-    assert 'ControlNet 0: "Module: bright2image, Weight: 1,' in text
-    assert 'ControlNet 1: "Module: upright2image, Weight: 0.75, Guidance Start: 0.25,' in text
+    assert 'ControlNet 0: "Module: none, Model: fake_weights-name, Weight: 1,' in text
+    assert 'ControlNet 1: "Module: none, Model: fake_weights-name, Weight: 0.75,' in text
 
 
 def test_a_control_that_is_not_known_is_told_by_name(saved, condition):

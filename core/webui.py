@@ -1,0 +1,230 @@
+"""AUTOMATIC1111's text in pictures, with sd-webui-controlnet's units: written, and read back.
+
+Layout of the text: core/infotext.py. A unit's fields: internal_controlnet/args.py of
+Mikubill/sd-webui-controlnet, which drops a whole unit for one value that it does not know.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from core import infotext as infotexts
+from core.condition import ALREADY_A_MAP, Condition
+from core.params import restored, settings_of
+from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
+from core.restoring import Restored, left_out, number, without_shut_window
+
+UNITS_READ = 9
+"""More than we ever write; a hostile file may list thousands."""
+NAMES = {
+    "Steps": "steps",
+    "CFG scale": "guidance_scale",
+    "Seed": "seed",
+    "Eta": "eta",
+    "Size": "image_resolution",
+    "Mode": "mode",
+}
+"""AUTOMATIC1111's names of settings with the same meaning here."""
+OF_UNIT = {
+    "Weight": "strength",
+    "Guidance Start": "control_start",
+    "Guidance End": "control_end",
+}
+"""The same of a unit, whatever its control."""
+THRESHOLDS = ("Threshold A", "Threshold B")
+GUESS_MODE = "ControlNet is more important"
+"""The name of v1.0's guess mode there: control in the positive half only, weaker in outer layers.
+Source: soft_injection and cfg_injection in scripts/hook.py (Mikubill/sd-webui-controlnet)."""
+NOT_HERE = "My prompt is more important"
+
+
+def text_of(result: GenerationResult, index: int) -> str:
+    """Return the settings of image `index`: prompt, negative prompt, one line of pairs."""
+    request = result.request
+    pairs = {
+        "Steps": request.steps,
+        "Sampler": request.sampler.upper(),
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": result.seeds[index],
+        "Size": f"{result.width}x{result.height}",
+        "Model": _plain(result.model),
+        "Eta": f"{request.eta:g}",
+    }
+    if request.mode != "exact":
+        pairs["Mode"] = request.mode
+    for position, control in enumerate(request.controls):
+        unit = _unit(control, request, result.model)
+        values = ", ".join(f"{name}: {value}" for name, value in unit.items())
+        pairs[f"ControlNet {position}"] = f'"{values}"'
+    line = ", ".join(f"{name}: {value}" for name, value in pairs.items())
+    text = f"{request.full_prompt}\nNegative prompt: {request.negative_prompt}\n{line}"
+    return text.replace("\0", "")  # other readers end the text at a NUL
+
+
+def _unit(control: ControlRequest, request: GenerationRequest, model: str) -> dict[str, Any]:
+    """Return a control's pairs; no value may hold a comma or a colon."""
+    condition, names = control.condition, control.condition.annotator.webui
+    at_output_size = condition.annotator.detect_resolution is None
+    thresholds = zip(THRESHOLDS, names.thresholds, strict=False)
+    return {
+        "Module": names.module_of(control.preprocessor),
+        "Model": _plain(f"{model}_{condition.weights}"),
+        "Weight": f"{control.strength:g}",
+        **({} if at_output_size else {"Processor Res": control.detect_resolution}),
+        **{name: f"{getattr(control.params, ours):g}" for name, ours in thresholds},
+        "Guidance Start": f"{control.control_start:g}",
+        "Guidance End": f"{control.control_end:g}",
+        "Pixel Perfect": at_output_size,
+        "Control Mode": GUESS_MODE if request.guess_mode else "Balanced",
+    }
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[,:\s\"]+", " ", name)
+
+
+def settings_from(text: str, condition: Condition | None) -> Restored:
+    """Read settings; the whole prompt becomes "prompt", and the added prompt empty.
+
+    The control is that of the condition's unit; without a condition, of the first one.
+    """
+    infotext = infotexts.parse(text)
+    if infotext is None:
+        return {}, ["The picture's settings could not be read: no line begins with Steps."]
+    pairs = infotext.pairs
+    found: dict[str, object] = {
+        "prompt": infotext.prompt,
+        "added_prompt": "",
+        "negative_prompt": infotext.negative_prompt,
+    }
+    for name, ours in NAMES.items():
+        if name in pairs:
+            found[ours] = number(pairs[name])
+    settings, notes = restored(SETTINGS, found)
+    known = (*NAMES, "Sampler")
+    unknown = [n for n in pairs if n not in known and not infotexts.is_of_unit(n)]
+    notes += left_out([*unknown, *infotext.more])
+    sampler = pairs.get("Sampler", "DDIM").strip()
+    if sampler.upper() == "LCM":
+        settings["sampler"] = "lcm"
+    elif sampler.upper() != "DDIM":
+        notes.append(f"The picture was made with the sampler {sampler[:40]}; DDIM is used here.")
+    units = infotexts.control_units(pairs)[:UNITS_READ]
+    if units:
+        control, more = _control_of_one(units, condition)
+        settings |= control
+        notes += more
+    return settings, notes
+
+
+def controls_from(
+    text: str, conditions: Mapping[str, Condition]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Read the units: each one's condition, by name, and its settings as ControlRequest has them.
+
+    The settings have "params" as a dict, and "own_picture" (False, as it is not said). A unit of
+    an unknown control is left out with a note.
+    """
+    infotext = infotexts.parse(text)
+    found: list[tuple[str, dict[str, Any]]] = []
+    notes: list[str] = []
+    for unit in infotexts.control_units(infotext.pairs if infotext else {})[:UNITS_READ]:
+        condition = _condition_of(unit, conditions.values())
+        if condition is None:
+            notes.append(f"One of its controls is unknown here: {_named(unit)}.")
+            continue
+        settings, more = _control(unit, condition)
+        notes += [note for note in more if note not in notes]
+        of_control = {field.name for field in fields(ControlRequest)}
+        kept = {name: value for name, value in settings.items() if name in of_control}
+        found.append((condition.name, kept | {"own_picture": False}))
+    return found, notes
+
+
+def _control_of_one(units: list[dict[str, str]], condition: Condition | None) -> Restored:
+    """Return the settings of the condition's unit, or else what any control has of the first."""
+    if condition is None:
+        return _any_control(units[0])
+    unit = next((one for one in units if _condition_of(one, [condition])), None)
+    if unit is None:
+        settings, notes = _any_control(units[0])
+        notes.append(
+            f"The picture was made with another control ({_named(units[0])}); its map settings "
+            "were ignored."
+        )
+    else:
+        settings, notes = _control(unit, condition)
+    if len(units) > 1:
+        notes.append("It was made with several controls; only one was restored.")
+    return settings, notes
+
+
+def _condition_of(unit: Mapping[str, str], conditions: Iterable[Condition]) -> Condition | None:
+    """Return the condition of a unit's ControlNet; without its name, that of its preprocessor."""
+    module, model = unit.get("Module", "none").lower(), unit.get("Model", "none").lower()
+    conditions = list(conditions)
+    by_model = [one for one in conditions if _is_for(one, model)]
+    # One ControlNet may serve two conditions: scribbles that are drawn, or made of a photograph.
+    by_module = [one for one in by_model or conditions if module in one.annotator.webui.modules]
+    by_part = [] if by_model else [one for one in conditions if _is_for(one, module)]
+    return next(iter([*by_module, *by_model, *by_part]), None)
+
+
+def _is_for(condition: Condition, name: str) -> bool:
+    """Return whether a ControlNet's or preprocessor's name has a part of the condition's."""
+    parts = "|".join(map(re.escape, (condition.weights, *condition.annotator.webui.models)))
+    return re.search(rf"(?<![a-z])(?:{parts})", name) is not None
+
+
+def _any_control(unit: Mapping[str, str]) -> Restored:
+    """Return what a unit says that every control has."""
+    found: dict[str, object] = {
+        ours: number(unit[name]) for name, ours in OF_UNIT.items() if name in unit
+    }
+    mode = unit.get("Control Mode")
+    if mode in ("Balanced", GUESS_MODE):
+        found["guess_mode"] = mode == GUESS_MODE
+    settings, notes = restored(SETTINGS, found)
+    if mode == NOT_HERE:
+        notes.append(f'The control mode "{mode}" is not known here.')
+    return settings, notes + without_shut_window(settings)
+
+
+def _control(unit: Mapping[str, str], condition: Condition) -> Restored:
+    """Return the settings of a unit that is the condition's."""
+    settings, notes = _any_control(unit)
+    annotator = condition.annotator
+    names = annotator.webui
+    resolution = _shown(unit, "Processor Res")
+    if annotator.detect_resolution is not None and unit.get("Pixel Perfect") != "True":
+        given = {} if resolution is None else {"detect_resolution": resolution}
+        more, told = restored(SETTINGS, given)
+        settings, notes = settings | more, notes + told
+    thresholds = {
+        ours: value
+        for name, ours in zip(THRESHOLDS, names.thresholds, strict=False)
+        if (value := _shown(unit, name)) is not None
+    }
+    settings["params"], told = restored(settings_of(annotator.params), thresholds)
+    notes += told
+    module = unit.get("Module", "none")
+    if module.lower() == "none":
+        settings["preprocessor"] = ALREADY_A_MAP
+    elif module.lower() in names.modules:
+        settings["preprocessor"] = names.modules[module.lower()]
+    else:
+        notes.append(f"Its map was drawn by {module:.40}, which is not here.")
+    return settings, notes
+
+
+def _shown(unit: Mapping[str, str], name: str) -> float | str | None:
+    """Return a slider's value; None where it is missing or hidden, which is written as -1."""
+    value = number(unit.get(name, "-1"))
+    return None if isinstance(value, float) and value < 0 else value
+
+
+def _named(unit: Mapping[str, str]) -> str:
+    """Return a unit's preprocessor, or its ControlNet if the map was ready."""
+    module = unit.get("Module", "none")
+    return f"{module if module.lower() != 'none' else unit.get('Model', 'none'):.40}"

@@ -1,0 +1,221 @@
+"""sd-webui-controlnet's units: its parser takes what we write, and we read its three layouts."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from core import infotext
+from core.condition import ALREADY_A_MAP, Annotator, Condition, Preprocessor, WebUINames
+from core.metadata import read_controls, read_settings, save_png
+from core.request import ControlRequest, GenerationRequest
+from core.webui import controls_from, settings_from
+from tests.core.conftest import ThresholdParams, draw_bright, same_pixels
+from tests.core.test_metadata import with_texts
+
+TODAY = (
+    "Module: bright_map, Model: control_sd15_bright [d14c016b], Weight: 0.8, "
+    "Resize Mode: Crop and Resize, Processor Res: 512, Threshold A: 99, Threshold B: -1, "
+    "Guidance Start: 0.1, Guidance End: 0.7, Pixel Perfect: False, Control Mode: Balanced"
+)
+"""As its newest version writes it."""
+EARLIER = (
+    "preprocessor: bright_map, model: control_sd15_bright [d14c016b], weight: 0.8, "
+    "starting/ending: (0.1, 0.7), resize mode: Crop and Resize, pixel perfect: False, "
+    "control mode: Balanced, preprocessor params: (512, 99, 200)"
+)
+FIRST = (
+    "ControlNet-0 Enabled: True, ControlNet-0 Module: bright_map, "
+    "ControlNet-0 Model: control_sd15_bright [d14c016b], ControlNet-0 Weight: 0.8, "
+    "ControlNet-0 Guidance Start: 0.1, ControlNet-0 Guidance End: 0.7"
+)
+
+
+@pytest.fixture
+def known(condition):
+    """The condition, with names in sd-webui-controlnet and a resolution of its own."""
+    names = WebUINames({"bright_map": "Bright", "old_bright": "Bright"}, ("bright",), ("level",))
+    annotator = replace(condition.annotator, webui=names, detect_resolution=384)
+    return replace(condition, annotator=annotator)
+
+
+def text(units):
+    return f"a ball\nNegative prompt: grey\nSteps: 20, Seed: 5, {units}, Version: v1.10.1"
+
+
+def fields_of(unit):
+    """Parse a unit as sd-webui-controlnet does; ValueError for what costs it the whole unit."""
+    found = {}
+    for item in unit.split(","):
+        name, value = item.strip().split(": ")
+        found[name] = value
+    allowed = {
+        "Module", "Model", "Weight", "Resize Mode", "Processor Res", "Threshold A", "Threshold B",
+        "Guidance Start", "Guidance End", "Pixel Perfect", "Control Mode",
+    }  # fmt: skip
+    if not found.keys() <= allowed:
+        raise ValueError(f"unknown: {found.keys() - allowed}")
+    return found
+
+
+@pytest.mark.parametrize("unit", [f'ControlNet 0: "{TODAY}"', f'ControlNet 0: "{EARLIER}"', FIRST])
+def test_a_unit_in_each_of_its_layouts(unit, known):
+    found, notes = settings_from(text(unit), known)
+    wanted = {"strength": 0.8, "control_start": 0.1, "control_end": 0.7, "preprocessor": "Bright"}
+    assert {name: found[name] for name in wanted} == wanted
+    if unit != FIRST:
+        assert (found["params"], found["detect_resolution"]) == ({"level": 99}, 512)
+    assert notes == ["Ignored: Version."]
+
+
+def test_a_unit_of_the_first_version_with_a_guidance_strength(known):
+    unit = "ControlNet Enabled: True, ControlNet Module: none, ControlNet Model: bright [1], "
+    found, _ = settings_from(
+        text(unit + "ControlNet Weight: 1, ControlNet Guidance Strength: 0.6"), known
+    )
+    assert (found["preprocessor"], found["control_end"]) == (ALREADY_A_MAP, 0.6)
+
+
+def test_what_a_hidden_slider_says_is_not_taken(known):
+    unit = "Module: bright_map, Processor Res: -1, Threshold A: -1, Threshold B: 0.5"
+    found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    assert found["params"] == {} and "detect_resolution" not in found
+    assert notes == ["Ignored: Version."]
+
+
+def test_pixel_perfect_leaves_the_resolution_alone(known):
+    unit = TODAY.replace("Pixel Perfect: False", "Pixel Perfect: True")
+    found, _ = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    assert "detect_resolution" not in found
+
+
+@pytest.mark.parametrize(
+    ("mode", "guess"),
+    [
+        ("Balanced", False),
+        ("ControlNet is more important", True),
+        ("My prompt is more important", 0),
+    ],
+)
+def test_the_control_mode_is_the_guess_mode_or_is_told(mode, guess, known):
+    unit = TODAY.replace("Control Mode: Balanced", f"Control Mode: {mode}")
+    found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    if mode.startswith("My"):
+        assert "guess_mode" not in found and any(mode in note for note in notes)
+    else:
+        assert found["guess_mode"] is guess
+
+
+def test_another_controls_unit_gives_no_map_settings(known):
+    unit = "Module: openpose, Model: control_v11p_sd15_openpose [cab727d4], Weight: 0.5"
+    found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    assert found["strength"] == 0.5
+    assert not {"params", "preprocessor", "detect_resolution"} & found.keys()
+    assert any("openpose" in note for note in notes)
+
+
+def test_the_page_takes_its_own_unit_of_several(known):
+    units = f'ControlNet 0: "Module: openpose, Weight: 2", ControlNet 1: "{TODAY}"'
+    found, notes = settings_from(text(units), known)
+    assert (found["strength"], found["preprocessor"]) == (0.8, "Bright")
+    assert any("several controls" in note for note in notes)
+
+
+def test_an_unknown_preprocessor_of_a_known_control_is_told(known):
+    unit = TODAY.replace("bright_map", "bright_new")
+    found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    assert found["strength"] == 0.8 and "preprocessor" not in found
+    assert "Its map was drawn by bright_new, which is not here." in notes
+
+
+def test_units_become_several_controls(known):
+    dark = replace(
+        known,
+        name="dark2image",
+        weights="dark",
+        annotator=replace(known.annotator, webui=WebUINames({"dark": "Dark"}, ("dark",))),
+    )
+    units = f'ControlNet 1: "Module: dark, Weight: 0.5", ControlNet 0: "{TODAY}"'
+    units += ', ControlNet 2: "Module: shuffle, Weight: 1"'
+    conditions = {one.name: one for one in (dark, known)}
+    found, notes = read_controls(with_texts(parameters=text(units)), conditions)
+    assert [name for name, _ in found] == ["bright2image", "dark2image"]
+    assert [one["preprocessor"] for _, one in found] == ["Bright", "Dark"]
+    assert [one["strength"] for _, one in found] == [0.8, 0.5]
+    assert notes == ["One of its controls is unknown here: shuffle."]
+
+
+@pytest.mark.parametrize("preprocessor", ["Bright", "Dark", ALREADY_A_MAP])
+@pytest.mark.parametrize("guess", [False, True])
+def test_what_we_write_is_what_its_parser_takes(preprocessor, guess, pipeline, known, image):
+    request = GenerationRequest.single(
+        known, image, prompt="p", preprocessor=preprocessor,
+        params=known.annotator.params(level=99), image_resolution=256, steps=2,
+        strength=0.75, control_start=0.1, control_end=0.9,
+        guess_mode=guess, seed=5,
+    )  # fmt: skip
+    result = replace(pipeline.generate(request), model='odd: "name", v2')
+    file = io.BytesIO()
+    save_png(file, result.images[0], result, 0)
+    parameters = Image.open(io.BytesIO(file.getvalue())).text["parameters"]
+    unit = infotext.parse(parameters).pairs["ControlNet 0"]
+    ready = preprocessor == ALREADY_A_MAP
+    assert fields_of(unit) == {
+        "Module": "none" if ready else "bright_map",
+        "Model": "odd name v2_weights-name",
+        "Weight": "0.75",
+        "Processor Res": "384",
+        "Threshold A": "99",
+        "Guidance Start": "0.1",
+        "Guidance End": "0.9",
+        "Pixel Perfect": "False",
+        "Control Mode": "ControlNet is more important" if guess else "Balanced",
+    }
+    found, _ = read_settings(with_texts(parameters=parameters), known)
+    assert (found["strength"], found["control_end"], found["guess_mode"]) == (0.75, 0.9, guess)
+    assert found["preprocessor"] == (ALREADY_A_MAP if ready else "Bright")
+    assert found["params"] == {"level": 99}
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_order_of_a_units_pairs_and_units_does_not_matter(data):
+    """And whatever stands in them, a request can be made of what is read."""
+    conditions = _conditions()
+    value = st.one_of(
+        st.sampled_from(["none", "bright_map", "True", "-1", "99", "0.5", "1e9", "nan", "(1, 2)"]),
+        st.text(st.characters(exclude_characters='",\n', exclude_categories=["Cs"]), max_size=9),
+    )
+    names = [item.split(":")[0] for item in TODAY.split(", ")]
+    unit = data.draw(st.dictionaries(st.sampled_from(names), value, min_size=1))
+    pairs = data.draw(st.permutations(list(unit.items())))
+    one, other = (
+        ", ".join(f"{name}: {said}" for name, said in order) for order in (unit.items(), pairs)
+    )
+    (condition,) = conditions.values()
+    found, _ = settings_from(text(f'ControlNet 0: "{one}"'), condition)
+    assert found == settings_from(text(f'ControlNet 0: "{other}"'), condition)[0]
+    params = condition.annotator.params(**found.pop("params", {}))
+    GenerationRequest.single(condition, _picture(), params=params, **found)
+    for _, asked in controls_from(text(f'ControlNet 3: "{one}"'), conditions)[0]:
+        asked |= {"params": condition.annotator.params(**asked["params"])}
+        asked.pop("own_picture")
+        ControlRequest(condition, _picture(), **asked)
+
+
+def _picture():
+    return np.zeros((64, 64, 3), np.uint8)
+
+
+def _conditions():
+    names = WebUINames({"bright_map": "Bright"}, ("bright",), ("level",))
+    annotator = Annotator(
+        "bright", (Preprocessor("Bright", draw_bright),), ThresholdParams, same_pixels, "nearest",
+        detect_resolution=384, webui=names,
+    )  # fmt: skip
+    return {"bright2image": Condition("bright2image", "Bright", "", annotator, "weights-name")}
