@@ -384,7 +384,7 @@ def _link(app: Condition | Tool, pictures: Path) -> str:
   <h2>{escape(app.title)}</h2><p>{escape(app.blurb)}</p></a>"""
 
 
-def restored(labels: Sequence[str], notes: Sequence[str], word: str = "Restored") -> str:
+def restored_note(labels: Sequence[str], notes: Sequence[str], word: str = "Restored") -> str:
     """Return which settings were restored, and notes on the others."""
     first = f"{word}: {', '.join(labels)}." if labels else ""
     items = "".join(f"<li>{escape(text)}</li>" for text in notes)

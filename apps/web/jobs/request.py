@@ -124,13 +124,14 @@ def given_picture(record: object, ground: int | None = PAPER) -> tuple[RGBImage,
     Raises:
         BadInput: there is none, or it cannot be read.
     """
-    path = _path_in(record)
+    path = path_in(record)
     if not path:
         raise BadInput("There is no picture yet; please add one, or click an example.")
     return _decoded(uploaded(path), ground)
 
 
-def _path_in(record: object) -> object:
+def path_in(record: object) -> object:
+    """Return the path in Gradio's file record {"path": ...}; None for anything else."""
     return record.get("path") if isinstance(record, dict) else None
 
 
@@ -149,7 +150,7 @@ def given_drawing(record: object) -> RGBImage:
         raise BadInput(f"A drawing may have at most {MOST_LAYERS} layers.")
     layers: list[NDArray[np.uint8]] = []
     for one in records:
-        layers.append(as_layer(read_image(uploaded(_path_in(one)))[0]))
+        layers.append(as_layer(read_image(uploaded(path_in(one)))[0]))
         if sum(layer.shape[0] * layer.shape[1] for layer in layers) > MAX_PIXELS:
             raise BadInput(
                 f"The drawing has more than {MAX_PIXELS // 1_000_000} million pixels; "

@@ -145,19 +145,19 @@ class SingleControl:
                 yield gr.Image(value=None, label=MAP_LABEL, visible=False)
                 raise
 
-    def given(self, values: dict[str, Any]) -> dict[str, Any]:
+    def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls."""
         return values
 
-    def job(self, given: dict[str, Any]) -> Job:
+    def job(self, values: dict[str, Any]) -> Job:
         """See Controls."""
-        return new_job(self.condition, self.suite, given)
+        return new_job(self.condition, self.suite, values)
 
-    def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
+    def model_updates(self, old_model: str, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls; there are none."""
         return {}
 
-    def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+    def read_png(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
         """See Controls."""
         settings, notes = read_settings(source, self.condition)
         settings |= settings.pop("params", {})
@@ -167,7 +167,7 @@ class SingleControl:
             settings["preprocessor"] = self.annotator.preprocessors[0].name
         return settings, notes
 
-    def taken_over(self, path: str, model: str) -> dict[str, Any]:
+    def sent_updates(self, path: str, model: str) -> dict[str, Any]:
         """See Controls; there are none."""
         return {}
 

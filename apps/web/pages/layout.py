@@ -28,7 +28,7 @@ from core.condition import Condition, Example
 from core.request import SETTINGS
 
 CANVAS_SIDE = 512
-"""Of a new canvas, in pixels, as in v1.0's interactive app."""
+"""Width and height of a new canvas, in pixels, as in ControlNet v1.0's interactive app."""
 
 Fields = dict[str, gr.components.Component]
 """The widgets whose values make a request, by field name, in page order."""
@@ -40,7 +40,9 @@ class Controls(Protocol):
     section: str
     """The title of the controls' section."""
     advanced: Collection[str]
-    """Names of the settings under "Advanced options"; their Order decides the order."""
+    """Names of the settings under "Advanced options", among them "model", "num_samples" and "seed",
+    which bring buttons that the page needs. Sorted by each setting's Order (core.params), not by
+    this collection."""
     weights: Sequence[str]
     """Names of the ControlNets that a run may use."""
     required: Sequence[str]
@@ -51,7 +53,7 @@ class Controls(Protocol):
         """Return the names of the models on offer, the initial one first."""
 
     def defaults(self, model: str) -> dict[str, Any]:
-        """Return a model's initial settings by field name."""
+        """Return a model's initial settings by field name, for every model the same names."""
 
     def place(self, fields: Fields) -> None:
         """Make the widgets of the controls' section; add those that make a request to `fields`."""
@@ -59,20 +61,23 @@ class Controls(Protocol):
     def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
         """Connect their events; `with_picture` wraps a trigger whose event needs the picture."""
 
-    def given(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the raw values that `job` takes, from the widgets' values by field name."""
+    def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Turn the widgets' values, by field name, into the raw values that `job` takes."""
 
-    def job(self, given: dict[str, Any]) -> Job:
-        """Return the job of a checked request, from raw values by field name."""
+    def job(self, values: dict[str, Any]) -> Job:
+        """Check the raw values of job_values, or of a caller of the endpoint, and build a Job."""
 
-    def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Return more updates of fields after the model changed from `before`."""
+    def model_updates(self, old_model: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Return updates by field name for a new model, values["model"], beyond its defaults.
 
-    def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
-        """Return the settings in a PNG by field name, and notes on them."""
+        `values` are those of job_values.
+        """
 
-    def taken_over(self, path: str, model: str) -> dict[str, Any]:
-        """Return more updates of fields from another app's result."""
+    def read_png(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings in a PNG, a path or its bytes, by field name, and notes on them."""
+
+    def sent_updates(self, path: str, model: str) -> dict[str, Any]:
+        """Return updates by field name from another app's result, a PNG, beyond its prompts."""
 
     def endpoint(self, fields: Fields) -> Endpoint:
         """Return the endpoint; call it inside the page's Blocks."""
@@ -96,7 +101,7 @@ class Layout:
                 self._settings()
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self.stage = gr.HTML(results.empty(app), elem_id="stage")
-                self.results = gr.HTML("", elem_id="results")
+                self.result_cards = gr.HTML("", elem_id="results")
         self.current = gr.State(CurrentJob())
         self.last_seed = gr.State(-1)
         self.shown_model = gr.State(suite.model)
@@ -119,16 +124,17 @@ class Layout:
         )
 
     def values_of(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the raw values for the job, from the fields' values in their order."""
-        return self._controls.given(dict(zip(self.fields, values, strict=True)))
+        """Return the raw values that Controls.job takes, from the fields' values in their order."""
+        return self._controls.job_values(dict(zip(self.fields, values, strict=True)))
 
     def updates(self, changes: Mapping[str, Any]) -> list[Any]:
         """Return one update per field, in their order; fields without a change are skipped."""
         return [changes.get(name, gr.skip()) for name in self.fields]
 
-    def labels(self, names: Sequence[str]) -> list[str]:
-        """Return the labels of fields, each once."""
-        return list(dict.fromkeys(getattr(self.fields[name], "label", name) for name in names))
+    def labels(self, names: Collection[str]) -> list[str]:
+        """Return the labels of the fields among `names`, each once, in page order."""
+        fields = [(name, field) for name, field in self.fields.items() if name in names]
+        return list(dict.fromkeys(getattr(field, "label", name) for name, field in fields))
 
     def _input(self) -> None:
         drawn_here = self._app.input == "canvas"
@@ -136,40 +142,41 @@ class Layout:
             self.canvas = _canvas()
         kind = "drawing" if self._app.input == "drawing" else "picture"
         self.fields["image"] = picture_input(kind, not drawn_here)
-        here = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
-        self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in here]
-        self.examples = example_strip([TEST_IMAGES / e.image for e in here])
+        found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
+        self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in found]
+        self.examples = example_strip([TEST_IMAGES / e.image for e in found])
         prompts = self._suite.card(self._suite.model).prompts
         hint = f"For example: {prompts[0]}" if prompts else ""
         self._add("prompt", lines=2, placeholder=hint)
-        self.run, self.stop = run_and_stop()
+        self.run_button, self.stop_button = run_and_stop()
         button, choice = self.comparison(self._suite.model)
         with gr.Row(elem_classes="cl-against"):
-            self.compare = gr.Button(**button, size="md", elem_id="compare")
-            self.other = gr.Dropdown(
+            self.compare_button = gr.Button(**button, size="md", elem_id="compare")
+            self.other_model = gr.Dropdown(
                 **choice, label="Model to compare with", container=False, elem_id="other"
             )
 
     def _settings(self) -> None:
         with gr.Accordion(self._controls.section, open=True, elem_classes="cl-section"):
             self._controls.place(self.fields)
-            self.invert = gr.Checkbox(
+            self.invert_box = gr.Checkbox(
                 label="Show maps inverted",
-                info="Shows black lines on white. Display only: the model gets the map as drawn.",
+                info="Lines become black on white, colours their complements. Display only: the "
+                "model gets the map as drawn.",
                 elem_id="invert",
             )
         with gr.Accordion(
             "Advanced options", open=False, elem_classes="cl-section", elem_id="advanced"
         ):
             self._advanced()
-        self.restore = gr.File(
+        self.restore_file = gr.File(
             label="Restore settings: drop a PNG saved here",
             file_types=[".png"],
             height=76,
             elem_id="restore",
             elem_classes="cl-restore",
         )
-        self.restored = gr.HTML("", elem_id="restored")
+        self.restore_note = gr.HTML("", elem_id="restored")
 
     def _advanced(self) -> None:
         special = {"model": self._model, "num_samples": self._num_samples, "seed": self._seed}
@@ -189,7 +196,7 @@ class Layout:
 
     def _num_samples(self) -> None:
         self._add("num_samples")
-        self.best_first = gr.Checkbox(
+        self.best_first_box = gr.Checkbox(
             label="Best first",
             info="Sort results by score. Display only: seeds and files keep their order.",
             elem_id="best_first",
@@ -199,8 +206,8 @@ class Layout:
         with gr.Row(elem_classes="cl-seed-row"):
             self._add("seed", min_width=140)
             with gr.Column(min_width=120, scale=0):
-                self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="reuse")
-                self.random = gr.Button("Random", size="sm")
+                self.reuse_button = gr.Button("Reuse last seed", size="sm", elem_id="reuse")
+                self.random_button = gr.Button("Random", size="sm")
 
     def _add(self, name: str, **options: Any) -> None:
         self.fields[name] = widget(SETTINGS[name], self._defaults[name], elem_id=name, **options)
@@ -222,6 +229,7 @@ def _canvas() -> gr.ImageEditor:
         elem_id="canvas",
         placeholder="Draw with mouse, pen or finger",
     )
+    # The canvas sets the image's aspect ratio; its size is the setting "Image resolution".
     with gr.Accordion("Canvas size", open=False, elem_classes="cl-section"):
         sides = [
             gr.Slider(

@@ -36,7 +36,7 @@ class Page:
         self.controls = controls
         self.layout = Layout(app, suite, controls)
         self.prefill = Prefill(self.layout, suite, controls)
-        self.runs = Runs(app, suite, send_to, self.layout.results)
+        self.runs = Runs(app, suite, send_to, self.layout.result_cards)
         self._wire_runs()
         self._wire_settings()
         controls.wire(self.layout.fields, self._with_picture)
@@ -56,14 +56,14 @@ class Page:
 
     def _wire_runs(self) -> None:
         layout, fields = self.layout, list(self.layout.fields.values())
-        for button, begin, more in (
-            (layout.run, self._begin, []),
-            (layout.compare, self._begin_pair, [layout.other]),
+        for button, begin, own_inputs in (
+            (layout.run_button, self._begin, []),
+            (layout.compare_button, self._begin_pair, [layout.other_model]),
         ):
             begun = self._with_picture(button.click)(
                 begin,
-                [layout.current, *more, *fields],
-                [layout.run, layout.stop, layout.stage],
+                [layout.current, *own_inputs, *fields],
+                [layout.run_button, layout.stop_button, layout.stage],
                 preprocess=False,
                 **FEW_AT_ONCE,
                 **PRIVATE,
@@ -71,7 +71,7 @@ class Page:
             ran = begun.success(
                 self.runs.generate,
                 [layout.current, layout.last_seed],
-                [layout.stage, layout.results, layout.last_seed],
+                [layout.stage, layout.result_cards, layout.last_seed],
                 **runs_at_once(self.suite.runs),
                 **PRIVATE,
             )
@@ -79,27 +79,32 @@ class Page:
                 ended(
                     self._settle,
                     [layout.current, layout.fields["model"], layout.last_seed],
-                    [layout.run, layout.stop, layout.stage, layout.header],
+                    [layout.run_button, layout.stop_button, layout.stage, layout.header],
                     queue=False,
                     **PRIVATE,
                 )
-        layout.stop.click(self.runs.stop, [layout.current], [layout.stop], queue=False, **PRIVATE)
+        layout.stop_button.click(
+            self.runs.stop, [layout.current], [layout.stop_button], queue=False, **PRIVATE
+        )
 
     def _wire_settings(self) -> None:
         layout, fields = self.layout, self.layout.fields
         fields["model"].change(
             self._offer_comparison,
             [fields["model"]],
-            [layout.compare, layout.other],
+            [layout.compare_button, layout.other_model],
             queue=False,
             **PRIVATE,
         )
-        for switch, looks in ((layout.invert, "cl-invert"), (layout.best_first, "cl-best-first")):
-            switch.change(
+        for box, css_class in (
+            (layout.invert_box, "cl-invert"),
+            (layout.best_first_box, "cl-best-first"),
+        ):
+            box.change(
                 None,
-                [switch],
+                [box],
                 None,
-                js=f"(on) => {{document.body.classList.toggle('{looks}', on)}}",
+                js=f"(on) => {{document.body.classList.toggle('{css_class}', on)}}",
             )
         layout.examples.click(
             self.prefill.take_example,
@@ -108,22 +113,23 @@ class Page:
             queue=False,
             **PRIVATE,
         )
-        layout.random.click(lambda: -1, None, [fields["seed"]], queue=False, **PRIVATE)
-        layout.reuse.click(
+        layout.random_button.click(lambda: -1, None, [fields["seed"]], queue=False, **PRIVATE)
+        layout.reuse_button.click(
             lambda seed: seed, [layout.last_seed], [fields["seed"]], queue=False, **PRIVATE
         )
         fields["model"].input(
             self.prefill.change_model,
             [layout.shown_model, *fields.values()],
-            [layout.shown_model, layout.header, *fields.values()],
+            self.prefill.outputs,
             preprocess=False,
             **AT_ONCE,
             **PRIVATE,
         )
-        layout.restore.upload(
+        layout.restore_file.upload(
             self.prefill.restore,
-            [layout.restore],
-            [layout.restored, layout.restore, layout.shown_model, layout.header, *fields.values()],
+            [layout.restore_file, layout.shown_model, *fields.values()],
+            self.prefill.outputs,
+            preprocess=False,
             **PRIVATE,
         )
         loading = gr.Timer(1.5)
@@ -137,11 +143,11 @@ class Page:
 
     def _wire_sent(self, blocks: gr.Blocks) -> None:
         """Take the result that another app sent, if the page's address names one."""
-        layout, sent = self.layout, gr.Textbox(visible=False)
+        sent = gr.Textbox(visible=False)
         blocks.load(
             self.prefill.take_sent,
             [sent],
-            [layout.restored, layout.shown_model, layout.header, *layout.fields.values()],
+            self.prefill.outputs,
             js="() => [new URLSearchParams(location.search).get('from') ?? '']",
             **AT_ONCE,
             **PRIVATE,

@@ -3,9 +3,10 @@
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from apps.web.html import results
-from apps.web.jobs.request import as_layer, sent_result, uploaded
+from apps.web.jobs.request import as_layer, path_in, sent_result, uploaded
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
@@ -23,62 +24,91 @@ class Prefill:
         self._suite = suite
         self._controls = controls
 
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that every handler but take_example updates."""
+        layout = self._layout
+        return [
+            layout.restore_note,
+            layout.restore_file,
+            layout.shown_model,
+            layout.header,
+            *layout.fields.values(),
+        ]
+
     def take_example(self, index: int) -> tuple[Any, str]:
         """Return an example's picture, or its drawing for a canvas, and its prompt."""
-        path, prompt = self._layout.example_values[index]
-        return (path if self._layout.canvas is None else _as_drawn(path)), prompt
+        with plain_errors():
+            path, prompt = self._layout.example_values[index]
+            return (path if self._layout.canvas is None else _canvas_value(path)), prompt
 
-    def change_model(self, before: str, *values: Any) -> list[Any]:
+    def change_model(self, old_model: str, *values: Any) -> list[Any]:
         """Move settings that are at the old model's defaults to the new model's."""
         with plain_errors():
-            given = self._layout.values_of(values)
-            model = given["model"]
-            old, new = self._controls.defaults(before), self._controls.defaults(model)
-            moved = {
-                name: new[name]
-                for name in self._layout.fields
-                if name in new and given[name] == old[name] != new[name]
-            }
-            moved |= self._controls.moved(before, given)
-            return [model, self._layout.header_of(model), *self._layout.updates(moved)]
+            named = self._layout.values_of(values)
+            changes = self._new_defaults(old_model, named["model"], named)
+            changes |= self._controls.model_updates(old_model, named)
+            return self._updates(changes, named["model"])
 
-    def restore(self, path: str | None) -> list[Any]:
-        """Restore the settings in a PNG."""
+    def restore(self, record: object, old_model: str, *values: Any) -> list[Any]:
+        """Restore the settings in a PNG, Gradio's file record {"path": ...}.
+
+        Settings that it lacks stay; if it names another model, as in change_model.
+        """
         with plain_errors():
-            settings, notes = self._controls.restored(uploaded(path) if path else b"")
+            path = path_in(record)
+            settings, notes = self._controls.read_png(uploaded(path) if path else b"")
             if settings.get("model", self._suite.model) not in self._controls.models():
-                settings.pop("model")
+                settings.pop("model", None)
                 notes.append("Its model is not on offer here.")
-            found = [name for name in self._layout.fields if name in settings]
-            model = settings.get("model")
-            return [
-                results.restored(self._layout.labels(found), notes),
-                None,
-                *((model, self._layout.header_of(model)) if model else [gr.skip()] * 2),
-                *self._layout.updates(settings),
-            ]
+            model, changes = settings.get("model"), settings
+            if model:
+                changes = self._new_defaults(old_model, model, self._layout.values_of(values))
+                changes |= settings
+            note = results.restored_note(self._layout.labels(settings), notes)
+            return self._updates(changes, model, note)
 
     def take_sent(self, sent: str) -> list[Any]:
         """Start from another app's result: its picture, prompts, and model if it is on offer."""
         with plain_errors():
             if not sent:
-                return [gr.skip()] * (3 + len(self._layout.fields))
+                return self._updates({})
             path = sent_result(sent)
             settings, _ = read_settings(path)
             model = settings.get("model")
             model = model if model in self._controls.models() else self._suite.model
             taken = {"image": path} | {n: settings[n] for n in PROMPTS if n in settings}
-            defaults, more = self._controls.defaults(model), self._controls.taken_over(path, model)
-            return [
-                results.restored(self._layout.labels(list(taken)), [], "Taken over"),
-                model,
-                self._layout.header_of(model),
-                *self._layout.updates(defaults | taken | more),
-            ]
+            changes = self._controls.defaults(model) | taken
+            changes |= self._controls.sent_updates(path, model)
+            note = results.restored_note(self._layout.labels(taken), [], "Taken over")
+            return self._updates(changes, model, note)
+
+    def _new_defaults(self, old_model: str, model: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Return a model's defaults for the settings that are at the old model's defaults."""
+        old, new = self._controls.defaults(old_model), self._controls.defaults(model)
+        return {
+            name: new[name]
+            for name in self._layout.fields
+            if name in new and values[name] == old[name] != new[name]
+        }
+
+    def _updates(
+        self, changes: dict[str, Any], model: str | None = None, note: str | None = None
+    ) -> list[Any]:
+        """Return updates of `outputs`, in their order; what is not given stays.
+
+        A note also empties the box for a file.
+        """
+        return [
+            gr.skip() if note is None else note,
+            gr.skip() if note is None else None,
+            *((model, self._layout.header_of(model)) if model else [gr.skip()] * 2),
+            *self._layout.updates(changes),
+        ]
 
 
-def _as_drawn(path: str) -> dict[str, Any]:
+def _canvas_value(path: str) -> dict[str, Any]:
     """Return a drawing on white as a canvas value that can be edited."""
     drawing = read_image(path)[0]
-    paper = drawing * 0 + 255  # without a background the canvas shows a chequerboard
+    paper = np.full_like(drawing, 255)  # without a background the canvas shows a chequerboard
     return {"background": paper, "layers": [as_layer(drawing)], "composite": drawing}

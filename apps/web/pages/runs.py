@@ -56,12 +56,12 @@ class Runs:
         app: Condition | Tool,
         suite: Suite,
         send_to: Sequence[Condition | Tool],
-        results: gr.HTML,
+        result_cards: gr.HTML,
     ):
         self.app = app
         self.suite = suite
         self.send_to = send_to
-        self.results = results
+        self.result_cards = result_cards
 
     def begin(self, current: CurrentJob, new_job: Callable[[], Job | Pair]) -> tuple[Any, ...]:
         """Check everything before the event queues; return updates of Run, Stop and stage."""
@@ -70,12 +70,12 @@ class Runs:
         return gr.Button(visible=False), gr.Button(visible=True), results.WAITING
 
     def generate(self, current: CurrentJob, last_seed: int) -> Iterator[tuple[Any, ...]]:
-        """Run the job; yield updates of the stage, of the results and of the last seed."""
+        """Run the job; yield updates of the stage, of the result cards and of the last seed."""
         with plain_errors():
             try:
-                for stage, results, seed in self._watch(current.job) if current.job else ():
+                for stage, cards, seed in self._watch(current.job) if current.job else ():
                     last_seed = seed if isinstance(seed, int) else last_seed
-                    yield stage, results, seed
+                    yield stage, cards, seed
             except Exception:
                 yield self._blank(last_seed), gr.skip(), gr.skip()
                 raise
@@ -127,5 +127,5 @@ class Runs:
     def save(self, result: GenerationResult) -> SavedResult:
         """Write a result's files where the browser can fetch them."""
         saved = save(result, upload_folder(), self.suite.keep)
-        self.results.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
+        self.result_cards.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
         return saved

@@ -174,7 +174,7 @@ class ControlSlots:
         usual = _usual_resolution(self.suite, model, name)
         return gr.Slider(value=resolution or usual or ANY_RESOLUTION, visible=bool(usual))
 
-    def given(self, values: dict[str, Any]) -> dict[str, Any]:
+    def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls; the chosen control's map settings become the slot's params."""
         given = dict(values)
         settings: dict[int, dict[str, Any]] = {slot: {} for slot in SLOTS}
@@ -188,23 +188,23 @@ class ControlSlots:
                 given[f"detect_resolution_{slot}"] = None
         return given
 
-    def job(self, given: dict[str, Any]) -> Job:
+    def job(self, values: dict[str, Any]) -> Job:
         """See Controls."""
-        return job_of_several(self.suite, given)
+        return job_of_several(self.suite, values)
 
-    def moved(self, before: str, given: dict[str, Any]) -> dict[str, Any]:
+    def model_updates(self, old_model: str, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls; slots offer what the new model has."""
-        model, moving = given["model"], {}
+        model, updates = values["model"], {}
         known = offered(self.suite, model)
         for slot in SLOTS:
-            name = given[f"control_{slot}"]
+            name = values[f"control_{slot}"]
             if name and name not in known:
                 gr.Warning(results.escape(GONE.format(title=combinable()[name].title)))
-            resolution = given[f"detect_resolution_{slot}"]
-            if resolution == _usual_resolution(self.suite, before, name):
+            resolution = values[f"detect_resolution_{slot}"]
+            if resolution == _usual_resolution(self.suite, old_model, name):
                 resolution = None
-            moving |= self._filled(slot, name, given[f"preprocessor_{slot}"], model, resolution)
-        return moving
+            updates |= self._filled(slot, name, values[f"preprocessor_{slot}"], model, resolution)
+        return updates
 
     def _filled(
         self, slot: int, name: str, preprocessor: str, model: str, resolution: int | None = None
@@ -216,7 +216,7 @@ class ControlSlots:
             f"detect_resolution_{slot}": self._choose_resolution(name, model, resolution),
         }
 
-    def restored(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
+    def read_png(self, source: str | bytes) -> tuple[dict[str, Any], list[str]]:
         """See Controls."""
         settings, notes = read_settings(source)
         found, more = read_controls(source, combinable())
@@ -238,7 +238,7 @@ class ControlSlots:
                 notes.append(OWN_PICTURE.format(title=combinable()[name].title))
         return settings, notes
 
-    def taken_over(self, path: str, model: str) -> dict[str, Any]:
+    def sent_updates(self, path: str, model: str) -> dict[str, Any]:
         """See Controls; the result's first control and another one."""
         found, _ = read_controls(path, combinable())
         known = offered(self.suite, model)

@@ -83,7 +83,7 @@ memory = io.BytesIO()
 save_png(memory, image, result, 0)
 settings, notes = read_settings(memory.getvalue(), canny)
 assert (settings["warp"], settings["glow"], notes) == (0.2, True, [])
-single, slots = (pages[name].controls.restored(memory.getvalue())[0] for name in pages)
+single, slots = (pages[name].controls.read_png(memory.getvalue())[0] for name in pages)
 assert (single["warp"], single["glow"], slots["warp_1"], slots["glow"]) == (0.2, True, 0.2, True)
 """
 

@@ -108,7 +108,7 @@ def test_text_from_outside_stays_text(canny: Condition) -> None:
     for page in (
         results.results(result, _saved(1)),
         results.note(HOSTILE),
-        results.restored([HOSTILE], [HOSTILE]),
+        results.restored_note([HOSTILE], [HOSTILE]),
         results.running(Progress(HOSTILE, 1, 2, 0, None, None), 1, None),
     ):
         assert "<img src=x" not in page and "&lt;img" in page
