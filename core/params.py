@@ -25,6 +25,10 @@ NAMES_LISTED = 5
 """Unknown names in a note; a hostile file may hold thousands."""
 
 
+class NoNearestValue(BadInput):
+    """A restored number is not allowed, and no other may stand for it."""
+
+
 @dataclass(frozen=True)
 class Order:
     """Where a setting stands, counted from 1; without a number it comes last."""
@@ -48,6 +52,8 @@ class Bounds:
     whole: bool
     """Whether it must be an integer."""
     order: Order = Order()
+    exact: bool = False
+    """Whether no other number may stand for one that is not allowed, as with seeds."""
 
     def check(self, value: object) -> float | None:
         """Return the value as int or float; None is allowed if it is the default."""
@@ -71,6 +77,12 @@ class Bounds:
         if number is None:
             raise BadInput(f"{self.label} is not a number")
         nearest = min(max(number, self.low), self.high)
+        if self.exact and (nearest != number or (self.whole and number != int(number))):
+            kind = "a whole number" if self.whole else "a number"
+            raise NoNearestValue(
+                f"{self.label} {number!s:.40} is not {kind} from {self.low} to {self.high}, so it "
+                "was left unchanged."
+            )
         nearest = round(nearest) if self.whole else float(nearest)
         note = f"{self.label} was changed from {number:.10g} to {nearest:.10g}"
         return nearest, note if nearest != number else ""
@@ -166,14 +178,16 @@ def bounded(
     step: float,
     label: str,
     help: str = "",  # noqa: A002 - the word a page uses, and Bounds.help
+    exact: bool = False,
     **order: int,
 ) -> Any:
     """Make a field for a number: an integer if its default (or, for None, its lower bound) is one.
 
-    A default of None makes it optional. `order`: the fields of Order, for all makers.
+    A default of None makes it optional; `exact` as in Bounds. `order`: the fields of Order, for all
+    makers.
     """
     whole = isinstance(low if default is None else default, int)
-    setting = Bounds(default, low, high, step, label, help, whole, Order(**order))
+    setting = Bounds(default, low, high, step, label, help, whole, Order(**order), exact)
     return field(default=default, metadata={"setting": setting})
 
 
@@ -236,6 +250,9 @@ def restored(
             continue
         try:
             settings[name], note = setting.clamp(values[name])
+        except NoNearestValue as error:
+            notes.append(str(error))
+            continue
         except BadInput:
             notes.append(f"{setting.label} could not be read and was left unchanged.")
             continue

@@ -157,7 +157,7 @@ class GenerationRequest:
         argument=10, row=11)
     seed: int = bounded(
         -1, -1, LARGEST_SEED, 1, "Seed", "The same seed gives the same image; -1 draws one.",
-        argument=11, row=12)
+        exact=True, argument=11, row=12)
     eta: float = bounded(
         0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Seeded noise added at every step; 0 is plain DDIM.",
         argument=12, row=13)

@@ -21,12 +21,17 @@ def left_out(names: Collection[str]) -> list[str]:
 
 
 def number(text: str) -> float | str:
-    """Return the number in a text, of a size such as 512x768 the short side; else the text."""
+    """Return the number in a text, of a size such as 512x768 the short side; else the text.
+
+    Whole numbers are exact: as floats, seeds of 64 bits would share their last digits.
+    """
+    parts = text.split("x")[:2]
     try:
-        numbers = [float(part) for part in text.split("x")[:2]]
+        return min(
+            int(part) if part.strip().lstrip("-").isdecimal() else float(part) for part in parts
+        )
     except ValueError:
         return text
-    return min(numbers)
 
 
 def without_shut_window(settings: dict[str, Any]) -> list[str]:

@@ -221,7 +221,7 @@ def _control(unit: Mapping[str, str], condition: Condition) -> Restored:
 def _shown(unit: Mapping[str, str], name: str) -> float | str | None:
     """Return a slider's value; None where it is missing or hidden, which is written as -1."""
     value = number(unit.get(name, "-1"))
-    return None if isinstance(value, float) and value < 0 else value
+    return None if not isinstance(value, str) and value < 0 else value
 
 
 def _named(unit: Mapping[str, str]) -> str:

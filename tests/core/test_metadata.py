@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -121,6 +123,40 @@ def test_a1111_text_of_ours_reads_the_same_numbers(result):
     fields, _ = read_settings(with_texts(parameters=text))
     assert (fields["steps"], fields["guidance_scale"], fields["eta"]) == (3, 4.5, 0.5)
     assert (fields["seed"], fields["image_resolution"]) == (2**32 - 1, 256)
+
+
+LARGE_SEED = 2**63 + 1
+"""As ComfyUI and InvokeAI draw them."""
+
+
+@pytest.mark.parametrize("seed", [2**32, LARGE_SEED, 2**64 - 1, -7, 5.5])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        lambda seed: {"parameters": f"p\nSteps: 3, Seed: {seed}"},
+        lambda seed: {"parameters": json.dumps({"prompt": "p", "seed": str(seed)})},
+        lambda seed: {"invokeai_metadata": json.dumps({"positive_prompt": "p", "seed": seed})},
+        lambda seed: {"controlloop": json.dumps({"schema": SCHEMA, "request": {"seed": seed}})},
+    ],
+    ids=["A1111", "Fooocus", "InvokeAI", "ours"],
+)
+def test_a_seed_that_does_not_fit_is_told_and_never_another(texts, seed):
+    fields, notes = read_settings(with_texts(**texts(seed)))
+    assert "seed" not in fields
+    assert f"Seed {seed} is not a whole number from -1 to 4294967295" in " ".join(notes)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(first=st.integers(-1, 2**65), second=st.integers(-1, 2**65), of_json=st.booleans())
+def test_two_seeds_never_become_one(first, second, of_json):
+    def restored(seed):
+        text = (
+            json.dumps({"prompt": "p", "seed": seed}) if of_json else f"p\nSteps: 3, Seed: {seed}"
+        )
+        return read_settings(with_texts(parameters=text))[0].get("seed")
+
+    assert restored(first) in (None, first)
+    assert first == second or restored(first) is None or restored(first) != restored(second)
 
 
 @pytest.mark.parametrize(
