@@ -1,24 +1,23 @@
 """Identifies a weights file by its header, before anything is built from it.
 
-Only the header of a safetensors file is read; a pickle is always opened with `weights_only=True`,
-so that no code in it can run, and memory-mapped. The key names are those of the original
-repositories (CompVis latent-diffusion, lllyasviel/ControlNet) and of diffusers.
+Only the header of a safetensors file is read; a pickle is read without running any code in it
+(pickles.py). A file's format is what its bytes say, whatever its suffix. The key names are those of
+the original repositories (CompVis latent-diffusion, lllyasviel/ControlNet) and of diffusers.
 """
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import WeightsMismatch, WeightsMissing
 from models.catalog.paths import shown
+from models.checkpoints.pickles import Inert, read_pickle
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,14 +28,14 @@ LENGTH_BYTES = 8
 """Size of the header's length at the start of a safetensors file, little-endian."""
 UTF8_BOM = b"\xef\xbb\xbf"
 """Some servers and editors put it before text."""
-PICKLE_START = b"\x80"
-"""First byte of every pickle since protocol 2; torch before 1.6 wrote them without a zip."""
 
 CHANNEL_ORDER = "channel_order"
 """Metadata key of a ControlNet's safetensors file for the order of its map's channels."""
 
 INVERSION = "string_to_param"
 """Key of the vectors in AUTOMATIC1111's pickles of textual inversion embeddings."""
+NESTED = 4
+"""A checkpoint's weights lie at most so many keys `state_dict` deep."""
 
 SD1_WIDTH = 768
 WIDTHS = {
@@ -113,7 +112,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         WeightsMismatch: it is truncated, not a weights file, or a pickle that would run code.
     """
     _require_weights_file(path)
-    if path.suffix != ".safetensors":
+    if not _is_safetensors(path):
         return {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
     header = _safetensors_header(path)
     return {key: tuple(facts["shape"]) for key, facts in header.items() if key != "__metadata__"}
@@ -126,7 +125,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         WeightsMissing, WeightsMismatch: as read_shapes.
     """
     _require_weights_file(path)
-    if path.suffix != ".safetensors":
+    if not _is_safetensors(path):
         return {}
     metadata = _safetensors_header(path).get("__metadata__")
     return metadata if isinstance(metadata, dict) else {}
@@ -139,14 +138,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
         WeightsMissing, WeightsMismatch: as read_shapes.
     """
     _require_weights_file(path)
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         _safetensors_header(path)
         return load_file(path)
-    content = _unpickle(path)
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    content = read_pickle(path)
+    for _ in range(NESTED):
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
     if isinstance(content, dict) and isinstance(content.get(INVERSION), dict):
-        content = {f"{INVERSION}.{name}": value for name, value in content[INVERSION].items()}
+        vectors = content[INVERSION]
+        if isinstance(vectors, Inert) and isinstance(vectors.state, dict):  # a ParameterDict
+            vectors = vectors.state.get("_parameters") or {}
+        content = {f"{INVERSION}.{name}": value for name, value in vectors.items()}
     if not isinstance(content, dict):
         raise WeightsMismatch(f"{path.name} holds no named tensors: choose another file.")
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -227,6 +230,13 @@ def _require_weights_file(path: Path) -> None:
         raise WeightsMismatch(f"{path.name} is empty: download it again.")
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Tell whether a file is one by its first bytes, or must be one by its suffix."""
+    with path.open("rb") as file:
+        start = file.read(LENGTH_BYTES + 1)
+    return path.suffix == ".safetensors" or _begins_as_safetensors(start)
+
+
 def _begins_as_safetensors(start: bytes) -> bool:
     """Tell whether a file begins with a length below MAX_HEADER and the JSON object after it.
 
@@ -267,27 +277,3 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
             "download it again."
         )
     return dict(header)
-
-
-def _unpickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(2)
-    zipped = start == b"PK"
-    if not zipped and start[:1] != PICKLE_START:
-        raise WeightsMismatch(
-            f"{path.name} is not a weights file: choose a .safetensors, .ckpt or .pth file."
-        )
-    try:
-        # Only the zip format of torch >= 1.6 can be memory-mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise WeightsMismatch(
-                f"{path.name} holds more than tensors and would run code when loaded: "
-                "use a .safetensors version of it."
-            ) from error
-        raise WeightsMismatch(f"{path.name} is damaged: download it again.") from error
-    except Exception as error:  # torch's reader may raise anything on a damaged file
-        raise WeightsMismatch(
-            f"{path.name} is truncated, or not a PyTorch weights file: download it again."
-        ) from error

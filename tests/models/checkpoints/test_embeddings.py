@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.errors import SuiteError, WeightsMismatch, WeightsMissing
 from models.checkpoints import embeddings, lora
@@ -20,7 +20,13 @@ from models.networks import DiffusersNetworks, Inversion
 from models.store import Store
 from tests.tiny_networks import TEXT_WIDTH, tiny_networks
 
-LAYOUTS = ("a1111.pt", "a1111.safetensors", "diffusers.bin", "diffusers.safetensors")
+LAYOUTS = (
+    "a1111.pt",
+    "parameters.pt",
+    "a1111.safetensors",
+    "diffusers.bin",
+    "diffusers.safetensors",
+)
 NETS = tiny_networks()
 
 
@@ -33,8 +39,9 @@ def write(path: Path, layout: str, found: Tensor) -> Path:
     tool, _, suffix = layout.partition(".")
     path = path.with_suffix(f".{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if layout == "a1111.pt":
-        facts = {"string_to_token": {"*": 265}, "string_to_param": {"*": found}, "name": "x"}
+    if suffix == "pt":
+        held = {"*": found} if tool == "a1111" else nn.ParameterDict({"*": nn.Parameter(found)})
+        facts = {"string_to_token": {"*": 265}, "string_to_param": held, "name": "x"}
         torch.save(facts | {"step": 500, "sd_checkpoint": None, "sd_checkpoint_name": "s"}, path)
     elif suffix == "bin":
         torch.save({"<cat-toy>": found}, path)
