@@ -128,6 +128,7 @@ class Pipeline:
 
         Raises:
             BadInput: the picture cannot be fitted or its map not drawn.
+            DeviceUnavailable: memory ran out.
         """
         control = _resolved_control(request.controls[0])
         return _control_map(_extractor(control), control, _size(request))
@@ -291,7 +292,8 @@ def _control_map(
 ) -> ControlMap:
     if control.preprocessor == ALREADY_A_MAP:
         return resize_map(control.image, size, extractor.annotator.interpolation)
-    return extractor.extract(control.image, size)
+    with oom_as_device_unavailable():
+        return extractor.extract(control.image, size)
 
 
 def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:

@@ -1,12 +1,13 @@
 """Where memory runs out, the pictures are made in another way and are the same."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from core.condition import Preprocessor
 from core.diffusion import FEWER, LOW_MEMORY, MAX_BATCH_OF_REQUEST, batches
 from core.errors import DeviceUnavailable
 from core.memory import OUT_OF_MEMORY, free_bytes, is_out_of_memory
@@ -124,6 +125,19 @@ def test_running_out_of_memory_while_loading_is_reported(condition, image):
 
     with pytest.raises(DeviceUnavailable, match="too little memory"):
         Pipeline(load).generate(ask(condition, image))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_running_out_of_memory_while_drawing_a_map_is_reported(condition, image, error):
+    def draw(*_):
+        raise error("CUDA out of memory")
+
+    greedy = replace(condition.annotator, preprocessors=(Preprocessor("Greedy", draw),))
+    request = ask(replace(condition, annotator=greedy), image)
+    with pytest.raises(DeviceUnavailable, match="too little memory"):
+        made(FakeNetworks(), request)
+    with pytest.raises(DeviceUnavailable, match="too little memory"):
+        Pipeline(lambda *_, **__: FakeNetworks()).draw_map(request)
 
 
 def test_another_error_is_a_bug_and_rises(condition, image):
