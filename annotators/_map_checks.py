@@ -1,11 +1,13 @@
-"""Warnings about maps that look like another kind of picture, above all those users bring."""
+"""Checks of networks' outputs, and warnings about maps that look like another kind of picture."""
 
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.condition import ControlMap
 from core.consistency import lines_in
+from core.errors import SuiteError
 
 GREY_SPREAD = 40
 """Largest difference between a grey pixel's channels, of 255, after JPEG."""
@@ -14,7 +16,22 @@ MAX_COLOURED = 0.05
 MAX_LINES = 0.5
 """Largest share of bright pixels in a map of lines."""
 
+NOT_FINITE = (
+    "The network that draws this map gave NaN or infinite values; please choose another "
+    "preprocessor, or check its weights file."
+)
+
 MapWarning = Callable[[ControlMap], str]
+
+
+def require_finite(output: NDArray[np.floating]) -> None:
+    """Refuse a network's output that has no meaning as grey levels: a cast would make any of it.
+
+    Raises:
+        SuiteError: a value is NaN or infinite.
+    """
+    if not np.isfinite(output).all():
+        raise SuiteError(NOT_FINITE)
 
 
 def is_coloured(control_map: ControlMap) -> bool:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._diorama import HELP, TRAINING_RESOLUTION, is_flat, predict, resize_like
-from annotators._map_checks import grey_map_warning
+from annotators._map_checks import grey_map_warning, require_finite
 from annotators._pretrained import (
     INFERENCE_LOCK,
     detector_preprocessor,
@@ -31,7 +31,10 @@ DEPTH_ANYTHING = (
     99_173_660,
 )
 MIN_SPREAD = 0.01
-"""Relative to the largest value: a smaller range of depth is the network's noise."""
+"""The smallest (max - min) / max(|min|, |max|) of inverse depth that makes a map; less is noise.
+
+Relative, because each network has its own unit. All count from about 0, which is infinitely far.
+"""
 MIDAS = ("MidasDetector", (("dpt_hybrid-midas-501f0c75.pt", 493_000_000),))
 
 
@@ -62,7 +65,14 @@ def draw_depth_anything(image: RGBImage, _: DepthParams) -> ControlMap:
 
 
 def as_map(inverse_depth: NDArray[np.float32]) -> ControlMap:
-    """Return inverse depth (H, W) as a map, stretched to 0..255; black if it hardly varies."""
+    """Return inverse depth (H, W) as a map (H, W, 3), stretched to 0..255.
+
+    It is black if the depth varies less than MIN_SPREAD.
+
+    Raises:
+        SuiteError: a value is NaN or infinite.
+    """
+    require_finite(inverse_depth)
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
     if high - low <= MIN_SPREAD * max(abs(low), abs(high)):
         return grey_map(np.zeros(inverse_depth.shape, np.uint8))
@@ -73,13 +83,19 @@ def as_map(inverse_depth: NDArray[np.float32]) -> ControlMap:
 def score(target: ControlMap, extracted: ControlMap) -> Score:
     """Compare two depth maps of one size: RMSE in grey levels, 0..255, ControlNet++'s metric.
 
-    The headline is 1 - RMSE / standard deviation of the target: a map of one grey scores 0.
+    The headline, 0..100, is 100 * max(0, 1 - RMSE / standard deviation of the target). A map of one
+    grey scores 0, unless the target is that same grey.
     """
-    first, second = (grey.astype(np.float64).mean(axis=2) for grey in (target, extracted))
-    rmse = float(np.sqrt(np.square(first - second).mean()))
-    spread = float(first.std())
-    explained = 1 - rmse / spread if spread > 0 else float(rmse == 0)
-    return Score(100 * max(0.0, explained), "RMSE", {"RMSE": rmse}, higher_is_better=False)
+    levels, found = (grey.astype(np.float64).mean(axis=2) for grey in (target, extracted))
+    rmse = float(np.sqrt(np.square(levels - found).mean()))
+    deviation = float(levels.std())
+    agreement = 1 - rmse / deviation if deviation > 0 else float(rmse == 0)
+    return Score(
+        headline=100 * max(0.0, agreement),
+        metric="RMSE",
+        metrics={"RMSE": rmse},
+        higher_is_better=False,
+    )
 
 
 ANNOTATOR = Annotator(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators._diorama import HELP, is_flat, predict, resize_like
-from annotators._map_checks import line_map_warning
+from annotators._map_checks import line_map_warning, require_finite
 from annotators._pretrained import detector_preprocessor, load_detector, run_detector
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import ms_ssim
@@ -54,7 +54,12 @@ def is_faint(control_map: ControlMap) -> bool:
 
 
 def as_map(grey: NDArray[np.floating]) -> ControlMap:
-    """Return grey (H, W) in 0..1 as a control map."""
+    """Return grey (H, W) in 0..1 as a control map (H, W, 3).
+
+    Raises:
+        SuiteError: a value is NaN or infinite.
+    """
+    require_finite(grey)
     return grey_map((grey * 255).clip(0, 255).astype(np.uint8))
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._diorama import HELP, TRAINING_RESOLUTION, is_flat, predict, resize_like
+from annotators._map_checks import require_finite
 from annotators._pretrained import (
     INFERENCE_LOCK,
     detector_preprocessor,
@@ -90,7 +91,12 @@ def draw_bae(image: RGBImage, _: NormalParams) -> ControlMap:
 
 
 def from_depth(inverse_depth: NDArray[np.float32], background_threshold: float) -> Normals:
-    """Return the normals of inverse depth (H, W); the background faces the camera."""
+    """Return the normals of inverse depth (H, W); the background faces the camera.
+
+    Raises:
+        SuiteError: a value is NaN or infinite.
+    """
+    require_finite(inverse_depth)
     low, high = float(inverse_depth.min()), float(inverse_depth.max())
     relative = (inverse_depth - low) / (high - low) if high > low else inverse_depth * 0
     # Where inverse depth grows to the right, the surface faces left.
@@ -109,23 +115,32 @@ def _unit(vectors: NDArray[np.float32]) -> Normals:
 
 
 def as_map(vectors: NDArray[np.float32]) -> ControlMap:
-    """Return vectors (H, W, 3) of any length as a map; those of length 0 face the camera."""
+    """Return vectors (H, W, 3) of any length as a map; those of length 0 face the camera.
+
+    Raises:
+        SuiteError: a value is NaN or infinite.
+    """
+    require_finite(vectors)
     return (_unit(vectors) * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
 
 
 def score(target: ControlMap, extracted: ControlMap) -> Score:
     """Compare two normal maps of one size: the mean angle between their normals, in degrees.
 
-    Our own metric of control: none is published. The headline is 1 - error / mean angle to the
-    target's mean normal: a map of one direction scores 0 at best.
+    Our own metric of control: none is published. The headline, 0..100, is 100 * max(0, 1 - error /
+    mean angle to the target's mean normal): a map of one direction scores 0 at best.
     """
-    first, second = (_unit(m.astype(np.float32) / 127.5 - 1) for m in (target, extracted))
-    error = _mean_angle(first, second)
-    mean = _unit(first.mean((0, 1), keepdims=True))
-    spread = _mean_angle(first, np.broadcast_to(mean, first.shape))
-    explained = 1 - error / spread if spread > 1e-3 else float(np.array_equal(target, extracted))
-    headline = 100 * max(0.0, explained)
-    return Score(headline, "mean angle", {"mean angle": error}, higher_is_better=False)
+    wanted, found = (_unit(m.astype(np.float32) / 127.5 - 1) for m in (target, extracted))
+    error = _mean_angle(wanted, found)
+    mean = _unit(wanted.mean((0, 1), keepdims=True))
+    spread = _mean_angle(wanted, np.broadcast_to(mean, wanted.shape))
+    agreement = 1 - error / spread if spread > 1e-3 else float(np.array_equal(target, extracted))
+    return Score(
+        headline=100 * max(0.0, agreement),
+        metric="mean angle",
+        metrics={"mean angle": error},
+        higher_is_better=False,
+    )
 
 
 def _mean_angle(first: Normals, second: Normals) -> float:

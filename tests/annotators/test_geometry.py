@@ -10,6 +10,7 @@ from annotators.depth import DepthParams
 from annotators.hed import HEDParams
 from annotators.normal import NormalParams
 from annotators.seg import SegParams
+from core.errors import SuiteError
 
 
 @pytest.fixture
@@ -41,6 +42,37 @@ def test_maps_have_the_pictures_size_and_are_not_empty(annotator, draw, params):
     assert drawn.shape == PICTURE.shape and drawn.dtype == np.uint8
     assert drawn.max() > drawn.min()
     assert np.array_equal(drawn, draw(PICTURE, params)) and np.array_equal(PICTURE, before)
+
+
+# What is not a number
+
+NOT_NUMBERS = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS)
+@pytest.mark.parametrize(
+    ("draw", "channels"),
+    [
+        (depth.as_map, ()),
+        (hed.as_map, ()),
+        (normal.as_map, (3,)),
+        (lambda inverse_depth: normal.from_depth(inverse_depth, 0.4), ()),
+    ],
+)
+def test_an_output_that_is_not_finite_is_refused_not_drawn(draw, channels, value):
+    output = np.random.default_rng(0).uniform(0, 1, (8, 8, *channels)).astype(np.float32)
+    draw(output.copy())
+    output[3, 4] = value
+    with pytest.raises(SuiteError, match="NaN or infinite"):
+        draw(output)
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS)
+def test_a_depth_networks_overflow_is_one_sentence(annotator, monkeypatch, value):
+    broken = {"depth": np.full((4, 4, 1), value, np.float32)}
+    monkeypatch.setattr(depth, "predict", lambda _: broken)
+    with pytest.raises(SuiteError, match="choose another preprocessor"):
+        depth.draw_diorama(PICTURE, DepthParams())
 
 
 # Depth
