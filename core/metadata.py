@@ -1,8 +1,9 @@
 """The settings of an image, stored in its PNG and read back from ours and other tools' PNGs.
 
 We write two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and
-`controlloop`, JSON of the whole request. We also read AUTOMATIC1111, Fooocus and InvokeAI. What is
-read is untrusted: numbers are clamped, unknown names are listed and ignored.
+`controlloop`, JSON of the whole request. We also read AUTOMATIC1111 (core/webui.py), Fooocus,
+InvokeAI and ComfyUI (core/other_tools.py). What is read is untrusted: numbers are clamped, unknown
+names are listed and ignored.
 """
 
 import json
@@ -11,36 +12,29 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from core import webui
+from core import other_tools, webui
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.modes import MODES
+from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
 from core.png_chunks import read_bytes, read_texts, write_png
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
-from core.restoring import Restored, left_out, number, without_shut_window
+from core.restoring import Restored, without_shut_window
 
 SCHEMA = 1
 """Version of the JSON's layout; later versions keep the fields of earlier ones."""
-KEYWORDS = ("controlloop", "parameters", "invokeai_metadata", "prompt", "workflow")
-"""The text chunks that are read; the last two are ComfyUI's."""
+KEYWORDS = (
+    "controlloop",
+    "parameters",
+    "invokeai_metadata",
+    "sd-metadata",
+    "Dream",
+    "prompt",
+    "workflow",
+)
+"""The text chunks that are read; three are InvokeAI's, the last two ComfyUI's."""
 CONTROLS_READ = 8
 """Controls read beyond the first, more than we ever write; a hostile file may list thousands."""
-
-UNREADABLE = "The picture's settings could not be read: the text is damaged or too long."
-
-JSON_NAMES = {
-    "prompt": "prompt",
-    "positive_prompt": "prompt",
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "steps": "steps",
-    "guidance_scale": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-}
-"""The same for the JSON of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py).
-
-Equal names may mean something else: InvokeAI's `strength` is that of image-to-image.
-"""
 
 
 def save_png(
@@ -109,7 +103,10 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
     readers: dict[str, Callable[[str], Restored]] = {
         "controlloop": lambda text: _from_json(text, condition),
         "parameters": lambda text: _from_parameters(text, condition),
-        "invokeai_metadata": _from_other_json,
+        "invokeai_metadata": other_tools.from_json,
+        "sd-metadata": other_tools.from_sd_metadata,
+        "Dream": other_tools.from_dream,
+        "prompt": other_tools.from_comfyui,
     }
     notes: list[str] = []
     for keyword, read in readers.items():
@@ -121,14 +118,13 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
                 for name in MODES[settings.get("mode", "exact")].settings:
                     settings.pop(name, None)
                 return settings, notes
-    # Any tool may use the keyword "prompt"; ComfyUI's value is JSON.
-    if not notes and ("workflow" in texts or texts.get("prompt", "").startswith("{")):
-        notes.append("This picture holds a ComfyUI workflow; its settings cannot be read here.")
+    if not notes and "workflow" in texts:
+        notes.append(NOT_PLAIN)
     return {}, notes or ["This picture holds no settings."]
 
 
 def _from_json(text: str, condition: Condition | None) -> Restored:
-    stored = _parsed(text)
+    stored = parsed(text)
     if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
         return {}, [UNREADABLE]
     notes = []
@@ -156,7 +152,7 @@ def read_controls(
     read_settings.
     """
     texts = read_texts(read_bytes(source), KEYWORDS)
-    stored = _parsed(texts.get("controlloop", ""))
+    stored = parsed(texts.get("controlloop", ""))
     if not isinstance(stored, dict):
         return webui.controls_from(texts.get("parameters", ""), conditions)
     further = stored.get("further", [])
@@ -218,38 +214,6 @@ def _from_parameters(text: str, condition: Condition | None) -> Restored:
     if not text:
         return {}, [UNREADABLE]
     # A prompt may begin with a brace too: "{red|blue} ball".
-    if isinstance(_parsed(text), dict):
-        return _from_other_json(text)
+    if isinstance(parsed(text), dict):
+        return other_tools.from_json(text)
     return webui.settings_from(text, condition)
-
-
-def _from_other_json(text: str) -> Restored:
-    """Read the flat JSON of Fooocus or InvokeAI."""
-    stored = _parsed(text)
-    if not isinstance(stored, dict):
-        return {}, [UNREADABLE]
-    given = {name: value for name, value in stored.items() if value not in (None, "", [], {})}
-    found: dict[str, object] = {}
-    for name, ours in JSON_NAMES.items():
-        if name in given:
-            value = given.pop(name)
-            # Fooocus writes its seed as text.
-            found[ours] = number(value) if ours == "seed" and isinstance(value, str) else value
-    if not found:
-        return {}, [
-            "The picture's settings are of an unknown tool.",
-            *left_out(given),
-        ]
-    if isinstance(found.get("prompt"), str):
-        found["added_prompt"] = ""  # it is part of their prompt
-        found.setdefault("negative_prompt", "")
-    settings, notes = restored(SETTINGS, found)
-    return settings, notes + left_out(given)
-
-
-def _parsed(text: str) -> object:
-    """Return the value of a JSON text; None if it is not valid."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -41,3 +41,13 @@ def without_shut_window(settings: dict[str, Any]) -> list[str]:
     settings.pop("control_start", None)
     settings.pop("control_end", None)
     return ["Control start was not less than control end; both were ignored."]
+
+
+def of_sampler(settings: dict[str, Any], name: str) -> list[str]:
+    """Set the sampler from another tool's name, in place; return a note if it is not known here."""
+    known = name.strip().lower()
+    if known == "lcm":
+        settings["sampler"] = "lcm"
+    elif known != "ddim":
+        return [f"The picture was made with the sampler {name.strip():.40}; DDIM is used here."]
+    return []

@@ -13,7 +13,7 @@ from core import infotext as infotexts
 from core.condition import ALREADY_A_MAP, Condition
 from core.params import restored, settings_of
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
-from core.restoring import Restored, left_out, number, without_shut_window
+from core.restoring import Restored, left_out, number, of_sampler, without_shut_window
 
 UNITS_READ = 9
 """More than we ever write; a hostile file may list thousands."""
@@ -105,11 +105,7 @@ def settings_from(text: str, condition: Condition | None) -> Restored:
     known = (*NAMES, "Sampler")
     unknown = [n for n in pairs if n not in known and not infotexts.is_of_unit(n)]
     notes += left_out([*unknown, *infotext.more])
-    sampler = pairs.get("Sampler", "DDIM").strip()
-    if sampler.upper() == "LCM":
-        settings["sampler"] = "lcm"
-    elif sampler.upper() != "DDIM":
-        notes.append(f"The picture was made with the sampler {sampler[:40]}; DDIM is used here.")
+    notes += of_sampler(settings, pairs.get("Sampler", "DDIM"))
     units = infotexts.control_units(pairs)[:UNITS_READ]
     if units:
         control, more = _control_of_one(units, condition)

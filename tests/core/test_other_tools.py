@@ -1,0 +1,168 @@
+"""Pictures of Fooocus, InvokeAI and ComfyUI, as their writers leave them."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.metadata import read_settings
+from core.other_tools import from_comfyui, from_dream, from_json, from_sd_metadata
+from tests.core.test_metadata import with_texts
+
+BALL = {"prompt": "a red ball", "added_prompt": "", "negative_prompt": "grey"}
+NUMBERS = {"steps": 30, "seed": 42, "guidance_scale": 7.5, "image_resolution": 512}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"a red ball [grey]" -s 30 -S 42 -W 512 -H 768 -C 7.5 -A ddim',
+        "a red ball [grey] -s 30 -S 42 -W 512 -H 768 -C 7.5 -A ddim",
+        '"a [grey] red ball" -s30 -W768 -H512 -C7.5 -Addim -S42',
+    ],
+)
+def test_invokeais_command_line(text):
+    fields, notes = read_settings(with_texts(Dream=text))
+    assert (fields, notes) == (BALL | NUMBERS, [])
+
+
+def test_a_command_line_with_dashes_and_quotes_in_the_prompt():
+    fields, notes = from_dream('a "well-lit" -style ball -s 30 -S 42 -A k_lms -G 0.8 --fit')
+    assert (fields["prompt"], fields["steps"], fields["seed"]) == (
+        'a "well-lit" -style ball',
+        30,
+        42,
+    )
+    assert "sampler k_lms" in notes[0] and notes[1] == "Ignored: -G."
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a red ball [grey]", [{"prompt": "a red ball [grey]", "weight": 1}]]
+)
+def test_invokeais_sd_metadata(prompt):
+    image = {
+        "prompt": prompt, "steps": 30, "cfg_scale": 7.5, "seed": 42, "width": 512, "height": 768,
+        "sampler": "ddim", "type": "txt2img", "variations": [], "postprocessing": None,
+    }  # fmt: skip
+    stored = {"model": "stable diffusion", "app_id": "invoke-ai/InvokeAI", "image": image}
+    fields, notes = read_settings(with_texts(**{"sd-metadata": json.dumps(stored), "Dream": "x"}))
+    assert (fields, notes) == (BALL | NUMBERS, ["Ignored: type."])
+
+
+def test_weighted_parts_of_an_invokeai_prompt_are_told():
+    parts = [{"prompt": "a ball", "weight": 0.7}, {"prompt": "a cube", "weight": 0.3}]
+    fields, notes = from_sd_metadata(json.dumps({"image": {"prompt": parts}}))
+    assert fields["prompt"] == "a ball a cube"
+    assert notes == ["The weights of the prompt's parts were left out."]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"invokeai_metadata": '{"positive_prompt": "", "negative_prompt": "", "seed": 4}'},
+        {"parameters": '{"prompt": "", "negative_prompt": "", "seed": "4"}'},
+        {"parameters": "\nSteps: 4, Seed: 4"},
+        {"Dream": '"" -s 4 -S 4'},
+        {"sd-metadata": '{"image": {"prompt": "", "seed": 4}}'},
+    ],
+)
+def test_an_empty_prompt_is_restored_as_one(texts):
+    fields, _ = read_settings(with_texts(**texts))
+    assert fields["seed"] == 4
+    assert [fields[n] for n in ("prompt", "added_prompt", "negative_prompt")] == ["", "", ""]
+
+
+def test_sizes_of_fooocus_and_invokeai():
+    assert from_json('{"prompt": "p", "resolution": "(1152, 640)"}')[0]["image_resolution"] == 640
+    assert from_json('{"prompt": "p", "width": 512, "height": 768}') == (
+        {"prompt": "p", "added_prompt": "", "negative_prompt": "", "image_resolution": 512},
+        [],
+    )
+
+
+def graph(**changes):
+    """Return ComfyUI's default graph with a ControlNet; `changes` are the sampler's inputs."""
+    nodes = {
+        "3": ("KSampler", {"seed": 42, "steps": 30, "cfg": 7.5, "sampler_name": "ddim",
+                           "scheduler": "normal", "denoise": 1, "model": ["4", 0],
+                           "positive": ["10", 0], "negative": ["10", 1],
+                           "latent_image": ["5", 0]} | changes),
+        "4": ("CheckpointLoaderSimple", {"ckpt_name": "v1-5-pruned-emaonly.ckpt"}),
+        "5": ("EmptyLatentImage", {"width": 512, "height": 768, "batch_size": 1}),
+        "6": ("CLIPTextEncode", {"text": "a red ball", "clip": ["4", 1]}),
+        "7": ("CLIPTextEncode", {"text": "grey", "clip": ["4", 1]}),
+        "8": ("VAEDecode", {"samples": ["3", 0], "vae": ["4", 2]}),
+        "10": ("ControlNetApplyAdvanced", {"positive": ["11", 0], "negative": ["7", 0]}),
+        "11": ("ControlNetApply", {"conditioning": ["6", 0]}),
+        "12": ("Text Multiline", {"text": "elsewhere"}),
+        "13": ("CLIPTextEncode", {"text": ["12", 0], "clip": ["4", 1]}),
+        "14": ("ControlNetApply", {"conditioning": ["14", 0]}),
+    }  # fmt: skip
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def test_comfyuis_graph_with_plain_inputs():
+    texts = {"prompt": json.dumps(graph()), "workflow": '{"nodes": []}'}
+    fields, notes = read_settings(with_texts(**texts))
+    assert fields == BALL | NUMBERS
+    assert notes == [
+        "This picture holds a ComfyUI workflow; only its sampler and the texts were read."
+    ]
+
+
+@pytest.mark.parametrize("positive", [["13", 0], ["14", 0], ["99", 0], "x", 3, ["6"], None])
+def test_a_text_that_is_not_plain_is_told(positive):
+    fields, notes = from_comfyui(json.dumps(graph(positive=positive)))
+    assert not {"prompt", "added_prompt"} & fields.keys()
+    assert (fields["negative_prompt"], fields["seed"]) == ("grey", 42)
+    assert notes[0].endswith("; prompt could not be read.")
+
+
+def test_a_seed_that_is_linked_is_left_out():
+    assert "seed" not in from_comfyui(json.dumps(graph(seed=["9", 0])))[0]
+
+
+def test_another_sampler_of_comfyui_is_told():
+    assert "sampler euler" in from_comfyui(json.dumps(graph(sampler_name="euler")))[1][1]
+    assert from_comfyui(json.dumps(graph(sampler_name="lcm")))[0]["sampler"] == "lcm"
+
+
+def test_two_samplers_are_not_plain():
+    nodes = graph() | {"20": {"class_type": "KSamplerAdvanced", "inputs": {}}}
+    fields, notes = from_comfyui(json.dumps(nodes))
+    assert fields == {} and "ComfyUI" in notes[0]
+
+
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(changes=st.dictionaries(st.sampled_from(list(graph()["3"]["inputs"])), JSON_VALUES))
+def test_whatever_a_sampler_holds_a_graph_is_read_without_harm(changes):
+    fields, notes = from_comfyui(json.dumps(graph(**changes)))
+    assert notes and "ComfyUI" in notes[0]
+    for name, value in graph()["3"]["inputs"].items():
+        ours = {"seed": "seed", "steps": "steps", "cfg": "guidance_scale"}.get(name)
+        if ours and name not in changes:
+            assert fields[ours] == value
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    prompt=st.text(st.characters(exclude_characters='[]"', exclude_categories=["C", "Z"])),
+    order=st.permutations(["-S 42", "-W 512", "-H 768", "-C 7.5", "-A ddim"]),
+    quotes=st.booleans(),
+)
+def test_invokeais_switches_in_any_order(prompt, order, quotes):
+    words = f'"{prompt}"' if quotes else prompt
+    fields, notes = from_dream(" ".join([words, "-s 30", *order]))
+    assert fields == BALL | NUMBERS | {"prompt": prompt, "negative_prompt": ""}
+    assert notes == []
