@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from annotators import annotator_names, find_annotator
 from core.condition import Annotator, Preprocessor
-from core.consistency import Extractor
+from core.consistency import Extractor, in_doubt
 from core.errors import BadInput, SuiteError
 from core.images import fit_size, read_image, resize
 from core.params import settings_of
@@ -40,6 +40,8 @@ class Skipped:
     """Files that could not be used, with the reason."""
     empty: list[str] = field(default_factory=list)
     """Files whose control map is empty."""
+    unlike: int = 0
+    """How many are unlike those that the preprocessor was trained on."""
     without_caption: int = 0
     """How many were taken that have no caption."""
 
@@ -128,6 +130,7 @@ def _annotate(
                 picture, _ = read_image(row.picture)
                 size = fit_size(picture.shape[1], picture.shape[0], resolution)
                 control_map = extractor.extract(picture, size)
+                skipped.unlike += in_doubt(extractor.preprocessor, picture)
             except BadInput as error:
                 skipped.failed[row.name] = str(error)
                 continue
@@ -218,6 +221,12 @@ def main(arguments: list[str] | None = None) -> int:
         names = ", ".join(skipped.empty[:MAX_NAMED]) + ", ..." * (len(skipped.empty) > MAX_NAMED)
         count = len(skipped.empty)
         print(f"Skipped, because their control map is empty: {count} ({names})", file=sys.stderr)
+    if skipped.unlike:
+        print(
+            f"Unlike the pictures that {preprocessor.name} was trained on: {skipped.unlike}. "
+            "Do not rely on their maps; choose another --preprocessor.",
+            file=sys.stderr,
+        )
     if skipped.without_caption:
         print(
             f"Without a caption: {skipped.without_caption} (write cat.txt beside cat.jpg).",

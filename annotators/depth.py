@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, TRAINING_RESOLUTION, is_flat, predict, resize_like
+from annotators._diorama import HELP, TRAINING_RESOLUTION, doubt, is_flat, predict, resize_like
 from annotators._map_checks import grey_map_warning, require_finite
 from annotators._pretrained import (
     INFERENCE_LOCK,
@@ -101,7 +101,9 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="depth",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=TRAINING_RESOLUTION),
+        Preprocessor(
+            "Diorama", draw_diorama, help=HELP, detect_resolution=TRAINING_RESOLUTION, doubt=doubt
+        ),
         detector_preprocessor("MiDaS", draw_midas, MIDAS),
         transformer_preprocessor("Depth Anything V2", draw_depth_anything, DEPTH_ANYTHING),
     ),

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from annotators import hed
-from annotators._diorama import HELP
+from annotators._diorama import HELP, doubt
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import detector_preprocessor
 from annotators.scribble import draw_fake, fake_scribble, score
@@ -28,7 +28,7 @@ def draw_from(draw_edges: Any, image: RGBImage, _: FakeScribbleParams) -> Contro
 ANNOTATOR = Annotator(
     name="fake_scribble",
     preprocessors=(
-        Preprocessor("Diorama", draw_fake, help=HELP),
+        Preprocessor("Diorama", draw_fake, help=HELP, doubt=doubt),
         detector_preprocessor("HED", partial(draw_from, hed.draw_hed), hed.HED),
         detector_preprocessor(
             "PiDiNet", partial(draw_from, hed.draw_pidinet), hed.PIDINET, hed.PIDINET_TERMS

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, is_flat, predict, resize_like
+from annotators._diorama import HELP, doubt, is_flat, predict, resize_like
 from annotators._map_checks import line_map_warning, require_finite
 from annotators._pretrained import detector_preprocessor, load_detector, run_detector
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
@@ -81,7 +81,7 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
 ANNOTATOR = Annotator(
     name="hed",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP),
+        Preprocessor("Diorama", draw_diorama, help=HELP, doubt=doubt),
         detector_preprocessor("HED", partial(draw_hed, safe=False), HED),
         detector_preprocessor("HED safe", partial(draw_hed, safe=True), HED),
         detector_preprocessor("PiDiNet", partial(draw_pidinet, safe=False), PIDINET, PIDINET_TERMS),

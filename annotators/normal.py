@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, TRAINING_RESOLUTION, is_flat, predict, resize_like
+from annotators._diorama import HELP, TRAINING_RESOLUTION, doubt, is_flat, predict, resize_like
 from annotators._map_checks import require_finite
 from annotators._pretrained import (
     INFERENCE_LOCK,
@@ -161,9 +161,14 @@ def map_warning(control_map: ControlMap) -> str:
 ANNOTATOR = Annotator(
     name="normal",
     preprocessors=(
-        Preprocessor("Diorama", draw_diorama, help=HELP, detect_resolution=TRAINING_RESOLUTION),
         Preprocessor(
-            "From Diorama depth", draw_from_diorama_depth, help="ControlNet v1.0's formula."
+            "Diorama", draw_diorama, help=HELP, detect_resolution=TRAINING_RESOLUTION, doubt=doubt
+        ),
+        Preprocessor(
+            "From Diorama depth",
+            draw_from_diorama_depth,
+            help="ControlNet v1.0's formula.",
+            doubt=doubt,
         ),
         detector_preprocessor("From MiDaS depth", draw_from_midas, MIDAS),
         detector_preprocessor("NormalBae", draw_bae, BAE),

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators._blazepose import Figure, fetch_blazepose, find_figures
-from annotators._diorama import HELP, JOINTS, NECK, OFFSET_SCALE, TRAINING_RESOLUTION, predict
+from annotators._diorama import (
+    HELP,
+    JOINTS,
+    NECK,
+    OFFSET_SCALE,
+    TRAINING_RESOLUTION,
+    doubt,
+    predict,
+)
 from annotators._map_checks import MAX_LINES
 from annotators._pretrained import (
     INFERENCE_LOCK,
@@ -418,8 +426,9 @@ ANNOTATOR = Annotator(
         Preprocessor(
             "Diorama",
             draw_diorama,
-            help=f"{HELP} In photographs it misses most people and invents some.",
+            help=f"{HELP} In photographs it finds nobody.",
             detect_resolution=TRAINING_RESOLUTION,
+            doubt=doubt,
         ),
         *(
             Preprocessor(
@@ -446,6 +455,7 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     empty_message="No person found in this picture.",
+    empty_in_doubt=True,
     map_warning=map_warning,
     webui=WebUINames(
         {

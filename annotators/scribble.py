@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import hed
+from annotators._diorama import doubt
 from annotators._map_checks import line_map_warning
 from core.condition import (
     Annotator,
@@ -129,7 +130,7 @@ ANNOTATOR = Annotator(
     params=ScribbleParams,
     score=score,
     interpolation="nearest",
-    reextract=Preprocessor("Diorama", draw_fake),
+    reextract=Preprocessor("Diorama", draw_fake, doubt=doubt),
     empty_message="No lines found in this drawing; choose which colour they have.",
     map_warning=line_map_warning(
         "strokes", " If the picture is a photograph, use Fake scribbles.", MAX_STROKES

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotators._diorama import HELP, TRAINING_RESOLUTION, load_network, predict, resize_like
+from annotators._diorama import HELP, TRAINING_RESOLUTION, doubt, load_network, predict, resize_like
 from annotators._pretrained import INFERENCE_LOCK, load_transformer, transformer_preprocessor
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 
@@ -155,6 +155,7 @@ ANNOTATOR = Annotator(
             draw_diorama,
             help=f"{HELP} Its classes for photographs are mostly wrong.",
             detect_resolution=TRAINING_RESOLUTION,
+            doubt=doubt,
         ),
         transformer_preprocessor("SegFormer", draw_segformer, SEGFORMER, "for non-commercial use"),
     ),

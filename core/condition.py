@@ -48,6 +48,9 @@ class Preprocessor:
     what `watch` raises. None if nothing is needed."""
     detect_resolution: int | None = None
     """Its best short side in pixels, if not the annotator's."""
+    doubt: Callable[[RGBImage], float] | None = None
+    """How unlike a picture is to those it was trained on, from 0; above 1 its map is not to be
+    trusted. None if it takes any picture."""
 
 
 def shown_as_fed(control_map: ControlMap) -> RGBImage:
@@ -104,6 +107,9 @@ class Annotator:
     detect_resolution: int | None = None
     """Short side the map is drawn at, in pixels; None draws at output size."""
     preview: Callable[[ControlMap], RGBImage] = shown_as_fed
+    empty_in_doubt: bool = False
+    """Whether the input's map stays empty if its preprocessor is in doubt, such as a pose: nobody
+    is found rather than somebody who is not there."""
     reextract: Preprocessor | None = None
     """Draws the maps of generated pictures if the input is a drawing; None uses the preprocessor
     that drew the input's map."""

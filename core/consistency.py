@@ -35,7 +35,14 @@ class Extractor:
 
     def extract(self, image: RGBImage, size: tuple[int, int]) -> ControlMap:
         """Draw the map at its own resolution and return it at size (width, height)."""
+        if self.annotator.empty_in_doubt and in_doubt(self.preprocessor, image):
+            return np.zeros((size[1], size[0], 3), np.uint8)
         return self._drawn(self.preprocessor, image, size)
+
+    @property
+    def reextracting(self) -> Preprocessor:
+        """What draws the maps of generated images."""
+        return self.annotator.reextract or self.preprocessor
 
     def _drawn(
         self, preprocessor: Preprocessor, image: RGBImage, size: tuple[int, int]
@@ -52,8 +59,13 @@ class Extractor:
     ) -> tuple[ControlMap, Score]:
         """Return the map of a generated image, and its score against the input's map."""
         size = (control_map.shape[1], control_map.shape[0])
-        found = self._drawn(self.annotator.reextract or self.preprocessor, image, size)
+        found = self._drawn(self.reextracting, image, size)
         return found, self.annotator.score(control_map, found)
+
+
+def in_doubt(preprocessor: Preprocessor, image: RGBImage, most: float = 1.0) -> bool:
+    """Return whether a picture is unlike those that a preprocessor was trained on."""
+    return preprocessor.doubt is not None and preprocessor.doubt(image) > most
 
 
 HALF_BRIGHT = 127

@@ -2,17 +2,27 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 
-from annotators import _diorama
-from annotators._diorama import SceneAnnotator, batched_prediction, load_network, predict
+from annotators import _diorama, find_annotator
+from annotators._diorama import SceneAnnotator, batched_prediction, doubt, load_network, predict
+from core.condition import Condition, RGBImage
+from core.consistency import Extractor
+from core.images import read_image
+from core.pipeline import map_notes
+from core.request import ControlRequest
 from models.checkpoints import loading
+from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
+
+PHOTOS = Path(__file__).resolve().parents[2] / "test_imgs"
 
 
 def test_batched_predictions_equal_single_ones() -> None:
@@ -28,6 +38,46 @@ def test_batched_predictions_equal_single_ones() -> None:
         assert np.abs(first["depth"] - second["depth"]).mean() < 0.02
         assert (first["classes"].argmax(2) == second["classes"].argmax(2)).mean() > 0.95
     assert predict(pictures[0]) is not batched[0], "nothing is cached"
+
+
+def pictures_of_other_worlds() -> Iterator[tuple[str, RGBImage]]:
+    for path in sorted(PHOTOS.glob("*.jpg")):
+        yield path.stem, read_image(path)[0]
+    rng = np.random.default_rng(0)
+    for size in ((256, 256), (200, 500)):
+        yield "noise", rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    for photograph in (skimage.data.camera(), skimage.data.rocket(), skimage.data.coins()):
+        grey = photograph if photograph.ndim == 3 else np.repeat(photograph[..., None], 3, axis=2)
+        yield "skimage", np.ascontiguousarray(grey)
+
+
+@pytest.mark.slow
+def test_it_doubts_pictures_that_are_no_scenes() -> None:
+    for name, picture in pictures_of_other_worlds():
+        assert doubt(picture) > 1, name
+
+
+@pytest.mark.slow
+def test_it_knows_its_scenes_at_any_size() -> None:
+    seeds = range(HELD_OUT, HELD_OUT + 24)
+    for size in (128, 256, 400):
+        scenes = [render([make_scene(seed)], size).image[0].numpy() for seed in seeds]
+        assert sum(doubt(scene) <= 1 for scene in scenes) >= 23
+    assert doubt(np.full((256, 256, 3), 90, np.uint8)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pose", "seg", "depth", "normal", "hed", "fake_scribble"])
+def test_a_map_of_a_photograph_is_told_and_nobody_is_found(name: str) -> None:
+    annotator = find_annotator(name)
+    photograph = read_image(PHOTOS / "astronaut.jpg")[0]
+    condition = Condition(name, name, "", annotator, "")
+    control = ControlRequest(condition, photograph, preprocessor="Diorama")
+    extractor = Extractor(annotator, annotator.preprocessors[0], annotator.params(), 256)
+    control_map = extractor.extract(photograph, (256, 256))
+    (told,) = map_notes(control, control_map)
+    assert told.startswith("The preprocessor Diorama was trained on other kinds of pictures")
+    assert control_map.any() != (name == "pose")
 
 
 def test_concurrent_requests_load_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

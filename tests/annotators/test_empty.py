@@ -1,13 +1,13 @@
 """Empty maps: pages warn of them, and training and benchmarks skip them."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from annotators import annotator_names, find_annotator, normal
+from core.condition import Condition
 from core.images import grey_map
 from core.pipeline import map_notes
+from core.request import ControlRequest
 
 NAMES = [name for name in annotator_names() if find_annotator(name).empty_message]
 
@@ -43,8 +43,8 @@ def test_normals_that_all_face_the_camera_are_empty():
     """Their channels differ, so the map is not of a single value."""
     facing = normal.as_map(np.zeros((16, 16, 3), np.float32))
     assert facing.min() != facing.max() and normal.ANNOTATOR.is_empty(facing)
-    condition = SimpleNamespace(annotator=normal.ANNOTATOR)
-    control = SimpleNamespace(preprocessor="Diorama", condition=condition)
+    condition = Condition("normal", "", "", normal.ANNOTATOR, "")
+    control = ControlRequest(condition, np.full((64, 64, 3), 90, np.uint8), preprocessor="Diorama")
     assert map_notes(control, facing) == [normal.ANNOTATOR.empty_message]
     facing[0, 0] = (127, 255, 127)
     assert map_notes(control, facing) == []

@@ -9,6 +9,7 @@ import torch
 from diffusers import LCMScheduler
 
 from core.condition import ALREADY_A_MAP
+from core.consistency import Extractor
 from core.diffusion import DECODED_IN_FLOAT32, SAMPLED_IN_FLOAT32
 from core.errors import BadInput, SuiteError
 from core.images import resize_map
@@ -67,6 +68,38 @@ def test_a_window_without_a_whole_step_is_told(pipeline, condition, image, setti
     assert any("The map has no effect" in note for note in made.warnings) == told
     if told:
         assert np.array_equal(made.images[0], without.images[0])
+
+
+def doubtful(condition, doubt, **changes):
+    preprocessor = replace(condition.annotator.preprocessors[0], doubt=doubt)
+    annotator = replace(condition.annotator, preprocessors=(preprocessor,), **changes)
+    return replace(condition, annotator=annotator)
+
+
+def test_a_picture_that_the_preprocessor_does_not_know_is_told(pipeline, condition, image):
+    made = pipeline.generate(ask(doubtful(condition, lambda _: 1.1), image))
+    (told,) = made.warnings
+    assert "trained on other kinds of pictures than this one" in told
+    assert made.control_map.any()
+    strict = doubtful(condition, lambda _: 1.1, empty_in_doubt=True)
+    empty = pipeline.generate(ask(strict, image))
+    assert "the map was left empty" in empty.warnings[0] and not empty.control_map.any()
+    annotator = strict.annotator
+    extractor = Extractor(annotator, annotator.preprocessors[0], annotator.params(), None)
+    found, _ = extractor.reextract_and_score(image, image)
+    assert np.array_equal(found, image), "a result's map is never left empty"
+    assert not pipeline.generate(ask(doubtful(condition, lambda _: 1.0), image)).warnings
+
+
+@pytest.mark.parametrize(("doubts", "told"), [((2.0, 2.0), True), ((2.0, 1.2), False)])
+def test_of_a_ready_map_it_is_told_where_no_result_is_known(
+    pipeline, condition, image, doubts, told
+):
+    found = iter(doubts)
+    doubted = doubtful(condition, lambda _: next(found))
+    asked = ask(doubted, image, preprocessor=ALREADY_A_MAP, num_samples=2)
+    warnings = pipeline.generate(asked).warnings
+    assert any("do not rely on the score" in note for note in warnings) == told
 
 
 def test_the_warning_of_an_empty_ready_map_names_no_thresholds(pipeline, condition, image):
