@@ -1,4 +1,4 @@
-"""Errors as sentences for users."""
+"""Any exception as one sentence for a user."""
 
 import logging
 import uuid
@@ -9,9 +9,12 @@ log = logging.getLogger(__name__)
 
 
 def sentence_of(error: Exception) -> str:
-    """Return one sentence; a bug is logged under an id that the sentence names."""
+    """Return a SuiteError's text. Anything else is a bug: log it under an id that is returned.
+
+    A bug's own text is not shown: it may hold paths, and says nothing to a user.
+    """
     if isinstance(error, SuiteError):
         return str(error)
-    number = uuid.uuid4().hex[:8]
-    log.error("Error %s", number, exc_info=error)
-    return f"Something went wrong on our side; the server's log has details under {number}."
+    error_id = uuid.uuid4().hex[:8]
+    log.error("Error %s", error_id, exc_info=error)
+    return f"Something went wrong on our side; the server's log has details under {error_id}."

@@ -1,4 +1,4 @@
-"""From the raw values of slots, of widgets or an API caller, to a request of several controls."""
+"""The job of the several-controls page or its endpoint, from the raw values of its slots."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,26 +14,30 @@ from core.request import ControlRequest
 
 SLOTS = (1, 2, 3)
 """A slot's fields end in its number: control_1, image_1, …"""
-OF_A_SLOT = ("control", *(field.name for field in fields(ControlRequest)[1:]))
-"""The fields of a slot, those of a ControlRequest; "control" is its condition's name, "" for none;
-"params" are annotator's settings by name."""
+SLOT_FIELDS = (
+    "control",
+    *(field.name for field in fields(ControlRequest) if field.name != "condition"),
+)
+"""A slot's fields without its number: those of a ControlRequest, where "control", the name of a
+condition, "" for none, stands for the condition, and "params" are the annotator's settings by name.
+"""
 
 
 def combinable() -> dict[str, Condition]:
-    """Return the conditions that a slot can hold, by name: those that start from a picture."""
+    """Return the conditions that a slot can hold, by name: all that start from a picture."""
     return {one.name: one for one in apps.conditions() if one.input != "canvas"}
 
 
 def offered(suite: Suite, model: str) -> dict[str, Condition]:
-    """Return those that a model has a ControlNet for."""
+    """Return the combinable conditions that a model has a ControlNet for, by name."""
     card = suite.card(model)
     return {name: one for name, one in combinable().items() if card.has_control(one.weights)}
 
 
-def job_of_several(suite: Suite, given: Mapping[str, Any]) -> Job:
-    """Return the job of a checked request, from raw values by field name.
+def new_several_job(suite: Suite, given: Mapping[str, Any]) -> Job:
+    """Check the values of the several-controls page, or of its endpoint, and build a Job.
 
-    A slot without a picture of its own uses the shared one, "image".
+    They are by field name. A slot without a picture of its own uses the shared one, "image".
 
     Raises:
         SuiteError: something is missing, unreadable or out of its bounds.
@@ -43,16 +47,17 @@ def job_of_several(suite: Suite, given: Mapping[str, Any]) -> Job:
     controls: list[ControlRequest] = []
     notes: list[str] = []
     for slot in SLOTS:
-        of_slot = {name: given[f"{name}_{slot}"] for name in OF_A_SLOT}
-        name = of_slot["control"] or ""
+        values = {name: given[f"{name}_{slot}"] for name in SLOT_FIELDS}
+        name = values["control"] or ""
         if name == "":
             continue
         if not isinstance(name, str) or name not in known:
+            there = [f"{key} ({condition.title})" for key, condition in known.items()]
             raise BadInput(
-                f"{card.title} has no control {name!r}; it has: {', '.join(known) or 'none'}."
+                f"{card.title} has no control {name!r}; it has: {', '.join(there) or 'none'}."
             )
-        of_slot["image"] = of_slot["image"] or given["image"]
-        control, more = checked_control(known[name], suite, card.name, of_slot)
+        values["image"] = values["image"] or given["image"]
+        control, new_notes = checked_control(known[name], suite, card.name, values)
         controls.append(control)
-        notes += [note for note in more if note not in notes]
+        notes += [note for note in new_notes if note not in notes]  # the picture may be shared
     return Job(suite.pipeline, *checked_whole(card, controls, given, notes))

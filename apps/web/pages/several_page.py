@@ -8,7 +8,7 @@ import gradio as gr
 import apps
 from apps.web.html import results
 from apps.web.jobs.job import Job
-from apps.web.jobs.several import OF_A_SLOT, SLOTS, combinable, job_of_several, offered
+from apps.web.jobs.several import SLOT_FIELDS, SLOTS, combinable, new_several_job, offered
 from apps.web.pages.endpoint import Endpoint, help_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
@@ -190,7 +190,7 @@ class ControlSlots:
 
     def job(self, values: dict[str, Any]) -> Job:
         """See Controls."""
-        return job_of_several(self.suite, values)
+        return new_several_job(self.suite, values)
 
     def model_updates(self, old_model: str, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls; slots offer what the new model has."""
@@ -253,7 +253,7 @@ class ControlSlots:
 
     def endpoint(self, fields: Fields) -> Endpoint:
         """See Controls."""
-        of_slots = [f"{name}_{slot}" for slot in SLOTS for name in OF_A_SLOT]
+        of_slots = [f"{name}_{slot}" for slot in SLOTS for name in SLOT_FIELDS]
         own = ("image", *of_slots, *self.of_maps)
         others = [name for name in fields if name not in own]
         helps = {
@@ -266,7 +266,7 @@ class ControlSlots:
         for slot in SLOTS:
             about |= {
                 f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(SETTINGS[name])}"
-                for name in OF_A_SLOT
+                for name in SLOT_FIELDS
             }
         # In the API, a dropdown would allow only its initial choices, and a slider would give every
         # control the first one's resolution.

@@ -367,7 +367,10 @@ def test_one_control_of_several_is_that_app_alone(client: Client) -> None:
         ({"control_1": "", "control_2": ""}, "No control was chosen"),
         ({"image": None}, "no picture yet"),
         ({"control_2": "<b>x</b>"}, "has no control"),
-        ({"control_1": "mlsd2image"}, "has no control 'mlsd2image'; it has: canny2image"),
+        (
+            {"control_1": "mlsd2image"},
+            "has no control 'mlsd2image'; it has: canny2image .Canny edges.",
+        ),
         ({"control_1": ["canny2image"]}, "has no control"),
         ({"strength_1": 99}, "Control strength is 99"),
         ({"params_1": {"low_threshold": 0}}, "Canny low threshold is 0"),
