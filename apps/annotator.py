@@ -1,6 +1,10 @@
-"""One picture as every annotator sees it. Alone: `python apps/annotator.py`."""
+"""Draws every control map of one picture.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/annotator.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 

@@ -1,6 +1,10 @@
-"""Pictures that follow the Canny edges of a photograph. Alone: `python apps/canny2image.py`."""
+"""Generates images from the Canny edges of a photograph.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/canny2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Keep the outlines of a photograph and let the prompt decide everything else.",
     annotator=ANNOTATOR,
     weights="canny",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_2.png", "a red car, a tree and a blue house on a street with buildings"),

@@ -1,6 +1,10 @@
-"""Pictures that keep how far away everything is. Alone: `python apps/depth2image.py`."""
+"""Generates images from the depth of a photograph.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/depth2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Keep how far away everything is, and let the prompt decide what it is.",
     annotator=ANNOTATOR,
     weights="depth",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_5.png", "a blue table and a white chair in a room with yellow walls"),

@@ -1,6 +1,10 @@
-"""Pictures that follow a photograph, scribbled. Alone: `python apps/fake_scribble2image.py`."""
+"""Generates images from a photograph redrawn as a scribble.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/fake_scribble2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Let a photograph be redrawn as a rough scribble, and make a new picture of that.",
     annotator=ANNOTATOR,
     weights="scribble",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_3.png", "a person in purple and a yellow ball on snow, a cloudy sky"),

@@ -1,6 +1,10 @@
-"""Pictures that follow the soft edges of a photograph. Alone: `python apps/hed2image.py`."""
+"""Generates images from the soft edges of a photograph.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/hed2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Keep the outlines and the inner forms of a photograph, soft where it is soft.",
     annotator=ANNOTATOR,
     weights="hed",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_2.png", "a red car, a tree and a blue house on a street with buildings"),

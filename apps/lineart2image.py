@@ -1,6 +1,10 @@
-"""Pictures that follow a line drawing of a photograph. Alone: `python apps/lineart2image.py`."""
+"""Generates images from a photograph redrawn as line art.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/lineart2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Let a photograph be redrawn in fine lines, as with a pen, and colour it by the prompt.",
     annotator=ANNOTATOR,
     weights="lineart",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_3.png", "a person in purple and a yellow ball on snow, a cloudy sky"),

@@ -1,6 +1,10 @@
-"""Pictures that follow several control maps at once. Alone: `python apps/multi2image.py`."""
+"""Generates images from several control maps at once.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/multi2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 

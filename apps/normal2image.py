@@ -1,6 +1,10 @@
-"""Pictures that keep which way every surface faces. Alone: `python apps/normal2image.py`."""
+"""Generates images from the surface normals of a photograph.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/normal2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Keep which way every surface faces: its form in finer detail than depth has.",
     annotator=ANNOTATOR,
     weights="normal",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_1.png", "a red ball, two blue boxes and a white house on sand, a sunset"),
         Example("diorama_5.png", "a blue table and a white chair in a room with yellow walls"),

@@ -1,6 +1,10 @@
-"""Pictures whose people stand as those of a photograph. Alone: `python apps/pose2image.py`."""
+"""Generates images from the poses of the people in a photograph.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/pose2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Keep how people stand and move, and let the prompt decide who they are and where.",
     annotator=ANNOTATOR,
     weights="pose",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_6.png", "two people in yellow on sand, a sunset"),
         Example("diorama_4.png", "two people in purple on a street with buildings, a cloudy sky"),

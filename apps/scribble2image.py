@@ -1,6 +1,10 @@
-"""Pictures that follow a drawing of your own. Alone: `python apps/scribble2image.py`."""
+"""Generates images from a drawing.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/scribble2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -16,6 +20,7 @@ CONDITION = Condition(
     annotator=ANNOTATOR,
     weights="scribble",
     input="drawing",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("drawing_1.png", "a red ball, a white house and a tree on grass, a clear blue sky"),
         Example("drawing_2.png", "a person in purple and a yellow box on sand, a sunset"),

@@ -1,6 +1,10 @@
-"""Pictures from drawings made in the page. Alone: `python apps/scribble2image_interactive.py`."""
+"""Generates images from a drawing made in the page.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/scribble2image_interactive.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -16,6 +20,7 @@ CONDITION = Condition(
     annotator=CANVAS,
     weights="scribble",
     input="canvas",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("drawing_1.png", "a yellow ball, a blue house and a tree on sand, a sunset"),
         Example("drawing_2.png", "a person in red and a green box on grass, a clear blue sky"),

@@ -1,6 +1,10 @@
-"""Pictures that keep what is where in a photograph. Alone: `python apps/seg2image.py`."""
+"""Generates images from the segmentation of a photograph.
 
-if __name__ == "__main__":  # a file run by its path sees only its own folder
+python apps/seg2image.py
+"""
+
+if __name__ == "__main__":
+    # `python apps/…` puts apps/ on sys.path, not the repository's root.
     import sys
     from pathlib import Path
 
@@ -15,6 +19,7 @@ CONDITION = Condition(
     blurb="Keep what stands where: the map has a colour for each kind of thing.",
     annotator=ANNOTATOR,
     weights="seg",
+    # Prompts in the few words that Diorama knows: training/diorama/world.py.
     examples=(
         Example("diorama_5.png", "a green table and a blue chair in a room with white walls"),
         Example("diorama_2.png", "a white car, a tree and a red house on a street with buildings"),
