@@ -7,7 +7,6 @@ Between modules a picture is a uint8 array (H, W, 3) RGB; for the networks a con
 import io
 import logging
 import math
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from core.condition import ControlMap, Interpolation, RGBImage
 from core.errors import BadInput
-from core.png_chunks import read_bytes, without_text
+from core.png_chunks import DAMAGED, read_bytes, without_text
 
 LOGGER = logging.getLogger(__name__)
 
@@ -68,11 +67,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF's orientation, what turns a stored picture upright."""
-DAMAGED = (
-    *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError),
-    struct.error,
-)
-"""What the decoders raise for a broken file."""
 _ASK_FOR = "Please save it as PNG or JPEG and try again."
 
 

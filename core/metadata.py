@@ -1,4 +1,4 @@
-"""The settings of an image, stored in its PNG and read back from ours and other tools' PNGs.
+"""The settings of an image, stored in its PNG and read back from ours and other tools' pictures.
 
 We write two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and
 `controlloop`, JSON of the whole request. We also read AUTOMATIC1111 (core/webui.py), Fooocus,
@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from core import other_tools, webui
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.exif_texts import read_exif_texts
 from core.modes import MODES
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
@@ -90,7 +91,7 @@ def _params(control: ControlRequest) -> dict[str, Any]:
 
 
 def read_settings(source: str | Path | bytes, condition: Condition | None = None) -> Restored:
-    """Read the settings in a PNG, whatever it holds.
+    """Read the settings in a picture, whatever it holds: a PNG's text chunks, or any one's EXIF.
 
     Returns values of SETTINGS by name, within bounds, with "params" as a dict of the annotator's
     settings, and one note per value that was changed, ignored or unreadable. With a condition its
@@ -99,7 +100,7 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
     Raises:
         BadInput: the file cannot be opened, or is too large.
     """
-    texts = read_texts(read_bytes(source), KEYWORDS)
+    texts = _texts_in(source)
     readers: dict[str, Callable[[str], Restored]] = {
         "controlloop": lambda text: _from_json(text, condition),
         "parameters": lambda text: _from_parameters(text, condition),
@@ -121,6 +122,12 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
     if not notes and "workflow" in texts:
         notes.append(NOT_PLAIN)
     return {}, notes or ["This picture holds no settings."]
+
+
+def _texts_in(source: str | Path | bytes) -> dict[str, str]:
+    """Return a picture's texts by PNG keyword; where it has chunks, they come before its EXIF."""
+    data = read_bytes(source)
+    return read_exif_texts(data) | read_texts(data, KEYWORDS)
 
 
 def _from_json(text: str, condition: Condition | None) -> Restored:
@@ -151,7 +158,7 @@ def read_controls(
     "params" as a dict and "own_picture" (bool: not the first control's); and notes as
     read_settings.
     """
-    texts = read_texts(read_bytes(source), KEYWORDS)
+    texts = _texts_in(source)
     stored = parsed(texts.get("controlloop", ""))
     if not isinstance(stored, dict):
         return webui.controls_from(texts.get("parameters", ""), conditions)
@@ -210,10 +217,11 @@ def _plain(params: object) -> dict[str, Any]:
 
 
 def _from_parameters(text: str, condition: Condition | None) -> Restored:
-    """Read a `parameters` chunk: Fooocus' JSON, or else AUTOMATIC1111's layout."""
+    """Read a `parameters` chunk: a tool's JSON, or else AUTOMATIC1111's layout."""
     if not text:
         return {}, [UNREADABLE]
     # A prompt may begin with a brace too: "{red|blue} ball".
     if isinstance(parsed(text), dict):
-        return other_tools.from_json(text)
+        settings, notes = other_tools.from_comfyui(text)
+        return (settings, notes) if notes else other_tools.from_json(text)
     return webui.settings_from(text, condition)

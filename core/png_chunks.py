@@ -21,13 +21,21 @@ MAX_TEXT_BYTES = 256 * 1024
 MAX_FILE_BYTES = 100 * 1024 * 1024
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+DAMAGED = (
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError),
+    struct.error,
+)
+"""What Pillow's readers raise for a broken file."""
 
 
 def write_png(target: str | Path | IO[bytes], image: RGBImage, texts: Mapping[str, str]) -> None:
     """Write an image and one text chunk per keyword; a file at a path is replaced whole."""
     info = PngInfo()
     for keyword, text in texts.items():
-        info.add_text(keyword, text)
+        if _means_two_things(text):
+            info.add_itxt(keyword, text)
+        else:
+            info.add_text(keyword, text)
     picture = Image.fromarray(image)
     if not isinstance(target, str | Path):
         picture.save(target, format="PNG", pnginfo=info)
@@ -39,6 +47,14 @@ def write_png(target: str | Path | IO[bytes], image: RGBImage, texts: Mapping[st
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _means_two_things(text: str) -> bool:
+    """Return whether a text in Latin-1, which tEXt should hold, would be taken for UTF-8."""
+    try:
+        return text.encode("latin-1").decode("utf-8") != text
+    except UnicodeError:
+        return False
 
 
 def read_bytes(source: str | Path | bytes) -> bytes:
@@ -114,4 +130,7 @@ def _text_of(kind: bytes, rest: bytes) -> str:
             return ""
     if len(rest) > MAX_TEXT_BYTES:
         return ""
-    return rest.decode(encoding, errors="replace")
+    try:
+        return rest.decode("utf-8")  # which some tools write into any of the three
+    except UnicodeDecodeError:
+        return rest.decode(encoding, errors="replace")

@@ -107,3 +107,21 @@ def test_without_text_only_the_text_is_gone():
 def test_no_such_file(tmp_path):
     with pytest.raises(BadInput, match="could not be opened"):
         read_bytes(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+def test_utf8_is_read_whichever_chunk_it_stands_in(kind):
+    said = "“ünï” 🎈 ï"
+    head = {b"tEXt": b"", b"zTXt": b"\0", b"iTXt": b"\0\0\0\0"}[kind]
+    body = zlib.compress(said.encode()) if kind == b"zTXt" else said.encode()
+    assert read_texts(raw_png((kind, b"parameters\0" + head + body)), KEYWORDS) == {
+        "parameters": said
+    }
+
+
+@pytest.mark.parametrize("said", ["ünï", "Ã©tÃ©", "Â£ 5", "plain"])
+def test_latin_1_is_written_so_that_it_is_not_taken_for_utf8(said):
+    file = io.BytesIO()
+    write_png(file, PICTURE, {"parameters": said})
+    assert read_texts(file.getvalue(), KEYWORDS) == {"parameters": said}
+    assert Image.open(io.BytesIO(file.getvalue())).text == {"parameters": said}

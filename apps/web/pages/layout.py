@@ -170,8 +170,8 @@ class Layout:
         ):
             self._advanced()
         self.restore_file = gr.File(
-            label="Restore settings: drop a PNG saved here",
-            file_types=[".png"],
+            label="Restore settings: drop a picture that holds them",
+            file_types=[".png", ".jpg", ".jpeg", ".webp", ".avif"],
             height=76,
             elem_id="restore",
             elem_classes="cl-restore",

@@ -1,4 +1,4 @@
-"""Fills a page from an example, a model's defaults, a PNG, or another app's result."""
+"""Fills a page from an example, a model's defaults, a saved picture, or another app's result."""
 
 from typing import Any
 
