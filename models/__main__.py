@@ -25,6 +25,7 @@ from models.checkpoints import embeddings, folders, lora
 from models.checkpoints.detect import (
     BASE,
     CONTROLNET,
+    EMA,
     EMBEDDING,
     LORA,
     MERGED,
@@ -146,8 +147,6 @@ def check(registry: Registry, path: Path) -> None:
     contents = _contents(path)
     if contents.kind == CONTROLNET:
         fits = _fitting(registry, path)
-        if path.is_dir():
-            folders.network_files(path)
         place = f"{shown(registry.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
         advice = "it is in its place" if _in_place(registry, path) else f"put it into {place}"
         print(f"{path.name} is {describe(contents)}, for {', '.join(fits)}: {advice}.")
@@ -170,9 +169,33 @@ def check(registry: Registry, path: Path) -> None:
     # These raise for all that is not Stable Diffusion 1.x, and for configs without weights.
     folders.inspect_base(path, registry.card(SD1_CARD).base_folder)
     folders.weights_files(path)
+    notes = _check_base(registry, path)
     print(f"{path.name} is {describe(contents)}: use it with --model {shlex.quote(str(path))}")
     if contents.kind == MERGED:
         print("and its own ControlNet is used with it, for the condition that its name says.")
+    for note in notes:
+        print(note)
+
+
+def _check_base(registry: Registry, path: Path) -> list[str]:
+    """Refuse a base whose weights do not fill its networks; return what else is to be said of it.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: loading it would raise the same.
+    """
+    from models.checkpoints import loading  # noqa: PLC0415 - it imports diffusers, for seconds
+
+    card = registry.card_of_path(path)
+    loading.build_text_and_unet(path, card.base_folder, loading.read_on_meta)
+    to_download = registry.remotes(card)
+    if not to_download:
+        vae = registry.local_vae(card) or path
+        loading.build_vae(vae, card.base_folder, loading.read_on_meta)
+    notes = [registry.vae_note(path)] if registry.vae_note(path) else []
+    notes += [f"That is to download, {_amount(one.source)}." for one in to_download]
+    if path.is_file() and folders.has_part(path, EMA):
+        notes.append(f"Its averaged weights ({EMA}…) are not used.")
+    return notes
 
 
 def transfer(registry: Registry, control: Path, base: str, sd15: str, out: Path) -> None:
@@ -219,6 +242,8 @@ def _contents(path: Path) -> Contents:
 
 def _fitting(registry: Registry, path: Path) -> list[str]:
     """Return the models that a ControlNet fits; if none, raise why it does not fit SD 1.x."""
+    from models.checkpoints import loading  # noqa: PLC0415 - as in _check_base
+
     fitting = []
     refused: SuiteError | None = None
     for card in registry.cards():
@@ -227,6 +252,8 @@ def _fitting(registry: Registry, path: Path) -> list[str]:
             continue
         try:
             folders.inspect_control(path, folders.read_json(config))
+            unet = loading.empty_unet(card.base_folder)
+            loading.build_control(path, unet, loading.read_on_meta)
             fitting.append(card.name)
         except SuiteError as error:
             if card.name == SD1_CARD or refused is None:
@@ -261,10 +288,13 @@ def _extra(registry: Registry, card: Card, name: str) -> str:
 def _where(source: Source | None, folder: Path) -> str:
     if source is None:
         return f"missing in {shown(folder)}"
-    missing = download.to_download(source)
-    if not missing:
+    if not download.to_download(source):
         return "here, downloaded"
-    return f"to download, {download.amount(sum(missing.values()))}, from {source.hub}"
+    return f"to download, {_amount(source)}, from {source.hub}"
+
+
+def _amount(source: Source) -> str:
+    return download.amount(sum(download.to_download(source).values()))
 
 
 def main(arguments: list[str] | None = None, registry: Registry | None = None) -> int:

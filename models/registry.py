@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.errors import BadInput, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMissing
 from core.request import Download
 from models.catalog import download
 from models.catalog.cards import (
@@ -26,7 +26,13 @@ from models.catalog.cards import (
 from models.catalog.lora_tags import split
 from models.catalog.paths import MODELS, shown
 from models.checkpoints import folders
-from models.checkpoints.detect import CHANNEL_ORDER, MERGED, identify, read_metadata, read_shapes
+from models.checkpoints.detect import (
+    CHANNEL_ORDER,
+    MERGED,
+    identify,
+    read_metadata,
+    read_shapes,
+)
 
 MODEL_VARIABLE = "CONTROLLOOP_MODEL"
 DEFAULT_MODEL = "diorama"
@@ -34,6 +40,8 @@ SD1_CARD = "sd15"
 """The card that a user's own Stable Diffusion 1.x checkpoint is shown and read with."""
 V10_CARD = "sd15_v10"
 """The card of ControlNet 1.0, whose control_sd15_*.pth hold a base and a ControlNet in one file."""
+VAE_FOLDER = "vae"
+"""In a base's folder."""
 LORA_FOLDER, EMBEDDINGS_FOLDER = "lora", "embeddings"
 """Beside the cards."""
 FOLDER_CHANNEL_ORDER = "controlnet_conditioning_channel_order"
@@ -115,24 +123,30 @@ class Registry:
             for card in self._cards.values():
                 if path == (card.file or card.folder).resolve():
                     return card
-            card = self._card_of_path(path)
+            card = self.card_of_path(path)
             if card.name in self._cards:
                 card = replace(card, name=str(path))
             self._cards[card.name] = card
             self._offer_other_controls(card)
             return card
 
-    def _card_of_path(self, path: Path) -> Card:
+    def card_of_path(self, path: Path) -> Card:
+        """Return the card of a checkpoint named by path, without offering it.
+
+        Raises:
+            BadInput: a malformed card, or none to read the checkpoint with.
+        """
         own = path.with_suffix(".toml")
         if path.is_dir() and own.is_file():
             return read_card(own)
         if SD1_CARD not in self._cards:
             raise BadInput(f"There is no card {SD1_CARD} to read the checkpoint {path.name} with.")
+        note = self.vae_note(path)
         card = replace(
             self._cards[SD1_CARD],
             name=path.stem,
             title=path.stem,
-            blurb=f"Your own Stable Diffusion 1.x model, {path.name}.",
+            blurb=f"Your own Stable Diffusion 1.x model, {path.name}. {note}".strip(),
             licence="see where it came from",
             base=None,
         )
@@ -140,10 +154,22 @@ class Registry:
             return replace(card, folder=path, base_folder=path)
         return replace(card, file=path)
 
+    def vae_note(self, path: Path) -> str:
+        """Return a sentence on the VAE that is used with a user's checkpoint; "" for its own."""
+        beside = folders.vae_beside(path) if path.is_file() else None
+        if beside:
+            return f"It is used with the VAE beside it, {beside.name}."
+        try:
+            lacking = path.is_file() and folders.lacks_vae(path)
+        except SuiteError:  # told when it is loaded
+            return ""
+        title = self._cards[SD1_CARD].title
+        return f"It has no VAE of its own and is used with that of {title}." if lacking else ""
+
     def _offer_other_controls(self, card: Card) -> None:
         """Add a card for each other family of ControlNets that fits a user's SD 1.x checkpoint.
 
-        `card` is what _card_of_path returned; a folder with a card of its own gets no others.
+        `card` is what card_of_path returned; a folder with a card of its own gets no others.
         """
         sd1 = self._cards.get(SD1_CARD)
         if sd1 is None or card.controls is not sd1.controls:
@@ -175,14 +201,55 @@ class Registry:
         card = self.card(model)
         if control:
             self.require_control(card, control)  # before its base is downloaded in vain
-        bases = self.remotes(card)
-        base = bases[0].fetch() if bases else card.file or card.base_folder
+        base = card.file or card.base_folder
+        if card.base and not has_base(card):
+            base = Remote(card.base, card.title, card.base_folder).fetch()
         unet_config = folders.inspect_base(base, card.base_folder)
         if not control:
             return base, None
         path = self.local_control(card, control) or self._remote_control(card, control).fetch()
         folders.inspect_control(path, unet_config)
         return base, path
+
+    def find_vae(self, card: Card) -> Path | None:
+        """Return the VAE that replaces a single file's own or missing one, a folder or a file.
+
+        That is the one named after the file beside it, else that of the card's base, downloaded if
+        necessary. None if the base has its own.
+
+        Raises:
+            WeightsMissing: it cannot be downloaded.
+            WeightsMismatch: the single file is damaged.
+        """
+        if _lacks_vae(card) and self.local_vae(card) is None:
+            return self._remote_vae(card).fetch() / VAE_FOLDER
+        return self.local_vae(card)
+
+    def local_vae(self, card: Card) -> Path | None:
+        """Return such a VAE if it is here; None if the base has its own, or it is to download.
+
+        Raises:
+            WeightsMismatch: the single file is damaged.
+        """
+        beside = folders.vae_beside(card.file) if card.file else None
+        if beside or not _lacks_vae(card):
+            return beside
+        folder = card.base_folder / VAE_FOLDER
+        try:
+            folders.network_files(folder)
+        except WeightsMissing:
+            return None
+        return folder
+
+    def _remote_vae(self, card: Card) -> Remote:
+        base = self._cards[SD1_CARD].base
+        folder = card.base_folder / VAE_FOLDER
+        if base is None:
+            raise WeightsMissing(
+                f"{card.title} has no VAE (first_stage_model): put one into {shown(folder)}."
+            )
+        files = {n: size for n, size in base.files.items() if n.startswith(f"{VAE_FOLDER}/")}
+        return Remote(replace(base, files=files), f"{card.title}'s VAE", card.base_folder)
 
     def find_extra(self, card: Card, name: str) -> Path:
         """Return the path of one of EXTRAS that the card knows, downloaded if necessary.
@@ -231,6 +298,8 @@ class Registry:
         remotes = []
         if card.base and not has_base(card):
             remotes.append(Remote(card.base, card.title, card.base_folder))
+        if _lacks_vae(card) and self.local_vae(card) is None:
+            remotes.append(self._remote_vae(card))
         for control in dict.fromkeys(controls):
             if self.local_control(card, control) is None:
                 remotes.append(self._remote_control(card, control))
@@ -335,6 +404,11 @@ class Registry:
         if v10 and named and _is_merged(path):
             return v10.channel_order(named[0])
         return _channel_order_in(path)
+
+
+def _lacks_vae(card: Card) -> bool:
+    """Tell whether a card's base is a single file without a VAE."""
+    return card.file is not None and folders.lacks_vae(card.file)
 
 
 def has_base(card: Card) -> bool:

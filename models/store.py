@@ -63,7 +63,7 @@ class Store:
         share_device(self.device)
         self.registry = Registry(folder)
         self._lock = threading.RLock()
-        self._base: tuple[Path, Base] | None = None
+        self._base: tuple[tuple[Path, Path | None], Base] | None = None
         self._merged: tuple[Loras, tuple[nn.Module, nn.Module]] | None = None
         self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
         self._ready: OrderedDict[ReadyKey, tuple[DiffusersNetworks, list[ControlKey]]]
@@ -100,8 +100,9 @@ class Store:
             if path:
                 order = self.registry.channel_order(card, control, path)
                 keys[control] = (path, order, base_path if folders.is_difference(path) else None)
+        vae_path = self.registry.find_vae(card)
         with self._lock:
-            networks = self._build(card, base_path, keys, loras)
+            networks = self._build(card, (base_path, vae_path), keys, loras)
             self._ready[ready] = (networks, list(keys.values()))
             if len(self._ready) > KEPT_READY:
                 self._ready.popitem(last=False)
@@ -130,22 +131,31 @@ class Store:
         return replace(base, taesd=loading.load_taesd(path, placement))
 
     def _build(
-        self, card: Card, base_path: Path, keys: dict[str, ControlKey], loras: Loras
+        self,
+        card: Card,
+        paths: tuple[Path, Path | None],
+        keys: dict[str, ControlKey],
+        loras: Loras,
     ) -> DiffusersNetworks:
+        """Return the networks of a base, whose VAE may lie elsewhere (`paths`), and ControlNets."""
         # Only here: it imports diffusers, which takes seconds, and the server must answer before.
         from models.checkpoints import loading  # noqa: PLC0415
 
         placement = loading.Placement(self.device, self.dtype)
-        if self._base is None or self._base[0] != base_path:
+        base_path, vae_path = paths
+        if self._base is None or self._base[0] != paths:
             self._base = self._merged = None  # before the next is loaded: two may not fit
             self._forget()
-            base = loading.load_base(base_path, card.base_folder, placement)
-            self._base = (base_path, self._with_taesd(card, base, placement))
+            base = loading.load_base(base_path, card.base_folder, placement, vae_path)
+            self._base = (paths, self._with_taesd(card, base, placement))
         base = self._base[1]
         text_encoder, unet = self._with_loras(base, loras)
         hashes = {
             part: self._hash(files) for part, files in folders.weights_files(base_path).items()
         }
+        if vae_path:
+            files = folders.network_files(vae_path)[0] if vae_path.is_dir() else [vae_path]
+            hashes["vae"] = self._hash(files)
         hashes |= {
             f"lora {one.name}" if one.tag else one.name: self._hash([one.path]) for one in loras
         }

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ LENGTH_BYTES = 8
 """Size of the header's length at the start of a safetensors file, little-endian."""
 UTF8_BOM = b"\xef\xbb\xbf"
 """Some servers and editors put it before text."""
+
+KEPT_HEADERS = 16
+"""Files whose shapes are kept in memory: some thousand names each."""
 
 CHANNEL_ORDER = "channel_order"
 """Metadata key of a ControlNet's safetensors file for the order of its map's channels."""
@@ -72,12 +76,16 @@ _KEY_PATTERNS = (
     ("a Flux checkpoint", r"(^|\.)double_blocks\.\d+\."),
     ("a Stable Diffusion 3 checkpoint", r"(^|\.)joint_blocks\.\d+\."),
     (BASE, r"^model\.diffusion_model\.input_blocks\."),
+    ("a base checkpoint of averaged weights alone (model_ema), not of the plain", r"^model_ema\."),
     ("a UNet alone", r"^(input_blocks|down_blocks)\.0\."),
     ("an autoencoder alone", r"^(first_stage_model\.)?decoder\.(conv_in|layers\.0)\."),
     ("a text encoder alone", r"(^|\.)text_model\.|^embeddings\.token_embedding\."),
 )
 """Kinds of files and a pattern of their keys; the first that matches decides."""
 
+VAE, TEXT_ENCODER, EMA = "first_stage_model.", "cond_stage_model.", "model_ema."
+"""Beginnings of keys in a single-file base: the parts beside its UNet, and averages of the UNet's
+weights, which only training needs."""
 DIFFERENCE = "difference"
 """Key that marks a ControlNet whose encoder is stored minus its base's (extract_controlnet_diff.py
 of sd-webui-controlnet)."""
@@ -112,8 +120,15 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         WeightsMismatch: it is truncated, not a weights file, or a pickle that would run code.
     """
     _require_weights_file(path)
+    facts = path.stat()
+    return dict(_read_shapes(path, facts.st_mtime_ns, facts.st_size))
+
+
+@lru_cache(KEPT_HEADERS)
+def _read_shapes(path: Path, changed: int, size: int) -> Shapes:
+    """Return the shapes; the same object as long as the file is unchanged."""
     if not _is_safetensors(path):
-        return {key: tuple(tensor.shape) for key, tensor in read_state(path).items()}
+        return {key: tuple(tensor.shape) for key, tensor in _unpickled(path, True).items()}
     header = _safetensors_header(path)
     return {key: tuple(facts["shape"]) for key, facts in header.items() if key != "__metadata__"}
 
@@ -141,7 +156,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if _is_safetensors(path):
         _safetensors_header(path)
         return load_file(path)
-    content = read_pickle(path)
+    return _unpickled(path)
+
+
+def _unpickled(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
+    """Return the named tensors of a pickle, however deep they lie."""
+    content = read_pickle(path, shapes_only)
     for _ in range(NESTED):
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
             content = content["state_dict"]

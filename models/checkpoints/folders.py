@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import WeightsMismatch, WeightsMissing
+from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.paths import shown
 from models.checkpoints.detect import (
     BASE,
     CONTROLNET,
     MERGED,
     SD1_WIDTH,
+    TEXT_ENCODER,
+    VAE,
     WIDTHS,
     Contents,
     identify,
@@ -63,7 +66,28 @@ def inspect_base(path: Path, config_dir: Path) -> dict[str, Any]:
         return _inspect_base_folder(path)
     unet = read_json(config_dir / "unet" / "config.json")
     _require(path, identify(read_shapes(path)), (BASE, MERGED), unet)
+    if not has_part(path, TEXT_ENCODER):
+        raise WeightsMismatch(
+            f"{path.name} has no text encoder ({TEXT_ENCODER}…): choose a whole checkpoint."
+        )
     return unet
+
+
+def has_part(checkpoint: Path, part: str) -> bool:
+    """Tell whether a single file has weights whose names begin so: VAE, TEXT_ENCODER or EMA."""
+    return any(key.startswith(part) for key in read_shapes(checkpoint))
+
+
+def lacks_vae(checkpoint: Path) -> bool:
+    """Tell whether a single file is a base without a VAE."""
+    is_base = identify(read_shapes(checkpoint)).kind in (BASE, MERGED)
+    return is_base and not has_part(checkpoint, VAE)
+
+
+def vae_beside(checkpoint: Path) -> Path | None:
+    """Return the VAE that belongs to a single file by its name, as in AUTOMATIC1111."""
+    files = (checkpoint.with_suffix(f".vae{suffix}") for suffix in CONTROL_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _inspect_base_folder(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ diffusers' own conversion functions; a file that does not fill every weight of a
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
 from models.catalog.paths import shown
-from models.checkpoints.detect import DIFFERENCE, read_state
+from models.checkpoints.detect import DIFFERENCE, EMA, read_shapes, read_state
 from models.checkpoints.folders import network_files, read_json
 from models.networks import decode
 
@@ -74,8 +75,28 @@ class Placement:
         return module.eval().requires_grad_(False)
 
 
-def load_base(path: Path, config_dir: Path, placement: Placement) -> Base:
+Read = Callable[[Path], dict[str, Tensor]]
+"""Reads a file's tensors, or only their shapes."""
+
+
+def read_on_meta(path: Path) -> dict[str, Tensor]:
+    """Return a file's tensors without their values, on the meta device.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: as read_shapes.
+    """
+    return {
+        name: torch.empty(shape, dtype=torch.float32, device="meta")
+        for name, shape in read_shapes(path).items()
+    }
+
+
+def load_base(
+    path: Path, config_dir: Path, placement: Placement, vae_path: Path | None = None
+) -> Base:
     """Load a model folder, or a single file with the configs and tokenizer in `config_dir`.
+
+    `vae_path` is the folder or file of a VAE that replaces a single file's own.
 
     Raises:
         WeightsMissing: a file that the model needs does not exist.
@@ -92,15 +113,85 @@ def load_base(path: Path, config_dir: Path, placement: Placement) -> Base:
         )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    if path.is_dir():
-        text_encoder, unet, vae = _load_folder(path)
-    else:
-        text_encoder, unet, vae = _load_single_file(path, config_dir)
+    text_encoder, unet, vae = build_base(path, config_dir, vae_path)
     text_encoder, vae, unet = (placement.place(module) for module in (text_encoder, vae, unet))
     channels = int(read_json(folder / "unet" / "config.json")["in_channels"])
     device = next(vae.parameters()).device  # the CPU if there was no room
     preview_matrix = fit_preview(vae, channels, device, placement.dtype).to(placement.device)
     return Base(tokenizer, text_encoder, unet, vae, scheduler_config, preview_matrix)
+
+
+def build_base(
+    path: Path, config_dir: Path, vae_path: Path | None = None
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return a base's text encoder, UNet and VAE, on the CPU in the files' number format.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: as load_base.
+    """
+    read = lru_cache(1)(read_state)  # a single file holds all three
+    text_encoder, unet = build_text_and_unet(path, config_dir, read)
+    return text_encoder, unet, build_vae(vae_path or path, config_dir, read)
+
+
+def build_text_and_unet(
+    path: Path, config_dir: Path, read: Read = read_state
+) -> tuple[nn.Module, nn.Module]:
+    """Return a base's text encoder and UNet, as build_base.
+
+    With `read_on_meta` they have no weights, but what cannot be loaded is refused all the same.
+    """
+    if path.is_dir():
+        return (
+            load_network(CLIPTextModel, path / "text_encoder", read),
+            load_network(UNet2DConditionModel, path / "unet", read),
+        )
+    state = {name: weight for name, weight in read(path).items() if not name.startswith(EMA)}
+    with torch.device("meta"):
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(config_dir / "text_encoder"))
+    unet = empty_unet(config_dir)
+    convert = _untyped(CONVERSIONS)
+    return (
+        _fill(text_encoder, convert.convert_ldm_clip_checkpoint(state), path),
+        _fill(unet, convert.convert_ldm_unet_checkpoint(state, unet.config), path),
+    )
+
+
+def build_vae(path: Path, config_dir: Path, read: Read = read_state) -> nn.Module:
+    """Return the VAE of a base, or one alone, as build_text_and_unet.
+
+    `path` is a base's folder or file, a VAE's folder, or a file with the original's or diffusers'
+    names.
+    """
+    if (path / "vae").is_dir():
+        path = path / "vae"
+    if path.is_dir():
+        return _load_vae_folder(path, read)
+    state = read(path)
+    config = read_json(config_dir / "vae" / "config.json")
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config)
+    if not any(name.startswith("decoder.up_blocks.") for name in state):
+        state = _untyped(CONVERSIONS).convert_ldm_vae_checkpoint(state, config)
+    return _fill(vae, state, path)
+
+
+def empty_unet(config_dir: Path) -> Any:
+    """Return the UNet that the configs in a folder describe, without weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(read_json(config_dir / "unet" / "config.json"))
+
+
+def _load_vae_folder(folder: Path, read: Read) -> nn.Module:
+    autoencoders = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    kind = str(read_json(folder / "config.json").get("_class_name"))
+    if kind not in autoencoders:
+        raise WeightsMismatch(
+            f"The autoencoder in {shown(folder)} is of the class {kind}: "
+            f"it must be {' or '.join(autoencoders)}."
+        )
+    network: nn.Module = load_network(autoencoders[kind], folder, read)
+    return network
 
 
 def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -128,7 +219,7 @@ def load_control(path: Path, unet: Any, placement: Placement, channel_order: str
     Raises:
         WeightsMismatch: the weights do not fill the network.
     """
-    network = _load_control_network(path, unet)
+    network = build_control(path, unet)
     if channel_order:
         # Set, not toggled: right whatever the folder's config says.
         network.register_to_config(controlnet_conditioning_channel_order=channel_order)
@@ -148,7 +239,7 @@ def load_taesd(path: Path, placement: Placement) -> nn.Module:
     return placement.place(_fill(empty, read_state(path), path))
 
 
-def load_network(kind: Any, folder: Path) -> Any:
+def load_network(kind: Any, folder: Path, read: Read = read_state) -> Any:
     """Load one network from its folder in diffusers' layout: on the CPU, in the files' dtype.
 
     `kind` is its class, a ModelMixin of diffusers or CLIPTextModel. Unlike from_pretrained this
@@ -159,7 +250,7 @@ def load_network(kind: Any, folder: Path) -> Any:
         WeightsMismatch: the weights do not fill the network.
     """
     files, _ = network_files(folder)
-    state = {name: weight for file in files for name, weight in read_state(file).items()}
+    state = {name: weight for file in files for name, weight in read(file).items()}
     try:
         with torch.device("meta"):
             if kind is CLIPTextModel:
@@ -171,15 +262,18 @@ def load_network(kind: Any, folder: Path) -> Any:
             f"{shown(folder / 'config.json')} does not describe a {kind.__name__}: "
             f"{_first_sentence(error)}"
         ) from error
-    if hasattr(empty, "_fix_state_dict_keys_on_load"):  # an autoencoder from before diffusers 0.17
-        empty._fix_state_dict_keys_on_load(state)
     return _fill(empty, state, folder)
 
 
-def _load_control_network(path: Path, unet: Any) -> Any:
+def build_control(path: Path, unet: Any, read: Read = read_state) -> Any:
+    """Return a ControlNet for use beside `unet`, as build_base.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: as load_control.
+    """
     if path.is_dir():
-        return load_network(ControlNetModel, path)
-    state = read_state(path)
+        return load_network(ControlNetModel, path, read)
+    state = read(path)
     with torch.device("meta"):
         empty = ControlNetModel.from_unet(
             unet,
@@ -199,38 +293,7 @@ def _add_encoder(control: nn.Module, unet: nn.Module) -> None:
     base = dict(unet.named_parameters())
     for name, parameter in control.named_parameters():
         if name in base:
-            parameter.data = parameter.float() + base[name].to("cpu", torch.float32)
-
-
-def _load_folder(path: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
-    autoencoders = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    kind = str(read_json(path / "vae" / "config.json").get("_class_name"))
-    if kind not in autoencoders:
-        raise WeightsMismatch(
-            f"The autoencoder in {shown(path / 'vae')} is of the class {kind}: "
-            f"it must be {' or '.join(autoencoders)}."
-        )
-    return (
-        load_network(CLIPTextModel, path / "text_encoder"),
-        load_network(UNet2DConditionModel, path / "unet"),
-        load_network(autoencoders[kind], path / "vae"),
-    )
-
-
-def _load_single_file(path: Path, config_dir: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
-    state = read_state(path)
-    unet_config = read_json(config_dir / "unet" / "config.json")
-    vae_config = read_json(config_dir / "vae" / "config.json")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config)
-        vae = AutoencoderKL.from_config(vae_config)
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(config_dir / "text_encoder"))
-    convert = _untyped(CONVERSIONS)
-    return (
-        _fill(text_encoder, convert.convert_ldm_clip_checkpoint(state), path),
-        _fill(unet, convert.convert_ldm_unet_checkpoint(state, unet_config), path),
-        _fill(vae, convert.convert_ldm_vae_checkpoint(state, vae_config), path),
-    )
+            parameter.data = parameter.float() + base[name].to(parameter.device, torch.float32)
 
 
 def _untyped(module: str) -> Any:
@@ -246,6 +309,10 @@ def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
         # Computed in the constructor, where it has no value on the meta device; in no file.
         positions = module.config.max_position_embeddings
         module.embeddings.position_ids = torch.arange(positions).expand(1, -1)
+    if hasattr(module, "_fix_state_dict_keys_on_load"):  # a VAE from before diffusers 0.17
+        state = dict(state)
+        renaming: Any = module
+        renaming._fix_state_dict_keys_on_load(state)
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for name, shape in wanted.items():
         weight = state.get(name)
@@ -261,7 +328,8 @@ def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
             )
     module.load_state_dict({name: state[name] for name in wanted}, assign=True)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        assert not tensor.is_meta, f"{type(module).__name__}'s {name} has no value"
+        has_value = not tensor.is_meta or (name in wanted and state[name].is_meta)
+        assert has_value, f"{type(module).__name__}'s {name} has no value"
     return module
 
 

@@ -53,8 +53,10 @@ STORAGES = {
 """Number format by the name of torch's class for it."""
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, shapes_only: bool = False) -> Any:
     """Return what a checkpoint of torch holds, with Inert objects for all that is no plain data.
+
+    With `shapes_only` the tensors may be on the meta device, so that a large file is not read.
 
     Raises:
         WeightsMismatch: it is damaged, something else, or made to run code.
@@ -74,7 +76,7 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # torch's reader may raise anything on a damaged file
         raise _damaged(path) from error
     try:
-        return _read_zip(path) if zipped else _read_legacy(path)
+        return _read_zip(path, shapes_only) if zipped else _read_legacy(path, shapes_only)
     except _RunsCode as error:
         raise WeightsMismatch(
             f"{path.name} holds more than tensors and would run code when loaded ({error}): "
@@ -202,7 +204,7 @@ def _may_run_code(package: str, name: str) -> bool:
     return package in sys.stdlib_module_names and package not in HARMLESS_MODULES
 
 
-def _read_zip(path: Path) -> Any:
+def _read_zip(path: Path, shapes_only: bool) -> Any:
     with zipfile.ZipFile(path) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
@@ -213,7 +215,9 @@ def _read_zip(path: Path) -> Any:
         storages: dict[str, Tensor] = {}
 
         def storage(dtype: torch.dtype, key: str, _: str, count: int) -> Tensor:
-            if key not in storages:
+            if key not in storages and shapes_only:
+                storages[key] = torch.empty(count, dtype=dtype, device="meta")
+            elif key not in storages:
                 content = archive.read(f"{folder}data/{key}")
                 storages[key] = _flat(content, dtype, count)
             return storages[key]
@@ -222,7 +226,7 @@ def _read_zip(path: Path) -> Any:
             return _Unpickler(file, storage).load()  # type: ignore[arg-type]
 
 
-def _read_legacy(path: Path) -> Any:
+def _read_legacy(path: Path, shapes_only: bool) -> Any:
     """Read torch's older container: five pickles, then the storages that the last one lists."""
     room = path.stat().st_size
     storages: dict[str, Tensor] = {}
@@ -233,14 +237,14 @@ def _read_legacy(path: Path) -> Any:
         if key not in storages:
             if count * dtype.itemsize > room:
                 raise pickle.UnpicklingError("a storage is larger than the file")
-            storages[key] = torch.empty(count, dtype=dtype)
+            storages[key] = torch.empty(count, dtype=dtype, device="meta" if shapes_only else "cpu")
         return storages[key] if view is None else storages[key][view[1] : view[1] + view[2]]
 
     with path.open("rb") as file:
         magic, _, _, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
         if magic != LEGACY_MAGIC:
             raise pickle.UnpicklingError("no checkpoint of torch")
-        for key in keys:
+        for key in () if shapes_only else keys:
             flat = storages[key]
             count = int.from_bytes(file.read(COUNT_BYTES), "little")
             flat.copy_(_flat(file.read(count * flat.itemsize), flat.dtype, count))

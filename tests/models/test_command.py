@@ -1,5 +1,6 @@
 """`python -m models` lists, fetches and checks, and says in one sentence what it cannot do."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from core.errors import SuiteError
 from models.__main__ import FAILED, main
 from models.networks import DiffusersNetworks
 from models.registry import Registry
+from models.store import Store
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, serving
 from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
@@ -205,3 +208,77 @@ def test_the_wrong_family_is_named(
 def test_configs_without_weights_are_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(ROOT / "models" / "sd15")]) == FAILED
     assert "no weights in models/sd15/unet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("left_out", "words"),
+    [
+        ("", ""),
+        ("first_stage_model.", "It has no VAE of its own and is used with that of Tiny."),
+        ("first_stage_model.decoder.conv_out.bias", "decoder.conv_out.bias is missing"),
+        ("cond_stage_model.", "has no text encoder (cond_stage_model.…): choose a whole"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "norm.bias is missing"),
+        ("model.diffusion_model.out.2.bias", "conv_out.bias is missing"),
+        ("model.diffusion_model.input_blocks.1.", "is missing"),
+    ],
+)
+def test_what_the_check_says_of_a_base_is_what_loading_does(
+    left_out: str,
+    words: str,
+    store: Store,
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = (networks.unet, networks.vae, networks.text_encoder)
+    state = base_state(*(part.state_dict() for part in parts))
+    kept = {k: w for k, w in state.items() if not (left_out and k.startswith(left_out))}
+    path = tmp_path / "x.safetensors"
+    save_file(kept, path)
+    code = main(["check", str(path)], store.registry)
+    said = capsys.readouterr()
+    assert words in said.out + said.err
+    if code == 0:
+        assert store.load(str(path)).unet is not None and said.err == ""
+    else:
+        with pytest.raises(SuiteError) as refusal:
+            store.load(str(path))
+        assert str(refusal.value) == said.err.strip() and said.out == ""
+
+
+def test_what_the_check_says_of_a_control_is_what_loading_does(
+    models_folder: Path,
+    store: Store,
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = control_state(networks.controlnets["canny"].state_dict(), "control_model.")
+    del state["control_model.middle_block_out.0.bias"]
+    save_file(state, tmp_path / "x.safetensors")
+    assert main(["check", str(tmp_path / "x.safetensors")], store.registry) == FAILED
+    assert "x.safetensors is incomplete, controlnet_mid_block.bias" in capsys.readouterr().err
+
+
+def test_averaged_weights_and_a_vae_to_download_are_said(
+    offline_registry: tuple[Registry, Path],
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = offline_registry[0].lora_folder.parent
+    (folder / "sd15").unlink()
+    shutil.copytree(folder / "tiny", folder / "sd15")
+    (folder / "sd15/vae/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "sd15.toml").unlink()
+    source = f'[base]\nhub = "someone/far"\nrevision = "{REVISION}"\n[base.files]\n'
+    files = '"unet/x.safetensors" = 2000000000\n"vae/x.safetensors" = 167000000\n'
+    (folder / "sd15.toml").write_text(CARD + source + files, encoding="utf-8")
+    state = base_state(networks.unet.state_dict(), {}, networks.text_encoder.state_dict())
+    save_file(state | {"model_ema.decay": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert main(["check", str(tmp_path / "x.safetensors")], Registry(folder)) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "It has no VAE of its own and is used with that of Tiny.",
+        "That is to download, 167 MB.",
+        "Its averaged weights (model_ema.…) are not used.",
+    ]

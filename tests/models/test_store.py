@@ -410,3 +410,87 @@ def test_a_difference_controlnet_is_added_to_the_base_in_use(
         wanted = weight - before[name] + after[name] if name in after else weight
         torch.testing.assert_close(moved[name], wanted, rtol=1e-4, atol=1e-4)
     assert len(moved.keys() & after.keys()) > 100
+
+
+@pytest.fixture
+def without_vae(networks: DiffusersNetworks, tmp_path: Path) -> Path:
+    """A single file of another base, without a VAE."""
+    other = tiny_networks(seed=1)
+    state = base_state(other.unet.state_dict(), {}, other.text_encoder.state_dict())
+    save_file(state, tmp_path / "bare.safetensors")
+    return tmp_path / "bare.safetensors"
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(weight, theirs[name]) for name, weight in one.state_dict().items())
+
+
+def test_a_checkpoint_without_a_vae_takes_that_of_its_family(
+    store: Store, networks: DiffusersNetworks, without_vae: Path
+) -> None:
+    loaded = store.load(str(without_vae))
+    assert _same_weights(loaded.vae, networks.vae)
+    assert loaded.hashes["vae"] == store.load("sd15").hashes["vae"]
+    blurb = store.registry.card(str(without_vae)).blurb
+    assert blurb.endswith("It has no VAE of its own and is used with that of Tiny.")
+
+
+@pytest.mark.parametrize("layout", ["original", "prefixed", "diffusers", "pickle"])
+def test_the_vae_beside_a_checkpoint_is_used_with_it(
+    layout: str, store: Store, without_vae: Path
+) -> None:
+    vae = tiny_networks(seed=2).vae
+    prefix = "first_stage_model."
+    whole = base_state({}, vae.state_dict(), {})
+    state = {
+        "original": {name.removeprefix(prefix): weight for name, weight in whole.items()},
+        "prefixed": whole,
+        "diffusers": vae.state_dict(),
+        "pickle": {name.removeprefix(prefix): weight for name, weight in whole.items()},
+    }[layout]
+    if layout == "pickle":
+        torch.save({"state_dict": state, "epoch": 1}, without_vae.with_suffix(".vae.pt"))
+    else:
+        save_file(state, without_vae.with_suffix(".vae.safetensors"))
+    assert _same_weights(store.load(str(without_vae)).vae, vae)
+    assert "with the VAE beside it, bare.vae." in store.registry.card(str(without_vae)).blurb
+
+
+def test_the_vae_to_download_is_that_of_the_base(
+    copy: Path, without_vae: Path, hub_cache: Path
+) -> None:
+    shutil.rmtree(copy / "sd15" / "unet")
+    (copy / "sd15" / "unet").mkdir()
+    shutil.copy(copy / "tiny/unet/config.json", copy / "sd15/unet/config.json")
+    kept = (copy / "sd15/vae/diffusion_pytorch_model.safetensors").rename(copy / "vae")
+    hub = HUB_CARD.split("[base]")[1].replace(
+        '"unet/config.json" = 700',
+        '"vae/config.json" = 9\n"vae/diffusion_pytorch_model.safetensors" = 167000000',
+    )
+    (copy / "sd15.toml").write_text(CARD + "[base]" + hub, encoding="utf-8")
+    store = Store("cpu", "float32", copy)
+    with pytest.raises(WeightsMissing, match=r"^bare's VAE needs .*model\.safetensors \(167 MB\)"):
+        store.load(str(without_vae))
+    snapshot = hub_cache / "models--someone--tiny" / "snapshots" / ("0123456789" * 4) / "vae"
+    snapshot.mkdir(parents=True)
+    kept.rename(snapshot / "diffusion_pytorch_model.safetensors")
+    shutil.copy(copy / "sd15/vae/config.json", snapshot)
+    assert store.load(str(without_vae)).vae is not None
+
+
+def test_averaged_weights_are_not_used(
+    store: Store, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    parts = (networks.unet, networks.vae, networks.text_encoder)
+    state = base_state(*(part.state_dict() for part in parts))
+    averaged = {
+        "model_ema." + "".join(name.split(".")[1:]): torch.zeros_like(weight)
+        for name, weight in state.items()
+        if name.startswith("model.")
+    }
+    save_file(state | averaged, tmp_path / "both.safetensors")
+    assert _same_weights(store.load(str(tmp_path / "both.safetensors")).unet, networks.unet)
+    save_file(averaged, tmp_path / "averaged.safetensors")
+    with pytest.raises(WeightsMismatch, match="of averaged weights alone"):
+        store.load(str(tmp_path / "averaged.safetensors"))
