@@ -1,6 +1,6 @@
 """Draws every control map of one picture.
 
-python apps/annotator.py
+Run it with `python apps/annotator.py`.
 """
 
 if __name__ == "__main__":

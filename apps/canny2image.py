@@ -1,6 +1,6 @@
 """Generates images from the Canny edges of a photograph.
 
-python apps/canny2image.py
+Run it with `python apps/canny2image.py`.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates images from the depth of a photograph.
 
-python apps/depth2image.py
+Run it with `python apps/depth2image.py`.
 """
 
 if __name__ == "__main__":

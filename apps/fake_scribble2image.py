@@ -1,6 +1,6 @@
 """Generates images from a photograph redrawn as a scribble.
 
-python apps/fake_scribble2image.py
+Run it with `python apps/fake_scribble2image.py`.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates images from the soft edges of a photograph.
 
-python apps/hed2image.py
+Run it with `python apps/hed2image.py`.
 """
 
 if __name__ == "__main__":

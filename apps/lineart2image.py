@@ -1,6 +1,6 @@
 """Generates images from a photograph redrawn as line art.
 
-python apps/lineart2image.py
+Run it with `python apps/lineart2image.py`.
 """
 
 if __name__ == "__main__":

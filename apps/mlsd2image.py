@@ -1,6 +1,6 @@
 """Generates images from the straight lines of a photograph.
 
-python apps/mlsd2image.py
+Run it with `python apps/mlsd2image.py`.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates images from several control maps at once.
 
-python apps/multi2image.py
+Run it with `python apps/multi2image.py`.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates images from the surface normals of a photograph.
 
-python apps/normal2image.py
+Run it with `python apps/normal2image.py`.
 """
 
 if __name__ == "__main__":

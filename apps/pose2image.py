@@ -1,6 +1,6 @@
 """Generates images from the poses of the people in a photograph.
 
-python apps/pose2image.py
+Run it with `python apps/pose2image.py`.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates images from a drawing.
 
-python apps/scribble2image.py
+Run it with `python apps/scribble2image.py`.
 """
 
 if __name__ == "__main__":

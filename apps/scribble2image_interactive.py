@@ -1,6 +1,6 @@
 """Generates images from a drawing made in the page.
 
-python apps/scribble2image_interactive.py
+Run it with `python apps/scribble2image_interactive.py`.
 """
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates images from the segmentation of a photograph.
 
-python apps/seg2image.py
+Run it with `python apps/seg2image.py`.
 """
 
 if __name__ == "__main__":
