@@ -154,6 +154,7 @@ class _Evaluator:
         if control_map is None:
             control_map = annotator.preprocessors[0].draw(image, params)
         decoded = round_trip(self._networks, image)
+        index = len(self.psnrs)
         self.psnrs.append(psnr(image, decoded))
         extractor = Extractor(annotator, annotator.preprocessors[0], params, None)
         reextracted, score = extractor.reextract_and_score(decoded, control_map)
@@ -164,7 +165,7 @@ class _Evaluator:
             self._condition,
             control_map,
             prompt=example.caption,
-            seed=FIRST_SEED + IMAGES * len(self.psnrs) - IMAGES,
+            seed=FIRST_SEED + IMAGES * index,  # an image's own seed in the whole evaluation
             model=self._model,
             **SETTINGS,
         )
@@ -207,19 +208,19 @@ def select_conditions(store: Store, model: str, names: list[str] | None) -> list
     """Check the conditions' names; None selects all of the paper's that the model has.
 
     Raises:
-        BadInput: The paper does not measure one; the message lists those it does.
+        BadInput: The paper does not measure one, or there is none; the message lists those it does.
     """
     card = store.registry.card(model)
     if names is None:
         names = [name for name in EVALUATIONS if card.has_control(name)]
-    for name in names or [""]:
+    measured = ", ".join(EVALUATIONS)
+    if not any(names):
+        raise BadInput(
+            f"{card.title} has none of the ControlNets that ControlNet++ measures: {measured}."
+        )
+    for name in names:
         if name not in EVALUATIONS:
-            raise BadInput(
-                f"ControlNet++ does not measure {name!r}: choose among {', '.join(EVALUATIONS)}."
-                if name
-                else f"{card.title} has none of the ControlNets that ControlNet++ measures: "
-                f"{', '.join(EVALUATIONS)}."
-            )
+            raise BadInput(f"ControlNet++ does not measure {name!r}: choose among {measured}.")
     return names
 
 

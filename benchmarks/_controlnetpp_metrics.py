@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from annotators import depth
 from annotators._diorama import resize_like
+from annotators._map_checks import require_finite
 from annotators._pretrained import load_transformer
 from annotators.seg import as_classes, as_map, palette
 from core.condition import ControlMap, RGBImage
@@ -23,7 +24,7 @@ from core.images import grey_map
 DPT_LARGE = (
     "DPTForDepthEstimation",
     "Intel/dpt-large",
-    "bc15f29aa3a80d532f2ed650b5e16ac48d8958f9",  # transformers' own, for its depth pipeline
+    "bc15f29aa3a80d532f2ed650b5e16ac48d8958f9",  # what transformers' depth pipeline loads
     1_367_456_044,
 )
 MASK2FORMER = (
@@ -56,8 +57,14 @@ def draw_depth(image: RGBImage, _: Any) -> ControlMap:
 
 
 def draw_generated_depth(image: RGBImage, _: Any) -> ControlMap:
-    """Draw a generated picture's depth, which the paper divides by its largest value."""
-    inverse_depth = predict_depth(image).clip(0)
+    """Draw a generated picture's depth, which the paper divides by its largest value.
+
+    Raises:
+        SuiteError: a value is NaN or infinite.
+    """
+    inverse_depth = predict_depth(image)
+    require_finite(inverse_depth)
+    inverse_depth = inverse_depth.clip(0)
     largest = max(float(inverse_depth.max()), 1e-9)
     return grey_map((255 * inverse_depth / largest).round().astype(np.uint8))
 
@@ -78,23 +85,23 @@ def draw_classes(image: RGBImage, _: Any) -> ControlMap:
 
 def pooled_f1(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
     """Exact-pixel F1 in percent, with the pixels of all images pooled; 0 if there are no lines."""
-    first = lines_in(target)
-    others = [lines_in(m) for m in extracted]
-    common = sum(int((first & other).sum()) for other in others)
-    total = sum(int(first.sum() + other.sum()) for other in others)
+    wanted = lines_in(target)
+    found = [lines_in(m) for m in extracted]
+    common = sum(int((wanted & one).sum()) for one in found)
+    total = sum(int(wanted.sum() + one.sum()) for one in found)
     return np.array(100 * 2 * common / total if total else 0.0)
 
 
 def mean_ms_ssim(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
     """Multi-scale SSIM, 0 to 1, as torchmetrics has it."""
-    first, *others = (m[:, :, 0].astype(np.float32) / np.float32(255) for m in (target, *extracted))
-    return np.array(np.mean([ms_ssim(first, other, mirrored=True) for other in others]), np.float64)
+    wanted, *found = (m[:, :, 0].astype(np.float32) / np.float32(255) for m in (target, *extracted))
+    return np.array(np.mean([ms_ssim(wanted, one, mirrored=True) for one in found]), np.float64)
 
 
 def mean_rmse(target: ControlMap, extracted: Sequence[ControlMap]) -> Statistics:
     """Root mean squared error in grey levels, 0 to 255."""
-    first, *others = (m[:, :, 0].astype(np.float64) for m in (target, *extracted))
-    errors = [np.sqrt(np.square(first - other).mean()) for other in others]
+    wanted, *found = (m[:, :, 0].astype(np.float64) for m in (target, *extracted))
+    errors = [np.sqrt(np.square(wanted - one).mean()) for one in found]
     return np.array(np.mean(errors), np.float64)
 
 
@@ -105,12 +112,12 @@ def class_overlaps(target: ControlMap, extracted: Sequence[ControlMap]) -> Stati
     """
     labelled = target.any(axis=2)
     count = partial(np.bincount, minlength=len(palette()[0]))
-    first = as_classes(target)[labelled]
+    wanted = as_classes(target)[labelled]
     result = []
     for control_map in extracted:
-        second = as_classes(control_map)[labelled]
-        intersection = count(first[first == second])
-        result.append([intersection, count(first) + count(second) - intersection])
+        found = as_classes(control_map)[labelled]
+        intersection = count(wanted[wanted == found])
+        result.append([intersection, count(wanted) + count(found) - intersection])
     return np.array(result, np.float64)
 
 
@@ -135,6 +142,7 @@ class Evaluation:
     """A function, or the name of one of the annotator's preprocessors."""
     compare: Callable[[ControlMap, Sequence[ControlMap]], Statistics]
     paper: dict[str, float]
+    """The metric's published values, by model."""
     aggregate: Callable[[Sequence[Statistics]], float] = mean
     draw_generated: Draw | None = None
     """Draws the maps of generated pictures, if not `draw`."""
@@ -145,39 +153,39 @@ class Evaluation:
 
 EVALUATIONS = {
     "canny": Evaluation(
-        "F1",
-        "Kornia",
-        pooled_f1,
-        {"ControlNet": 34.65, "ControlNet++": 37.04},
+        metric="F1",
+        draw="Kornia",
+        compare=pooled_f1,
+        paper={"ControlNet": 34.65, "ControlNet++": 37.04},
     ),
     "hed": Evaluation(
-        "MS-SSIM",
-        "HED",
-        mean_ms_ssim,
-        {"ControlNet": 0.7621, "ControlNet++": 0.8097},
+        metric="MS-SSIM",
+        draw="HED",
+        compare=mean_ms_ssim,
+        paper={"ControlNet": 0.7621, "ControlNet++": 0.8097},
     ),
     "lineart": Evaluation(
-        "MS-SSIM",
-        "Lineart",
-        mean_ms_ssim,
-        {"ControlNet": 0.7054, "ControlNet++": 0.8399},
+        metric="MS-SSIM",
+        draw="Lineart",
+        compare=mean_ms_ssim,
+        paper={"ControlNet": 0.7054, "ControlNet++": 0.8399},
     ),
     "depth": Evaluation(
-        "RMSE",
-        draw_depth,
-        mean_rmse,
-        {"ControlNet": 35.90, "ControlNet++": 28.32},
+        metric="RMSE",
+        draw=draw_depth,
+        compare=mean_rmse,
+        paper={"ControlNet": 35.90, "ControlNet++": 28.32},
         draw_generated=draw_generated_depth,
         labelled=True,
         higher_is_better=False,
     ),
     "seg": Evaluation(
-        "mIoU",
-        draw_classes,
-        class_overlaps,
+        metric="mIoU",
+        draw=draw_classes,
+        compare=class_overlaps,
         # From the corrected version of the paper: 27.46 and 35.36 in the first are for pictures
         # saved as JPEG. 43.6 is 32.55 plus the stated gain of 11.1, not a table's value.
-        {"ControlNet": 32.55, "ControlNet++": 43.6},
+        paper={"ControlNet": 32.55, "ControlNet++": 43.6},
         aggregate=miou,
         labelled=True,
     ),

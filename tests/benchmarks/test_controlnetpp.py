@@ -23,7 +23,7 @@ from transformers import (
 from annotators import _pretrained, find_annotator
 from annotators.seg import as_map, map_colours, palette
 from benchmarks import _controlnetpp, _controlnetpp_metrics, controllability
-from core.errors import BadInput, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMissing
 from core.images import grey_map
 from models.store import Store
 from tests.conftest import CARD
@@ -197,6 +197,15 @@ def test_depth_is_stretched_and_that_of_results_divided_by_its_largest(
         191,
         255,
     ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_depth_that_is_not_finite_is_refused(picture, monkeypatch, value):
+    broken = np.array([[2.0, value, 4.0]], np.float32)
+    monkeypatch.setattr(_controlnetpp_metrics, "predict_depth", lambda _: broken)
+    for draw in (_controlnetpp_metrics.draw_depth, _controlnetpp_metrics.draw_generated_depth):
+        with pytest.raises(SuiteError, match="NaN or infinite"):
+            draw(picture, None)
 
 
 def test_classes_are_in_the_palette_and_at_the_picture_s_size(extractors, picture):
