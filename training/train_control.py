@@ -50,12 +50,11 @@ from training.train_base import (
 )
 from training.weights import save_module
 
-MAX_NAMED = 5
-"""Bad rows of a folder that are named."""
+MAX_NAMED = 5  # bad rows of a folder that an error names
 MAP_ENCODER_CHANNELS = (16, 16, 32, 64)  # of the encoder from the map to the latents' size
 EMPTY_MAP_SAMPLE = 96  # maps that are drawn to estimate how many of a condition's are empty
 MAX_EMPTY_MAPS = 0.1  # if more are empty, most rows are drawn from those with a map
-ANY_ROW = 0.125  # share of rows that are drawn from all even then: empty maps must be learned too
+ANY_ROW = 0.125  # the share that is drawn from all rows even then: empty maps must be learned too
 REWARD_EVERY = 3  # one of so many examples is rewarded: decoding it costs more than all else
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 2.0  # of --own: the app's guidance, half its steps
 SAMPLE_BATCH = 24
@@ -154,8 +153,8 @@ def rows_with_maps(data: Examples, is_empty: Callable[[ControlMap], bool], batch
         parts = [rows[k : k + batch] for k in range(0, len(rows), batch)]
         return [not is_empty(m) for part in parts for m in data.maps(part)]
 
-    some = np.random.default_rng(0).permutation(len(data))[:EMPTY_MAP_SAMPLE].tolist()
-    if np.mean(has_map(some)) > 1 - MAX_EMPTY_MAPS:
+    sampled = np.random.default_rng(0).permutation(len(data))[:EMPTY_MAP_SAMPLE].tolist()
+    if np.mean(has_map(sampled)) > 1 - MAX_EMPTY_MAPS:
         return torch.arange(len(data))
     rows = torch.tensor(has_map(range(len(data)))).nonzero()[:, 0]
     print(f"{len(rows)} of {len(data)} maps are not empty", flush=True)
@@ -168,7 +167,7 @@ def map_tensor(maps: np.ndarray, device: str) -> Tensor:
     return tensor.float().div(255).contiguous(memory_format=torch.channels_last)
 
 
-def own_samples(file: Path, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+def own_samples(file: Path, rows: Tensor, sample_rows: Callable[[Tensor], Tensor]) -> Tensor:
     """Latents (N, 4, h, w) that the initial ControlNet samples for the maps of rows (N,).
 
     A scene's own latents, however noisy, still show what the map asks for. These may show something
@@ -180,7 +179,7 @@ def own_samples(file: Path, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> T
         return cached
     parts, samples, start = torch.split(rows, SAMPLE_BATCH), [], time.monotonic()
     for k, part in enumerate(parts):
-        samples.append(draw(part))
+        samples.append(sample_rows(part))
         print(progress_line(k + 1, len(parts), start, "batches of own samples"), flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torch.cat(samples), file)
@@ -274,10 +273,10 @@ def _train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     device = options.device
     unet = UNet2DConditionModel.from_pretrained(options.base / "unet", torch_dtype=torch.float32)
-    data, cache = _examples(options, options.size or unet.config.sample_size * 8)
+    data, cache_folder = _examples(options, options.size or unet.config.sample_size * 8)
     vae = AutoencoderTiny.from_pretrained(options.base / "vae", torch_dtype=torch.float32)
     vae = vae.to(device)
-    latents = cached_latents(cache, data, options.base / "vae", device)
+    latents = cached_latents(cache_folder, data, options.base / "vae", device)
     tokenizer = CLIPTokenizer.from_pretrained(options.base / "tokenizer")
     text_folder = options.base / "text_encoder"
     text_encoder = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32).to(device)
@@ -294,16 +293,16 @@ def _train(options: argparse.Namespace) -> None:
     text_encoder.requires_grad_(False)
     scheduler = make_scheduler()
     batch = options.batch or 48
-    mapped = rows_with_maps(data, find_annotator(options.condition).is_empty, batch)
+    nonempty_rows = rows_with_maps(data, find_annotator(options.condition).is_empty, batch)
     # Which pixels a word names is known for scenes, but not for a user's pictures.
     grounding = Grounding(data, tokenizer, ids) if isinstance(data, Pictures) else None
     # The frozen UNet's encoder does not depend on the ControlNet, so it gets no loss.
     attention = AttentionRecorder(*([unet.up_blocks, control] if grounding else []))
 
-    kinds = options.reward
-    reward = Reward(vae, load_network().to(device), kinds) if kinds else None
+    reward = Reward(vae, load_network().to(device), options.reward) if options.reward else None
 
-    def draw(rows: Tensor) -> Tensor:
+    def sample_own(rows: Tensor) -> Tensor:
+        """Sample latents with the ControlNet as it is now, for the maps of rows."""
         rng = torch.Generator().manual_seed(int(rows[0]))
         noise = torch.randn(len(rows), *latents.shape[1:], generator=rng).to(device)
         with torch.no_grad():
@@ -315,18 +314,20 @@ def _train(options: argparse.Namespace) -> None:
             unet, text, uncond, noise, SAMPLE_STEPS, SAMPLE_GUIDANCE, control, maps
         )
 
-    own_rows = mapped[torch.randint(len(mapped), (options.own,))]
-    own = own_samples(options.out / "own.pt", own_rows, draw) if options.own else None
+    own_rows = nonempty_rows[torch.randint(len(nonempty_rows), (options.own,))]
+    own_latents = None
+    if options.own:
+        own_latents = own_samples(options.out / "own.pt", own_rows, sample_own)
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         rows = torch.randint(len(latents), (batch,), generator=rng)
-        with_map = mapped[torch.randint(len(mapped), (batch,), generator=rng)]
-        rows = torch.where(torch.rand(batch, generator=rng) < ANY_ROW, rows, with_map)
+        nonempty = nonempty_rows[torch.randint(len(nonempty_rows), (batch,), generator=rng)]
+        rows = torch.where(torch.rand(batch, generator=rng) < ANY_ROW, rows, nonempty)
         targets = [NoisyTarget(scheduler, latents[rows].to(device).float(), rng)]
-        if own is not None:  # half as many again, with the reward as their only loss
-            picked = torch.randint(len(own), (batch // 2,), generator=rng)
-            targets.append(NoisyTarget(scheduler, own[picked].to(device), rng))
+        if own_latents is not None:  # half as many again, with the reward as their only loss
+            picked = torch.randint(len(own_latents), (batch // 2,), generator=rng)
+            targets.append(NoisyTarget(scheduler, own_latents[picked].to(device), rng))
             rows = torch.cat([rows, own_rows[picked]])
         emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
         words = torch.where(emptied, empty, ids[rows]).to(device)
@@ -350,7 +351,7 @@ def _train(options: argparse.Namespace) -> None:
             # Timesteps are in ascending order, so a stride covers all noise levels.
             rewarded = (
                 slice(batch, None)
-                if own is not None
+                if own_latents is not None
                 else slice(step % REWARD_EVERY, batch, REWARD_EVERY)
             )
             clean = torch.cat(

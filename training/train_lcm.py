@@ -36,7 +36,7 @@ from training.diorama.maps import SceneExamples
 from training.loop import add_run_options, run_config, train
 from training.train_base import cached_latents, contact_sheet, tokens
 from training.train_control import map_tensor
-from training.weights import commit, json_recipe
+from training.weights import git_commit, json_recipe
 
 TEACHER_STEPS = 50  # diffusers' LCMScheduler picks its few steps from these
 SIGMA_DATA, TIME_SCALE = 0.5, 10.0  # of the boundary condition, as in diffusers' LCMScheduler
@@ -114,7 +114,7 @@ def save_lora(layers: Mapping[str, LoRALayer], path: Path, recipe: dict[str, Any
             weight = factor.weight.detach().to("cpu", torch.bfloat16)  # type: ignore[operator]
             tensors[f"{key}.{kind}.weight"] = weight.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = json.dumps({"recipe": json_recipe(recipe), "commit": commit()})
+    metadata = json.dumps({"recipe": json_recipe(recipe), "commit": git_commit()})
     save_file(tensors, path, {"format": "pt", "controlloop": metadata})
 
 

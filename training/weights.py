@@ -1,4 +1,4 @@
-"""Saves trained networks in diffusers' and transformers' formats, float16, with their recipe."""
+"""Trained networks as float16 files in their libraries' formats, with the recipe as metadata."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from torch import nn
 MAX_SHARD_SIZE = "9500KB"  # Git hosts refuse files above 10 MB without LFS
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The current Git commit, with a + if the tree has changes; "unknown" outside a repository."""
     try:
         command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
@@ -25,10 +25,13 @@ def commit() -> str:
 
 
 def save_module(module: nn.Module, folder: Path, recipe: dict[str, Any]) -> None:
-    """Save a diffusers or transformers module as fp16 shards below 10 MB, the recipe in each."""
+    """Save a diffusers or transformers module as fp16 shards below 10 MB, the recipe in each.
+
+    Leaves the module on the CPU, in float32 but rounded to float16.
+    """
     half = module.to("cpu", torch.float16)
     half.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE, safe_serialization=True)  # type: ignore[operator]
-    add_metadata(folder, recipe=json_recipe(recipe), commit=commit())
+    add_metadata(folder, recipe=json_recipe(recipe), commit=git_commit())
     module.float()
 
 
@@ -38,7 +41,10 @@ def json_recipe(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_metadata(folder: Path, **values: Any) -> None:
-    """Add JSON values to the `controlloop` metadata of a folder's safetensors files."""
+    """Add values to the metadata of a folder's safetensors files.
+
+    The format's metadata are strings: ours are one, under `controlloop`, a JSON object.
+    """
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
