@@ -29,7 +29,7 @@ SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 KORNIA_LOW, KORNIA_HIGH = 0.1, 0.2
 """ControlNet++'s thresholds, on the gradient of blurred grey levels in 0..1."""
 EPSILON = 1e-6
-"""Kornia's, under the root of the gradient's magnitude."""
+"""Added to the squared magnitude of the gradient before its root, as in kornia."""
 OCTANT_STEPS = ((1, 0), (1, 1), (0, 1), (-1, 1))
 """(dx, dy) to the neighbour in the direction of the gradient, for octants 0 to 3, from x to y; the
 other four octants are their opposites."""
@@ -72,7 +72,8 @@ def draw_kornia(image: RGBImage, _: CannyParams) -> ControlMap:
     magnitude, octant = _gradient(image)
     height, width = magnitude.shape
     padded = np.pad(magnitude, 1)
-    maxima = np.zeros(magnitude.shape, bool)  # non-maximum suppression
+    # Non-maximum suppression: kept is what exceeds both neighbours along the gradient.
+    maxima = np.zeros(magnitude.shape, bool)
     for k, (dx, dy) in enumerate(OCTANT_STEPS):
         ahead = padded[1 + dy :, 1 + dx :][:height, :width]
         behind = padded[1 - dy :, 1 - dx :][:height, :width]
@@ -109,9 +110,10 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
 
     Two empty maps score F1 1; an empty and a non-empty one 0.
     """
-    first, second = lines_in(target), lines_in(extracted)
-    tolerant = tolerant_f1(first, second, TOLERANCE_PX)
-    return Score(100 * tolerant, "F1", {"F1": tolerant, "F1 exact": tolerant_f1(first, second, 0)})
+    wanted, found = lines_in(target), lines_in(extracted)
+    f1 = tolerant_f1(wanted, found, TOLERANCE_PX)
+    exact = tolerant_f1(wanted, found, 0)
+    return Score(headline=100 * f1, metric="F1", metrics={"F1": f1, "F1 exact": exact})
 
 
 ANNOTATOR = Annotator(

@@ -32,7 +32,8 @@ class SavedMaps:
     reextracted: tuple[Path, ...]
     shown_map: Path
     shown_reextracted: tuple[Path, ...]
-    """As the annotator previews its maps; the same files if the preview is the map itself."""
+    """The two above as the page shows them: their previews, or the same files if they are their own
+    preview."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,19 @@ def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResul
 
 def _save_maps(control: ControlResult, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:
     annotator = control.condition.annotator
-    wanted, shown_wanted = save_map(
+    control_map, shown_map = save_map(
         control.control_map, annotator, folder / f"{stem}-control-map.png"
     )
-    pairs = [
-        save_map(found, annotator, folder / f"{stem}-{seed}-reextracted.png")
-        for seed, found in zip(seeds, control.reextracted, strict=True)
+    files_and_previews = [
+        save_map(reextracted, annotator, folder / f"{stem}-{seed}-reextracted.png")
+        for seed, reextracted in zip(seeds, control.reextracted, strict=True)
     ]
-    found, shown = (tuple(pair[i] for pair in pairs) for i in (0, 1))
-    return SavedMaps(wanted, found, shown_wanted, shown)
+    return SavedMaps(
+        control_map,
+        reextracted=tuple(file for file, _ in files_and_previews),
+        shown_map=shown_map,
+        shown_reextracted=tuple(preview for _, preview in files_and_previews),
+    )
 
 
 def new_folder(cache: Path) -> Path:

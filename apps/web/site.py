@@ -15,7 +15,7 @@ from core.condition import Condition
 def build_app(
     app: Condition | Tool, suite: Suite, others: Sequence[Condition | Tool] = ()
 ) -> gr.Blocks:
-    """Build one app's page, to be launched alone; its results may be sent to `others`."""
+    """Build one app's page, to be launched alone; its results can be sent to `others`."""
     with _new_blocks(f"{app.title} · ControlLoop") as blocks:
         _place(app, suite, others, blocks)
     return blocks
@@ -27,7 +27,7 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     with _new_blocks("ControlLoop") as site:
         gr.HTML(results.home(apps, TEST_IMAGES), elem_classes="cl-header")
     for app in apps:
-        short_title = app.title.partition(" (")[0]  # so that all fit in one row
+        short_title = app.title.partition(" (")[0]  # so that the navigation bar is one row
         # Placed in the route itself: rendering a Blocks of its own takes Gradio twice as long.
         with site.route(short_title, f"/{app.name}"):
             _place(app, suite, [one for one in apps if one is not app], site)
@@ -42,8 +42,8 @@ def _place(
     app: Condition | Tool, suite: Suite, others: Sequence[Condition | Tool], blocks: gr.Blocks
 ) -> None:
     send_to = [one for one in others if _takes_results(one)]
-    page = "condition_page" if isinstance(app, Condition) else app.page
-    importlib.import_module(f"apps.web.pages.{page}").place_page(app, suite, send_to, blocks)
+    module = "condition_page" if isinstance(app, Condition) else app.page
+    importlib.import_module(f"apps.web.pages.{module}").place_page(app, suite, send_to, blocks)
 
 
 def _takes_results(app: Condition | Tool) -> bool:

@@ -60,8 +60,8 @@ class Suite:
 
     def models(self, condition: Condition) -> list[str]:
         """Return the names of the models with the condition's ControlNet, the suite's own first."""
-        able = [name for name, card in self._cards.items() if card.has_control(condition.weights)]
-        return [self.model, *(name for name in able if name != self.model)]
+        having = [name for name, card in self._cards.items() if card.has_control(condition.weights)]
+        return [self.model, *(name for name in having if name != self.model)]
 
     def cards(self) -> list[Card]:
         """Return the cards of all models on offer."""
@@ -125,28 +125,28 @@ class Suite:
         watch: Callable[[Download], None],
         few_step: bool = False,
     ) -> None:
-        noted = self._noted(model, controls, few_step)
+        key = self._state_key(model, controls, few_step)
         try:
             self.store.registry.fetch(model, *controls, watch=watch, few_step=few_step)
         except SuiteError as error:
-            self._note(noted, str(error))
+            self._note(key, str(error))
             raise
 
     def _load(self, model: str, *controls: str, few_step: bool = False) -> Networks:
-        noted = self._noted(model, controls, few_step)
-        self._note(noted, LOADING)
+        key = self._state_key(model, controls, few_step)
+        self._note(key, LOADING)
         try:
             networks = self.store.load(model, *controls, few_step=few_step)
         except SuiteError as error:
-            self._note(noted, str(error))
+            self._note(key, str(error))
             raise
         except Exception:
-            self._note(noted, "The model could not be loaded; see the server's log.")
+            self._note(key, "The model could not be loaded; see the server's log.")
             raise
         self._note(split(model)[0], READY)  # with LoRAs it is the same model
         return networks
 
-    def _noted(self, model: str, controls: Sequence[str], few_step: bool) -> str:
+    def _state_key(self, model: str, controls: Sequence[str], few_step: bool) -> str:
         """Return the key of a model's state; with LoRAs or as few-step it has one of its own.
 
         Raises:

@@ -24,8 +24,8 @@ class Side:
     saved: SavedResult | None = None
 
     @property
-    def images(self) -> int:
-        """Number of finished images."""
+    def image_count(self) -> int:
+        """How many images are finished."""
         return len(self.result.images) if self.result else 0
 
 
@@ -39,7 +39,11 @@ def versus(sides: Sequence[Side]) -> str:
     facts = [
         f"{first.width} × {first.height}",
         duration(sum(sum(result.seconds.values()) for _, result, _ in finished)),
-        *(f"{side.title} {_mean(result):.0f} / 100" for side, result, _ in finished if side.images),
+        *(
+            f"{side.title} {_mean(result):.0f} / 100"
+            for side, result, _ in finished
+            if side.image_count
+        ),
     ]
     notes = {
         text for _, result, saved in finished for text in (*result.warnings, saved.note) if text
@@ -61,7 +65,7 @@ def _mean(result: GenerationResult) -> float:
 
 def _result_card(sides: Sequence[Side], index: int) -> str:
     result, saved = sides[0].result, sides[0].saved
-    assert result and saved  # as versus says
+    assert result and saved  # versus asks for them
     seed, size = result.seeds[index], (result.width, result.height)
     several = len(result.controls) > 1
     control_maps = [
@@ -71,15 +75,15 @@ def _result_card(sides: Sequence[Side], index: int) -> str:
         )
         for control, maps in zip(result.controls, saved.maps, strict=True)
     ]  # fmt: skip
-    kind = "cl-versus cl-each" if several else "cl-versus"
-    # A header and the image come first.
+    css_classes = "cl-versus cl-each" if several else "cl-versus"
+    # A side has a row for its header, one for its image, and one for each control's map.
     rows = f"--controls:{len(control_maps)};--rows:{len(control_maps) + 2}"
     return f"""
 <article class="cl-card">
   <header><div class="cl-seed"><span>Seed</span> <code>{seed}</code>
     <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button></div>
   </header>
-  <div class="{kind}" style="{rows}">
+  <div class="{css_classes}" style="{rows}">
     <div class="cl-given">{"".join(control_maps)}</div>
     {"".join(_side(side, index) for side in sides)}</div>
 </article>"""
@@ -87,7 +91,7 @@ def _result_card(sides: Sequence[Side], index: int) -> str:
 
 def _side(side: Side, index: int) -> str:
     title = f"<h3>{html.escape(side.title)}</h3>"
-    if side.result is None or side.saved is None or index >= side.images:
+    if side.result is None or side.saved is None or index >= side.image_count:
         return (
             f'<section><header>{title}</header><p class="cl-map-note">Not made yet.</p></section>'
         )

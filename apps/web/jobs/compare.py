@@ -51,7 +51,7 @@ class Pair:
     """
 
     def __init__(self, first: Job, again: Callable[[GenerationRequest], Job], other: str):
-        self._now = first
+        self._current = first
         self._again = again
         self.request = first.request
         self.models = (first.request.model, other)
@@ -63,7 +63,7 @@ class Pair:
     def stop(self) -> None:
         """Stop within one step; finished images are kept, and the second job is not started."""
         self.stopped = True
-        self._now.stop()
+        self._current.stop()
 
     def run(self) -> Iterator[Progress | GenerationResult | None]:
         """Make the images with both models, as Job.run.
@@ -71,15 +71,15 @@ class Pair:
         Raises:
             SuiteError: as Pipeline.generate.
         """
-        first = None
+        last = None
         try:
-            for report in self._now.run():
-                first = report
+            for report in self._current.run():
+                last = report
                 yield report
-            if not isinstance(first, GenerationResult) or not first.images:
+            if not isinstance(last, GenerationResult) or not last.images:
                 return
-            self._now = self._again(replace(first.request, model=self.models[1]))
+            self._current = self._again(replace(last.request, model=self.models[1]))
             if not self.stopped:  # until here stop() reached the first job, from here the second
-                yield from self._now.run()
+                yield from self._current.run()
         finally:
             self.finished = True
