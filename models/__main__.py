@@ -191,8 +191,8 @@ def _check_base(registry: Registry, path: Path) -> list[str]:
     if not to_download:
         vae = registry.local_vae(card) or path
         loading.build_vae(vae, card.base_folder, loading.read_on_meta)
-    notes = [registry.vae_note(path)] if registry.vae_note(path) else []
-    notes += [f"That is to download, {_amount(one.source)}." for one in to_download]
+    notes = registry.notes(path)
+    notes += [f"The VAE is to download, {_amount(one.source)}." for one in to_download]
     if path.is_file() and folders.has_part(path, EMA):
         notes.append(f"Its averaged weights ({EMA}…) are not used.")
     return notes

@@ -146,7 +146,9 @@ class DiffusersNetworks:
         """Return a fresh scheduler with this model's betas and prediction type.
 
         For DDIM leading spacing with offset 1, the original's schedule (latent-diffusion's
-        "uniform"). LCM's takes its steps from the 50 that consistency models are trained on.
+        "uniform"), unless the model's config asks for trailing: its first step is then at the last
+        timestep, which models with zero terminal SNR need. LCM's takes its steps from the 50 that
+        consistency models are trained on.
 
         Raises:
             BadInput: the sampler is not known.
@@ -162,8 +164,11 @@ class DiffusersNetworks:
         # Imported here, because diffusers takes seconds to import.
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415
 
+        config = dict(self.scheduler_config)
+        if config.get("timestep_spacing") == "trailing":
+            return DDIMScheduler.from_config(config, clip_sample=False)
         return DDIMScheduler.from_config(
-            dict(self.scheduler_config),
+            config,
             timestep_spacing="leading",
             steps_offset=1,
             clip_sample=False,

@@ -33,6 +33,7 @@ from models.checkpoints.detect import (
     read_metadata,
     read_shapes,
 )
+from models.checkpoints.prediction import describe_prediction
 
 MODEL_VARIABLE = "CONTROLLOOP_MODEL"
 DEFAULT_MODEL = "diorama"
@@ -141,12 +142,12 @@ class Registry:
             return read_card(own)
         if SD1_CARD not in self._cards:
             raise BadInput(f"There is no card {SD1_CARD} to read the checkpoint {path.name} with.")
-        note = self.vae_note(path)
+        own_model = f"Your own Stable Diffusion 1.x model, {path.name}."
         card = replace(
             self._cards[SD1_CARD],
             name=path.stem,
             title=path.stem,
-            blurb=f"Your own Stable Diffusion 1.x model, {path.name}. {note}".strip(),
+            blurb=" ".join([own_model, *self.notes(path)]),
             licence="see where it came from",
             base=None,
         )
@@ -154,17 +155,22 @@ class Registry:
             return replace(card, folder=path, base_folder=path)
         return replace(card, file=path)
 
-    def vae_note(self, path: Path) -> str:
-        """Return a sentence on the VAE that is used with a user's checkpoint; "" for its own."""
-        beside = folders.vae_beside(path) if path.is_file() else None
-        if beside:
-            return f"It is used with the VAE beside it, {beside.name}."
+    def notes(self, path: Path) -> list[str]:
+        """Return sentences on what a user's checkpoint lacks or asks for."""
+        if not path.is_file():
+            return []
+        notes = []
+        beside = folders.vae_beside(path)
         try:
-            lacking = path.is_file() and folders.lacks_vae(path)
+            if beside:
+                notes.append(f"It is used with the VAE beside it, {beside.name}.")
+            elif folders.lacks_vae(path):
+                title = self._cards[SD1_CARD].title
+                notes.append(f"It has no VAE of its own and is used with that of {title}.")
+            notes.append(describe_prediction(path))
         except SuiteError:  # told when it is loaded
-            return ""
-        title = self._cards[SD1_CARD].title
-        return f"It has no VAE of its own and is used with that of {title}." if lacking else ""
+            return []
+        return [note for note in notes if note]
 
     def _offer_other_controls(self, card: Card) -> None:
         """Add a card for each other family of ControlNets that fits a user's SD 1.x checkpoint.

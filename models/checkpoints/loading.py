@@ -25,6 +25,7 @@ from core.memory import free_bytes
 from models.catalog.paths import shown
 from models.checkpoints.detect import DIFFERENCE, EMA, read_shapes, read_state
 from models.checkpoints.folders import network_files, read_json
+from models.checkpoints.prediction import scheduler_changes
 from models.networks import decode
 
 CONVERSIONS = "diffusers.loaders.single_file_utils"
@@ -113,6 +114,8 @@ def load_base(
         )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
+    if path.is_file():
+        scheduler_config |= scheduler_changes(path)
     text_encoder, unet, vae = build_base(path, config_dir, vae_path)
     text_encoder, vae, unet = (placement.place(module) for module in (text_encoder, vae, unet))
     channels = int(read_json(folder / "unet" / "config.json")["in_channels"])

@@ -135,14 +135,12 @@ def ours(parts, control_map, seeds, monkeypatch, scheduler=None, **settings):
 def theirs(parts, control_map, seeds, scheduler=None, **settings):
     lcm = settings.get("sampler") == "lcm"
     own = {} if lcm else {"steps_offset": 1, "timestep_spacing": "leading"}
+    own |= {"clip_sample": False, "set_alpha_to_one": False} | (scheduler or {})
     reference = StableDiffusionControlNetPipeline(
         **parts,
         scheduler=(LCMScheduler if lcm else DDIMScheduler)(
             **SD15_BETAS,
-            **(scheduler or {}),
             **own,
-            clip_sample=False,
-            set_alpha_to_one=False,
         ),
         safety_checker=None,
         feature_extractor=None,
@@ -240,6 +238,25 @@ def test_velocity_prediction(parts, control_map, monkeypatch):
     velocity = {"prediction_type": "v_prediction"}
     mine = ours(parts, control_map, [3], monkeypatch, scheduler=velocity, **settings)
     assert_close(mine, theirs(parts, control_map, [3], scheduler=velocity, **settings))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "leading"},
+        {"timestep_spacing": "trailing", "set_alpha_to_one": True},
+        {"timestep_spacing": "trailing", "prediction_type": "epsilon"},
+    ],
+)
+def test_zero_terminal_snr_and_trailing_steps(parts, control_map, monkeypatch, steps, config):
+    """As a folder's scheduler_config.json asks for; see models/checkpoints/prediction.py."""
+    settings = {"steps": steps, "strength": 1.0, "guidance_scale": 4.0, "eta": 0.3}
+    config = {"prediction_type": "v_prediction", **config}
+    usual = {"clip_sample": False, "set_alpha_to_one": False}
+    mine = ours(parts, control_map, [3], monkeypatch, scheduler=usual | config, **settings)
+    assert_close(mine, theirs(parts, control_map, [3], scheduler=config, **settings))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])

@@ -279,6 +279,6 @@ def test_averaged_weights_and_a_vae_to_download_are_said(
     assert main(["check", str(tmp_path / "x.safetensors")], Registry(folder)) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "It has no VAE of its own and is used with that of Tiny.",
-        "That is to download, 167 MB.",
+        "The VAE is to download, 167 MB.",
         "Its averaged weights (model_ema.…) are not used.",
     ]

@@ -120,11 +120,24 @@ def test_the_scheduler_keeps_what_the_model_predicts(networks: DiffusersNetworks
         "_class_name": "PNDMScheduler",
         "skip_prk_steps": True,
         "prediction_type": "v_prediction",
-        "timestep_spacing": "trailing",
+        "timestep_spacing": "linspace",
     }
     config = velocity.make_scheduler("ddim").config
     assert (config.prediction_type, config.timestep_spacing) == ("v_prediction", "leading")
     assert networks.make_scheduler("ddim").config.prediction_type == "epsilon"
+
+
+def test_trailing_steps_begin_at_the_last_timestep_if_the_model_asks_for_them() -> None:
+    trailing = tiny_networks()
+    trailing.scheduler_config = {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    scheduler = trailing.make_scheduler("ddim")
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    assert scheduler.alphas_cumprod[-1] == 0 and scheduler.config.clip_sample is False
 
 
 def test_each_scheduler_is_a_fresh_one(networks: DiffusersNetworks) -> None:

@@ -169,6 +169,7 @@ def test_a_checkpoint_that_holds_itself_ends(tmp_path: Path) -> None:
     assert read_shapes(tmp_path / "x.ckpt") == {"w": (1,)}
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
