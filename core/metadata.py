@@ -181,6 +181,16 @@ def read_controls(
     return found, notes
 
 
+def read_hashes(source: str | Path | bytes) -> dict[str, str]:
+    """Read the short hashes, by part, of the weights that made a picture of ours; else nothing.
+
+    They are as GenerationResult has them, but untrusted.
+    """
+    stored = parsed(_texts_in(source).get("controlloop", ""))
+    hashes = stored.get("hashes") if isinstance(stored, dict) else None
+    return {name: value for name, value in _plain(hashes).items() if isinstance(value, str)}
+
+
 def _fit_to(condition: Condition, settings: dict[str, Any], made_by: object) -> list[str]:
     """Check params and preprocessor against the condition, in place; return notes."""
     if made_by != condition.name:

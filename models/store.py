@@ -10,7 +10,8 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from core.errors import SuiteError
 from models.catalog import download
 from models.catalog.cards import LCM, TAESD, Card
 from models.catalog.lora_tags import Strengths, split
@@ -108,6 +110,44 @@ class Store:
                 self._ready.popitem(last=False)
             return networks
 
+    def hashes(self, model: str, *controls: str) -> dict[str, str]:
+        """Return the hashes that networks of `load` have, of the files that are here.
+
+        What is missing, or damaged, is left out; nothing is downloaded or loaded.
+
+        Raises:
+            BadInput: there is no such model.
+        """
+        model, tags = split(model)
+        card = self.registry.card(model)
+        found: dict[str, str] = {}
+        for control in ("", *filter(card.has_control, controls)):
+            remotes = self.registry.remotes(card, filter(None, [control]))
+            if any(download.to_download(one.source) for one in remotes):
+                continue
+            with suppress(SuiteError):
+                base, path = self.registry.find(model, control)
+                vae = self.registry.find_vae(card)
+                found |= self._hashes_of(base, vae, {control: path} if path else {}, ())
+        for tag in tags:
+            with suppress(SuiteError):
+                loras = lora.find([tag], self.registry.lora_folder)
+                found |= {f"lora {one.name}": self._hash([one.path]) for one in loras}
+        return found
+
+    def _hashes_of(
+        self, base: Path, vae: Path | None, controls: Mapping[str, Path], loras: Loras
+    ) -> dict[str, str]:
+        """Return the hash of each weights file, by part; `vae` is one that lies elsewhere."""
+        hashes = {part: self._hash(files) for part, files in folders.weights_files(base).items()}
+        for one in loras:
+            hashes[f"lora {one.name}" if one.tag else one.name] = self._hash([one.path])
+        networks = {f"controlnet {name}": path for name, path in controls.items()}
+        for part, path in (networks | ({"vae": vae} if vae else {})).items():
+            files = folders.network_files(path)[0] if path.is_dir() else [path]
+            hashes[part] = self._hash(files)
+        return hashes
+
     def _lcm(self, card: Card) -> lora.Lora:
         """Return the LoRA of the few-step version, which no tag names; downloaded if necessary.
 
@@ -150,15 +190,8 @@ class Store:
             self._base = (paths, self._with_taesd(card, base, placement))
         base = self._base[1]
         text_encoder, unet = self._with_loras(base, loras)
-        hashes = {
-            part: self._hash(files) for part, files in folders.weights_files(base_path).items()
-        }
-        if vae_path:
-            files = folders.network_files(vae_path)[0] if vae_path.is_dir() else [vae_path]
-            hashes["vae"] = self._hash(files)
-        hashes |= {
-            f"lora {one.name}" if one.tag else one.name: self._hash([one.path]) for one in loras
-        }
+        controls = {name: key[0] for name, key in keys.items()}
+        hashes = self._hashes_of(base_path, vae_path, controls, loras)
         controlnets = {}
         for control, key in keys.items():
             control_path, order, _ = key
@@ -168,10 +201,6 @@ class Store:
                     control_path, base.unet, placement, order
                 )
             controlnets[control] = self._controls[key]
-            files = [control_path]
-            if control_path.is_dir():
-                files = folders.network_files(control_path)[0]
-            hashes[f"controlnet {control}"] = self._hash(files)
             self._controls.move_to_end(key)
         self._drop_controls(but=max(len(keys), 1))
         preview_matrix = base.preview_matrix

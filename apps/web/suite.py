@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from core.networks import Networks
 from core.pipeline import Pipeline
 from core.request import DEFAULTS, Download, GenerationRequest, GenerationResult
 from models.catalog.cards import Card
-from models.catalog.lora_tags import split
+from models.catalog.lora_tags import split, tags_in
 from models.store import Store
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,22 @@ class Suite:
     def defaults(self, model: str) -> dict[str, Any]:
         """Return every setting's default: the record's, unless the model's card has its own."""
         return {**DEFAULTS, **self.card(model).defaults, "model": model}
+
+    def weights_note(self, model: str, prompt: str, hashes: Mapping[str, str]) -> str:
+        """Return a note if a picture was made with other weights than those here; else "".
+
+        `hashes` are the picture's, of its model with the LoRAs in `prompt`. Only what is here is
+        compared.
+        """
+        if not hashes:
+            return ""
+        start = "controlnet "
+        controls = [part.removeprefix(start) for part in hashes if part.startswith(start)]
+        here = self.store.hashes(" ".join([model, *tags_in(prompt)]), *controls)
+        other = [part for part, value in here.items() if hashes.get(part, value) != value]
+        if not other:
+            return ""
+        return f"It was made with other weights than those here: {', '.join(other)}."
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
         """Return the name of the preprocessor to start with: the model card's, or the first."""

@@ -170,6 +170,19 @@ def test_hashes_follow_the_bytes(copy: Path) -> None:
     assert after == before
 
 
+def test_hashes_are_told_without_loading(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "lora").mkdir()
+    save_file({"lora_unet_conv_in.alpha": torch.ones(1)}, copy / "lora" / "style.safetensors")
+    loaded = Store("cpu", "float32", copy).load("tiny", "canny").hashes
+    store = Store("cpu", "float32", copy)
+    monkeypatch.setattr(store, "_build", None)
+    found = store.hashes("tiny <lora:style:1> <lora:nothere:1>", "canny", "nothere", "../canny")
+    assert found.pop("lora style") != loaded["unet"]
+    assert found == loaded
+    (copy / "tiny/controlnet/canny/diffusion_pytorch_model.safetensors").unlink()
+    assert store.hashes("tiny", "canny").keys() == {"unet", "vae", "text_encoder"}
+
+
 def test_a_card_lends_its_preview_matrix(copy: Path) -> None:
     matrix = "preview_matrix = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]\n"
     (copy / "tiny.toml").write_text(matrix + CARD, encoding="utf-8")

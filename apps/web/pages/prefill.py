@@ -11,7 +11,7 @@ from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
 from core.images import read_image
-from core.metadata import read_settings
+from core.metadata import read_hashes, read_settings
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
 
@@ -57,12 +57,17 @@ class Prefill:
         """
         with plain_errors():
             path = path_in(record)
-            settings, notes = self._controls.read_png(uploaded(path) if path else b"")
+            source = uploaded(path) if path else b""
+            settings, notes = self._controls.read_png(source)
             if settings.get("model", self._suite.model) not in self._controls.models():
                 settings.pop("model", None)
                 notes.append("Its model is not on offer here.")
             model, changes = settings.get("model"), settings
             if model:
+                prompt = " ".join(str(settings.get(name, "")) for name in PROMPTS[:2])
+                notes += filter(
+                    None, [self._suite.weights_note(model, prompt, read_hashes(source))]
+                )
                 changes = self._new_defaults(old_model, model, self._layout.values_of(values))
                 changes |= settings
             note = results.restored_note(self._layout.labels(settings), notes)

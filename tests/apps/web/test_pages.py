@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
-from core.metadata import save_png
+from core.metadata import read_hashes, save_png
 from core.params import Bounds, settings_of
 from core.request import SETTINGS, ControlRequest
 from models.registry import Registry
@@ -114,6 +115,33 @@ def test_the_page_speaks_of_the_model_that_a_file_restores(suite: Suite, canny: 
     assert model == "other" and "<span>Other</span>" in header
     named = dict(zip(page.layout.fields, updates, strict=True))
     assert (named["model"], named["steps"]) == ("other", 7)
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet canny", "text_encoder", ""])
+def test_other_weights_than_a_pictures_are_told(part: str, suite: Suite, canny: Condition) -> None:
+    from apps.web.pages.condition_page import SingleControl
+
+    hashes = suite.store.hashes("tiny", "canny") | {"lora gone": "0123456789"}
+    hashes |= {part: "0123456789"} if part else {}
+    info = PngInfo()
+    stored = {"schema": 1, "request": {"model": "tiny", "prompt": "a ball"}, "hashes": hashes}
+    info.add_text("controlloop", json.dumps(stored))
+    file = new_folder(Path(get_upload_folder())) / "x.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    page = _page(canny, suite, SingleControl(canny, suite))
+    values = [field.value for field in page.layout.fields.values()]
+    note = page.prefill.restore({"path": str(file)}, "tiny", *values)[0]
+    said = f"It was made with other weights than those here: {part}."
+    assert (said in note) == bool(part)
+    assert ("other weights" in note) == bool(part)
+
+
+@pytest.mark.parametrize("hashes", [7, ["unet"], {"unet": 5}, {"x" * 999: "y" * 999}, {"unet": {}}])
+def test_hostile_hashes_do_no_harm(hashes: object, suite: Suite, tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text("controlloop", json.dumps({"request": {}, "hashes": hashes}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    assert suite.weights_note("tiny", "", read_hashes(tmp_path / "x.png")) == ""
 
 
 def test_every_way_that_a_card_asks_for_is_there() -> None:
