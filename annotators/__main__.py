@@ -22,6 +22,7 @@ from core.condition import Annotator, Preprocessor
 from core.consistency import Extractor, in_doubt
 from core.errors import BadInput, SuiteError
 from core.images import fit_size, read_image, resize
+from core.memory import oom_as_device_unavailable
 from core.params import settings_of
 from core.picture_folder import Row, read_folder
 from core.request import DEFAULTS, ControlRequest
@@ -210,9 +211,10 @@ def main(arguments: list[str] | None = None) -> int:
         if preprocessor.fetch:
             with shell_bar(preprocessor.name) as watch:
                 preprocessor.fetch(watch=watch)
-        skipped = annotate_folder(
-            extractor, options.input_dir, options.output_dir, options.resolution
-        )
+        with oom_as_device_unavailable():
+            skipped = annotate_folder(
+                extractor, options.input_dir, options.output_dir, options.resolution
+            )
     except SuiteError as error:
         parser.exit(2, f"{error}\n")
     for name, reason in skipped.failed.items():

@@ -1,13 +1,17 @@
 """`python -m annotators`: a folder of pictures becomes training data."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import annotators.__main__
 from annotators import canny
 from annotators.__main__ import main
+from core.condition import Preprocessor
 from training.train_control import FolderExamples
 
 
@@ -154,6 +158,16 @@ def test_other_settings_are_refused(pictures, tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_is_one_sentence(pictures, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(capsys, pictures, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_running_out_of_memory_is_one_sentence(pictures, tmp_path, capsys, monkeypatch, error):
+    def draw(*_):
+        raise error("CUDA out of memory")
+
+    greedy = replace(canny.ANNOTATOR, preprocessors=(Preprocessor("Greedy", draw),))
+    monkeypatch.setattr(annotators.__main__, "find_annotator", lambda _: greedy)
+    assert "too little memory" in refusal(capsys, pictures, tmp_path / "out")
 
 
 def test_files_without_a_pictures_suffix_are_ignored(pictures, tmp_path, capsys):
