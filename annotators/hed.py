@@ -71,11 +71,11 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
     Most of such a map is black, so an empty one is already similar: the headline is scaled from
     the similarity of an empty map (0) to equality (100).
     """
-    first, second = (grey.max(axis=2).astype(np.float32) / 255 for grey in (target, extracted))
-    similarity = ms_ssim(first, second)
-    empty = ms_ssim(first, np.zeros_like(first))
-    scaled = (similarity - empty) / (1 - empty) if empty < 1 else float(similarity >= 1)
-    return Score(100 * max(0.0, scaled), "MS-SSIM", {"MS-SSIM": similarity})
+    wanted, found = (grey.max(axis=2).astype(np.float32) / 255 for grey in (target, extracted))
+    similarity = ms_ssim(wanted, found)
+    of_empty = ms_ssim(wanted, np.zeros_like(wanted))
+    scaled = (similarity - of_empty) / (1 - of_empty) if of_empty < 1 else float(similarity >= 1)
+    return Score(headline=100 * max(0.0, scaled), metric="MS-SSIM", metrics={"MS-SSIM": similarity})
 
 
 ANNOTATOR = Annotator(
