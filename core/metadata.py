@@ -19,9 +19,11 @@ from core.modes import MODES
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
 from core.png_chunks import read_bytes, read_texts, write_png
+from core.prompt_syntax import unapplied_note
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, without_shut_window
 
+PROMPTS = ("prompt", "added_prompt", "negative_prompt")
 SCHEMA = 1
 """Version of the JSON's layout; later versions keep the fields of earlier ones."""
 KEYWORDS = (
@@ -118,7 +120,8 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
                 # What the mode fixes is left out, so that another mode keeps the page's settings.
                 for name in MODES[settings.get("mode", "exact")].settings:
                     settings.pop(name, None)
-                return settings, notes
+                prompts = [settings.get(name, "") for name in PROMPTS]
+                return settings, [*notes, *filter(None, [unapplied_note(*prompts)])]
     if not notes and "workflow" in texts:
         notes.append(NOT_PLAIN)
     return {}, notes or ["This picture holds no settings."]

@@ -29,6 +29,7 @@ from core.memory import oom_as_device_unavailable
 from core.modes import MODES
 from core.networks import Networks
 from core.progress import ProgressReporter, Stopped
+from core.prompt_syntax import unapplied_note
 from core.request import (
     LARGEST_SEED,
     ControlRequest,
@@ -412,7 +413,8 @@ def _hashes(networks: Networks, request: GenerationRequest) -> dict[str, str]:
 
 
 def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
-    notes = []
+    notes: list[str] = []
+    prompts: list[str] = []
     if not request.full_prompt.strip():
         notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
@@ -424,4 +426,5 @@ def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
         if dropped:
             words = dropped[:DROPPED_WORDS_SHOWN] + "..." * (len(dropped) > DROPPED_WORDS_SHOWN)
             notes.append(f"The {label} is longer than 75 tokens; left out: {words}")
-    return notes
+        prompts.append(prompt)
+    return [*notes, *filter(None, [unapplied_note(*prompts)])]
