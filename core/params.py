@@ -65,7 +65,7 @@ class Bounds:
             raise BadInput(f"{self.label} must be {kind} from {self.low} to {self.high}.")
         if not self.low <= number <= self.high:
             raise BadInput(
-                f"{self.label} is {number:.10g}; it must be from {self.low} to {self.high}."
+                f"{self.label} is {plain(number)}; it must be from {self.low} to {self.high}."
             )
         return int(number) if self.whole else float(number)
 
@@ -84,7 +84,7 @@ class Bounds:
                 "was left unchanged."
             )
         nearest = round(nearest) if self.whole else float(nearest)
-        note = f"{self.label} was changed from {number:.10g} to {nearest:.10g}"
+        note = f"{self.label} was changed from {plain(number)} to {plain(nearest)}"
         return nearest, note if nearest != number else ""
 
 
@@ -159,6 +159,11 @@ class Text:
 
 
 Setting = Bounds | Choice | Toggle | Text
+
+
+def plain(number: float) -> str:
+    """Return a number as people write it: a whole one of up to 20 digits without an exponent."""
+    return str(int(number)) if number == int(number) and abs(number) < 1e20 else f"{number:.10g}"
 
 
 def _as_number(value: object) -> float | None:

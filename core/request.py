@@ -43,7 +43,11 @@ class ControlRequest:
     image: RGBImage
     # fmt: off  (a setting takes two lines)
     preprocessor: str = text(
-        "", "Preprocessor", "What draws the control map; empty for the usual one.", 100, argument=14
+        "",
+        "Preprocessor",
+        "What draws the control map; by default the usual one.",
+        100,
+        argument=14,
     )
     params: Any = None
     """The annotator's params record; None for its defaults. Its order is PARAMS_ARGUMENT."""
@@ -162,7 +166,7 @@ class GenerationRequest:
         0.0, 0.0, 1.0, 0.01, "eta (DDIM)", "Seeded noise added at every step; 0 is plain DDIM.",
         argument=12, row=13)
     model: str = text(
-        "diorama", "Model", "A model's name, or a path to a checkpoint.", 1000,
+        "diorama", "Model", "The name of a model on offer.", 1000,
         argument=15, row=1)
     sampler: str = choice(
         "ddim", ("ddim", "lcm"), "Sampler", "lcm is for models and LoRAs made for a few steps.",

@@ -19,6 +19,10 @@ from core.request import ControlResult, GenerationResult
 
 log = logging.getLogger(__name__)
 
+LARGEST_UPLOAD_MB = 30
+LARGEST_UPLOAD = LARGEST_UPLOAD_MB * 2**20
+"""In bytes, of a picture's file."""
+
 NOT_KEPT = (
     "Not every image could be copied to the server's folder; save here what you want to keep."
 )

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from apps.web.suite import Suite
 
 HTML = Path(__file__).resolve().parent / "html"
-LARGEST_UPLOAD = "30mb"
 DEFAULT_QUEUE = 20
 LAST_PORT = 65535
 GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
@@ -118,8 +117,14 @@ def launch(
     blocks: "gr.Blocks", environment: Environment, options: argparse.Namespace, block: bool = True
 ) -> str:
     """Serve pages with the suite's theme and limits; returns the address if not blocking."""
+    from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415 - as above
+    from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
     from apps.web.pages.widgets import TEST_IMAGES  # noqa: PLC0415
 
+    if options.mcp:
+        from apps.web.pages import mcp_server  # noqa: PLC0415
+
+        mcp_server.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     blocks.queue(max_size=environment.max_queue)
@@ -141,6 +146,7 @@ def launch(
             run_history=False,
             footer_links=["api", "settings"],
             prevent_thread_lock=not block,
+            app_kwargs={"exception_handlers": REFUSALS},
         )
     except OSError as error:
         if options.port is not None and "empty port" in str(error):

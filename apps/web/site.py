@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import gradio as gr
 
 from apps.web.html import results
+from apps.web.pages.calls import CallableBlocks
 from apps.web.pages.widgets import CACHE, TEST_IMAGES
 from apps.web.suite import Suite
 from apps.web.tool import Tool
@@ -35,7 +36,7 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
 
 
 def _new_blocks(title: str) -> gr.Blocks:
-    return gr.Blocks(title=title, analytics_enabled=False, delete_cache=CACHE)
+    return CallableBlocks(title=title, analytics_enabled=False, delete_cache=CACHE)
 
 
 def _place(

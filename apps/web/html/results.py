@@ -90,7 +90,7 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
     picture = '<div class="cl-frame cl-pulse"></div>'
     if preview is not None:
         picture = (
-            f'<div class="cl-frame"><img alt="The picture so far" src="{_inline(preview)}"></div>'
+            f'<div class="cl-frame"><img alt="The picture so far" src="{inline(preview)}"></div>'
         )
     return _under_way(words, done / total, " · ".join(details) or "Esc stops.", picture)
 
@@ -336,7 +336,8 @@ def file_url(path: Path) -> str:
     return "gradio_api/file=" + quote(str(path))
 
 
-def _inline(image: RGBImage) -> str:
+def inline(image: RGBImage) -> str:
+    """Return a picture as the data URL of a PNG."""
     memory = io.BytesIO()
     Image.fromarray(image).save(memory, "PNG")
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()

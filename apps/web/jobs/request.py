@@ -1,15 +1,18 @@
 """From the raw values of widgets or an API caller to a checked request."""
 
+import base64
+import binascii
 import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.web.files import upload_folder
+from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, upload_folder
 from apps.web.jobs.job import Job
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
@@ -21,6 +24,9 @@ from models.catalog.cards import Card
 
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
 """A run's folder, as files.new_folder names it, and a file in it."""
+NOT_AN_UPLOAD = "The file is not an upload, or is no longer here; please choose it again."
+LONGEST_DATA_URL = 2 * LARGEST_UPLOAD
+"""Characters: base64 has four for three bytes, and may be broken into lines."""
 MOST_LAYERS = 4
 """Of a drawing; the page's canvas has one. Each may be as large as a picture."""
 
@@ -183,7 +189,29 @@ def uploaded(path: object) -> str:
             return str(file)
     except (OSError, ValueError):  # not a possible file name
         pass
-    raise BadInput("The file is not an upload, or is no longer here; please choose it again.")
+    raise BadInput(NOT_AN_UPLOAD)
+
+
+def bytes_of_data_url(url: str) -> bytes:
+    """Return the content of a base64 data URL, RFC 2397; line breaks and missing "=" do not matter.
+
+    Raises:
+        BadInput: it has no base64, or more than an upload may have.
+    """
+    head, _, text = url.partition(",")
+    if not head.lower().endswith(";base64"):
+        raise BadInput('A data URL must be "data:image/png;base64,…", with the type of the file.')
+    too_large = BadInput(f"The picture has more than {LARGEST_UPLOAD_MB} MB; please shrink it.")
+    if len(text) > LONGEST_DATA_URL:
+        raise too_large
+    text = "".join(unquote(text).split()).rstrip("=")
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        raise BadInput("The data URL's base64 is damaged; please encode the file again.") from None
+    if len(data) > LARGEST_UPLOAD:
+        raise too_large
+    return data
 
 
 def sent_result(name: str) -> str:

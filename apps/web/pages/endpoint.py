@@ -8,14 +8,15 @@ from typing import Any
 import gradio as gr
 
 from apps.web.files import SavedResult
+from apps.web.html.results import STAGES, inline
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job
 from apps.web.pages.widgets import plain_errors, runs_at_once
 from apps.web.suite import Suite
 from core.condition import Condition
-from core.params import Bounds, Setting, settings_of
-from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult
+from core.params import Bounds, Setting, plain, settings_of
+from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult, Progress
 
 Save = Callable[[GenerationResult], SavedResult]
 Outputs = tuple[Any, ...]
@@ -116,8 +117,9 @@ def answer(
     """Return the function that runs one call; `pick` as in Endpoint."""
 
     def run(given: dict[str, Any]) -> Iterator[Outputs]:
-        with plain_errors():
+        with plain_errors(as_html=False):
             job = start(given)
+            running = Running(job)
             made: list[tuple[GenerationResult, SavedResult]] = []
             failed = []
             try:
@@ -126,7 +128,8 @@ def answer(
                         suite.measured(report)
                         made.append((report, save(report)))
                     else:
-                        yield None, None, None, None  # ends here if the caller has disconnected
+                        # Ends here if the caller has disconnected.
+                        yield None, None, None, running.told(report, len(made))
             except Exception as error:
                 if not made:
                     raise
@@ -149,6 +152,42 @@ def answer(
     return run
 
 
+class Running:
+    """What an endpoint tells while a job runs, in the place of the report and as Gradio's progress.
+
+    {"stage", "step", "steps", "image", "images", "seconds_left"}, and where there is one a
+    "preview", a data URL; of a download also its "bytes" and "bytes_in_all"; of two models "model".
+    """
+
+    def __init__(self, job: Job | Pair):
+        self._images = job.request.num_samples
+        self._models = job.models if isinstance(job, Pair) else ()
+        self._last = Progress("wait", 0, job.request.steps, 0, None, None)
+
+    def told(self, report: Progress | None, models_done: int) -> dict[str, Any]:
+        """Return the report as JSON; for None the last one again, without its preview."""
+        if report is not None:
+            if report.stage == "sample":
+                gr.Progress()((report.step, report.steps), desc=STAGES["sample"], unit="steps")
+            self._last = report
+        now = self._last
+        told = {
+            "stage": now.stage,
+            "step": now.step,
+            "steps": now.steps,
+            "image": min(now.image_index + 1, self._images),
+            "images": self._images,
+            "seconds_left": now.seconds_left,
+        }
+        if self._models:
+            told["model"] = self._models[min(models_done, len(self._models) - 1)]
+        if now.download is not None:
+            told |= {"bytes": now.download.bytes_here, "bytes_in_all": now.download.bytes_whole}
+        if report is not None and report.preview is not None:
+            told["preview"] = inline(report.preview)
+        return told
+
+
 def _report(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
     report = result.report()
     return report | {"warnings": [*report["warnings"], *filter(None, [saved.note])]}
@@ -158,5 +197,7 @@ def help_of(setting: Setting | None) -> str:
     """Return an argument's description with its limits."""
     if setting is None:
         return "The input picture."
-    limits = f" ({setting.low:g} to {setting.high:g})" if isinstance(setting, Bounds) else ""
+    limits = (
+        f" ({plain(setting.low)} to {plain(setting.high)})" if isinstance(setting, Bounds) else ""
+    )
     return f"{setting.label}{limits}. {setting.help}".strip()

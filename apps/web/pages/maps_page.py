@@ -194,12 +194,16 @@ class _MapsPage:
                 names: The maps to draw, each "annotator: preprocessor".
                 image_resolution: Length of the maps' short side, in pixels.
             """
-            with plain_errors():
+            with plain_errors(as_html=False):
                 requests, notes = self._checked(image, names, image_resolution)
+                maps: list[DrawnMap] = []
+                files: list[Paths] = []
+                yield None, _progress([choice.name for choice in requests], 0)
                 for report in self._drawn(requests):
-                    maps, files = report if isinstance(report, tuple) else ([], [])
+                    maps, files = report if isinstance(report, tuple) else (maps, files)
                     if len(maps) < len(requests):
-                        yield None, None  # ends here if the caller has disconnected
+                        # Ends here if the caller has disconnected.
+                        yield None, _progress([choice.name for choice in requests], len(maps))
                     else:
                         yield (
                             [str(paths[0]) for paths in files if paths],
@@ -223,6 +227,12 @@ class _MapsPage:
 def _label(choice: MapChoice) -> str:
     needs = choice.preprocessor.needs
     return f"{choice.title} ({needs})" if needs else choice.title
+
+
+def _progress(names: Sequence[str], drawn: int) -> dict[str, Any]:
+    """Return what is told instead of the report while maps are drawn, and tell Gradio."""
+    gr.Progress()((drawn, len(names)), desc=f"Drawing {names[drawn]}", unit="maps")
+    return {"stage": "map", "map": names[drawn], "step": drawn, "steps": len(names)}
 
 
 def _report(maps: Sequence[DrawnMap], notes: Sequence[str]) -> dict[str, Any]:

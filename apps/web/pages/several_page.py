@@ -277,7 +277,10 @@ class ControlSlots:
                 widgets[f"{name}_{slot}"] = gr.Textbox(
                     shown.value, label=shown.label, visible=False
                 )
-            widgets[f"params_{slot}"] = gr.JSON(label="Map settings", visible=False)
+            settings = gr.JSON(label="Map settings", visible=False)
+            # Gradio's own description is no JSON Schema, and MCP refuses the tool.
+            settings.api_info = lambda: {"type": "object"}
+            widgets[f"params_{slot}"] = settings
             widgets[f"detect_resolution_{slot}"] = gr.Number(
                 None, label=SETTINGS["detect_resolution"].label, visible=False
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from pydantic import Field
 
 from apps.web.html.results import escape
 from apps.web.jobs.errors import sentence_of
@@ -44,29 +45,29 @@ def runs_at_once(runs: int) -> dict[str, Any]:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Show any exception as one sentence; a bug is logged under an id that the sentence names."""
+def plain_errors(as_html: bool = True) -> Iterator[None]:
+    """Show any exception as one sentence; a bug is logged under an id that the sentence names.
+
+    `as_html` for the events of a page, which shows the sentence as HTML; not for programs.
+    """
     try:
         yield
     except gr.Error:
         raise
     except Exception as error:  # noqa: BLE001 - shown to the user; a bug is logged
         title = "Not yet" if isinstance(error, SuiteError) else "Error"
-        raise gr.Error(escape(sentence_of(error)), title=title, print_exception=False) from None
+        sentence = sentence_of(error)
+        shown = escape(sentence) if as_html else sentence
+        raise gr.Error(shown, title=title, print_exception=False) from None
 
 
 class SentPicture(ImageData):
-    """Gradio's record of a picture; a bare file name gets a sentence instead of a traceback."""
+    """Gradio's record of a picture, with what an endpoint takes in its description."""
 
-    @classmethod
-    def model_validate(cls, obj: Any, **options: Any) -> "SentPicture":
-        """Check a caller's value; a pydantic validator would wrap the sentence."""
-        if isinstance(obj, dict | ImageData):
-            return super().model_validate(obj, **options)
-        raise gr.Error(
-            'The picture must be uploaded; with gradio_client, use handle_file("picture.png").',
-            print_exception=False,
-        )
+    path: str | None = Field(None, description="The path that an upload has returned")
+    url: str | None = Field(
+        None, description="Instead of a path: data:image/png;base64,…, as any type of picture"
+    )
 
 
 def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -> gr.Image:

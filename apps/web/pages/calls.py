@@ -1,0 +1,99 @@
+"""Calls of endpoints by programs, on their way in: what was left out, and pictures in other forms.
+
+gradio_client fills in defaults and uploads files; curl and JavaScript send what they like.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+import anyio
+import gradio as gr
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from gradio.block_function import BlockFunction
+from gradio.exceptions import InvalidPathError
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.route_utils import FnIndexInferError
+
+from apps.web.files import upload_folder
+from apps.web.jobs.request import NOT_AN_UPLOAD, bytes_of_data_url
+from apps.web.pages.widgets import plain_errors
+from core.errors import BadInput
+
+HOW_TO_SEND = (
+    'The picture must be uploaded; with gradio_client, use handle_file("picture.png"). It can also '
+    'be sent as {"url": "data:image/png;base64,…"}.'
+)
+FETCH_FAILED = "The picture could not be fetched from its address; please upload it instead."
+
+
+class CallableBlocks(gr.Blocks):
+    """Blocks whose endpoints give every value that is missing or null its default."""
+
+    async def preprocess_data(
+        self, block_fn: BlockFunction, inputs: list[Any], *others: Any, **options: Any
+    ) -> list[Any]:
+        """Read a call's values as Gradio does; what is wrong with an endpoint's is a sentence."""
+        if block_fn.api_visibility != "public":
+            return await super().preprocess_data(block_fn, inputs, *others, **options)
+        given = [*inputs, *[None] * (len(block_fn.inputs) - len(inputs))]
+        with plain_errors(as_html=False):
+            for place, block in enumerate(block_fn.inputs):
+                if given[place] is None:
+                    given[place] = block.value
+                elif isinstance(block, gr.Image):
+                    given[place] = await anyio.to_thread.run_sync(_received, given[place], block)
+            try:
+                return await super().preprocess_data(block_fn, given, *others, **options)
+            except InvalidPathError:
+                raise BadInput(NOT_AN_UPLOAD) from None
+            except Exception:
+                if any(_is_elsewhere(value) for value in given):  # fetching raises bare Exceptions
+                    raise BadInput(FETCH_FAILED) from None
+                raise
+
+
+def _received(value: Any, block: gr.Image) -> dict[str, Any]:
+    """Return Gradio's record of a sent picture; a data URL's is written to the upload folder.
+
+    Raises:
+        BadInput: it is not a record, or its data URL is malformed or too large.
+    """
+    record = {"url": value} if isinstance(value, str) else value
+    if not isinstance(record, dict) or not isinstance(record.get("meta") or {}, dict):
+        raise BadInput(HOW_TO_SEND)
+    path, url = record.get("path"), record.get("url")
+    if path and isinstance(path, str):
+        return {"path": path, "meta": record.get("meta") or {}}
+    if not isinstance(url, str) or not url.lower().startswith("data:"):
+        raise BadInput(HOW_TO_SEND)
+    # In a file, because Gradio keeps a session's values in memory.
+    file = save_bytes_to_cache(bytes_of_data_url(url), "picture", str(upload_folder()))
+    block.temp_files.add(file)  # for delete_cache
+    return {"path": file, "meta": {"_type": "gradio.FileData"}}
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Return whether a value is a picture that Gradio fetches from another server."""
+    path = value.get("path") if isinstance(value, dict) else None
+    return isinstance(path, str) and path.startswith(("http://", "https://"))
+
+
+async def refuse(request: Request, error: Exception) -> JSONResponse:
+    """Say what is wrong with a call that Gradio would answer with Internal Server Error.
+
+    Raises:
+        Exception: it is another error.
+    """
+    name = request.path_params.get("api_name")
+    if isinstance(error, FnIndexInferError) or error.args == (f"/{name}",):
+        told = f"There is no endpoint /{name}; /gradio_api/info lists those there are."
+        return JSONResponse({"error": told}, HTTPStatus.NOT_FOUND)
+    if name and isinstance(error, TypeError) and "/call/v2/" in request.url.path:
+        # An argument that is unknown, or required and missing.
+        return JSONResponse({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+    raise error
+
+
+REFUSALS = dict.fromkeys((TypeError, KeyError, FnIndexInferError), refuse)
+"""For FastAPI's exception_handlers."""
