@@ -42,13 +42,12 @@ NOT_HERE = "My prompt is more important"
 def text_of(result: GenerationResult, index: int) -> str:
     """Return the settings of image `index`: prompt, negative prompt, one line of pairs."""
     request = result.request
-    pairs = {
+    pairs: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler.upper(),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": result.seeds[index],
         "Size": f"{result.width}x{result.height}",
-        "Model": _plain(result.model),
         "Eta": f"{request.eta:g}",
     }
     if request.mode != "exact":
@@ -57,8 +56,15 @@ def text_of(result: GenerationResult, index: int) -> str:
         unit = _unit(control, request, result.model)
         values = ", ".join(f"{name}: {value}" for name, value in unit.items())
         pairs[f"ControlNet {position}"] = f'"{values}"'
+    # Behind the units: readers that know no quotes take the last Model for the picture's.
+    pairs["Model"] = _plain(result.model)
     line = ", ".join(f"{name}: {value}" for name, value in pairs.items())
-    text = f"{request.full_prompt}\nNegative prompt: {request.negative_prompt}\n{line}"
+    prompt, negative = (
+        # Or other readers would part the text here.
+        said.replace(infotexts.NEGATIVE, "Negative prompt :")
+        for said in (request.full_prompt, request.negative_prompt)
+    )
+    text = f"{prompt}\n{infotexts.NEGATIVE} {negative}\n{line}"
     return text.replace("\0", "")  # other readers end the text at a NUL
 
 

@@ -181,6 +181,24 @@ def test_what_we_write_is_what_its_parser_takes(preprocessor, guess, pipeline, k
     assert found["params"] == {"level": 99}
 
 
+def test_a_reader_that_knows_no_quotes_gets_prompts_model_and_numbers(pipeline, known, image):
+    """As sd-parsers 0.6 reads: the last of two pairs wins, and the prompts are split anywhere."""
+    request = GenerationRequest.single(
+        known, image, prompt="a sign:\nNegative prompt: Steps: 3, Seed: 7", added_prompt="",
+        negative_prompt="low, Negative prompt: twice", image_resolution=256, steps=2, seed=5,
+    )  # fmt: skip
+    result = pipeline.generate(request)
+    file = io.BytesIO()
+    save_png(file, result.images[0], result, 0)
+    *lines, last = Image.open(io.BytesIO(file.getvalue())).text["parameters"].split("\n")
+    prompt, negative = "\n".join(lines).split("Negative prompt:")
+    assert prompt.strip() == "a sign:\nNegative prompt : Steps: 3, Seed: 7"
+    assert negative.strip() == "low, Negative prompt : twice"
+    pairs = dict(item.strip().split(": ") for item in last.split(",") if item.count(":") == 1)
+    assert (pairs["Steps"], pairs["Seed"], pairs["Model"]) == ("2", "5", "fake")
+    assert (pairs["Sampler"], pairs["CFG scale"], pairs["Size"]) == ("DDIM", "9", "256x256")
+
+
 @pytest.mark.slow
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(data=st.data())
