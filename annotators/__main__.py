@@ -130,7 +130,7 @@ def _annotate(
             try:
                 picture, _ = read_image(row.picture)
                 size = fit_size(picture.shape[1], picture.shape[0], resolution)
-                control_map = extractor.extract(picture, size)
+                control_map = extractor.extract(picture, size, resolution)
                 skipped.unlike += in_doubt(extractor.preprocessor, picture)
             except BadInput as error:
                 skipped.failed[row.name] = str(error)
@@ -142,7 +142,7 @@ def _annotate(
             for path in (out / source, out / target):
                 path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(control_map).save(out / source)
-            Image.fromarray(resize(picture, size)).save(out / target)
+            Image.fromarray(resize(picture, size, resolution)).save(out / target)
             line = {"source": source, "target": target, "prompt": row.caption}
             manifest_file.write(json.dumps(line, ensure_ascii=False) + "\n")
             manifest_file.flush()

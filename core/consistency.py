@@ -33,11 +33,16 @@ class Extractor:
     detect_resolution: int | None
     """Short side the map is drawn at; None for the output size, as v1.0 does for canny."""
 
-    def extract(self, image: RGBImage, size: tuple[int, int]) -> ControlMap:
-        """Draw the map at its own resolution and return it at size (width, height)."""
+    def extract(
+        self, image: RGBImage, size: tuple[int, int], resolution: int | None = None
+    ) -> ControlMap:
+        """Draw the map at its own resolution and return it at size (width, height).
+
+        `resolution` is the short side that was asked for, before it was rounded to `size`.
+        """
         if self.annotator.empty_in_doubt and in_doubt(self.preprocessor, image):
             return np.zeros((size[1], size[0], 3), np.uint8)
-        return self._drawn(self.preprocessor, image, size)
+        return self._drawn(self.preprocessor, image, size, resolution)
 
     @property
     def reextracting(self) -> Preprocessor:
@@ -45,13 +50,18 @@ class Extractor:
         return self.annotator.reextract or self.preprocessor
 
     def _drawn(
-        self, preprocessor: Preprocessor, image: RGBImage, size: tuple[int, int]
+        self,
+        preprocessor: Preprocessor,
+        image: RGBImage,
+        size: tuple[int, int],
+        resolution: int | None = None,
     ) -> ControlMap:
         height, width = image.shape[:2]
         drawn_at = size
         if self.detect_resolution is not None:
-            drawn_at = fit_size(width, height, self.detect_resolution)
-        drawn = preprocessor.draw(resize(image, drawn_at), self.params)
+            resolution = self.detect_resolution
+            drawn_at = fit_size(width, height, resolution)
+        drawn = preprocessor.draw(resize(image, drawn_at, resolution), self.params)
         return resize_map(drawn, size, self.annotator.interpolation)
 
     def reextract_and_score(

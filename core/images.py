@@ -353,11 +353,15 @@ def center_crop_to_aspect(image: RGBImage, other: RGBImage) -> RGBImage:
     return image[top : top + cut_height, left : left + cut_width]
 
 
-def resize(image: RGBImage, size: tuple[int, int]) -> RGBImage:
-    """Resize a picture to (width, height): Lanczos for enlarging, area averages for shrinking."""
+def resize(image: RGBImage, size: tuple[int, int], resolution: int | None = None) -> RGBImage:
+    """Resize a picture to (width, height): Lanczos for enlarging, area averages for shrinking.
+
+    `resolution` is the short side that was asked for, where fit_size has rounded it: it decides
+    which of the two this is, as in ControlNet v1.0's resize_image. Without it `size` does.
+    """
     if (image.shape[1], image.shape[0]) == size:
         return image
-    enlarging = min(size) > min(image.shape[:2])
+    enlarging = (resolution or min(size)) > min(image.shape[:2])
     return _resized(image, size, cv2.INTER_LANCZOS4 if enlarging else cv2.INTER_AREA)
 
 

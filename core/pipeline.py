@@ -146,7 +146,7 @@ class Pipeline:
             DeviceUnavailable: memory ran out.
         """
         control = _resolved_control(request.controls[0])
-        return _control_map(_extractor(control), control, _size(request))
+        return _control_map(_extractor(control), control, request)
 
     def generate(
         self,
@@ -183,7 +183,7 @@ class Pipeline:
                 image = center_crop_to_aspect(control.image, request.controls[0].image)
                 if image.shape != control.image.shape:
                     reporter.warnings.append(CROPPED.format(title=control.condition.title))
-                control_map = _control_map(extractor, replace(control, image=image), size)
+                control_map = _control_map(extractor, replace(control, image=image), request)
                 tracks.append(ControlTrack(control, control_map))
                 reporter.warnings += map_notes(control, control_map)
 
@@ -304,12 +304,13 @@ def _fetch_preprocessor(preprocessor: Preprocessor, reporter: ProgressReporter) 
 
 
 def _control_map(
-    extractor: Extractor, control: ControlRequest, size: tuple[int, int]
+    extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
+    size = _size(request)
     if control.preprocessor == ALREADY_A_MAP:
         return resize_map(control.image, size, extractor.annotator.interpolation)
     with oom_as_device_unavailable():
-        return extractor.extract(control.image, size)
+        return extractor.extract(control.image, size, request.image_resolution)
 
 
 def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -472,6 +473,21 @@ def test_resize_of_a_flat_picture_stays_flat():
         resized = resize(flat, size)
         assert resized.shape == (size[1], size[0], 3)
         assert np.unique(resized).tolist() == [77]
+
+
+@settings(max_examples=60, deadline=None)
+@given(short=st.integers(180, 420), longer=st.integers(0, 90), resolution=st.integers(256, 400))
+def test_a_picture_is_fitted_as_v10_does(short, longer, resolution):
+    """Also where its short side lies between the resolution and the multiple of 64 near it."""
+    image = np.random.default_rng(short).integers(0, 256, (short, short + longer, 3), np.uint8)
+    # The rule of ControlNet v1.0, annotator/util.py: HWC3 and resize_image.
+    k = resolution / short
+    size = tuple(int(np.round(side * k / 64)) * 64 for side in (short + longer, short))
+    filter_of_v10 = cv2.INTER_LANCZOS4 if k > 1 else cv2.INTER_AREA
+    fitted = fit_size(short + longer, short, resolution)
+    assert fitted == size
+    wanted = cv2.resize(image, size, interpolation=filter_of_v10)
+    assert np.array_equal(resize(image, fitted, resolution), wanted)
 
 
 def test_shrinking_takes_means():

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from diffusers import LCMScheduler
 
-from core.condition import ALREADY_A_MAP
+from core.condition import ALREADY_A_MAP, Preprocessor
 from core.consistency import Extractor
 from core.diffusion import DECODED_IN_FLOAT32, SAMPLED_IN_FLOAT32
 from core.errors import BadInput, SuiteError
@@ -240,6 +241,25 @@ def test_a_map_is_drawn_at_its_own_resolution(condition, image):
     Pipeline(None).draw_map(ask(condition, image, detect_resolution=192))
     (control,) = resolved(ask(condition, image, detect_resolution=192)).controls
     assert control.detect_resolution is None
+
+
+@pytest.mark.parametrize(("side", "enlarged"), [(270, True), (300, False)])
+@pytest.mark.parametrize("resolution", ["image_resolution", "detect_resolution"])
+def test_the_resolution_asked_for_decides_how_a_picture_is_resized(
+    condition, side, enlarged, resolution
+):
+    """280 is rounded to 256: from 270 that is enlarging as in v1.0, though 256 is less."""
+    seen = []
+    annotator = replace(
+        condition.annotator,
+        preprocessors=(Preprocessor("Look", lambda image, _: (seen.append(image), image)[1]),),
+        detect_resolution=None if resolution == "image_resolution" else 256,
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    own = replace(condition, annotator=annotator)
+    Pipeline(None).draw_map(ask(own, picture, **{resolution: 280}))
+    flag = cv2.INTER_LANCZOS4 if enlarged else cv2.INTER_AREA
+    assert np.array_equal(seen[0], cv2.resize(picture, (256, 256), interpolation=flag))
 
 
 def test_unknown_preprocessor_and_foreign_params(condition, image):
