@@ -150,8 +150,9 @@ def from_comfyui(text: str) -> Restored:
         found |= _size(_inputs_of(latents).get("width"), _inputs_of(latents).get("height"))
     settings, notes = _restored(found)
     notes += of_sampler(settings, str(inputs.get("sampler_name", "ddim")))
-    missing = [SETTINGS[name].label for name in PROMPTS if name not in found]
-    rest = f"; {' and '.join(missing).lower()} could not be read" if missing else ""
+    wanted = dict.fromkeys([*PROMPTS, *SAMPLER_INPUTS.values()])
+    missing = [SETTINGS[name].label.lower() for name in wanted if name not in found]
+    rest = f", but not its {', '.join(missing)}" if missing else ""
     notes.insert(0, f"{COMFYUI}only its sampler and the texts were read{rest}.")
     return settings, notes
 

@@ -12,6 +12,7 @@ from PIL import Image
 from core.exif_texts import read_exif_texts, user_comment
 from core.metadata import read_settings
 from core.png_chunks import MAX_TEXT_BYTES
+from tests.core.test_png_chunks import raw_png
 
 TEXT = "a red ball, “ünï” 🎈 雪\nNegative prompt: grey\nSteps: 25, CFG scale: 7, Seed: 11"
 FORMATS = ("JPEG", "WEBP", "PNG", "AVIF")
@@ -141,3 +142,34 @@ def test_damaged_exif_does_no_harm(at, byte, cut):
     block[at % len(block)] = byte
     for data in (picture(bytes(block)), picture(exif(UNICODE + TEXT.encode("utf-16-be")))[:cut]):
         read_settings(data)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_order_quotes_and_encoding_of_an_infotext_cost_no_setting(data):
+    """Pairs in any order, quoted or not, parted by commas or bars, in any chunk or in EXIF."""
+    words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
+    others = {"Model": "x", "Note": '"a, b: c | \\"d\\""', "Version": "v1.10.1"}
+    pairs = {"Seed": "11", "CFG scale": "7", "Size": "512x768", "Sampler": "DDIM"} | others
+    order = data.draw(st.permutations(list(pairs)))
+    quotes = data.draw(st.sampled_from(["{}", '"{}"']))
+    shown = {n: v if v.startswith('"') else quotes.format(v) for n, v in pairs.items()}
+    between = data.draw(st.sampled_from([", ", " | "]))
+    line = between.join(["Steps: 25", *(f"{name}: {shown[name]}" for name in order)])
+    prompt, negative = data.draw(words), data.draw(words)
+    said = f"{prompt}\nNegative prompt: {negative}\n{line}"
+    tail = data.draw(st.sampled_from(["", "\nTemplate: a {b|c}", "\n"]))
+    encoded = data.draw(st.sampled_from(["tEXt", "utf-16-be", "utf-16-le", "utf-8"]))
+    if encoded == "tEXt":
+        file = raw_png((b"tEXt", b"parameters\0" + (said + tail).encode()))
+    else:
+        file = picture(exif(b"UNICODE\0" + (said + tail).encode(encoded)))
+    found, _ = read_settings(file)
+    assert (found.pop("prompt"), found.pop("negative_prompt")) == (prompt, negative)
+    assert found == {
+        "added_prompt": "",
+        "steps": 25,
+        "seed": 11,
+        "guidance_scale": 7.0,
+        "image_resolution": 512,
+    }

@@ -116,11 +116,12 @@ def test_a_text_that_is_not_plain_is_told(positive):
     fields, notes = from_comfyui(json.dumps(graph(positive=positive)))
     assert not {"prompt", "added_prompt"} & fields.keys()
     assert (fields["negative_prompt"], fields["seed"]) == ("grey", 42)
-    assert notes[0].endswith("; prompt could not be read.")
+    assert notes[0].endswith("read, but not its prompt.")
 
 
 def test_a_seed_that_is_linked_is_left_out():
-    assert "seed" not in from_comfyui(json.dumps(graph(seed=["9", 0])))[0]
+    fields, notes = from_comfyui(json.dumps(graph(seed=["9", 0])))
+    assert "seed" not in fields and notes[0].endswith("read, but not its seed.")
 
 
 def test_another_sampler_of_comfyui_is_told():

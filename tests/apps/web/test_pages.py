@@ -18,6 +18,7 @@ import gradio as gr
 import pytest
 from gradio.utils import get_upload_folder
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
 import apps
@@ -373,6 +374,44 @@ def test_the_map_settings_of_several_controls_are_restored(suite: Suite, canny: 
     assert found == [100, 7]
     assert notes == []
     assert settings["detect_resolution_2"].value == 300
+
+
+def test_the_units_of_sd_webui_controlnet_fill_the_slots(suite: Suite) -> None:
+    units = (
+        'ControlNet 0: "Module: canny, Weight: 0.5, Threshold A: 7, Threshold B: 90", '
+        'ControlNet 1: "Module: none, Model: control_v11p_sd15_canny [d14c016b], Guidance End: 0.7"'
+    )
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text("parameters", f"a ball\nSteps: 3, {units}")
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    settings, notes = _several(suite).controls.read_png(file.getvalue())
+    assert notes == []
+    assert (settings["steps"], settings["strength_1"], settings["control_end_2"]) == (3, 0.5, 0.7)
+    assert [settings[f"canny2image.{one}_threshold_1"] for one in ("low", "high")] == [7, 90]
+    assert [settings[f"control_{slot}"].value for slot in (1, 2, 3)] == ["canny2image"] * 2 + [""]
+    assert [settings[f"preprocessor_{slot}"].value for slot in (1, 2)] == ["", "None"]  # "": Canny
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp"])
+def test_a_page_restores_a_picture_that_is_no_png(
+    kind: str, suite: Suite, canny: Condition
+) -> None:
+    from apps.web.pages.condition_page import SingleControl
+
+    unit = "Module: canny, Weight: 0.5, Threshold A: 7, Guidance Start: 0.1"
+    exif = Image.Exif()
+    said = f'a ball\nSteps: 3, Seed: 5, ControlNet 0: "{unit}"'
+    exif.get_ifd(IFD.Exif)[Base.UserComment] = b"UNICODE\0" + said.encode("utf-16-be")
+    file = new_folder(Path(get_upload_folder())) / f"x.{kind}"
+    Image.new("RGB", (8, 8)).save(file, exif=exif)
+    page = _page(canny, suite, SingleControl(canny, suite))
+    assert f".{kind}" in page.layout.restore_file.file_types
+    values = [field.value for field in page.layout.fields.values()]
+    updates = page.prefill.restore({"path": str(file)}, "tiny", *values)[-len(values) :]
+    named = dict(zip(page.layout.fields, updates, strict=True))
+    wanted = {"prompt": "a ball", "steps": 3, "seed": 5, "strength": 0.5, "low_threshold": 7}
+    assert {name: named[name] for name in wanted} == wanted
+    assert (named["control_start"], named["preprocessor"]) == (0.1, "Canny")
 
 
 @pytest.mark.parametrize(("name", "runs"), [("annotator", 1), ("canny2image", 2)])
