@@ -2,8 +2,8 @@
 
 We write two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and
 `controlloop`, JSON of the whole request. We also read AUTOMATIC1111 (core/webui.py), Fooocus,
-InvokeAI and ComfyUI (core/other_tools.py). What is read is untrusted: numbers are clamped, unknown
-names are listed and ignored.
+InvokeAI, ComfyUI and others (core/other_tools.py). What is read is untrusted: numbers are clamped,
+unknown names are listed and ignored.
 """
 
 import json
@@ -32,10 +32,11 @@ KEYWORDS = (
     "invokeai_metadata",
     "sd-metadata",
     "Dream",
-    "prompt",
-    "workflow",
+    "Comment",
+    *("prompt", "workflow"),
+    *("negative-prompt", "seed", "steps", "scale", "sampler"),
 )
-"""The text chunks that are read; three are InvokeAI's, the last two ComfyUI's."""
+"""The text chunks that are read, in the order of `read_settings`."""
 CONTROLS_READ = 8
 """Controls read beyond the first, more than we ever write; a hostile file may list thousands."""
 
@@ -109,7 +110,8 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
         "invokeai_metadata": other_tools.from_json,
         "sd-metadata": other_tools.from_sd_metadata,
         "Dream": other_tools.from_dream,
-        "prompt": other_tools.from_comfyui,
+        "Comment": other_tools.from_novelai,
+        "prompt": lambda text: _from_prompt(text, texts),
     }
     notes: list[str] = []
     for keyword, read in readers.items():
@@ -227,6 +229,12 @@ def _plain(params: object) -> dict[str, Any]:
         for name, value in list(params.items())[:50]
         if isinstance(value, bool | int | float | str)
     }
+
+
+def _from_prompt(text: str, texts: Mapping[str, str]) -> Restored:
+    """Read a `prompt` chunk: ComfyUI's graph, or the prompt of kohya's scripts."""
+    settings, notes = other_tools.from_comfyui(text)
+    return (settings, notes) if notes else other_tools.from_kohya(texts)
 
 
 def _from_parameters(text: str, condition: Condition | None) -> Restored:

@@ -1,4 +1,4 @@
-"""What Fooocus, InvokeAI and ComfyUI leave in pictures; AUTOMATIC1111's text: core/webui.py.
+"""What tools leave in pictures, but for AUTOMATIC1111's text, which is core/webui.py's.
 
 Each reader takes the text of one chunk, which is untrusted, and returns what means the same here
 and notes on the rest.
@@ -23,12 +23,27 @@ JSON_NAMES = {
     "steps": "steps",
     "guidance_scale": "guidance_scale",
     "cfg_scale": "guidance_scale",
+    "negativeprompt": "negative_prompt",
+    "cfgscale": "guidance_scale",
+    "uc": "negative_prompt",
+    "scale": "guidance_scale",
 }
-"""Names of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py).
+"""Names of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py); then two of
+SwarmUI's and two of NovelAI's.
 
 Equal names may mean something else: InvokeAI's `strength` is that of image-to-image.
 """
 PROMPTS = ("prompt", "negative_prompt")
+SWARMUI = "sui_image_params"
+"""The key under which SwarmUI has its own."""
+KOHYA = {
+    "prompt": "prompt",
+    "negative-prompt": "negative_prompt",
+    "seed": "seed",
+    "steps": "steps",
+    "scale": "guidance_scale",
+}
+"""The chunks of gen_img.py and its kin (kohya-ss/sd-scripts), one for each setting."""
 
 SWITCHES = {"s": "steps", "S": "seed", "C": "guidance_scale", "W": "width", "H": "height"}
 """InvokeAI's switches before version 2 (dream_prompt_str in ldm/invoke/args.py); -A is its
@@ -52,8 +67,9 @@ LINKS_FOLLOWED = 20
 
 
 def from_json(text: str) -> Restored:
-    """Read the flat JSON of Fooocus, or of InvokeAI from version 3 on."""
+    """Read the flat JSON of Fooocus, SwarmUI, or InvokeAI from version 3 on."""
     stored = parsed(text)
+    stored = stored.get(SWARMUI, stored) if isinstance(stored, dict) else stored
     if not isinstance(stored, dict):
         return {}, [UNREADABLE]
     given = {
@@ -74,6 +90,26 @@ def from_json(text: str) -> Restored:
     found |= _size(*map(int, sides)) if len(sides) == 2 else {}
     settings, notes = _restored(found)
     return settings, notes + left_out(given)
+
+
+def from_novelai(text: str) -> Restored:
+    """Read NovelAI's JSON; nothing and no note for another tool's comment."""
+    stored = parsed(text)
+    known = isinstance(stored, dict) and {"prompt", "uc"} <= stored.keys()
+    return from_json(text) if known else ({}, [])
+
+
+def from_kohya(texts: Mapping[str, str]) -> Restored:
+    """Read a picture whose settings have a chunk each; nothing and no note for any other."""
+    if not {"prompt", "seed", "steps", "scale"} <= texts.keys():
+        return {}, []
+    found: dict[str, object] = {
+        ours: texts[name] if ours in PROMPTS else number(texts[name])
+        for name, ours in KOHYA.items()
+        if name in texts
+    }
+    settings, notes = _restored(found)
+    return settings, notes + of_sampler(settings, texts.get("sampler", "ddim"))
 
 
 def from_sd_metadata(text: str) -> Restored:

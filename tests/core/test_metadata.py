@@ -281,7 +281,9 @@ def test_a_prompt_may_begin_with_a_brace():
         '{"seed": 1e300, "steps": true, "prompt": {"a": 1}}',
         '{"seed": -7, "steps": 1e9, "prompt": "' + "x" * 9999 + '"}',
         json.dumps({f"{i}" * 99: i for i in range(1000)}),
-        '{"sui_image_params": {"prompt": "a cat"}}',
+        '{"of_a_new_tool": {"prompt": "a cat"}}',
+        '{"sui_image_params": {"prompt": 5, "seed": "x"}}',
+        '{"sui_image_params": 5}',
     ],
 )
 def test_hostile_json_of_other_tools(keyword, text, condition, image):

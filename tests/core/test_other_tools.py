@@ -1,4 +1,4 @@
-"""Pictures of Fooocus, InvokeAI and ComfyUI, as their writers leave them."""
+"""Pictures of other tools than AUTOMATIC1111, as their writers leave them."""
 
 import json
 
@@ -79,6 +79,43 @@ def test_sizes_of_fooocus_and_invokeai():
         {"prompt": "p", "added_prompt": "", "negative_prompt": "", "image_resolution": 512},
         [],
     )
+
+
+def test_swarmuis_json():
+    made = {
+        "prompt": "a red ball", "negativeprompt": "grey", "steps": 30, "seed": 42, "cfgscale": 7.5,
+        "width": 512, "height": 768, "sampler": "euler",
+    }  # fmt: skip
+    stored = json.dumps({"sui_image_params": made, "sui_extra_data": {"date": "x"}})
+    fields, notes = read_settings(with_texts(parameters=stored))
+    assert (fields, notes) == (BALL | NUMBERS, ["Ignored: sampler."])
+
+
+def test_novelais_comment():
+    made = {
+        "prompt": "a red ball", "uc": "grey", "steps": 30, "seed": 42, "scale": 7.5,
+        "width": 512, "height": 768,
+    }  # fmt: skip
+    texts = {"Comment": json.dumps(made), "Software": "NovelAI", "Description": "a red ball"}
+    assert read_settings(with_texts(**texts)) == (BALL | NUMBERS, [])
+
+
+@pytest.mark.parametrize("comment", ["Created with GIMP", '{"prompt": "x"}', "[1]", "7"])
+def test_another_tools_comment_holds_no_settings(comment):
+    assert read_settings(with_texts(Comment=comment)) == ({}, ["This picture holds no settings."])
+
+
+def test_the_chunks_of_kohyas_scripts():
+    texts = {
+        "prompt": "a red ball",
+        "seed": "42",
+        "sampler": "k_lms",
+        "steps": "30",
+        "scale": "7.5",
+    }
+    fields, notes = read_settings(with_texts(**texts, **{"negative-prompt": "grey"}))
+    assert fields == {n: v for n, v in (BALL | NUMBERS).items() if n != "image_resolution"}
+    assert "sampler k_lms" in notes[0]
 
 
 def graph(**changes):
