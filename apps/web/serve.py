@@ -24,17 +24,22 @@ DEFAULT_QUEUE = 20
 LAST_PORT = 65535
 GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
 """Variables that Gradio reads on import, with a traceback if one is not a number."""
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+"""Variables of proxies, in capitals or not."""
+OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Environment:
     """CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT; models.store reads the others.
 
-    Of Gradio's own variables only those are checked that it does not check itself.
+    Of Gradio's own variables, and of proxies, those are checked that would end in a traceback.
     """
 
     max_queue: int
     output: Path | None
+    temp: Path | None = None
+    """Where Gradio keeps uploads and results; None leaves it to Gradio."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -50,16 +55,93 @@ class Environment:
                 _require_whole(name, variables[name], LAST_PORT)
         output = variables.get("CONTROLLOOP_OUTPUT")
         folder = Path(output).expanduser().resolve() if output else None
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder) as file:
-                    file.write(b"ControlLoop")  # a full disk accepts an empty file
-            except OSError:
-                sys.exit(
-                    f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
-                )
-        return cls(int(queue), folder)
+        if folder is not None and _unwritable(folder):
+            sys.exit(
+                f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
+            )
+        _require_proxies()
+        return cls(int(queue), folder, _temp_folder(variables))
+
+
+def _unwritable(folder: Path) -> str:
+    """Return why a folder, which is made if it is not there, takes no file; "" if it does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"ControlLoop")  # a full disk accepts an empty file
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
+
+
+def _temp_folder(variables: Mapping[str, str]) -> Path:
+    """Return a folder for Gradio's files: GRADIO_TEMP_DIR, else its usual one, else a new one.
+
+    The usual one is shared by all users of the machine, and the first one's alone to write to.
+
+    Raises:
+        SystemExit: none can be written to; the message is one line that names what to set.
+    """
+    given = variables.get("GRADIO_TEMP_DIR")
+    if given:
+        problem = _unwritable_cache(folder := Path(given).expanduser().resolve())
+        if problem:
+            sys.exit(
+                f"GRADIO_TEMP_DIR is {given!r}; it must be a folder that can be written to "
+                f"({problem})."
+            )
+        return folder
+    try:
+        usual = Path(tempfile.gettempdir(), "gradio").resolve()
+        if not _unwritable_cache(usual):
+            return usual
+        own = Path(tempfile.mkdtemp(prefix="gradio-"))
+        problem = _unwritable(own)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        sys.exit(
+            f"There is no folder for temporary files ({problem}): set GRADIO_TEMP_DIR to one that "
+            "can be written to."
+        )
+    return own
+
+
+def _unwritable_cache(folder: Path) -> str:
+    """Return why Gradio cannot keep files in a folder: it, or one inside, is another user's."""
+    try:
+        inside = [one for one in folder.glob("*") if one.is_dir()]
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    others = not all(os.access(one, os.W_OK | os.X_OK) for one in inside)
+    return "another user's files are there" if others else _unwritable(folder)
+
+
+def _require_proxies() -> None:
+    """Refuse proxies that the HTTP client cannot use: Gradio would end with a traceback.
+
+    Raises:
+        SystemExit: the message is one line that names the variables, without their passwords.
+    """
+    names = [name for name in os.environ if name.upper() in (*PROXIES, "NO_PROXY")]
+    if not names:
+        return
+    import httpx  # noqa: PLC0415 - only behind a proxy: --help and --list must not wait for it
+
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        sys.exit(f"The proxy in {' or '.join(names)} cannot be used: {reason}.")
+
+
+def _bypass_proxies(host: str | None) -> None:
+    """Have this process reach itself without a proxy, as Gradio does at every start."""
+    if not any(name.upper() in PROXIES for name in os.environ):
+        return
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [*filter(None, os.environ.get(name, "").split(",")), *OWN_HOSTS]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, host] if host else hosts))
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -94,6 +176,8 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
     from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
     from models.store import Store  # noqa: PLC0415
 
+    if environment.temp:
+        os.environ["GRADIO_TEMP_DIR"] = str(environment.temp)  # read when Gradio is imported
     try:
         return Suite(Store(), model or "", environment.output, environment.max_queue)
     except SuiteError as error:
@@ -128,6 +212,7 @@ def launch(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     blocks.queue(max_size=environment.max_queue)
+    _bypass_proxies(options.host)
     try:
         _, address, _ = blocks.launch(
             server_name=options.host,

@@ -55,6 +55,8 @@ PARTIAL = 206
 SHA256_DIGITS = 64
 """Length of a large file's ETag, its SHA-256; a small file has the shorter git hash."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+"""Errors of a cache that is another user's, or on a disk that is only to be read."""
 
 NETWORK_ERRORS = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
 """What the client raises: the error of its transport library, which differs between versions, and
@@ -131,6 +133,9 @@ def _explain(error: Exception) -> tuple[str, str]:
         return "the connection was lost", "what has come is kept, so connect and try again"
     if isinstance(error, OSError) and error.errno in FULL:
         return "the disk is full", f"make room where {constants.HF_HUB_CACHE} is and try again"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        problem = f"{error.filename or constants.HF_HUB_CACHE} cannot be written to or read"
+        return problem, "set HF_HOME to a folder of your own and try again"
     words = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
     return words, "connect and try again"
 
@@ -141,12 +146,20 @@ def _reach_hub(source: Source) -> None:
     Raises:
         LocalEntryNotFoundError: the hub does not answer, or did not a moment ago.
         HfHubHTTPError: it refuses, or has no such repository.
+        OSError: the proxy cannot be used, or a file of the client not be read.
     """
+    try:
+        get_session()  # which reads the variables of proxies
+    except Exception as error:  # of the client's transport library, which differs between versions
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OSError(
+            f"the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason})"
+        ) from error
     if time.monotonic() - _last_silence["at"] < SILENT_SECONDS:
         raise LocalEntryNotFoundError("the hub could not be reached")
     try:
         HfApi().model_info(source.hub, revision=source.revision, timeout=HUB_SECONDS)
-    except HfHubHTTPError:
+    except (HfHubHTTPError, PermissionError):
         raise
     except NETWORK_ERRORS as error:
         LOGGER.warning("The hub does not answer: %r", error)

@@ -225,8 +225,9 @@ def require(
     if contents.in_channels != in_channels:
         special = {9: " made for inpainting", 8: " made for instruct-pix2pix"}
         raise WeightsMismatch(
-            f"{name} is {contents.kind}{special.get(contents.in_channels or 0, '')} with "
-            f"{contents.in_channels} latent channels: one with {in_channels} is needed here."
+            f"{name} is {contents.kind}{special.get(contents.in_channels or 0, '')} that takes "
+            f"{contents.in_channels} channels: one that takes {in_channels}, as for text to image, "
+            "is needed here."
         )
 
 

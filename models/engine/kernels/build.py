@@ -124,15 +124,16 @@ def kernel(name: str) -> ctypes.CDLL | None:
     flags = (*FLAGS, *target.flags)
     texts = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
     version = hashlib.sha256(b"".join([*texts, " ".join(flags).encode()])).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlloop"
-    library = cache / f"{name}-{version}.so"
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlloop"
+        library = cache / f"{name}-{version}.so"
         if not library.exists():
             LOGGER.info("Compiling the kernel '%s' for this processor, once.", name)
             cache.mkdir(parents=True, exist_ok=True)
             _compile([compiler, *flags], source, library)
         found = ctypes.CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError) as error:
+    # RuntimeError: a user without a home, as in a container.
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         LOGGER.warning("The kernel '%s' cannot be compiled, so a slower one runs: %s", name, error)
         return None
     return found

@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +121,75 @@ def test_a_folder_that_takes_no_file_stops_the_start() -> None:
     """Nobody can create a file in /proc, not even root, whom a folder's mode does not stop."""
     with pytest.raises(SystemExit, match="CONTROLLOOP_OUTPUT is '/proc'; it must be a folder"):
         Environment.read({"CONTROLLOOP_OUTPUT": "/proc"})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file: no folder can be made below it, not even by root."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file"
+
+
+def test_a_folder_for_uploads_that_takes_no_file_stops_the_start(file: Path) -> None:
+    given = str(file / "gradio")
+    with pytest.raises(SystemExit) as stopped:
+        Environment.read({"GRADIO_TEMP_DIR": given})
+    message = f"GRADIO_TEMP_DIR is {given!r}; it must be a folder that can be written to"
+    assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+def test_where_another_user_has_gradios_folder_a_new_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    usual = tmp_path / "gradio"
+    assert Environment.read({}).temp == usual and usual.is_dir()
+    (usual / "38bc8285").mkdir()
+    assert Environment.read({}).temp == usual
+    # Another user's: root, who may run this, is let in everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != usual / "38bc8285")
+    own = Environment.read({}).temp
+    assert own and own.parent == tmp_path and own.name.startswith("gradio-") and own.is_dir()
+    with pytest.raises(
+        SystemExit, match=r"^GRADIO_TEMP_DIR is .* \(another user's files are there"
+    ):
+        Environment.read({"GRADIO_TEMP_DIR": str(usual)})
+
+
+def test_without_any_folder_for_temporary_files_the_start_says_what_to_set(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(file))
+    with pytest.raises(SystemExit, match=r"^There is no folder for .*: set GRADIO_TEMP_DIR to one"):
+        Environment.read({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTPS_PROXY", "http://:x"), ("all_proxy", "ftp://proxy"), ("NO_PROXY", "[::1],.corp")],
+)
+def test_a_proxy_that_cannot_be_used_stops_the_start_with_its_name(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        Environment.read({})
+    assert re.fullmatch(rf"The proxy in .*{name}.* cannot be used: [^\n]+\.", str(stopped.value))
+
+
+@pytest.mark.slow
+def test_behind_a_proxy_the_server_reaches_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.setenv("no_proxy", "")  # launch sets both
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Textbox(label="Nothing")
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    address = launch(page, Environment(max_queue=1, output=None), options, block=False)
+    assert httpx.get(address, trust_env=False, timeout=60).status_code == 200
+    assert os.environ["NO_PROXY"].startswith("example.org,127.0.0.1,")
+    page.close(verbose=False)
 
 
 def test_a_folder_is_left_empty_by_the_check(tmp_path: Path) -> None:

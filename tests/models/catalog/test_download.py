@@ -1,5 +1,6 @@
 """What the hub has comes with its progress, stops, goes on, and fails in one sentence."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import close_session
 
 from core.errors import WeightsMissing
 from models.catalog import download
@@ -144,6 +146,65 @@ def test_a_full_disk_is_one_sentence(
     cache = tmp_path / "cache"
     assert f"but the disk is full: make room where {cache} is and try again" in str(caught.value)
     assert fake.ranges == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(WeightsMissing) as caught:
+        _fetch(tmp_path)
+    assert f"but {tmp_path}/file/hub/" in str(caught.value) and fake.ranges == []
+    assert "cannot be written to or read: set HF_HOME to a folder of your own" in str(caught.value)
+
+
+def test_a_token_that_cannot_be_read_is_not_taken_for_a_silent_hub(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/home/else/token")
+
+    monkeypatch.setattr(download.HfApi, "model_info", refuse)
+    for _ in range(2):
+        with pytest.raises(WeightsMissing, match="but /home/else/token cannot be written to or"):
+            download.fetch(SOURCE, "Depth", tmp_path)
+
+
+def test_a_proxy_that_cannot_be_used_is_one_sentence(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client reads the variables once, when its session is made."""
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://127.0.0.1:9")
+    close_session()
+    try:
+        with pytest.raises(
+            WeightsMissing, match=r"the proxy in .* cannot be used \(Unknown scheme"
+        ):
+            download.fetch(SOURCE, "Depth", tmp_path)
+    finally:
+        monkeypatch.undo()
+        close_session()
+    assert asked == []
+
+
+def test_without_a_hub_several_models_wait_for_one_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real client, and a port on which nothing listens: it would wait 23 s for each file."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(download, "_last_silence", {"at": -float("inf")})
+    files = {f"{name}.safetensors": 1000 for name in "abc"}
+    started = time.monotonic()
+    for name in ("canny", "depth", "pose"):
+        with pytest.raises(WeightsMissing, match="but the hub cannot be reached: connect and"):
+            download.fetch(Source(f"someone/{name}", "0" * 40, files), name, tmp_path)
+    assert time.monotonic() - started < 5
 
 
 def test_a_file_that_the_hub_does_not_have_is_one_sentence(fake: FakeHub, tmp_path: Path) -> None:

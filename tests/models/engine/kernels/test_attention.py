@@ -120,3 +120,28 @@ def test_a_compiler_that_fails_is_said_once(
     finally:
         kernel.cache_clear()
     assert caplog.text.count("'attention' cannot be compiled") == 1
+
+
+@pytest.mark.parametrize("fault", ["read-only", "no home"])
+def test_without_a_cache_a_slower_kernel_runs(
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a container whose user has no home, or a file system that is only to be read."""
+
+    def homeless() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if fault == "read-only" else "")
+    monkeypatch.setattr(build.Path, "home", homeless)
+    monkeypatch.setattr(build.shutil, "which", lambda _name: "g++")
+    monkeypatch.setattr(build, "is_supported", lambda _target: True)
+    kernel.cache_clear()
+    try:
+        assert kernel("attention") is None
+    finally:
+        kernel.cache_clear()
+    assert caplog.text.count("'attention' cannot be compiled") == 1
