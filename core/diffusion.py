@@ -187,9 +187,9 @@ class Diffusion:
 
     def _lease_key(self, size: Sequence[int]) -> Hashable:
         """Return what requests must have in common to share a lease: the model and the steps."""
-        request = self.request
-        unguided = request.guidance_scale == 1
-        steps = (request.steps, request.sampler, request.mode, request.guess_mode, unguided)
+        request, scale = self.request, self.request.guidance_scale
+        guidance = scale if self.networks.takes_guidance_scale else scale != 1
+        steps = (request.steps, request.sampler, request.mode, request.guess_mode, guidance)
         return (request.model, self.networks.dtype, tuple(size), *steps)
 
     def _predict(self, networks: Networks, text: Tensor, scheduler: Any) -> Predict:

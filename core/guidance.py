@@ -57,10 +57,17 @@ class Guidance:
 
     def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         """Return the guided output, float32, for latents (B, C, h, w)."""
+        own = self.networks.takes_guidance_scale
         # At scale 1 the negative half cancels out.
-        guided = self.guidance_scale != 1 and self.shortcuts.uses_cfg(step, self.steps)
+        guided = not own and self.guidance_scale != 1 and self.shortcuts.uses_cfg(step, self.steps)
         texts = self.texts if guided else self._positive
-        call = PredictCall(latents, float(timestep), texts, self._active(step))
+        call = PredictCall(
+            latents,
+            float(timestep),
+            texts,
+            self._active(step),
+            guidance_scale=self.guidance_scale if own else None,
+        )
         if not guided:
             return self._controlled(call, step)
         if self.guess_mode and call.controls:

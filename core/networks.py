@@ -48,6 +48,8 @@ class PredictCall:
     controls: Sequence[ControlInput] = ()
     residuals: Residuals = ()
     """Added to those of the controls."""
+    guidance_scale: float | None = None
+    """For a UNet that takes it as an input (Networks.takes_guidance_scale)."""
 
     @property
     def active_controls(self) -> list[ControlInput]:
@@ -91,6 +93,13 @@ class Networks(Protocol):
         """Return how many images of this latent size to sample as one batch, at least 1.
 
         No more than fit in memory, and 1 where a batch is not faster than one by one.
+        """
+
+    @property
+    def takes_guidance_scale(self) -> bool:
+        """Whether the UNet has the guidance scale as an input, as a distilled LCM does.
+
+        Such a model has learned what guidance does: it is given the prompt alone.
         """
 
     @property

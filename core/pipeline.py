@@ -76,6 +76,7 @@ CROPPED = (
 )
 LCM_GUIDANCE = 2.0
 """LCM-LoRA's authors advise 1 to 2 (huggingface.co/latent-consistency/lcm-lora-sdv1-5)."""
+DISTILLED = "This model is a distilled LCM: please choose the sampler lcm, with 4 to 8 steps."
 EMPTY_MAP_GIVEN = "The control map is empty: it shows nothing to follow."
 UNLIKE = (
     "The preprocessor {name} was trained on other kinds of pictures than this one: do not rely on "
@@ -173,7 +174,7 @@ class Pipeline:
             request = resolved(request)
             seeds = image_seeds(request.seed, request.num_samples)
             size = _size(request)
-            reporter.warnings += _size_notes(request, size) + _sampler_notes(request)
+            reporter.warnings += _size_notes(request, size)
             reporter.warnings += _window_notes(request)
 
         with reporter.stage("map"):
@@ -199,6 +200,7 @@ class Pipeline:
                     names = [control.condition.weights for control in request.controls]
                     networks = self._load(request.model, *names, few_step=_few_step(request))
                 reporter.warnings += _prompt_notes(networks, request)
+                reporter.warnings += _sampler_notes(networks, request)
                 diffusion = Diffusion(networks, request, tracks, reporter, self._batcher)
                 for batch in batches(seeds, networks, size):
                     pictures = diffusion.pictures(batch)
@@ -387,7 +389,9 @@ def _size_notes(request: GenerationRequest, size: tuple[int, int]) -> list[str]:
     return notes
 
 
-def _sampler_notes(request: GenerationRequest) -> list[str]:
+def _sampler_notes(networks: Networks, request: GenerationRequest) -> list[str]:
+    if networks.takes_guidance_scale:
+        return [] if request.sampler == "lcm" else [DISTILLED]
     if request.sampler != "lcm" or request.guidance_scale <= LCM_GUIDANCE:
         return []
     return [
@@ -416,12 +420,12 @@ def _hashes(networks: Networks, request: GenerationRequest) -> dict[str, str]:
 def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
     notes: list[str] = []
     prompts: list[str] = []
+    guided = request.guidance_scale != 1 and not networks.takes_guidance_scale
     if not request.full_prompt.strip():
         notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
         ("prompt with the added prompt", request.full_prompt),
-        # Without effect at scale 1.
-        ("negative prompt", request.negative_prompt if request.guidance_scale != 1 else ""),
+        ("negative prompt", request.negative_prompt if guided else ""),
     ):
         _, dropped = networks.fit_prompt(prompt)
         if dropped:

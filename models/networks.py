@@ -23,7 +23,7 @@ from models.engine import batched
 from models.engine.cuda_graph import CudaGraphForward, drop_all_graphs
 from models.engine.kernels.build import has_kernels
 from models.engine.offload import Offloader, offloader_of
-from models.engine.unet import Forward, OnDevice
+from models.engine.unet import Forward, OnDevice, takes_guidance_scale
 from models.engine.vae_decoder import decode_latents
 
 TEXT_TOKENS = 77
@@ -116,6 +116,11 @@ class DiffusersNetworks:
         """The VAE's number format; float32 in half-precision networks whose VAE overflowed."""
         dtype: torch.dtype = next(self.vae.parameters()).dtype
         return dtype
+
+    @property
+    def takes_guidance_scale(self) -> bool:
+        """Whether the UNet has the guidance scale as an input, as a distilled LCM does."""
+        return takes_guidance_scale(self.unet)
 
     @property
     def latent_channels(self) -> int:
@@ -225,12 +230,13 @@ class DiffusersNetworks:
     def predict_batched(self, calls: Sequence[tuple[Any, PredictCall]]) -> list[Tensor]:
         """Return what each networks' predict gives for its call, batched where the calls allow it.
 
-        Equal up to rounding. A batch shares the UNet, the timestep, the size and the number of
-        texts.
+        Equal up to rounding. A batch shares the UNet, the timestep, the UNet's guidance scale, the
+        size and the number of texts.
         """
         batches: dict[Any, list[int]] = {}
         for index, (networks, call) in enumerate(calls):
-            key = (networks.unet, call.timestep, len(call.texts), call.latents.shape[1:])
+            moment = (call.timestep, call.guidance_scale)
+            key = (networks.unet, *moment, len(call.texts), call.latents.shape[1:])
             batches.setdefault(key, []).append(index)
         results: dict[int, Tensor] = {}
         for indices in batches.values():

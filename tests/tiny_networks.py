@@ -69,6 +69,10 @@ def tiny_unet(**changes: object) -> UNet2DConditionModel:
 
 def tiny_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """A ControlNet of this UNet, its zero convolutions filled with noise."""
+    if unet.config.time_cond_proj_dim is not None:  # no ControlNet has it
+        plain = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": None})
+        plain.load_state_dict(unet.state_dict(), strict=False)
+        unet = plain
     network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
     last = network.controlnet_cond_embedding.conv_out
     for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block, last):

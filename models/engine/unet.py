@@ -22,6 +22,7 @@ requests (batched.py), the pass is public in its parts: `run_down_and_mid`, `run
 """
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -111,7 +112,7 @@ class Forward:
         """By text, then by network and image count."""
         self._hints = WeakTensorKeyDictionary()
         """By hint, then by ControlNet."""
-        self._biases: OrderedDict[tuple[nn.Module, float], Mapping[nn.Module, Tensor]]
+        self._biases: OrderedDict[tuple[nn.Module, float, float | None], Mapping[nn.Module, Tensor]]
         self._biases = OrderedDict()
         self._hints_by_content: OrderedDict[tuple[str, torch.Size, str], Tensor] = OrderedDict()
 
@@ -162,10 +163,10 @@ class Forward:
         timestep, texts, images = call.timestep, call.texts, len(call.latents)
         with self._lock:
             by_network = _entry(self._keys_values, texts)
-            key = (network, timestep)
+            key = (network, timestep, call.guidance_scale)
             biases = self._biases.pop(key, None)
             if biases is None:
-                biases = _time_biases(network, timestep, texts)
+                biases = _time_biases(network, timestep, call.guidance_scale, texts)
             self._biases[key] = biases
             while len(self._biases) > KEPT_TIMESTEPS * (1 + len(self.controlnets)):
                 self._biases.popitem(last=False)
@@ -223,16 +224,40 @@ def _keys_values(attention: Any, texts: Tensor, images: int) -> KeysValues:
     return keys, values
 
 
-def _time_biases(network: Any, timestep: float, like: Tensor) -> Mapping[nn.Module, Tensor]:
+def takes_guidance_scale(network: Any) -> bool:
+    """Return whether a UNet has the guidance scale as an input (diffusers: time_cond_proj_dim)."""
+    return network.time_embedding.cond_proj is not None
+
+
+def _time_biases(
+    network: Any, timestep: float, guidance_scale: float | None, like: Tensor
+) -> Mapping[nn.Module, Tensor]:
     """Return each residual block's projected time embedding plus its first convolution's bias."""
     at = torch.full((1,), timestep, dtype=torch.float32, device=like.device)
-    embedding = network.time_embedding(network.time_proj(at).to(like.dtype))
+    condition = None
+    if guidance_scale is not None and takes_guidance_scale(network):
+        width = network.time_embedding.cond_proj.in_features
+        condition = _guidance_embedding(guidance_scale, width).to(like)
+    embedding = network.time_embedding(network.time_proj(at).to(like.dtype), condition)
     active = functional.silu(embedding)
     return {
         block: block.conv1.bias + block.time_emb_proj(active)[0]
         for level in _levels(network)
         for block in level.resnets
     }
+
+
+def _guidance_embedding(guidance_scale: float, width: int) -> Tensor:
+    """Return the input (1, width) for a guidance scale: sines, then cosines.
+
+    Source: the official code of Latent Consistency Models (Luo et al. 2023, arXiv 2310.04378),
+    where w = guidance_scale - 1 counts thousandths as timesteps count steps.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1)))
+    angles = (guidance_scale - 1) * 1000 * frequencies
+    embedding = torch.cat([angles.sin(), angles.cos()])
+    return functional.pad(embedding, (0, width % 2))[None]
 
 
 def _levels(network: Any) -> Iterator[Any]:

@@ -71,6 +71,8 @@ class FakeNetworks:
     def vae_dtype(self):
         return torch.float32 if self.float32_vae else self.dtype
 
+    takes_guidance_scale = False
+
     def _faulty(self, dtype):
         return self.broken_for_good or dtype != torch.float32
 

@@ -272,6 +272,32 @@ def test_few_step_sampling(parts, control_map, monkeypatch, steps, guidance, pre
     assert_close(ours(parts, control_map, [8], monkeypatch, **settings), mine[1:])
 
 
+@pytest.fixture(scope="module", params=[16, 33])
+def distilled(parts, request):
+    """The same networks, but the UNet takes the guidance scale as an input of that width."""
+    torch.manual_seed(2)
+    unet = UNet2DConditionModel.from_config(
+        {**parts["unet"].config, "time_cond_proj_dim": request.param}
+    )
+    unet.load_state_dict(parts["unet"].state_dict(), strict=False)
+    return parts | {"unet": unet.eval().requires_grad_(False)}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_a_distilled_lcm_is_told_the_guidance_scale(
+    distilled, control_map, monkeypatch, steps, sampler
+):
+    settings = {"steps": steps, "strength": 0.7, "eta": 0.0, "sampler": sampler}
+    made = {}
+    for scale in (1.0, 7.5):
+        settings["guidance_scale"] = scale
+        made[scale] = ours(distilled, control_map, [3, 8], monkeypatch, **settings)
+        assert_close(made[scale], theirs(distilled, control_map, [3, 8], **settings))
+    difference = (made[1.0] - made[7.5]).norm()
+    assert difference > 1e-3 * made[1.0].norm(), "the scale does nothing here"
+
+
 def test_control_matters_here(parts, control_map, monkeypatch):
     """The comparisons above would prove nothing if the map changed nothing."""
     settings = {"steps": 5, "guidance_scale": 9.0, "eta": 0.0}

@@ -288,6 +288,19 @@ def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, conditio
     assert "only 5 x 5 pixels" in result.warnings[1]
 
 
+def test_a_distilled_lcm_is_asked_once_and_has_no_negative_prompt(condition, image, networks):
+    """It takes the guidance scale as an input: of any size, and instead of a second text."""
+    networks.takes_guidance_scale = True
+    networks.make_scheduler = lambda _: LCMScheduler()
+    pipeline = Pipeline(lambda *_, **__: networks)
+    settings = {"guidance_scale": 8.0, "negative_prompt": "blurry " * 80}
+    assert not pipeline.generate(ask(condition, image, sampler="lcm", **settings)).warnings
+    asked = [texts for _, texts, _ in networks.calls]
+    assert asked and all(len(texts) == 1 for texts in asked)
+    (told,) = pipeline.generate(ask(condition, image, **settings)).warnings
+    assert "choose the sampler lcm" in told
+
+
 def test_lcm_at_a_high_guidance_gives_a_warning(condition, image, networks):
     ddim = networks.make_scheduler
     networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim("ddim").config)

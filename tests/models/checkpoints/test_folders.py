@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
 from tests.models.checkpoints.ldm_layout import base_state, control_state
+from tests.tiny_networks import save_networks, tiny_unet
 
 
 def outputs(networks: DiffusersNetworks, control: str = "") -> tuple[Tensor, Tensor, Tensor]:
@@ -57,6 +59,21 @@ def control(networks: DiffusersNetworks) -> dict[str, Tensor]:
 
 def test_a_folder_in_diffusers_layout(store: Store, networks: DiffusersNetworks) -> None:
     assert_same(store.load("tiny", "canny"), networks, "canny")
+
+
+def test_a_folder_of_a_distilled_lcm(
+    models_folder: Path, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    """Its UNet takes the guidance scale as an input; diffusers: time_cond_proj_dim."""
+    distilled = replace(networks, unet=tiny_unet(time_cond_proj_dim=8))
+    save_networks(distilled, tmp_path / "tiny")
+    shutil.copy(models_folder / "tiny.toml", tmp_path)
+    loaded = Store("cpu", "float32", tmp_path).load("tiny", "canny")
+    assert loaded.takes_guidance_scale
+    call = PredictCall(torch.ones(1, 4, 8, 8), 500, networks.encode_text(["the red ball"]))
+    for scale in (1.0, 8.0):
+        told = replace(call, guidance_scale=scale)
+        torch.testing.assert_close(loaded.predict(told), distilled.predict(told))
 
 
 def test_control_changes_the_prediction(networks: DiffusersNetworks) -> None:

@@ -14,7 +14,7 @@ from models.engine.kernels.build import has_kernels
 from models.engine.offload import Offloader
 from models.networks import CPU_MAX_BATCH, GPU_MAX_BATCH, DiffusersNetworks
 from models.store import Store
-from tests.tiny_networks import tiny_networks
+from tests.tiny_networks import tiny_networks, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,17 @@ def test_calls_that_cannot_be_batched_run_alone(pair, monkeypatch) -> None:
         ]
     )
     assert sizes == [(500, 2)]
+
+
+def test_guidance_scales_of_a_distilled_unet_are_not_mixed() -> None:
+    networks = tiny_networks()
+    networks = replace(networks, unet=tiny_unet(time_cond_proj_dim=8))
+    assert networks.takes_guidance_scale
+    _, call = call_of(networks, 1, texts=1)
+    calls = [(networks, replace(call, guidance_scale=scale)) for scale in (1.0, 1.0, 8.0)]
+    first, same, other = assert_as_alone(calls)
+    torch.testing.assert_close(first, same)
+    assert not torch.allclose(first, other, atol=1e-3)
 
 
 def test_half_precision_is_kept_apart_from_float32(pair) -> None:

@@ -195,6 +195,17 @@ def test_graphs_go_with_their_model() -> None:
     drop_all_graphs()  # there are none
 
 
+def test_the_guidance_scale_of_a_distilled_unet_comes_through() -> None:
+    example = Captured({"time_cond_proj_dim": 8}, texts=1)
+    found = {}
+    for scale in (1.0, 8.0, 1.0, 3.0):
+        call = example.call([example.control()], guidance_scale=scale)
+        with torch.inference_mode():
+            found[scale], wanted = example.captured(call), example.forward(call)
+        torch.testing.assert_close(found[scale], wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found[1.0], found[8.0], atol=1e-3)
+
+
 @pytest.mark.slow
 def test_threads_do_not_mix() -> None:
     example = Captured({})

@@ -58,9 +58,16 @@ class Example:
         self.latents, self.texts = self.latents.bfloat16(), self.texts.bfloat16()
         self.hint = self.hint.bfloat16()
 
-    def call(self, controls: Sequence[ControlInput] = (), timestep: float = 401) -> PredictCall:
+    def call(
+        self,
+        controls: Sequence[ControlInput] = (),
+        timestep: float = 401,
+        guidance_scale: float | None = None,
+    ) -> PredictCall:
         """What is asked, of its latents and texts."""
-        return PredictCall(self.latents, timestep, self.texts, controls)
+        return PredictCall(
+            self.latents, timestep, self.texts, controls, guidance_scale=guidance_scale
+        )
 
     @torch.no_grad()
     def ours(self, controls: list[ControlInput], timestep: int = 401) -> Tensor:
