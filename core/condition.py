@@ -15,6 +15,9 @@ ControlMap = NDArray[np.uint8]
 ALREADY_A_MAP = "None"
 """The preprocessor name for "my image is already a control map", as in v1.1."""
 
+NO_MODULE = "none"
+"""What sd-webui-controlnet calls that."""
+
 Interpolation = Literal["nearest", "linear", "area", "lanczos", "lines"]
 """How a map is resized; "lines" keeps thin white lines unbroken (see core.images)."""
 InputKind = Literal["photo", "drawing", "canvas"]
@@ -85,9 +88,9 @@ class WebUINames:
     """Our params that are its Threshold A and B."""
 
     def module_of(self, preprocessor: str) -> str:
-        """Return what sd-webui-controlnet calls a preprocessor of ours; "none" for a ready map."""
+        """Return its name of a preprocessor of ours; NO_MODULE for a ready map."""
         if preprocessor == ALREADY_A_MAP or not self.modules:
-            return "none"
+            return NO_MODULE
         own = (name for name, ours in self.modules.items() if ours == preprocessor)
         return next(own, next(iter(self.modules)))
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from core import infotext as infotexts
-from core.condition import ALREADY_A_MAP, Condition
+from core.condition import ALREADY_A_MAP, NO_MODULE, Condition
 from core.params import restored, settings_of
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, left_out, number, of_sampler, without_shut_window
@@ -72,9 +72,10 @@ def _unit(control: ControlRequest, request: GenerationRequest, model: str) -> di
     """Return a control's pairs; no value may hold a comma or a colon."""
     condition, names = control.condition, control.condition.annotator.webui
     at_output_size = condition.annotator.detect_resolution is None
-    thresholds = zip(THRESHOLDS, names.thresholds, strict=False)
+    module = names.module_of(control.preprocessor)
+    thresholds = zip(THRESHOLDS, names.thresholds if module != NO_MODULE else (), strict=False)
     return {
-        "Module": names.module_of(control.preprocessor),
+        "Module": module,
         "Model": _plain(f"{model}_{condition.weights}"),
         "Weight": f"{control.strength:g}",
         **({} if at_output_size else {"Processor Res": control.detect_resolution}),
@@ -164,7 +165,7 @@ def _control_of_one(units: list[dict[str, str]], condition: Condition | None) ->
 
 def _condition_of(unit: Mapping[str, str], conditions: Iterable[Condition]) -> Condition | None:
     """Return the condition of a unit's ControlNet; without its name, that of its preprocessor."""
-    module, model = unit.get("Module", "none").lower(), unit.get("Model", "none").lower()
+    module, model = unit.get("Module", NO_MODULE).lower(), unit.get("Model", "none").lower()
     conditions = list(conditions)
     by_model = [one for one in conditions if _is_for(one, model)]
     # One ControlNet may serve two conditions: scribbles that are drawn, or made of a photograph.
@@ -203,17 +204,18 @@ def _control(unit: Mapping[str, str], condition: Condition) -> Restored:
         given = {} if resolution is None else {"detect_resolution": resolution}
         more, told = restored(SETTINGS, given)
         settings, notes = settings | more, notes + told
+    module = unit.get("Module", NO_MODULE)
+    known = module.lower() in names.modules  # others have placeholders for thresholds
     thresholds = {
         ours: value
-        for name, ours in zip(THRESHOLDS, names.thresholds, strict=False)
+        for name, ours in zip(THRESHOLDS, names.thresholds if known else (), strict=False)
         if (value := _shown(unit, name)) is not None
     }
     settings["params"], told = restored(settings_of(annotator.params), thresholds)
     notes += told
-    module = unit.get("Module", "none")
-    if module.lower() == "none":
+    if module.lower() == NO_MODULE:
         settings["preprocessor"] = ALREADY_A_MAP
-    elif module.lower() in names.modules:
+    elif known:
         settings["preprocessor"] = names.modules[module.lower()]
     else:
         notes.append(f"Its map was drawn by {module:.40}, which is not here.")
@@ -228,5 +230,5 @@ def _shown(unit: Mapping[str, str], name: str) -> float | str | None:
 
 def _named(unit: Mapping[str, str]) -> str:
     """Return a unit's preprocessor, or its ControlNet if the map was ready."""
-    module = unit.get("Module", "none")
-    return f"{module if module.lower() != 'none' else unit.get('Model', 'none'):.40}"
+    module = unit.get("Module", NO_MODULE)
+    return f"{module if module.lower() != NO_MODULE else unit.get('Model', 'none'):.40}"

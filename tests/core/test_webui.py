@@ -87,6 +87,13 @@ def test_what_a_hidden_slider_says_is_not_taken(known):
     assert notes == ["Ignored: Version."]
 
 
+@pytest.mark.parametrize("module", ["none", "bright_new"])
+def test_placeholders_of_a_preprocessor_without_thresholds_are_not_taken(module, known):
+    unit = f"Module: {module}, Model: bright [1], Threshold A: 0.5, Threshold B: 0.5"
+    found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    assert found["params"] == {} and not any("Level" in note for note in notes)
+
+
 def test_pixel_perfect_leaves_the_resolution_alone(known):
     unit = TODAY.replace("Pixel Perfect: False", "Pixel Perfect: True")
     found, _ = settings_from(text(f'ControlNet 0: "{unit}"'), known)
@@ -169,7 +176,7 @@ def test_what_we_write_is_what_its_parser_takes(preprocessor, guess, pipeline, k
         "Model": "odd name v2_weights-name",
         "Weight": "0.75",
         "Processor Res": "384",
-        "Threshold A": "99",
+        **({} if ready else {"Threshold A": "99"}),
         "Guidance Start": "0.1",
         "Guidance End": "0.9",
         "Pixel Perfect": "False",
@@ -178,7 +185,7 @@ def test_what_we_write_is_what_its_parser_takes(preprocessor, guess, pipeline, k
     found, _ = read_settings(with_texts(parameters=parameters), known)
     assert (found["strength"], found["control_end"], found["guess_mode"]) == (0.75, 0.9, guess)
     assert found["preprocessor"] == (ALREADY_A_MAP if ready else "Bright")
-    assert found["params"] == {"level": 99}
+    assert found["params"] == ({} if ready else {"level": 99})
 
 
 def test_a_reader_that_knows_no_quotes_gets_prompts_model_and_numbers(pipeline, known, image):
