@@ -85,8 +85,8 @@ def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResul
         if keep is not None:
             try:
                 _keep(path, keep)
-            except OSError:
-                log.exception("%s could not be copied to %s", path.name, keep)
+            except OSError as error:
+                log.error("%s could not be copied to %s: %s", path.name, keep, error)
                 note = NOT_KEPT
         images.append(path)
     maps = []

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from core.errors import WeightsMismatch, WeightsMissing
@@ -215,3 +217,71 @@ def test_a_safetensors_file_is_known_whatever_its_headers_length_spells(
     path = tmp_path / "a.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + raw[8:end].ljust(length) + raw[end:])
     assert read_shapes(path) == {"conv_in.weight": (2, 4, 3, 3)}
+
+
+KINDS = {
+    "base": base(768),
+    "inpainting": base(768, 9),
+    "control": control(768),
+    "prefixed control": control(768, "control_model."),
+    "merged": base(768) | control(768, "control_model."),
+    "diffusers control": DIFFUSERS_CONTROL,
+    "lora": {"lora_unet_x_attn2_to_k.lora_down.weight": (4, 768)},
+    "embedding": {"emb_params": (3, 768)},
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn)
+
+
+class Callback:
+    """As a trainer saves it beside the weights."""
+
+
+def write(state: dict[str, torch.Tensor], container: str, path: Path) -> None:
+    """Write weights as safetensors or as one of torch's pickles, whatever the path's suffix."""
+    if container == "safetensors":
+        path.write_bytes(save(state))
+        return
+    content: dict[object, object] = dict(state)
+    if "nested" in container:
+        content = {"state_dict": state, "epoch": 3}
+    if "callbacks" in container:
+        content = {"state_dict": state, "callbacks": {Callback: Callback()}}
+    torch.save(content, path, _use_new_zipfile_serialization="old" not in container)
+
+
+CONTAINERS = ["safetensors", *("zip", "nested zip", "zip with callbacks")]
+CONTAINERS += ["old", "nested old", "old with callbacks"]
+SUFFIXES = [".safetensors", ".SAFETENSORS", ".ckpt", ".pth", ".pt", ".bin", ".fp16", ""]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    dtype=st.sampled_from(DTYPES),
+    container=st.sampled_from(CONTAINERS),
+    suffix=st.sampled_from(SUFFIXES),
+    padding=st.integers(0, 40),
+)
+def test_what_a_file_is_depends_on_its_contents_alone(
+    kind: str, dtype: torch.dtype, container: str, suffix: str, padding: int, tmp_path: Path
+) -> None:
+    """Not on its suffix, its container, its number format or the length of its header."""
+    if "old" in container and dtype == torch.float8_e4m3fn:
+        dtype = torch.float16  # torch cannot read the other
+    shapes = KINDS[kind]
+    state = {name: torch.ones(shape).to(dtype) for name, shape in shapes.items()}
+    state |= {"x" * (padding + 1): torch.zeros(1).to(dtype)}
+    path = tmp_path / f"file{suffix}"
+    write(state, container, path)
+    if container != "safetensors" and suffix == ".safetensors":
+        with pytest.raises(WeightsMismatch, match=r"a pickle named \.safetensors"):
+            read_shapes(path)
+        return
+    assert read_shapes(path) == {name: tuple(one.shape) for name, one in state.items()}
+    assert identify(read_shapes(path)) == identify(shapes)
+    found = read_state(path)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert found[name].dtype == dtype and torch.equal(found[name].float(), tensor.float())
