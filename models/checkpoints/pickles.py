@@ -2,14 +2,15 @@
 
 torch's own `weights_only=True` reads plain checkpoints, memory-mapped. It refuses a file with any
 other object, such as the callbacks, settings and NumPy numbers that PyTorch Lightning saves beside
-the weights. Those files are read here: tensors are built as torch builds them, and every other name
-in the pickle stands for an inert object that only keeps what it is given.
+the weights. Those files are read here, memory-mapped too: tensors are built as torch builds them,
+and every other name in the pickle stands for an inert object that only keeps what it is given.
 
 Sources: Python's "Restricting Globals" for pickle; torch.serialization for both containers, the zip
 of torch >= 1.6 and the pickles in a row before it.
 """
 
 import builtins
+import mmap
 import pickle
 import sys
 import zipfile
@@ -28,6 +29,8 @@ PICKLE_START = b"\x80"
 """First byte of every pickle since protocol 2; torch before 1.6 wrote them without a zip."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first of the pickles in a row, torch.serialization.MAGIC_NUMBER."""
+LOCAL_HEADER_BYTES = 30
+"""Before a file's name in a zip; at 26 and 28 the lengths of the name and of the extra field."""
 COUNT_BYTES = 8
 """In the old container a storage begins with its number of elements, little-endian."""
 
@@ -205,7 +208,9 @@ def _may_run_code(package: str, name: str) -> bool:
 
 
 def _read_zip(path: Path, shapes_only: bool) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) as archive, path.open("rb") as whole:
+        # A private copy: frombuffer wants memory that can be written to.
+        mapped = mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_COPY)
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist():
@@ -218,12 +223,26 @@ def _read_zip(path: Path, shapes_only: bool) -> Any:
             if key not in storages and shapes_only:
                 storages[key] = torch.empty(count, dtype=dtype, device="meta")
             elif key not in storages:
-                content = archive.read(f"{folder}data/{key}")
-                storages[key] = _flat(content, dtype, count)
+                start, size = _place(archive.getinfo(f"{folder}data/{key}"), mapped)
+                if count * dtype.itemsize > size:
+                    raise pickle.UnpicklingError("a storage is larger than its file in the zip")
+                storages[key] = _flat(mapped, dtype, count, start)
             return storages[key]
 
         with archive.open(pickled) as file:
             return _Unpickler(file, storage).load()  # type: ignore[arg-type]
+
+
+def _place(member: zipfile.ZipInfo, mapped: mmap.mmap) -> tuple[int, int]:
+    """Return where in a zip the bytes of a file are, which torch never compresses, and how many.
+
+    The length of what stands before them is known by that alone.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise pickle.UnpicklingError("compressed")
+    header = mapped[member.header_offset : member.header_offset + LOCAL_HEADER_BYTES]
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    return member.header_offset + LOCAL_HEADER_BYTES + name + extra, member.file_size
 
 
 def _read_legacy(path: Path, shapes_only: bool) -> Any:
@@ -247,15 +266,16 @@ def _read_legacy(path: Path, shapes_only: bool) -> Any:
         for key in () if shapes_only else keys:
             flat = storages[key]
             count = int.from_bytes(file.read(COUNT_BYTES), "little")
-            flat.copy_(_flat(file.read(count * flat.itemsize), flat.dtype, count))
+            raw = bytearray(file.read(count * flat.itemsize))
+            flat.copy_(_flat(raw, flat.dtype, count))
     return content
 
 
-def _flat(content: bytes, dtype: torch.dtype, count: int) -> Tensor:
-    """Return the first `count` numbers of a storage's bytes."""
+def _flat(content: bytearray | mmap.mmap, dtype: torch.dtype, count: int, start: int = 0) -> Tensor:
+    """Return `count` numbers of a storage's bytes from `start` on, in the same memory."""
     if count == 0:
         return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(content), dtype=dtype, count=count)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=start)
 
 
 def _damaged(path: Path) -> WeightsMismatch:

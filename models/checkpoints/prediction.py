@@ -17,9 +17,14 @@ from models.checkpoints.detect import read_metadata, read_shapes
 
 VELOCITY_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 """Names of empty tensors among the weights."""
-METADATA_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")
-"""ModelSpec's (kohya-ss writes it), and ComfyUI's."""
-VELOCITY = ("v", "v_prediction")
+VELOCITY_METADATA = {
+    "modelspec.prediction_type": ("v", "v_prediction"),
+    "modelspec.predict_key": ("v",),
+    "ss_v_parameterization": ("true",),
+}
+"""ModelSpec's, ComfyUI's and kohya-ss's, with the values that mean velocity, in lower case."""
+ZERO_SNR_METADATA = "ss_zero_terminal_snr"
+"""kohya-ss's; True or False."""
 PARAMETERIZATION = re.compile(r"^\s*parameterization\s*:\s*[\"']?v[\"']?\s*(#.*)?$", re.MULTILINE)
 """In the YAML file beside a checkpoint that has its name, as Stable Diffusion 2's."""
 LONGEST_YAML = 100_000
@@ -33,17 +38,14 @@ def scheduler_changes(checkpoint: Path) -> dict[str, Any]:
         WeightsMissing, WeightsMismatch: as read_shapes.
     """
     keys = read_shapes(checkpoint).keys()
-    if ZERO_SNR_KEY in keys:
-        return {
-            "prediction_type": "v_prediction",
-            "rescale_betas_zero_snr": True,
-            "timestep_spacing": "trailing",
-        }
-    metadata = read_metadata(checkpoint)
-    said = [str(metadata.get(key, "")).lower() for key in METADATA_KEYS]
-    if VELOCITY_KEY in keys or any(one in VELOCITY for one in said) or _yaml_says(checkpoint):
-        return {"prediction_type": "v_prediction"}
-    return {}
+    metadata = {key: str(value).lower() for key, value in read_metadata(checkpoint).items()}
+    said = (metadata.get(key) in values for key, values in VELOCITY_METADATA.items())
+    if VELOCITY_KEY not in keys and not any(said) and not _yaml_says(checkpoint):
+        return {}
+    changes: dict[str, Any] = {"prediction_type": "v_prediction"}
+    if ZERO_SNR_KEY in keys or metadata.get(ZERO_SNR_METADATA) == "true":
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return changes
 
 
 def describe_prediction(checkpoint: Path) -> str:

@@ -28,7 +28,7 @@ NOTHING = torch.zeros(0)
         ((), {}),
         (("v_pred",), VELOCITY),
         (("v_pred", "ztsnr"), ZERO_SNR),
-        (("ztsnr",), ZERO_SNR),
+        (("ztsnr",), {}),  # as ComfyUI, which defines both
     ],
 )
 def test_keys(
@@ -50,6 +50,9 @@ def test_keys(
         ({"modelspec.prediction_type": "epsilon"}, {}),
         ({"modelspec.predict_key": "v"}, VELOCITY),
         ({"modelspec.title": "v"}, {}),
+        ({"ss_v_parameterization": "True"}, VELOCITY),
+        ({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, ZERO_SNR),
+        ({"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}, {}),
     ],
 )
 def test_metadata(metadata: dict[str, str], changes: dict[str, object], tmp_path: Path) -> None:
