@@ -4,29 +4,38 @@ Four layouts are read, the first that a folder has:
 
 - `prompt.json` of ControlNet's training tutorial: one JSON object a line with `source` (the control
   map), `target` (the picture) and `prompt`; an array of such objects is read too;
-- `metadata.jsonl` of Hugging Face datasets' image folder: one JSON object a line with `file_name`,
-  the caption as `text`, `prompt` or `caption`, and perhaps `conditioning_image`;
+- `metadata.jsonl` or `metadata.csv` of Hugging Face datasets' image folder: a row for each picture
+  with `file_name`, the caption as `text`, `prompt` or `caption`, and perhaps `conditioning_image`
+  or, as datasets wants the names of further files, `conditioning_image_file_name`;
 - pictures with a caption file of the same name beside each: `cat.jpg` with `cat.txt`, or
   `cat.caption`, `cat.jpg.txt` (kohya's sd-scripts, OneTrainer and their kin);
-- such pictures in folders of their own, as kohya's `10_cat`.
+- such pictures in folders of their own, as kohya's `10_cat`; one of these folders may have a
+  manifest, as `train/metadata.jsonl`.
 
 Every row is checked before it is used, and what cannot be used is named once.
 """
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from core.errors import BadInput
+from core.files import files_below, find_file
 from core.images import SUFFIXES, read_image
 
-MANIFEST, DATASETS_MANIFEST = "prompt.json", "metadata.jsonl"
+MANIFEST, DATASETS_MANIFEST, DATASETS_TABLE = "prompt.json", "metadata.jsonl", "metadata.csv"
 CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_NAMES = ("text", "prompt", "caption")
 """What a caption is called in metadata.jsonl; datasets' own examples have the first."""
+MAP_NAMES = ("conditioning_image", "conditioning_image_file_name")
+"""What the control map is called there; datasets opens columns that end in _file_name."""
+FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
+"""Made beside pictures by macOS, Synology's and QNAP's file servers (thumbnails), and Windows."""
 OTHER_SUFFIXES = (".jfif", ".jpe", ".heic", ".heif", ".jxl", ".psd", ".svg", ".pdf", ".tga")
 """Pictures by other names, and those that cannot be read: tried, so that they are named."""
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -67,24 +76,27 @@ def read_folder(folder: Path) -> PictureFolder:
     """
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}.")
-    for manifest, read in ((MANIFEST, _controlnet_row), (DATASETS_MANIFEST, _datasets_row)):
-        if (folder / manifest).is_file():
-            found = PictureFolder()
-            for line, entry in _entries(folder / manifest):
-                name = f"line {line} of {manifest}"
-                try:
-                    found.rows.append(read(folder, entry))
-                except BadInput as error:
-                    found.bad[name] = str(error)
-            break
-    else:
-        found = _loose_pictures(folder)
+    found = _listed_pictures(folder) or _loose_pictures(folder)
     if not found.rows and not found.bad:
         raise BadInput(
             f"There are no pictures in {folder}: put some there ({', '.join(SUFFIXES)}), or a "
-            f"{MANIFEST} or {DATASETS_MANIFEST} that lists them."
+            f"{MANIFEST}, {DATASETS_MANIFEST} or {DATASETS_TABLE} that lists them."
         )
     return found
+
+
+def _listed_pictures(folder: Path) -> PictureFolder | None:
+    """Return the rows of the folder's manifest; None where it has none."""
+    for manifest, read in _MANIFESTS.items():
+        if (folder / manifest).is_file():
+            found = PictureFolder()
+            for line, entry in _entries(folder / manifest):
+                try:
+                    found.rows.append(read(folder, entry))
+                except BadInput as error:
+                    found.bad[f"line {line} of {manifest}"] = str(error)
+            return found
+    return None
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -92,14 +104,19 @@ def picture_files(folder: Path) -> list[Path]:
 
     What systems leave beside pictures (`._cat.jpg`, `.DS_Store`, `__MACOSX/`) is no picture.
     """
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-            continue
-        if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and path.is_file():
-            found.append(path)
-    return found
+    return [path for path in _own_files(folder) if path.suffix.lower() in _ANY_SUFFIX]
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Return the files below a folder that people put there."""
+    return [
+        path
+        for path in files_below(folder)
+        if not any(
+            part.startswith(".") or part in FOREIGN_FOLDERS
+            for part in path.relative_to(folder).parts
+        )
+    ]
 
 
 def check_rows(found: PictureFolder) -> Iterator[Row]:
@@ -121,8 +138,20 @@ def check_rows(found: PictureFolder) -> Iterator[Row]:
 
 
 def _loose_pictures(folder: Path) -> PictureFolder:
+    """Return the pictures that no manifest lists, and those that a manifest further below does."""
     found = PictureFolder()
-    for path in picture_files(folder):
+    files = _own_files(folder)
+    listed = sorted({path.parent for path in files if path.name in _MANIFESTS})
+    for below in listed:
+        if any(other in below.parents for other in listed):
+            continue  # the upper one's manifest lists what is below
+        inside = _listed_pictures(below) or PictureFolder()
+        prefix = below.relative_to(folder).as_posix()
+        found.rows += (replace(row, name=f"{prefix}/{row.name}") for row in inside.rows)
+        found.bad |= {f"{prefix}, {name}": reason for name, reason in inside.bad.items()}
+    for path in files:
+        if path.suffix.lower() not in _ANY_SUFFIX or set(listed) & set(path.parents):
+            continue
         name = path.relative_to(folder).as_posix()
         try:
             found.rows.append(Row(name, path, caption_beside(path)))
@@ -137,7 +166,7 @@ def caption_beside(picture: Path) -> str:
     Raises:
         BadInput: it is not text in UTF-8 or UTF-16.
     """
-    for suffix in CAPTION_SUFFIXES:
+    for suffix in (*CAPTION_SUFFIXES, *(one.upper() for one in CAPTION_SUFFIXES)):
         for path in (picture.with_suffix(suffix), picture.with_name(picture.name + suffix)):
             if path.is_file():
                 return _one_line(_read_text(path))
@@ -162,9 +191,17 @@ def _read_text(path: Path) -> str:
 def _entries(manifest: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number, from 1, and the value of each line, or of each element of a JSON array.
 
-    A line that is not JSON is yielded as its text.
+    A line that is not JSON is yielded as its text. A table's rows have the line in which they end.
     """
     text = _read_text(manifest)
+    if manifest.suffix == ".csv":
+        table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        try:
+            for row in table:
+                yield table.line_num, row
+        except csv.Error as error:
+            raise BadInput(f"{manifest} is not a valid table: {error}.") from error
+        return
     if text.lstrip().startswith("["):
         try:
             yield from enumerate(json.loads(text), 1)
@@ -191,7 +228,7 @@ def _datasets_row(folder: Path, entry: Any) -> Row:
     entry = _object(entry, ("file_name",))
     name = str(entry["file_name"])
     caption = next((str(entry[key]) for key in CAPTION_NAMES if entry.get(key)), "")
-    control_map = entry.get("conditioning_image")
+    control_map = next((entry[key] for key in MAP_NAMES if entry.get(key)), None)
     picture = _file(folder, name)
     caption = _one_line(caption) or caption_beside(picture)
     return Row(name, picture, caption, _file(folder, str(control_map)) if control_map else None)
@@ -207,9 +244,20 @@ def _object(entry: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    path = Path(os.path.normpath(folder / name.replace("\\", "/")))  # Windows' tools write "\\"
+    inside = os.path.normpath(name.replace("\\", "/"))  # Windows' tools write "\\"
+    path = Path(os.path.normpath(folder / inside))
     if not path.is_relative_to(os.path.normpath(folder)):
         raise BadInput(f"{name} lies outside the folder; move it in.")
-    if not path.is_file():
+    found = find_file(folder, str(path.relative_to(os.path.normpath(folder))))
+    if found is None:
         raise BadInput(f"There is no file {name}.")
-    return path
+    return found
+
+
+_ANY_SUFFIX = (*SUFFIXES, *OTHER_SUFFIXES)
+_MANIFESTS = {
+    MANIFEST: _controlnet_row,
+    DATASETS_MANIFEST: _datasets_row,
+    DATASETS_TABLE: _datasets_row,
+}
+"""What reads a row of each, in the order in which they are looked for."""

@@ -1,7 +1,9 @@
 """Folders as people's tools leave them: manifests, caption files, kohya's folders, rubbish."""
 
+import csv
 import json
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +135,72 @@ def test_pictures_are_in_the_order_of_their_names(tmp_path):
     for name in np.random.default_rng(0).permutation(list("abcdef")):
         picture(tmp_path / f"{name}.png")
     assert [path.stem for path in picture_files(tmp_path)] == list("abcdef")
+
+
+@pytest.mark.parametrize("key", ["conditioning_image", "conditioning_image_file_name"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("below", ["", "train"])
+def test_datasets_metadata_in_each_form_and_place(tmp_path, key, name, below):
+    picture(tmp_path / below / "images" / "1.png")
+    picture(tmp_path / below / "maps" / "1.png")
+    row = {"file_name": "images/1.png", key: "maps/1.png", "text": 'a cat, "asleep"'}
+    if name.endswith(".csv"):
+        with (tmp_path / below / name).open("w", newline="", encoding="utf-8-sig") as file:
+            table = csv.DictWriter(file, list(row))
+            table.writeheader()
+            table.writerows([row, row | {"file_name": "images/2.png"}])
+    else:
+        rows = [json.dumps(row), json.dumps(row | {"file_name": "images/2.png"})]
+        (tmp_path / below / name).write_text("\n".join(rows))
+    found = read_folder(tmp_path)
+    (only,) = found.rows
+    assert only.name == (f"{below}/images/1.png" if below else "images/1.png")
+    assert only.caption == 'a cat, "asleep"'
+    assert only.control_map == tmp_path / below / "maps" / "1.png"
+    line = 3 if name.endswith(".csv") else 2
+    where = f"{below}, line {line} of {name}" if below else f"line {line} of {name}"
+    assert found.bad == {where: "There is no file images/2.png."}
+
+
+def test_a_manifest_below_lists_its_own_folder_alone(tmp_path):
+    for name in ("loose.png", "train/a.png", "train/left_out.png", "train/deep/b.png"):
+        picture(tmp_path / name)
+    rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "deep/b.png", "text": "two"}]
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "train" / "deep" / "prompt.json").write_text("{broken")
+    found = read_folder(tmp_path)
+    assert sorted(names(found)) == ["loose.png", "train/a.png", "train/deep/b.png"]
+    assert not found.bad
+
+
+def test_a_table_that_is_none_is_one_sentence(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png," + "x" * 200_000)
+    with pytest.raises(BadInput, match="not a valid table"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["Gemälde.PNG", "gemälde.png"])
+def test_a_manifest_of_another_system_finds_its_files(tmp_path, form, name):
+    """Unpacked by a Mac an accent is a character of its own; Windows does not tell the case."""
+    picture(tmp_path / unicodedata.normalize("NFD", "Gemälde.PNG"))
+    asked = unicodedata.normalize(form, name)
+    row = json.dumps({"source": asked, "target": asked, "prompt": "x"})
+    (tmp_path / "prompt.json").write_text(row)
+    found = read_folder(tmp_path)
+    assert names(found) == [asked] and found.rows[0].picture.is_file() and not found.bad
+
+
+def test_linked_folders_count_and_what_file_servers_leave_does_not(tmp_path):
+    folder, shared = tmp_path / "mine", tmp_path / "shared"
+    picture(folder / "cat.jpg")
+    picture(shared / "dog.jpg")
+    (shared / "DOG.TXT").write_text("not the dog's")
+    (shared / "dog.TXT").write_text("a dog")
+    (folder / "more").symlink_to(shared)
+    for name in ("@eaDir/cat.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/old.jpg"):
+        picture(folder / name)
+    found = read_folder(folder)
+    assert {row.name: row.caption for row in found.rows} == {"cat.jpg": "", "more/dog.jpg": "a dog"}
+    assert [path.name for path in picture_files(folder)] == ["cat.jpg", "dog.jpg"]
