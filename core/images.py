@@ -49,6 +49,14 @@ GRID = 64
 """Output sides are multiples of this: 8 pixels a latent cell, and three halvings in the UNet."""
 YCBCR = 6
 """TIFF's photometric interpretation of that name."""
+SUBFILE_TYPE, REDUCED, SUBIFDS, DNG_VERSION = 254, 1, 330, 50706
+"""TIFF's tag of what a picture is (1 is a smaller version of another), of further pictures, and the
+tag that every DNG file has."""
+RAW_SIGNATURES = (
+    *(b"II*\0\x10\0\0\0CR", b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR"),
+    *(b"\0\0\0\x18ftypcrx ",),
+)
+"""Of Canon (CR2, CR3), Fujifilm, Panasonic and Olympus."""
 SIXTEEN_TO_EIGHT = 257
 """65535 / 255."""
 
@@ -144,7 +152,7 @@ def _open(data: bytes) -> Image.Image:
         # Image.open refuses a large JPEG before it can be told to decode it smaller.
         if data.startswith(b"\xff\xd8\xff"):
             return jpeg_factory(io.BytesIO(data))
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large() from error
     except UnidentifiedImageError as error:
@@ -156,6 +164,18 @@ def _open(data: bytes) -> Image.Image:
         ) from error
     except DAMAGED as error:
         raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
+    if isinstance(picture, TiffImageFile) and _is_raw(picture):
+        raise BadInput(f"Camera raw files cannot be read here. {_ASK_FOR}")
+    return picture
+
+
+def _is_raw(picture: TiffImageFile) -> bool:
+    """Tell whether a TIFF is a camera's raw file, whose first picture is a small preview.
+
+    DNG has its version; Nikon's and Sony's say that the first is reduced and others are in SubIFDs.
+    """
+    tags = picture.tag_v2
+    return DNG_VERSION in tags or (tags.get(SUBFILE_TYPE) == REDUCED and SUBIFDS in tags)
 
 
 def _foreign_format(data: bytes) -> str:
@@ -169,6 +189,8 @@ def _foreign_format(data: bytes) -> str:
         return "SVG"
     if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
         return "JPEG XL"
+    if data.startswith(RAW_SIGNATURES):
+        return "Camera raw"
     brands = data[8:64]
     if (
         data[4:8] == b"ftyp"

@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from core import images
 from core.errors import BadInput
@@ -434,6 +435,34 @@ def test_strips(size):
 )
 def test_foreign_formats_are_named(start, name):
     assert refusal(start + b"\0" * 100).startswith(name)
+
+
+def tiff(**tags):
+    """A TIFF of 96 x 64 with more tags, (number, value, TIFF's type)."""
+    info = ImageFileDirectory_v2()
+    for number, value, kind in tags.values():
+        info[number], info.tagtype[number] = value, kind
+    return saved(Image.new("RGB", (96, 64), "teal"), "TIFF", tiffinfo=info)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(version=(50706, b"\1\4\0\0", 1)),
+        tiff(reduced=(254, 1, 4), others=(330, 8, 4)),
+        b"II*\0\x10\0\0\0CR\2\0" + bytes(64),
+        b"\0\0\0\x18ftypcrx " + bytes(64),
+        b"FUJIFILMCCD-RAW 0201" + bytes(64),
+    ],
+    ids=["DNG", "NEF", "CR2", "CR3", "RAF"],
+)
+def test_a_raw_file_is_not_its_small_preview(data):
+    assert refusal(data).startswith("Camera raw files cannot be read here. Please save it as")
+
+
+@pytest.mark.parametrize("tags", [{"reduced": (254, 1, 4)}, {"others": (330, 8, 4)}])
+def test_a_tiff_with_one_of_these_tags_is_a_picture(tags):
+    assert read_image(tiff(**tags))[0].shape == (64, 96, 3)
 
 
 def test_damaged_inside():
