@@ -1,15 +1,19 @@
 """Textual inversion: files of vectors that replace a word of the prompt, their name.
 
 They are in the folder `embeddings` beside the cards, or in a LoRA file. As in AUTOMATIC1111 the
-file's name in a prompt, in any case, is enough; ComfyUI's `embedding:name` and SwarmUI's
-`<embed:name>` work too, and so does the word that diffusers' trainer writes into learned_embeds.
+file's name in a prompt, in any case, is enough; ComfyUI's `embedding:name`, SwarmUI's
+`<embed:name>` and InvokeAI's `<name>` work too, and so does the word that diffusers' trainer writes
+into learned_embeds. AUTOMATIC1111's trainer also writes PNG files that hold an embedding.
 
-Sources: Gal et al. 2022, "An Image is Worth One Word"; AUTOMATIC1111 (textual_inversion.py) and
-diffusers (loaders/textual_inversion.py) for the layouts.
+Sources: Gal et al. 2022, "An Image is Worth One Word"; AUTOMATIC1111 (textual_inversion.py,
+image_embedding.py) and diffusers (loaders/textual_inversion.py) for the layouts.
 """
 
+import base64
 import hashlib
+import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.errors import SuiteError, WeightsMismatch, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
+from core.files import files_below, plain_name
+from core.png_chunks import chunks, read_bytes
 from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.paths import shown
 from models.checkpoints.detect import WIDTHS, read_shapes, read_state
@@ -37,14 +43,36 @@ _XL = {"clip_l", "clip_g"}
 """The vectors for the two text encoders of Stable Diffusion XL."""
 _OF_DIFFUSERS = "learned_embeds"
 """diffusers' name of every file; the word is the key of the vectors."""
-_CALLS = (r"<embed(?:ding)?:({names})>", r"(?<!\w)(?:embedding:)?({names})(?!\w)")
+_CALLS = (r"(?<!\w)(?:embedding:)?({names})(?!\w)", r"<(?:embed(?:ding)?:)?({names})>")
+_PICTURE, _IN_PICTURE = ".png", b"sd-ti-embedding\0"
+"""The suffix of AUTOMATIC1111's embeddings in pictures, and the start of a text chunk with one."""
 _ASKED = re.compile(r"(?<!\w)embed(?:ding)?:([^\s,()<>:]+)")
 
 
 def available(folder: Path) -> dict[str, Path]:
     """Return the embedding files in a folder and its subfolders by their name in prompts."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
+    files = [path for path in files_below(folder) if _is_embedding(path)]
     return {_name(path): path for path in files}
+
+
+def _is_embedding(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in CONTROL_SUFFIXES or (suffix == _PICTURE and bool(_text_in(path)))
+
+
+def _text_in(path: Path) -> bytes:
+    """Return the embedding in a picture, as it is written there; nothing for any other picture."""
+    facts = path.stat()
+    return _read_text_in(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(KEPT_FILES)
+def _read_text_in(path: Path, changed: int, size: int) -> bytes:
+    try:
+        texts = (body for kind, body, _ in chunks(read_bytes(path)) if kind == b"tEXt")
+        return next((text for text in texts if text.startswith(_IN_PICTURE)), b"")
+    except BadInput:  # too large for an embedding
+        return b""
 
 
 def bundled(loras: Sequence[Lora]) -> dict[str, Inversion]:
@@ -73,16 +101,17 @@ def split_prompt(
         WeightsMissing: `embedding:` names one that is not here.
         WeightsMismatch: one is damaged, or made for another width.
     """
-    files = {name.casefold(): path for name, path in available(folder).items()}
-    ours = {name.casefold(): inversion for name, inversion in from_loras.items()}
-    names = sorted({*files, *ours}, key=len, reverse=True)  # the longest that fits
+    files = {plain_name(name): path for name, path in available(folder).items()}
+    ours = {plain_name(name): inversion for name, inversion in from_loras.items()}
+    spelt = {unicodedata.normalize(form, one) for one in (*files, *ours) for form in ("NFC", "NFD")}
+    names = sorted(spelt, key=len, reverse=True)  # the longest that fits
     parts: list[str | Inversion] = [prompt]
     if names:
         any_name = "|".join(map(re.escape, names))
         calls = re.compile("|".join(_CALLS).format(names=any_name), re.IGNORECASE)
         parts, end = [], 0
         for match in calls.finditer(prompt):
-            name = (match[1] or match[2]).casefold()
+            name = plain_name(match[1] or match[2])
             inversion = ours[name] if name in ours else _load(files[name])
             _require_width(inversion, width)
             parts += [prompt[end : match.start()], inversion]
@@ -119,9 +148,26 @@ def _load(path: Path) -> Inversion:
 @lru_cache(KEPT_FILES)
 def _read(path: Path, changed: int, size: int) -> Inversion:
     """Return a file's embedding; the same object as long as the file is unchanged."""
-    vectors = _vectors(path.name, read_state(path))
+    in_picture = path.suffix.lower() == _PICTURE
+    state = _state_in(path.name, _text_in(path)) if in_picture else read_state(path)
+    vectors = _vectors(path.name, state)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Inversion(_name(path), vectors, digest[:HASH_LENGTH])
+
+
+def _state_in(name: str, text: bytes) -> dict[str, Tensor]:
+    """Return the tensors of an embedding in a picture: JSON in base64, tensors as nested lists."""
+    try:
+        params = json.loads(base64.b64decode(text.removeprefix(_IN_PICTURE)))["string_to_param"]
+        return {
+            f"string_to_param.{key}": torch.tensor(value["TORCHTENSOR"], dtype=torch.float32)
+            for key, value in params.items()
+        }
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise WeightsMismatch(
+            f"The embedding in {name} is damaged: download the picture again as a file, or take "
+            "its name out of the prompt."
+        ) from error
 
 
 def _vectors(name: str, state: Mapping[str, Tensor]) -> Tensor:

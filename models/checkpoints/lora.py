@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
+from core.files import files_below, plain_name
 from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.lora_tags import BLOCKS, Strengths, read_tag
 from models.catalog.paths import shown
@@ -110,7 +111,7 @@ def find(tags: Sequence[str], folder: Path) -> tuple[Lora, ...]:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return the LoRA files by their path in the folder without suffix; safetensors win."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in CONTROL_SUFFIXES)
+    files = [path for path in files_below(folder) if path.suffix.lower() in CONTROL_SUFFIXES]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
@@ -123,13 +124,13 @@ def _find_file(tag: str, name: str, files: Mapping[str, Path], folder: Path) -> 
     wanted = name.replace("\\", "/")
     for suffix in CONTROL_SUFFIXES:
         wanted = wanted.removesuffix(suffix)
-    any_case = wanted.casefold()
+    plain = plain_name(wanted)
     for name_of, key in (
         (lambda place: place, wanted),
         (lambda place: _short_name(files[place]), wanted),
-        (str.casefold, any_case),
-        (lambda place: _short_name(files[place]).casefold(), any_case),
-        (lambda place: _inner_name(files[place]).casefold(), any_case),
+        (plain_name, plain),
+        (lambda place: plain_name(_short_name(files[place])), plain),
+        (lambda place: plain_name(_inner_name(files[place])), plain),
     ):
         places = [place for place in files if name_of(place) == key]
         if len(places) > 1:
@@ -218,6 +219,12 @@ def _by_layer(path: Path, layers: Mapping[str, Place]) -> dict[Place, dict[str, 
         split = split_key(key)
         place = find_layer(split[0], layers) if split else None
         if split and place:
+            # Each kind of LoRA would spread it, and the whole picture would be black.
+            if split[1] != "alpha" and not torch.isfinite(tensor.float()).all():
+                raise WeightsMismatch(
+                    f"{path.name} holds NaN or infinite numbers, as in {key}: its training failed, "
+                    "or the file is damaged; choose another."
+                )
             found.setdefault(place, {})[split[1]] = tensor
         elif not key.startswith(BUNDLED):
             unplaced.append(key)

@@ -1,7 +1,10 @@
 """Textual inversion embeddings stand in a prompt for their names, as in diffusers' pipelines."""
 
+import base64
 import copy
+import json
 import re
+import unicodedata
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -84,7 +89,7 @@ def test_a_prompt_is_encoded_as_by_diffusers(layout: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "prompt",
-    ["a {} b", "a embedding:{} b", "a <embed:{}> b", "a <embedding:{}> b"],
+    ["a {} b", "a embedding:{} b", "a <embed:{}> b", "a <embedding:{}> b", "a <{}> b"],
 )
 @pytest.mark.parametrize("name", ["bad-hands_5", "BAD-hands_5"])
 def test_ways_of_naming_one(prompt: str, name: str, tmp_path: Path) -> None:
@@ -109,6 +114,71 @@ def test_diffusers_files_are_named_by_their_word(tmp_path: Path) -> None:
     assert set(embeddings.available(tmp_path)) == {"<cat-toy>"}
     found = reading(tmp_path)._parts("a <cat-toy>.")
     assert [type(one) for one in found] == [str, Inversion, str]
+
+
+def test_a_word_in_brackets_is_not_the_file_of_that_name(tmp_path: Path) -> None:
+    write(tmp_path / "learned_embeds", "diffusers.safetensors", vectors(1))
+    write(tmp_path / "cat-toy", "a1111.pt", vectors(2))
+    found = reading(tmp_path)._parts("<cat-toy> cat-toy")
+    assert [len(one.vectors) for one in found if isinstance(one, Inversion)] == [1, 2]
+
+
+@pytest.mark.parametrize("spelt", ["NFC", "NFD"])
+@pytest.mark.parametrize("suffix", [".pt", ".PT"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_one_from_another_system_is_found(
+    spelt: str, suffix: str, linked: bool, tmp_path: Path
+) -> None:
+    """Windows writes suffixes in any case, a Mac accents apart; folders are shared by links."""
+    name = unicodedata.normalize(spelt, "Gemälde")
+    path = write(tmp_path / "shared" / name, "a1111.pt", vectors(2))
+    path.rename(path.with_name(f"{name}{suffix}"))
+    folder = tmp_path / "shared"
+    if linked:
+        folder = tmp_path / "embeddings"
+        folder.mkdir()
+        (folder / "link").symlink_to(tmp_path / "shared")
+    for form in ("NFC", "NFD"):
+        found = reading(folder)._parts(unicodedata.normalize(form, "a Gemälde b"))
+        assert [type(one) for one in found] == [str, Inversion, str], form
+
+
+def in_picture(path: Path, text: str) -> Path:
+    """Write a picture with a text where AUTOMATIC1111 keeps an embedding."""
+    info = PngInfo()
+    info.add_text("parameters", "a ball")
+    info.add_text("sd-ti-embedding", text)
+    Image.new("RGB", (64, 64)).save(path, pnginfo=info)
+    return path
+
+
+def encoded(found: Tensor) -> str:
+    facts = {"string_to_param": {"*": {"TORCHTENSOR": found.tolist()}}, "name": "other"}
+    return base64.b64encode(json.dumps(facts).encode()).decode()
+
+
+@pytest.mark.parametrize("count", [1, 40])  # 40 are more than a megabyte in a real one's width
+def test_an_embedding_in_a_picture_is_one_of_its_name(count: int, tmp_path: Path) -> None:
+    found = vectors(count)
+    in_picture(tmp_path / "word.png", encoded(found))
+    Image.new("RGB", (8, 8)).save(tmp_path / "ball.png")  # a preview beside some file
+    assert set(embeddings.available(tmp_path)) == {"word"}
+    networks = reading(tmp_path)
+    (_, one, _) = networks._parts("a word ball")
+    assert isinstance(one, Inversion) and torch.allclose(one.vectors, found)
+    write(tmp_path / "word", "a1111.pt", vectors(2, seed=1))  # a file of tensors is wanted more
+    assert networks.fit_prompt("word")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "%%%", "bm8ganNvbg==", base64.b64encode(b'{"string_to_param": [1]}').decode()],
+)
+def test_a_damaged_picture_is_one_sentence(text: str, tmp_path: Path) -> None:
+    in_picture(tmp_path / "word.png", text)
+    with pytest.raises(WeightsMismatch, match=r"^The embedding in word\.png is damaged: .+\.$"):
+        reading(tmp_path).fit_prompt("a word")
+    assert reading(tmp_path).fit_prompt("a ball")[1] == ""
 
 
 def test_vectors_count_as_tokens(tmp_path: Path) -> None:

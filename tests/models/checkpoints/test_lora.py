@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -393,3 +394,37 @@ def test_blocks_have_a_strength_each(networks: DiffusersNetworks, tmp_path: Path
     for layer, factor in layers.items():
         old = networks.unet.get_submodule(layer).weight
         torch.testing.assert_close(unet.get_submodule(layer).weight, old + 2 * factor)
+
+
+@pytest.mark.parametrize("spelt", ["NFC", "NFD"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".SafeTensors"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_from_another_system_is_found(
+    spelt: str, suffix: str, linked: bool, tmp_path: Path
+) -> None:
+    """Windows writes suffixes in any case, a Mac accents apart; folders are shared by links."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    path = shared / f"{unicodedata.normalize(spelt, 'Gemälde')}{suffix}"
+    save_file({"lora_unet_conv_in.diff": torch.zeros(1)}, path)
+    folder = shared
+    if linked:
+        folder = tmp_path / "lora"
+        folder.mkdir()
+        (folder / "link").symlink_to(shared)
+    for form in ("NFC", "NFD"):
+        (found,) = lora.find([f"<lora:{unicodedata.normalize(form, 'Gemälde')}:1>"], folder)
+        assert found.path.samefile(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_told(
+    number: float, networks: DiffusersNetworks, tmp_path: Path
+) -> None:
+    """A training that diverged writes NaN, and every picture of it would be black."""
+    up, down, _ = factors(networks.unet, UNET[0])
+    down[0, 0] = number
+    state = in_kohyas_names({f"unet:{UNET[0]}": up}, {f"unet:{UNET[0]}": down})
+    asked = write(tmp_path / "style.safetensors", state)
+    with pytest.raises(WeightsMismatch, match=r"^style\.safetensors holds NaN or infinite numbers"):
+        lora.merge(networks.text_encoder, networks.unet, [asked])
