@@ -296,11 +296,19 @@ def inside(source: Source, name: str) -> str:
 
 
 def _missing(source: Source, folder: Path) -> dict[str, int]:
-    return {name: size for name, size in source.files.items() if not (folder / name).is_file()}
+    return {name: size for name, size in source.files.items() if not _is_here(folder / name)}
+
+
+def _is_here(file: Path) -> bool:
+    """Tell whether there is such a file; what is in another user's cache is not here."""
+    try:
+        return file.is_file()
+    except PermissionError:
+        return False
 
 
 def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else 0
+    return file.stat().st_size if _is_here(file) else 0
 
 
 def _nearest(folder: Path) -> Path:

