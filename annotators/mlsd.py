@@ -26,6 +26,11 @@ TOLERANCE_PX = 2
 """Between two pictures of the same wall, a detector moves a line's ends by a pixel or two."""
 NO_LINES = "array is 1-dimensional, but 2 were indexed"
 """numpy's message when M-LSD's decoder indexes an empty list of lines."""
+BLUR_PX = 1.2
+"""Standard deviation of the blur before LSD, which then works at full size. By itself OpenCV first
+shrinks the picture to 0.8, on a grid that is not the mirrored picture's: of 20 pictures of 512 px
+and their mirrors it found lines alike to 95 of 100 (the worst 85), so to 99 (97). Noise of sigma 2
+costs 4 of 100 by itself, and 3 so."""
 CONTRAST_OFFSET_PX = 2
 """Distance to both sides of a line at which its contrast is measured, past the edge's blur."""
 
@@ -62,7 +67,8 @@ Segments = NDArray[np.float64]
 def draw_lsd(image: RGBImage, params: MLSDParams) -> ControlMap:
     """Draw OpenCV's line segments; a line's value is the contrast across it, 0..1."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    detected = cv2.createLineSegmentDetector(cv2.LSD_REFINE_STD).detect(grey)[0]
+    smooth = cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
+    detected = cv2.createLineSegmentDetector(cv2.LSD_REFINE_STD, 1.0).detect(smooth)[0]
     if detected is None:
         return np.zeros_like(image)
     segments = np.asarray(detected, np.float64).reshape(-1, 4)

@@ -19,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from annotators._diorama import HELP, TRAINING_RESOLUTION, doubt, load_network, predict, resize_like
+from annotators._lossy_classes import nearest, restored_classes
 from annotators._pretrained import INFERENCE_LOCK, load_transformer, transformer_preprocessor
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
+from core.images import resize_map
 
 SEGFORMER = (
     "AutoModelForSemanticSegmentation",
@@ -74,16 +76,16 @@ def as_classes(control_map: ControlMap) -> ClassMap:
 
     Of classes that share a palette colour it is the first: road, not skyscraper.
     """
-    colours, inverse = np.unique(control_map.reshape(-1, 3), axis=0, return_inverse=True)
-    known, drawn = palette()[1].astype(np.int32), map_colours()
-    nearest = [
-        exact[0]
-        if len(exact := np.flatnonzero((drawn == colour).all(axis=1)))
-        else np.square(known - colour).sum(1).argmin()
-        for colour in colours.astype(np.int32)
-    ]
-    classes = np.array(nearest, np.uint8)[inverse.reshape(-1)]
-    return np.asarray(classes.reshape(control_map.shape[:2]))
+    drawn, distance = nearest(control_map, map_colours())
+    return np.where(distance == 0, drawn, nearest(control_map, palette()[1])[0])
+
+
+def fit_map(control_map: ControlMap, size: tuple[int, int]) -> ControlMap:
+    """Fit a ready map to (width, height); after JPEG it gets its exact colours back first."""
+    if _is_known(control_map).mean() < 1:
+        classes = restored_classes(control_map, palette()[1])
+        control_map = control_map if classes is None else as_map(classes)
+    return resize_map(control_map, size, "nearest")
 
 
 def draw_diorama(image: RGBImage, _: SegParams) -> ControlMap:
@@ -136,11 +138,15 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
 
 def map_warning(control_map: ControlMap) -> str:
     """Warn of a map in other colours than the palette's."""
-    known = np.concatenate([palette()[1], map_colours()])
-    is_known = np.isin(_as_numbers(control_map), _as_numbers(known))
-    if is_known.mean() < MIN_KNOWN:
+    if _is_known(control_map).mean() < MIN_KNOWN:
         return "Most pixels are not in ADE20K's colours; each is read as the nearest one."
     return ""
+
+
+def _is_known(control_map: ControlMap) -> NDArray[np.bool_]:
+    """Return where a map has exactly a colour of the palette (H, W)."""
+    known = np.concatenate([palette()[1], map_colours()])
+    return np.isin(_as_numbers(control_map), _as_numbers(known))
 
 
 def _as_numbers(colours: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -164,6 +170,7 @@ ANNOTATOR = Annotator(
     interpolation="nearest",
     detect_resolution=512,
     map_warning=map_warning,
+    fit_map=fit_map,
     webui=WebUINames(
         {
             "seg_ufade20k": "SegFormer",

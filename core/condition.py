@@ -120,6 +120,9 @@ class Annotator:
     """The warning for an empty map; "" if that is not unusual."""
     is_empty: Callable[[ControlMap], bool] = of_one_colour
     """Whether a map shows nothing."""
+    fit_map: Callable[[ControlMap, tuple[int, int]], ControlMap] | None = None
+    """fit_map(ready map, (width, height)) -> the map at that size, where resizing alone would lose
+    what it shows."""
     map_warning: Callable[[ControlMap], str] = no_warning
     """A sentence if the map does not look like one of its kind; "" otherwise."""
     webui: WebUINames = field(default_factory=WebUINames)

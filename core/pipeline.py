@@ -310,7 +310,10 @@ def _control_map(
 ) -> ControlMap:
     size = _size(request)
     if control.preprocessor == ALREADY_A_MAP:
-        return resize_map(control.image, size, extractor.annotator.interpolation)
+        annotator = extractor.annotator
+        if annotator.fit_map:
+            return annotator.fit_map(control.image, size)
+        return resize_map(control.image, size, annotator.interpolation)
     with oom_as_device_unavailable():
         return extractor.extract(control.image, size, request.image_resolution)
 
