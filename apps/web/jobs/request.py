@@ -27,6 +27,8 @@ RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
 NOT_AN_UPLOAD = "The file is not an upload, or is no longer here; please choose it again."
 LONGEST_DATA_URL = 2 * LARGEST_UPLOAD
 """Characters: base64 has four for three bytes, and may be broken into lines."""
+FILE_ADDRESS = "/gradio_api/file="
+"""In the address of a file that Gradio serves; its path follows."""
 MOST_LAYERS = 4
 """Of a drawing; the page's canvas has one. Each may be as large as a picture."""
 
@@ -190,6 +192,18 @@ def uploaded(path: object) -> str:
     except (OSError, ValueError):  # not a possible file name
         pass
     raise BadInput(NOT_AN_UPLOAD)
+
+
+def own_file(url: str) -> str:
+    """Return the path of the upload or result that an address of this server names; "" for others.
+
+    Whoever knows the address knows the path too, and it could be sent itself.
+    """
+    _, _, path = url.partition(FILE_ADDRESS)
+    try:
+        return uploaded(unquote(path)) if path else ""
+    except BadInput:
+        return ""
 
 
 def bytes_of_data_url(url: str) -> bytes:

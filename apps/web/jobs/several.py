@@ -53,8 +53,9 @@ def new_several_job(suite: Suite, given: Mapping[str, Any]) -> Job:
             continue
         if not isinstance(name, str) or name not in known:
             there = [f"{key} ({condition.title})" for key, condition in known.items()]
+            given_as = repr(str(name)[:40])
             raise BadInput(
-                f"{card.title} has no control {name!r}; it has: {', '.join(there) or 'none'}."
+                f"{card.title} has no control {given_as}; it has: {', '.join(there) or 'none'}."
             )
         values["image"] = values["image"] or given["image"]
         control, new_notes = checked_control(known[name], suite, card.name, values)

@@ -16,7 +16,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.route_utils import FnIndexInferError
 
 from apps.web.files import upload_folder
-from apps.web.jobs.request import NOT_AN_UPLOAD, bytes_of_data_url
+from apps.web.jobs.request import NOT_AN_UPLOAD, bytes_of_data_url, own_file
 from apps.web.pages.widgets import plain_errors
 from core.errors import BadInput
 
@@ -62,14 +62,22 @@ def _received(value: Any, block: gr.Image) -> dict[str, Any]:
     record = {"url": value} if isinstance(value, str) else value
     if not isinstance(record, dict) or not isinstance(record.get("meta") or {}, dict):
         raise BadInput(HOW_TO_SEND)
-    path, url = record.get("path"), record.get("url")
-    if path and isinstance(path, str):
-        return {"path": path, "meta": record.get("meta") or {}}
-    if not isinstance(url, str) or not url.lower().startswith("data:"):
+    address = record.get("path") or record.get("url")
+    if not isinstance(address, str):
+        raise BadInput(HOW_TO_SEND)
+    if file := own_file(address):  # Gradio would not fetch it from this machine
+        return _uploaded(file)
+    if record.get("path"):
+        return {"path": address, "meta": record.get("meta") or {}}
+    if not address.lower().startswith("data:"):
         raise BadInput(HOW_TO_SEND)
     # In a file, because Gradio keeps a session's values in memory.
-    file = save_bytes_to_cache(bytes_of_data_url(url), "picture", str(upload_folder()))
+    file = save_bytes_to_cache(bytes_of_data_url(address), "picture", str(upload_folder()))
     block.temp_files.add(file)  # for delete_cache
+    return _uploaded(file)
+
+
+def _uploaded(file: str) -> dict[str, Any]:
     return {"path": file, "meta": {"_type": "gradio.FileData"}}
 
 

@@ -196,7 +196,7 @@ def _report(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
 def help_of(setting: Setting | None) -> str:
     """Return an argument's description with its limits."""
     if setting is None:
-        return "The input picture."
+        return "The input picture: a file, a data URL or the address of a result."
     limits = (
         f" ({plain(setting.low)} to {plain(setting.high)})" if isinstance(setting, Bounds) else ""
     )

@@ -6,16 +6,25 @@ outputs, and others only those pictures that are an output of their own.
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio.mcp
 from mcp import types
 from mcp.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+from apps.web.jobs.request import LONGEST_DATA_URL
 
 
 class ResultServer(gradio.mcp.GradioMCPServer):
     """Gradio's server for endpoints whose last output is a report, and the others are PNG files."""
+
+    # Its own limit, 4 MB, is less than a photograph as a data URL.
+    StreamableHTTPSessionManager = staticmethod(
+        partial(StreamableHTTPSessionManager, max_request_body_size=LONGEST_DATA_URL)
+    )
 
     def create_mcp_server(self) -> Server:
         """Make the server; a result's structured content is the report."""

@@ -1,11 +1,12 @@
 """Endpoints called by hand, with curl's means: values left out, data URLs, errors, progress."""
 
+import asyncio
 import base64
 import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from apps.web.jobs.job import Job
 from apps.web.pages.widgets import plain_errors
 from core.errors import BadInput
 from core.images import read_image
@@ -103,16 +107,52 @@ def test_a_call_that_cannot_begin_is_told_why(
     assert sentence in answer.json()["error"]
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.sampled_from(["None", "Canny", "canny: Canny", "canny2image", "lcm", "fast", "other"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["path", "url", "meta", "low_threshold", "x"]), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(
+    app=st.sampled_from(["canny2image", "multi2image", "annotator"]),
+    values=st.dictionaries(st.integers(0, 30), JSON, max_size=4),
+    kept=st.integers(0, 40),
+)
+def test_whatever_is_sent_is_taken_or_refused_in_one_sentence(
+    page_of: Callable[[str], Any], app: str, values: dict[int, Any], kept: int
+) -> None:
+    page = page_of(app)
+    endpoint = next(fn for fn in page.fns.values() if fn.api_name == app)
+    sent = [{"url": _data_url()}, *[None] * (len(endpoint.inputs) - 1)]
+    for place, value in values.items():
+        sent[place % len(sent)] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "run", lambda _: iter(()))
+        patch.setattr("apps.web.pages.maps_page.draw_maps", lambda *_: iter(()))
+        try:
+            given_ = asyncio.run(page.preprocess_data(endpoint, sent[:kept], None))
+            list(endpoint.fn(*given_))
+        except gr.Error as error:
+            assert error.message.endswith(".") and "\n" not in error.message
+            assert "our side" not in error.message
+
+
 # Pictures
 
 
-@pytest.mark.parametrize("form", ["record", "text", "lines", "path and url"])
-def test_a_picture_may_be_a_data_url(address: str, upload: dict[str, str], form: str) -> None:
+@pytest.mark.parametrize("form", ["record", "text", "lines", "path and url", "own address"])
+def test_a_picture_may_be_sent_as_a_url(address: str, upload: dict[str, str], form: str) -> None:
     url = _data_url()
     image = {
         "record": {"url": url},
         "text": url,
         "lines": {"url": "\n".join(url[at : at + 76] for at in range(0, len(url), 76))},
+        "own address": {"url": f"{address}gradio_api/file={upload['path']}"},
         "path and url": upload | {"url": "http://127.0.0.1:9/it-is-here-already.png"},
     }[form]
     files, _ = _result(_named(address, "annotator", image=image, names=["canny: Canny"]))
@@ -135,6 +175,7 @@ def test_a_data_url_of_several_controls(address: str) -> None:
         ({"url": "data:image/svg+xml,<svg/>"}, "must be \"data:image/png;base64,…\""),
         ({"url": _data_url("image/png", b"hello")}, "not an image we can read"),
         ({"url": "/gradio_api/file=x.png"}, "must be uploaded"),
+        ({"url": f"http://127.0.0.1:7860/gradio_api/file={PHOTO}"}, "must be uploaded"),
         ({"path": 5}, "must be uploaded"),
         ({"path": "x.png", "meta": 5}, "must be uploaded"),
         ({"path": str(PHOTO)}, "not an upload"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jsonschema
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mcp import ClientSession, types
 from mcp.client.streamable_http import streamable_http_client
 
 import apps
+from annotators import find_annotator
 from apps.web.pages.mcp_server import ResultServer
 from apps.web.site import build_site
 from apps.web.suite import Suite
@@ -123,6 +125,28 @@ def test_the_tools_with_pages_of_their_own(
     assert not result.isError, result.content
     assert [part.type for part in result.content].count("image") == pictures
     assert json.loads(result.content[-1].text) == result.structuredContent
+
+
+@pytest.mark.slow
+def test_a_result_is_the_next_calls_picture(address: str) -> None:
+    first = _call(address, "annotator", names=["canny: Canny"])
+    url = first.content[1].text.removeprefix("Image URL: ")
+    second = _call(address, "annotator", names=["canny: Canny"], image=url)
+    assert not second.isError, second.content
+    canny = find_annotator("canny")
+    seen = read_image(base64.b64decode(first.content[0].data))[0]
+    drawn = read_image(base64.b64decode(second.content[0].data))[0]
+    assert np.array_equal(drawn, canny.preprocessors[0].draw(seen, canny.params()))
+
+
+@pytest.mark.slow
+def test_a_photograph_of_several_megabytes_can_be_sent(address: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8)
+    data = cv2.imencode(".png", noise)[1].tobytes()
+    assert len(data) > 5 * 2**20
+    picture = "data:image/png;base64," + base64.b64encode(data).decode()
+    result = _call(address, "annotator", names=["canny: Canny"], image=picture)
+    assert not result.isError, result.content
 
 
 @pytest.mark.parametrize("progress", [None, _ignore], ids=["no progress", "progress"])
