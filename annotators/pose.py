@@ -37,6 +37,7 @@ from annotators._pretrained import (
 )
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in
+from core.images import grey_map, resize_map
 from models.catalog.download import amount
 from models.catalog.wheels import BLAZEPOSE
 
@@ -99,6 +100,8 @@ WRISTS = (4, 7)
 FINGER_DISTANCE = 5
 """Tolerance of a finger's colour: some joints' colours are 8 away."""
 MAX_DISC_PX = 2 * JOINT_RADIUS + 3
+SMALLEST_DISC_PX = 1.5
+"""Radius below which a joint no longer counts as one."""
 FINGER_ONLY_COLOURS = tuple(
     finger
     for finger in FINGER_COLOURS
@@ -232,6 +235,41 @@ def _in_pixels(points: Sequence[Any], width: int, height: int) -> Person:
 def _drop_outside(points: Person) -> Person:
     """Make points left of or above the picture NaN: so controlnet-aux marks invisible ones."""
     return np.where((points >= 1).all(1, keepdims=True), points, np.nan)
+
+
+def fit_map(control_map: ControlMap, size: tuple[int, int]) -> ControlMap:
+    """Fit a ready map to (width, height).
+
+    Joints that would shrink away are drawn at their usual size again, limbs with them; hands and
+    faces keep every dot and line that they had.
+    """
+    resized = resize_map(control_map, size, "nearest")
+    shrunk = min(control_map.shape[1] / size[0], control_map.shape[0] / size[1])
+    radius = _disc_radius(control_map) / shrunk
+    if shrunk <= 1 or not 0 < radius < SMALLEST_DISC_PX:
+        return resized
+    hands = hands_in(control_map)
+    fine = hands | _near(control_map, FACE_COLOUR, COLOUR_DISTANCE)
+    side = 2 * round(JOINT_RADIUS - radius) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    fitted = np.zeros_like(resized)
+    for colour in (*LIMB_COLOURS, *COLOURS):
+        mask = _near(control_map, colour, COLOUR_DISTANCE) & ~hands
+        fitted[cv2.dilate(_shrunk(mask, size), disc) > 0] = colour
+    kept = resize_map(control_map * fine[:, :, None], size, "lines")
+    return np.where(kept.any(axis=2, keepdims=True), kept, fitted)
+
+
+def _shrunk(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Shrink a mask (H, W) to (width, height); a pixel is set if any of those it covers is."""
+    return resize_map(grey_map(mask * np.uint8(255)), size, "lines")[:, :, 0]
+
+
+def _disc_radius(control_map: ControlMap) -> float:
+    """Return the median radius of a map's joints in pixels; 0 if there is none."""
+    found = [_regions(control_map, colour) for colour in COLOURS]
+    areas = [int(one.stats[k, cv2.CC_STAT_AREA]) for one in found for k in one.numbers]
+    return math.sqrt(float(np.median(areas)) / math.pi) if areas else 0.0
 
 
 def joints_in(control_map: ControlMap) -> list[list[Disc]]:
@@ -457,6 +495,7 @@ ANNOTATOR = Annotator(
     empty_message="No person found in this picture.",
     empty_in_doubt=True,
     map_warning=map_warning,
+    fit_map=fit_map,
     webui=WebUINames(
         {
             "openpose": "OpenPose",

@@ -13,6 +13,7 @@ from controlnet_aux.open_pose.face import Face
 from controlnet_aux.open_pose.hand import Hand
 
 from annotators import pose
+from annotators._blazepose import Figure
 from annotators.pose import draw_people, find_people, joints_in, score
 from core.errors import SuiteError
 from core.images import resize_map
@@ -256,3 +257,32 @@ def test_a_joint_without_neighbours_counts():
         int(k in (4, 9, 12, 16)) for k in range(18)
     ]
     assert score(drawn, drawn * 0).headline == 0
+
+
+@pytest.mark.parametrize("scale", [3, 4, 8])
+@pytest.mark.parametrize("hand", [False, True])
+def test_thin_sticks_of_a_large_map_stay_visible(scale: int, hand: bool) -> None:
+    """A canvas of 8 times the size, on which joints still have OpenPose's few pixels."""
+    body = person(60, 70) * 2
+    small = draw_people([body], 256, 256)
+    hands = ()
+    if hand:
+        spread = np.stack([np.linspace(0, 40, 21) % 13, np.linspace(0, 40, 21)], 1)
+        hands = (body[4] * scale + spread * scale / 3,)
+    large = pose.draw_figures([Figure(body * scale, hands)], 256 * scale, 256 * scale)
+    fitted = pose.fit_map(large, (256, 256))
+    assert sum(len(found) > 0 for found in joints_in(fitted)) >= 17
+    assert score(small, fitted).headline > 85
+    if scale == 8 and not hand:
+        lost = joints_in(resize_map(large, (256, 256), "nearest"))
+        assert sum(len(found) > 0 for found in lost) < 5
+    assert not hand or (fitted == (0, 0, 255)).all(axis=2).sum() > 40
+
+
+def test_maps_whose_joints_stay_large_enough_are_only_resized() -> None:
+    body = person(60, 70) * 4
+    for size in ((256, 256), (512, 512), (640, 640)):
+        given = draw_people([body], 512, 512)
+        assert np.array_equal(pose.fit_map(given, size), resize_map(given, size, "nearest"))
+    empty = np.zeros((1024, 1024, 3), np.uint8)
+    assert not pose.fit_map(empty, (256, 256)).any()
