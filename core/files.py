@@ -27,7 +27,15 @@ def files_below(folder: Path) -> list[Path]:
                 found += (Path(parent, name) for name in names)
                 links += (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
         waiting = sorted(links)  # after all that is here itself
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if is_file(path))
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is such a file; a name longer than the system allows is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def plain_name(name: str) -> str:
@@ -47,11 +55,11 @@ def find_file(folder: Path, name: str) -> Path | None:
     path = folder
     for part in Path(name).parts:
         exact = path / part
-        if not exact.exists() and path.is_dir():
+        if not os.path.lexists(exact) and path.is_dir():
             alike = _by_plain_name(path, path.stat().st_mtime_ns).get(plain_name(part), [])
             exact = path / alike[0] if len(alike) == 1 else exact
         path = exact
-    return path if path.is_file() else None
+    return path if is_file(path) else None
 
 
 @lru_cache(maxsize=4)

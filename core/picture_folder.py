@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadInput
-from core.files import files_below, find_file
+from core.files import files_below, find_file, is_file
 from core.images import SUFFIXES, read_image
 
 MANIFEST, DATASETS_MANIFEST, DATASETS_TABLE = "prompt.json", "metadata.jsonl", "metadata.csv"
@@ -168,7 +168,7 @@ def caption_beside(picture: Path) -> str:
     """
     for suffix in (*CAPTION_SUFFIXES, *(one.upper() for one in CAPTION_SUFFIXES)):
         for path in (picture.with_suffix(suffix), picture.with_name(picture.name + suffix)):
-            if path.is_file():
+            if is_file(path):
                 return _one_line(_read_text(path))
     return ""
 
@@ -244,14 +244,15 @@ def _object(entry: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    inside = os.path.normpath(name.replace("\\", "/"))  # Windows' tools write "\\"
-    path = Path(os.path.normpath(folder / inside))
-    if not path.is_relative_to(os.path.normpath(folder)):
-        raise BadInput(f"{name} lies outside the folder; move it in.")
-    found = find_file(folder, str(path.relative_to(os.path.normpath(folder))))
-    if found is None:
-        raise BadInput(f"There is no file {name}.")
-    return found
+    home = os.path.normpath(folder)
+    for spelt in (name, name.replace("\\", "/")):  # Windows' tools write "\\" between folders
+        path = Path(os.path.normpath(folder / spelt))
+        if not path.is_relative_to(home):
+            raise BadInput(f"{name} lies outside the folder; move it in.")
+        found = find_file(folder, str(path.relative_to(home)))
+        if found is not None:
+            return found
+    raise BadInput(f"There is no file {name}.")
 
 
 _ANY_SUFFIX = (*SUFFIXES, *OTHER_SUFFIXES)

@@ -1,17 +1,22 @@
 """`python -m annotators`: a folder of pictures becomes training data."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import annotators.__main__
 from annotators import canny
 from annotators.__main__ import main
 from core.condition import Preprocessor
+from core.picture_folder import read_folder
 from training.train_control import FolderExamples
 
 
@@ -206,3 +211,44 @@ def test_captions_of_other_tools_and_folders_inside(pictures, tmp_path, capsys):
 def test_pictures_without_a_caption_are_counted(pictures, tmp_path, capsys):
     run(pictures, tmp_path / "out")
     assert "Without a caption: 1 (write" in capsys.readouterr().err
+
+
+ODD_NAMES = {
+    "long": "x" * 251 + ".jpg",
+    "long in bytes": "ä" * 125 + ".jpg",
+    "long folder": "y" * 255 + "/" + "x" * 251 + ".jpg",
+    "not UTF-8": os.fsdecode(b"k\xe4se.jpg"),  # as unpacked from an old archive
+    "Windows' path": "folder\\cat.jpg",
+    "signs": ' #1 50%\nat"night"\t.jpg',
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_a_picture_of_any_name_becomes_training_data(pictures, tmp_path, name):
+    """One bad name must not cost the others, and what is written here is read here."""
+    (pictures / "broken.png").unlink()
+    odd, other = pictures / name, pictures / f"{name[:-5]}+.jpg"
+    odd.parent.mkdir(exist_ok=True)
+    for path in (odd, other):
+        shutil.copy(pictures / "one.jpg", path)
+    out = tmp_path / "out"
+    for _ in range(2):  # the second time it resumes
+        assert run(pictures, out) == 0
+        found = read_folder(out)
+        assert not found.bad and len(found.rows) == 4
+        assert len({row.control_map for row in found.rows}) == 4
+        assert FolderExamples(out, canny.ANNOTATOR, 64).maps(range(4)).shape[0] == 4
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.binary(min_size=1, max_size=255), min_size=2, max_size=2, unique=True))
+def test_names_in_the_output_are_possible_and_differ(names):
+    parts = [os.fsdecode(name.replace(b"/", b"_").replace(b"\0", b"_")) for name in names]
+    assume(parts[0] != parts[1])
+    ours = [annotators.__main__._name_of_its_files(f"folder/{part}") for part in parts]
+    assert ours[0] != ours[1]
+    for one, part in zip(ours, parts, strict=True):
+        folder, _, last = one.partition("/")
+        assert folder == "folder" and last.endswith(".png") and len(last.encode()) <= 255
+        if part.isascii() and len(part) <= 251:
+            assert last == f"{part}.png"
