@@ -86,7 +86,8 @@ class FolderExamples:
         for row in found.rows:
             if row.control_map is None:
                 found.bad[row.name] = (
-                    f"It has no control map: run `python -m annotators {annotator.name}` first."
+                    f"It has no control map: run `python -m annotators {annotator.name}` first, or "
+                    "name it in prompt.json."
                 )
         if found.bad:
             named = list(found.bad.items())[:MAX_NAMED]
