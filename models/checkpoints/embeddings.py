@@ -140,6 +140,15 @@ def _name(path: Path) -> str:
     return path.stem
 
 
+def require_fit(path: Path, width: int) -> None:
+    """Refuse an embedding that a text encoder of this width cannot take.
+
+    Raises:
+        WeightsMismatch: it is damaged, or made for another width.
+    """
+    _require_width(_load(path), width)
+
+
 def _load(path: Path) -> Inversion:
     facts = path.stat()
     return _read(path, facts.st_mtime_ns, facts.st_size)

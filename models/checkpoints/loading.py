@@ -150,9 +150,7 @@ def build_text_and_unet(
             load_network(UNet2DConditionModel, path / "unet", read),
         )
     state = {name: weight for name, weight in read(path).items() if not name.startswith(EMA)}
-    with torch.device("meta"):
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(config_dir / "text_encoder"))
-    unet = empty_unet(config_dir)
+    text_encoder, unet = empty_networks(config_dir)
     convert = _untyped(CONVERSIONS)
     return (
         _fill(text_encoder, convert.convert_ldm_clip_checkpoint(state), path),
@@ -179,10 +177,13 @@ def build_vae(path: Path, config_dir: Path, read: Read = read_state) -> nn.Modul
     return _fill(vae, state, path)
 
 
-def empty_unet(config_dir: Path) -> Any:
-    """Return the UNet that the configs in a folder describe, without weights."""
+def empty_networks(config_dir: Path) -> tuple[Any, Any]:
+    """Return the text encoder and UNet that the configs in a folder describe, without weights."""
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(read_json(config_dir / "unet" / "config.json"))
+        return (
+            CLIPTextModel(CLIPTextConfig.from_pretrained(config_dir / "text_encoder")),
+            UNet2DConditionModel.from_config(read_json(config_dir / "unet" / "config.json")),
+        )
 
 
 def _load_vae_folder(folder: Path, read: Read) -> nn.Module:

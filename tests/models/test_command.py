@@ -162,10 +162,12 @@ def test_files_and_folders_are_told_apart(
     save_file(base, tmp_path / "my base.safetensors")
     save_file(control, tmp_path / "control.safetensors")
     save_file(base | control, tmp_path / "merged.safetensors")
-    save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
+    factors = {"lora_down": torch.zeros(2, 4, 3, 3), "lora_up": torch.zeros(16, 2, 1, 1)}
+    style = {f"lora_unet_conv_in.{name}.weight": factor for name, factor in factors.items()}
+    save_file(style, tmp_path / "style.safetensors")
     difference = difference_state(networks.controlnets["canny"], networks.unet)
     save_file(difference, tmp_path / "difference.safetensors")
-    torch.save({"string_to_param": {"*": torch.zeros(2, 768)}}, tmp_path / "word.pt")
+    torch.save({"string_to_param": {"*": torch.zeros(2, 32)}}, tmp_path / "word.pt")
     for path, words in (
         (tmp_path / "word.pt", "embeddings and name it in the prompt, word."),
         (folder, "tiny is a base checkpoint: use it with --model "),
@@ -282,3 +284,31 @@ def test_averaged_weights_and_a_vae_to_download_are_said(
         "The VAE is to download, 167 MB.",
         "Its averaged weights (model_ema.…) are not used.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"lora_unet_conv_in.alpha": (), "lora_unet_nothing.alpha": ()}, "have no place"),
+        (
+            {
+                "lora_unet_conv_in.lora_down.weight": (2, 4, 3, 3),
+                "lora_unet_conv_in.lora_up.weight": (17, 2, 1, 1),
+            },
+            "changes weights of other sizes",
+        ),
+        ({"emb_params": (2, 768)}, "is an embedding for text encoders of width 768"),
+    ],
+)
+def test_what_no_model_could_use_is_refused_as_when_it_is_used(
+    state: dict[str, tuple[int, ...]],
+    words: str,
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "style.safetensors"
+    save_file({name: torch.ones(shape) for name, shape in state.items()}, path)
+    assert main(["check", str(path)], store.registry) == FAILED
+    said = capsys.readouterr()
+    assert words in said.err and said.out == "" and said.err.count("\n") == 1
