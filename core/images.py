@@ -60,6 +60,8 @@ RAW_SIGNATURES = (
 SIXTEEN_TO_EIGHT = 257
 """65535 / 255."""
 
+OPAQUE = 254
+"""Of 255: some tools keep settings in the lowest bit of alpha ("stealth" PNG), which nobody sees."""
 OPAQUE_ENOUGH = 64
 """Of 255: below it is the soft rim of a brush."""
 
@@ -270,7 +272,7 @@ def _to_rgb(picture: Image.Image, ground: int | None, notes: list[str]) -> RGBIm
     if picture.mode in ("P", "1"):
         picture = picture.convert("RGB")
     rgb = _to_srgb(picture, profile, notes)
-    if alpha is not None and alpha.getextrema() != (255, 255):
+    if alpha is not None and np.asarray(alpha).min() < OPAQUE:
         ground = _contrast(np.asarray(rgb.convert("L")), alpha) if ground is None else ground
         notes.append(_filled(ground))
         below = Image.new("RGB", rgb.size, (ground,) * 3)

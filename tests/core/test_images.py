@@ -17,6 +17,7 @@ from core import images
 from core.errors import BadInput
 from core.images import (
     NOTHING,
+    PAPER,
     fit_size,
     read_image,
     read_strokes,
@@ -267,6 +268,17 @@ def test_half_transparent_is_blended_and_opaque_alpha_gives_no_note():
     assert read_image(saved(Image.fromarray(rgba)))[0].max() == 127
     rgba[..., 3] = 255
     assert read_image(saved(Image.fromarray(rgba)))[1] == []
+
+
+def test_alpha_that_only_carries_a_text_is_opaque(pixels):
+    """NovelAI and others hide a picture's settings in alpha's lowest bit."""
+    bits = np.random.default_rng(0).integers(254, 256, (*pixels.shape[:2], 1), np.uint8)
+    data = saved(Image.fromarray(np.concatenate([pixels, bits], axis=2)))
+    for ground in (PAPER, NOTHING):
+        read, notes = read_image(data, ground)
+        assert np.array_equal(read, pixels) and notes == []
+    bits[0, 0] = 253
+    assert read_image(saved(Image.fromarray(np.concatenate([pixels, bits], axis=2))))[1]
 
 
 def test_cmyk_keeps_its_colours():
