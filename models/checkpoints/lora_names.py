@@ -25,6 +25,7 @@ _FACTORS = {"A": "down", "B": "up"}
 """PEFT's names of the two factors."""
 
 _PREFIXES = {
+    "module_": "",
     "base_model_model_": "",
     "lycoris_": "",
     "lora_unet_": "unet",
@@ -38,7 +39,10 @@ _PREFIXES = {
     "text_encoders_clip_l_transformer_": "text_encoder",
     "cond_stage_model_transformer_": "text_encoder",
 }
-"""The network of a key by its prefix; after a prefix of no network another may follow."""
+"""The network of a key by its prefix; after a prefix of no network another may follow. `module` is
+DistributedDataParallel's, where a trainer saved the wrapped network."""
+_COMPILED = "_orig_mod_"
+"""What torch.compile puts before the names of the layers of what it wraps."""
 _FIRST_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """The text encoder's attention in diffusers until its 0.18."""
 _LDM_LEAVES = {
@@ -74,7 +78,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def find_layer(place: str, layers: Layers) -> tuple[str, str] | None:
     """Return the network and the layer that a key's place names, or None."""
-    flat, network = place.replace(".", "_").replace("_processor_", "_"), ""
+    flat, network = place.replace(".", "_").replace("_processor_", "_").replace(_COMPILED, ""), ""
     while prefix := next((one for one in _PREFIXES if flat.startswith(one)), ""):
         flat, network = flat.removeprefix(prefix), _PREFIXES[prefix] or network
     found = layers.get(flat.removeprefix("text_model_"))

@@ -51,6 +51,11 @@ Q_PROJ = "encoder.layers.0.self_attn.q_proj"
         (f"lora_te.text_model.{FC1}.dora_scale", FC1, "dora_scale"),
         ("lora_unet_down_blocks_0_attentions_0_norm.w_norm", TO_K[:27] + "norm", "w_norm"),
         ("unet.conv_in.diff_b", "conv_in", "diff_b"),
+        (f"unet._orig_mod.{TO_K}.lora_A.weight", TO_K, "down"),  # of a compiled network
+        (f"_orig_mod.{TO_K}.lora_A.weight", TO_K, "down"),
+        (f"lora_unet__orig_mod_{TO_K.replace('.', '_')}.lora_up.weight", TO_K, "up"),
+        (f"module.unet.{TO_K}.lora.down.weight", TO_K, "down"),  # of one wrapped for several GPUs
+        (f"text_encoder._orig_mod.text_model.{FC1}.lora_B.weight", FC1, "up"),
     ],
 )
 def test_a_key_names_a_layer_and_a_part(
