@@ -61,7 +61,7 @@ SIXTEEN_TO_EIGHT = 257
 """65535 / 255."""
 
 OPAQUE = 254
-"""Of 255: some tools keep settings in the lowest bit of alpha ("stealth" PNG), which nobody sees."""
+"""Of 255: some tools keep a picture's settings in alpha's lowest bit ("stealth" PNG)."""
 OPAQUE_ENOUGH = 64
 """Of 255: below it is the soft rim of a brush."""
 
