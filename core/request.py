@@ -224,6 +224,12 @@ class ControlResult:
     reextracted: tuple[ControlMap, ...]
     scores: tuple[Score, ...]
 
+    @property
+    def asks_for_nothing(self) -> bool:
+        """Whether the map is empty: then its score says only whether the result's is empty too."""
+        annotator = self.condition.annotator
+        return bool(annotator.empty_message) and annotator.is_empty(self.control_map)
+
 
 @dataclass(frozen=True, eq=False)
 class GenerationResult:
@@ -266,10 +272,14 @@ class GenerationResult:
 
     @property
     def headlines(self) -> tuple[float, ...]:
-        """Each image's headline score, 0..100: the mean over its controls."""
+        """Each image's headline score, 0..100: the mean over its controls.
+
+        Controls whose map is empty do not count, unless all are.
+        """
+        asking = [one for one in self.controls if not one.asks_for_nothing] or self.controls
         return tuple(
             sum(score.headline for score in scores) / len(scores)
-            for scores in zip(*(control.scores for control in self.controls), strict=True)
+            for scores in zip(*(control.scores for control in asking), strict=True)
         )
 
     def report(self) -> dict[str, Any]:

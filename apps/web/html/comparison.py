@@ -42,7 +42,7 @@ def versus(sides: Sequence[Side]) -> str:
         *(
             f"{side.title} {_mean(result):.0f} / 100"
             for side, result, _ in finished
-            if side.image_count
+            if side.image_count and not all(one.asks_for_nothing for one in result.controls)
         ),
     ]
     notes = {
@@ -97,11 +97,12 @@ def _side(side: Side, index: int) -> str:
         )
     result, image = side.result, side.saved.images[index]
     size, several = (result.width, result.height), len(result.controls) > 1
-    figures = results.MEAN if several else results.figures_of(result.scores[index])
+    figures = results.MEAN if several else results.figures_of(result.controls[0], index)
     reextracted = []
     for control, maps in zip(result.controls, side.saved.maps, strict=True):
         score, title_of = control.scores[index], control.condition.title
-        note = f'<p class="cl-map-note"><b>{score.headline:.0f}</b> / 100</p>' if several else ""
+        shown = "–" if control.asks_for_nothing else f"<b>{score.headline:.0f}</b> / 100"
+        note = f'<p class="cl-map-note">{shown}</p>' if several else ""
         reextracted.append(
             results.picture(
                 f"{title_of}, re-extracted" if several else "Re-extracted",
@@ -113,7 +114,7 @@ def _side(side: Side, index: int) -> str:
             )
         )
     return f"""<section>
-    <header>{title}<div class="cl-score" title="How well the two maps agree, 0 to 100">
-      <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>{figures}</header>
+    <header>{title}{results.headline_of(result.controls, result.headlines[index])}
+      {figures}</header>
     {results.picture("Generated", "cl-made", results.file_url(image), size, image)}
     {"".join(reextracted)}</section>"""

@@ -16,8 +16,8 @@ from apps.web.files import SavedMaps, SavedResult
 from apps.web.jobs.map_choices import DrawnMap, MapChoice
 from apps.web.suite import duration, how_much, long_duration
 from apps.web.tool import Tool
-from core.condition import Condition, RGBImage, Score
-from core.request import Download, GenerationResult, Progress
+from core.condition import Condition, RGBImage
+from core.request import ControlResult, Download, GenerationResult, Progress
 from models.catalog.cards import Card
 
 STAGES = {
@@ -182,7 +182,7 @@ def _result_card(
         "Generated", "cl-made", file_url(saved.images[index]), size, saved.images[index]
     )
     if len(result.controls) == 1:
-        figures = figures_of(result.scores[index])
+        figures = figures_of(result.controls[0], index)
         wanted, found = _maps(saved.maps[0], index, size)
         body = f"""<div class="cl-three">{wanted}{image}{found}</div>
   {_compare(saved.maps[0], index, size)}"""
@@ -190,20 +190,18 @@ def _result_card(
         figures = MEAN
         parts = []
         for control, maps in zip(result.controls, saved.maps, strict=True):
-            score = control.scores[index]
             wanted, found = _maps(maps, index, size)
             parts.append(f"""<section class="cl-control">
     <header><h3>{escape(control.condition.title)}</h3>
-      <div class="cl-score"><b>{score.headline:.0f}</b><span>/ 100</span></div>
-      {figures_of(score)}</header>
+      {headline_of([control], control.scores[index].headline)}
+      {figures_of(control, index)}</header>
     <div class="cl-two">{wanted}{found}</div>
     {_compare(maps, index, size)}</section>""")
         body = f'<div class="cl-several">{image}<div>{"".join(parts)}</div></div>'
     return f"""
 <article class="cl-card" style="--rank:{rank}">
   <header>
-    <div class="cl-score" title="How well the two maps agree, 0 to 100">
-      <b>{result.headlines[index]:.0f}</b><span>/ 100</span></div>
+    {headline_of(result.controls, result.headlines[index])}
     {figures}
     <div class="cl-seed"><span>Seed</span> <code>{seed}</code>
       <button type="button" class="cl-button" data-cl="seed" data-seed="{seed}">Reuse</button>
@@ -228,8 +226,19 @@ def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
       <ul>{links}</ul></details>"""
 
 
-def figures_of(score: Score) -> str:
-    """Return a score's metrics with their names."""
+def headline_of(controls: Sequence[ControlResult], headline: float) -> str:
+    """Return the score of an image; of controls that all ask for nothing there is none."""
+    if all(one.asks_for_nothing for one in controls):
+        return '<div class="cl-score" title="An empty map asks for nothing"><b>–</b></div>'
+    return f"""<div class="cl-score" title="How well the two maps agree, 0 to 100">
+      <b>{headline:.0f}</b><span>/ 100</span></div>"""
+
+
+def figures_of(control: ControlResult, index: int) -> str:
+    """Return the metrics of a control's map in an image, with their names."""
+    if control.asks_for_nothing:
+        return '<div class="cl-metric"><span>No score: the control map is empty.</span></div>'
+    score = control.scores[index]
     others = (f"{name} {_figure(v)}" for name, v in score.metrics.items() if name != score.metric)
     return f"""<div class="cl-metric">
       <b>{escape(score.metric)} {_figure(score.metrics[score.metric])}</b>

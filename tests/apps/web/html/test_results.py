@@ -19,13 +19,15 @@ HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
 
 def _result(condition: Condition, *headlines: float) -> GenerationResult:
     picture = np.zeros((64, 128, 3), np.uint8)
+    control_map = picture.copy()
+    control_map[32] = 255
     count = len(headlines)
     return GenerationResult(
         images=(picture,) * count,
         controls=(
             ControlResult(
                 condition,
-                picture,
+                control_map,
                 reextracted=(picture,) * count,
                 scores=tuple(Score(h, "F1", {"F1": h / 100, "F1 exact": 0.25}) for h in headlines),
             ),
@@ -56,6 +58,18 @@ def test_a_card_shows_score_metric_and_seed(canny: Condition) -> None:
     assert "F1 0.816" in page and "F1 exact 0.25" in page
     assert "<code>7</code>" in page
     assert page.count("<img") == 3
+
+
+def test_an_empty_map_has_no_score(canny: Condition) -> None:
+    made = _result(canny, 100.0)
+    empty = replace(made.controls[0], control_map=made.images[0])
+    page = results.results(replace(made, controls=(empty,)), _saved(1))
+    assert "<b>–</b>" in page and "100</b>" not in page and "the control map is empty" in page
+    one_side = Side("Tiny", replace(made, controls=(empty,)), _saved(1))
+    assert "<b>–</b>" in versus([one_side]) and "100 / 100" not in versus([one_side])
+    both = replace(made, controls=(empty, _result(canny, 40.0).controls[0]))
+    assert both.headlines == (40.0,), "the mean of the maps that ask for something"
+    assert replace(made, controls=(empty, empty)).headlines == (100.0,)
 
 
 def test_cards_stand_as_made_and_know_their_rank(canny: Condition) -> None:

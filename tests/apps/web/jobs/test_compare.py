@@ -261,6 +261,7 @@ def test_every_visitor_has_a_turn_of_their_own() -> None:
 
 def _side(title: str, canny: Condition, *headlines: float) -> Side:
     picture = np.zeros((64, 128, 3), np.uint8)
+    picture[32] = 255
     count = len(headlines)
     scores = tuple(Score(h, "F1", {"F1": h / 100}) for h in headlines)
     result = GenerationResult(
