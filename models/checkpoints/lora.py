@@ -219,7 +219,7 @@ def _by_layer(path: Path, layers: Mapping[str, Place]) -> dict[Place, dict[str, 
         split = split_key(key)
         place = find_layer(split[0], layers) if split else None
         if split and place:
-            # Each kind of LoRA would spread it, and the whole picture would be black.
+            # It would spread through the network, and the base be told of in its stead.
             if split[1] != "alpha" and not torch.isfinite(tensor.float()).all():
                 raise WeightsMismatch(
                     f"{path.name} holds NaN or infinite numbers, as in {key}: its training failed, "

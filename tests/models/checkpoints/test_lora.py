@@ -421,7 +421,7 @@ def test_a_file_from_another_system_is_found(
 def test_numbers_that_are_none_are_told(
     number: float, networks: DiffusersNetworks, tmp_path: Path
 ) -> None:
-    """A training that diverged writes NaN, and every picture of it would be black."""
+    """A training that diverged writes NaN, which spreads to every picture."""
     up, down, _ = factors(networks.unet, UNET[0])
     down[0, 0] = number
     state = in_kohyas_names({f"unet:{UNET[0]}": up}, {f"unet:{UNET[0]}": down})
