@@ -157,14 +157,12 @@ class Registry:
 
     def notes(self, path: Path) -> list[str]:
         """Return sentences on what a user's checkpoint lacks or asks for."""
-        if not path.is_file():
-            return []
         notes = []
-        beside = folders.vae_beside(path)
+        beside = folders.vae_beside(path) if path.is_file() else None
         try:
             if beside:
                 notes.append(f"It is used with the VAE beside it, {beside.name}.")
-            elif folders.lacks_vae(path):
+            elif path.is_file() and folders.lacks_vae(path):
                 title = self._cards[SD1_CARD].title
                 notes.append(f"It has no VAE of its own and is used with that of {title}.")
             notes.append(describe_prediction(path))

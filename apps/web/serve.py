@@ -101,8 +101,8 @@ def _temp_folder(variables: Mapping[str, str]) -> Path:
         problem = error.strerror or str(error)
     if problem:
         sys.exit(
-            f"There is no folder for temporary files ({problem}): set GRADIO_TEMP_DIR to one that "
-            "can be written to."
+            f"There is no folder for temporary files ({problem}): set GRADIO_TEMP_DIR and TMPDIR "
+            "to one that can be written to."
         )
     return own
 

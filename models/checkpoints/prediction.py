@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints.detect import read_metadata, read_shapes
+from models.checkpoints.folders import read_json
 
 VELOCITY_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 """Names of empty tensors among the weights."""
@@ -49,15 +50,18 @@ def scheduler_changes(checkpoint: Path) -> dict[str, Any]:
 
 
 def describe_prediction(checkpoint: Path) -> str:
-    """Return a sentence on how a file is sampled; "" for noise prediction.
+    """Return a sentence on how a file or folder is sampled; "" for noise prediction.
 
     Raises:
-        WeightsMissing, WeightsMismatch: as read_shapes.
+        WeightsMissing, WeightsMismatch: as read_shapes, or the folder has no scheduler.
     """
-    changes = scheduler_changes(checkpoint)
-    if not changes:
+    if checkpoint.is_dir():
+        config = read_json(checkpoint / "scheduler" / "scheduler_config.json")
+    else:
+        config = scheduler_changes(checkpoint)
+    if config.get("prediction_type") != "v_prediction":
         return ""
-    zero = " with zero terminal SNR" if "rescale_betas_zero_snr" in changes else ""
+    zero = " with zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
     return f"It is sampled by v-prediction{zero}."
 
 

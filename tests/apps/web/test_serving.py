@@ -160,7 +160,9 @@ def test_without_any_folder_for_temporary_files_the_start_says_what_to_set(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(file))
-    with pytest.raises(SystemExit, match=r"^There is no folder for .*: set GRADIO_TEMP_DIR to one"):
+    with pytest.raises(
+        SystemExit, match=r"^There is no folder for .*: set GRADIO_TEMP_DIR and TMPDIR"
+    ):
         Environment.read({})
 
 

@@ -1,5 +1,6 @@
 """A checkpoint that predicts the velocity is sampled so, in whatever way it says it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from models.checkpoints.prediction import scheduler_changes
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.models.checkpoints.ldm_layout import base_state
-from tests.tiny_networks import tiny_scheduler
+from tests.tiny_networks import save_networks, tiny_scheduler
 
 VELOCITY = {"prediction_type": "v_prediction"}
 ZERO_SNR = VELOCITY | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -115,3 +116,22 @@ def test_a_loaded_checkpoint_is_sampled_as_diffusers_samples_it(
     )
     assert note in capsys.readouterr().out.splitlines()
     assert store.registry.card(str(path)).blurb.endswith(note)
+
+
+def test_a_folder_says_it_in_its_schedulers_config(
+    store: Store,
+    networks: DiffusersNetworks,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_networks(networks, tmp_path / "mine")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | ZERO_SNR), encoding="utf-8")
+    assert main(["check", str(folder)], store.registry) == 0
+    note = "It is sampled by v-prediction with zero terminal SNR."
+    assert note in capsys.readouterr().out.splitlines()
+    assert store.registry.card(str(folder)).blurb.endswith(note)
+    loaded = store.load(str(folder))
+    wanted = _sample(networks, tiny_scheduler(**json.loads(config.read_text())))
+    found = _sample(loaded, loaded.make_scheduler("ddim"))
+    assert (found - wanted).norm() <= 1e-4 * wanted.norm()
