@@ -34,11 +34,17 @@ LOCAL_HEADER_BYTES = 30
 COUNT_BYTES = 8
 """In the old container a storage begins with its number of elements, little-endian."""
 
-HARMLESS_MODULES = {
-    *("_codecs", "argparse", "collections", "copy_reg", "copyreg", "datetime", "decimal", "enum"),
-    *("fractions", "functools", "pathlib", "types", "typing", "uuid"),
+DANGEROUS_MODULES = {
+    *("_posixsubprocess", "asyncio", "multiprocessing", "nt", "os", "popen2", "posix", "pty"),
+    *("commands", "ensurepip", "pip", "pydoc", "runpy", "subprocess", "venv", "webbrowser"),
+    *("_ctypes", "_pickle", "bdb", "cProfile", "code", "codeop", "ctypes", "imp", "importlib"),
+    *("marshal", "pdb", "pickle", "pkgutil", "profile", "sys", "timeit", "trace", "zipimport"),
+    *("_io", "fileinput", "io", "shelve", "shutil", "tempfile", "zipfile", "tarfile"),
+    *("ftplib", "http", "smtplib", "socket", "socketserver", "telnetlib", "urllib", "xmlrpc"),
+    *("_operator", "operator"),
 }
-"""Modules of Python's library whose objects are found in honest checkpoints."""
+"""Modules of Python's library that start programs, run code, change files or use the network: in a
+checkpoint they show that somebody made it to harm."""
 
 STORAGES = {
     "UntypedStorage": torch.uint8,
@@ -197,14 +203,14 @@ def _builders() -> dict[str, Callable[..., Tensor]]:
 
 
 def _may_run_code(package: str, name: str) -> bool:
-    """Tell whether a name is of Python's library, and none that honest checkpoints hold.
+    """Tell whether a name is of DANGEROUS_MODULES, or one of Python's own functions, as eval is.
 
     It would not run here either: this is to warn of a file that someone made to harm.
     """
     if package in ("builtins", "__builtin__"):
-        found = getattr(builtins, name, None)
+        found = getattr(builtins, name.partition(".")[0], None)
         return callable(found) and not isinstance(found, type)
-    return package in sys.stdlib_module_names and package not in HARMLESS_MODULES
+    return package in DANGEROUS_MODULES
 
 
 def _read_zip(path: Path, shapes_only: bool) -> Any:

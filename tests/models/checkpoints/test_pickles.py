@@ -3,11 +3,16 @@
 import argparse
 import collections
 import io
+import logging
 import pickle
+import random
+import re
 import sys
 import types
+import uuid
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +64,9 @@ def test_what_a_trainer_saves_beside_the_weights_costs_none(
             "names": module.Names([1, 2]),
             "options": argparse.Namespace(steps=3),
             "counts": counts,
+            "others": [re.compile("a"), random.Random(1), logging.getLogger("x"), {1, 2}, 3j],
+            "when": datetime.now(tz=UTC),
+            "one": uuid.UUID(int=1),
             "state_dict": collections.OrderedDict(weights),
         }
 
