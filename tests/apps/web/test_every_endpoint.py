@@ -24,7 +24,8 @@ from models.catalog.paths import MODELS
 from models.store import Store
 
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
-SMALL = {"steps": 1, "image_resolution": 256, "seed": 5}
+SMALL = {"steps": 2, "image_resolution": 256, "seed": 5}
+"""One step makes blobs, whose maps the pages rightly doubt."""
 TWIN = """
 title = "Diorama's twin"
 blurb = "The same weights."
