@@ -163,16 +163,22 @@ def _unpickled(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     """Return the named tensors of a pickle, however deep they lie."""
     content = read_pickle(path, shapes_only)
     for _ in range(NESTED):
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            content = content["state_dict"]
-    if isinstance(content, dict) and isinstance(content.get(INVERSION), dict):
-        vectors = content[INVERSION]
-        if isinstance(vectors, Inert) and isinstance(vectors.state, dict):  # a ParameterDict
-            vectors = vectors.state.get("_parameters") or {}
-        content = {f"{INVERSION}.{name}": value for name, value in vectors.items()}
+        inner = _item(content, "state_dict")
+        content = inner if isinstance(inner, dict) else content
+    vectors = _item(content, INVERSION)
+    if isinstance(vectors, Inert) and isinstance(vectors.state, dict):  # a ParameterDict
+        vectors = _item(vectors.state, "_parameters")
+    if isinstance(vectors, dict):
+        content = {f"{INVERSION}.{name}": value for name, value in dict.items(vectors)}
     if not isinstance(content, dict):
         raise WeightsMismatch(f"{path.name} holds no named tensors: choose another file.")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    named = dict.items(content)
+    return {str(key): value for key, value in named if isinstance(value, Tensor)}
+
+
+def _item(content: Any, key: str) -> Any:
+    """Return an item of a pickled dict, or None; its own method may be hidden by the pickle."""
+    return dict.get(content, key) if isinstance(content, dict) else None
 
 
 def identify(shapes: Shapes) -> Contents:

@@ -149,25 +149,69 @@ def test_no_function_of_the_library_is_called(
         assert not [*tmp_path.glob("it_ran*")]
 
 
+def write_program(program: bytes, path: Path) -> None:
+    """Write opcodes as torch writes a pickle, with one storage of four numbers."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/version", "3\n")
+        archive.writestr("x/data.pkl", b"\x80\x02" + program + b".")
+        archive.writestr("x/data/0", bytes(16))
+
+
+def text(value: str) -> bytes:
+    """Return the opcode of a text."""
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
 def test_a_pickle_changes_nothing_that_outlives_it(tmp_path: Path) -> None:
-    """State set on what builds tensors, and on classes, is gone with the file."""
+    """State set on what builds tensors is gone with the file; a class's cannot be set."""
     before = torch._utils._rebuild_tensor_v2.__defaults__
-    for name in ("torch._utils _rebuild_tensor_v2", "collections OrderedDict", "numpy ndarray"):
-        module, attribute = name.split()
-        stream = io.BytesIO()
-        stream.write(b"\x80\x02c" + f"{module}\n{attribute}\n".encode())
-        # BUILD with a pair of states: the second is set attribute by attribute.
-        stream.write(b"N}X\x0c\x00\x00\x00__defaults__(K\x01K\x02ts\x86b.")
-        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-            archive.writestr("x/data.pkl", stream.getvalue())
+    # BUILD with a pair of states: the second is set attribute by attribute.
+    state = b"N}" + text("__defaults__") + b"(K\x01K\x02ts\x86b"
+    ends = []
+    for name in (b"torch._utils\n_rebuild_tensor_v2", b"collections\nOrderedDict"):
+        write_program(b"c" + name + b"\n" + state, tmp_path / "x.pt")
         try:
-            read_pickle(tmp_path / "x.pt")
-        except WeightsMismatch as refusal:
-            assert "damaged" in str(refusal)
-        ours = pickles._builders()["_rebuild_tensor_v2"]
-        assert ours.__defaults__ is None and torch._utils._rebuild_tensor_v2.__defaults__ == before
-        assert not hasattr(collections.OrderedDict, "__defaults__")
-        assert not hasattr(Inert, "__defaults__")
+            pickles._read_zip(tmp_path / "x.pt", False)
+            ends.append("read")
+        except TypeError as error:
+            ends.append("immutable" if "immutable" in str(error) else str(error))
+    assert ends == ["read", "immutable"]
+    ours = pickles._builders()["_rebuild_tensor_v2"]
+    assert ours.__defaults__ is None and torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+@pytest.mark.parametrize(
+    ("count", "key", "offset", "size", "fits"),
+    [
+        (4, "0", 0, 4, True),
+        (4, "0", 0, 5, False),
+        (4, "0", 1, 4, False),
+        (5, "0", 0, 4, False),
+        (4, "../version", 0, 1, False),
+        (4, "1", 0, 1, False),
+    ],
+)
+def test_no_memory_but_a_storages_own_is_read(
+    count: int, key: str, offset: int, size: int, fits: bool, tmp_path: Path
+) -> None:
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
+    storage += b"K" + bytes([count]) + b"tQ"
+    place = b"K" + bytes([offset]) + b"(K" + bytes([size]) + b"t(K\x01t"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + place + b"\x89NtR"
+    beside = text("beside") + b"ca\nb\n)R"
+    write_program(b"}(" + text("w") + tensor + beside + b"u", tmp_path / "x.pt")
+    if fits:
+        assert torch.equal(read_state(tmp_path / "x.pt")["w"], torch.zeros(4))
+        return
+    with pytest.raises(WeightsMismatch, match="damaged"):
+        read_state(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("method", ["items", "get", "keys"])
+def test_a_dict_that_hides_its_methods_is_read_all_the_same(method: str, tmp_path: Path) -> None:
+    hidden = b"ccollections\nOrderedDict\n)R}" + text(method) + b"NsbK\x01K\x02s"
+    write_program(hidden, tmp_path / "x.pt")
+    assert read_state(tmp_path / "x.pt") == {}
 
 
 def test_a_checkpoint_that_holds_itself_ends(tmp_path: Path) -> None:
