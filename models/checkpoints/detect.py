@@ -172,6 +172,11 @@ def _unpickled(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
         content = {f"{INVERSION}.{name}": value for name, value in dict.items(vectors)}
     if not isinstance(content, dict):
         raise WeightsMismatch(f"{path.name} holds no named tensors: choose another file.")
+    if isinstance(content, Inert) and not content:
+        raise WeightsMismatch(
+            f"{path.name} is a pickled object of the class {type(content).__name__}, not named "
+            "weights: choose another file, or save its state_dict."
+        )
     named = dict.items(content)
     return {str(key): value for key, value in named if isinstance(value, Tensor)}
 

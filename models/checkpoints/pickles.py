@@ -284,7 +284,19 @@ def _flat(content: bytearray | mmap.mmap, dtype: torch.dtype, count: int, start:
     return torch.frombuffer(content, dtype=dtype, count=count, offset=start)
 
 
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
 def _damaged(path: Path) -> WeightsMismatch:
+    if _is_torchscript(path):
+        return WeightsMismatch(
+            f"{path.name} is a TorchScript program, not weights: choose a checkpoint."
+        )
     return WeightsMismatch(
         f"{path.name} is truncated or damaged, or not a PyTorch weights file: download it again."
     )

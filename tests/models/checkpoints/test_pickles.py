@@ -214,6 +214,21 @@ def test_a_dict_that_hides_its_methods_is_read_all_the_same(method: str, tmp_pat
     assert read_state(tmp_path / "x.pt") == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_what_holds_no_named_weights_is_named(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    torch.save(network, tmp_path / "whole.pt")
+    torch.jit.save(torch.jit.script(network), tmp_path / "script.pt")
+    torch.save([1], tmp_path / "list.pt")
+    for name, words in (
+        ("whole.pt", "is a pickled object of the class Linear, not named weights: choose another"),
+        ("script.pt", "is a TorchScript program, not weights: choose a checkpoint."),
+        ("list.pt", "holds no named tensors: choose another file."),
+    ):
+        with pytest.raises(WeightsMismatch, match=re.escape(f"{name} {words}")):
+            read_shapes(tmp_path / name)
+
+
 def test_a_checkpoint_that_holds_itself_ends(tmp_path: Path) -> None:
     content: dict[str, Any] = {"w": torch.ones(1)}
     content["state_dict"] = content
