@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,6 +41,10 @@ INVERSION = "string_to_param"
 """Key of the vectors in AUTOMATIC1111's pickles of textual inversion embeddings."""
 NESTED = 4
 """A checkpoint's weights lie at most so many keys `state_dict` deep."""
+
+SCALES = (".scale_weight", ".weight_scale")
+"""Ends of the keys of a float8 weight's scale, ComfyUI's and diffusers'."""
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 SD1_WIDTH = 768
 WIDTHS = {
@@ -155,8 +160,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
     _require_weights_file(path)
     if _is_safetensors(path):
         _safetensors_header(path)
-        return load_file(path)
-    return _unpickled(path)
+        return scaled(load_file(path))
+    return scaled(_unpickled(path))
+
+
+def scaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with its float8 weights multiplied by the scales that are stored beside them.
+
+    ComfyUI ("fp8 scaled") and diffusers' quantisers store one for each layer, or for each output.
+    """
+    whole = dict(state)
+    for key, scale in state.items():
+        layer = next((key.removesuffix(end) for end in SCALES if key.endswith(end)), "")
+        weight = state.get(f"{layer}.weight")
+        if weight is not None and weight.dtype in FLOAT8:
+            factor = scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+            whole[f"{layer}.weight"] = weight.float() * factor
+    return whole
 
 
 def _unpickled(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:

@@ -285,3 +285,24 @@ def test_what_a_file_is_depends_on_its_contents_alone(
     assert found.keys() == state.keys()
     for name, tensor in state.items():
         assert found[name].dtype == dtype and torch.equal(found[name].float(), tensor.float())
+
+
+@pytest.mark.parametrize("end", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 3)])
+@pytest.mark.parametrize("per_output", [False, True])
+def test_a_float8_weight_has_its_scale(
+    end: str, kind: torch.dtype, shape: tuple[int, ...], per_output: bool, tmp_path: Path
+) -> None:
+    """As ComfyUI and diffusers quantise a layer: the largest weight becomes the largest float8."""
+    weight = 0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    largest = weight.abs().flatten(1).amax(1) if per_output else weight.abs().max()
+    scale = largest / torch.finfo(kind).max
+    small = (weight / scale.reshape(-1, *[1] * (len(shape) - 1))).to(kind)
+    state = {"a.weight": small, f"a.{end}": scale, "b.weight": small.clone(), "c.weight": weight}
+    for path in (tmp_path / "x.safetensors", tmp_path / "x.ckpt"):
+        (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+        found = read_state(path)
+        torch.testing.assert_close(found["a.weight"], weight, rtol=0.13, atol=1e-3)
+        assert torch.equal(found["b.weight"].float(), small.float())  # has none
+        assert torch.equal(found["c.weight"], weight)
