@@ -21,6 +21,8 @@ NO_MODULE = "none"
 Interpolation = Literal["nearest", "linear", "area", "lanczos", "lines"]
 """How a map is resized; "lines" keeps thin white lines unbroken (see core.images)."""
 InputKind = Literal["photo", "drawing", "canvas"]
+"""A photo's map is drawn by a preprocessor; a drawing is uploaded (its transparent parts contrast
+with its lines); a canvas is drawn on in the page."""
 
 
 @dataclass(frozen=True)

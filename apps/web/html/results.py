@@ -157,17 +157,19 @@ def results(
         if count > 1
         else ""
     )
-    warnings = "".join(
-        f"<li>{escape(text)}</li>" for text in (*result.warnings, saved.note) if text
-    )
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
     <span class="cl-actions">{order}
     <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
-  {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
+  {_warnings([*result.warnings, saved.note])}
   <div class="cl-cards">{cards}</div>
 </section>"""
+
+
+def _warnings(texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts if text)
+    return f'<ul class="cl-warnings">{items}</ul>' if items else ""
 
 
 def _result_card(
@@ -311,9 +313,15 @@ def drawing(choice: MapChoice, done: int, total: int) -> str:
 
 
 def maps(
-    drawn_maps: Sequence[DrawnMap], files: Sequence[tuple[Path, Path] | None], total: int
+    drawn_maps: Sequence[DrawnMap],
+    files: Sequence[tuple[Path, Path] | None],
+    total: int,
+    notes: Sequence[str] = (),
 ) -> str:
-    """Return the maps drawn so far out of `total`; `files` are each map's file and its preview."""
+    """Return the maps drawn so far out of `total`, under the notes on the picture.
+
+    `files` are each map's file and its preview.
+    """
     tiles = "".join(_tile(drawn, paths) for drawn, paths in zip(drawn_maps, files, strict=True))
     found = [one.control_map for one in drawn_maps if one.control_map is not None]
     facts = [f"{len(found)} of {total} maps", duration(sum(s.seconds for s in drawn_maps))]
@@ -323,6 +331,7 @@ def maps(
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
     <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+  {_warnings(notes)}
   <div class="cl-maps">{tiles}</div>
 </section>"""
 

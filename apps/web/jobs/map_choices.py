@@ -76,6 +76,7 @@ def chosen_map_choices(names: object) -> list[MapChoice]:
     known = every_map_choice()
     if not isinstance(names, list) or not names:
         raise BadInput("No map was chosen: please choose at least one.")
+    # A list, as a caller's name may be of any type, also one that cannot be hashed.
     unknown = [name for name in names if name not in list(known)]
     if unknown:
         raise BadInput(f"There is no map {unknown[0]!r}; there are: {', '.join(known)}.")

@@ -88,7 +88,7 @@ def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            # An argument without a default gets its widget's value.
+            # Only the picture is required; for None, Gradio and calls.py take the widget's value.
             inspect.Parameter(name, kind, default=inspect.Parameter.empty if not at else None)
             for at, name in enumerate(arguments)
         ]
@@ -194,7 +194,7 @@ def _report(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
 
 
 def help_of(setting: Setting | None) -> str:
-    """Return an argument's description with its limits."""
+    """Return an argument's description with its limits; None is the picture, no setting."""
     if setting is None:
         return "The input picture: a file, a data URL or the address of a result."
     limits = (

@@ -129,7 +129,7 @@ class _MapsPage:
     def _draw(self, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Show each map as soon as it is drawn."""
         with plain_errors():
-            requests, _ = self._checked(*values)
+            requests, notes = self._checked(*values)
             choices = list(requests)
             drawing = results.drawing(choices[0], 0, len(choices))
             yield drawing, gr.skip()
@@ -140,7 +140,7 @@ class _MapsPage:
                 maps, files = report
                 done, total = len(maps), len(choices)
                 drawing = results.drawing(choices[done], done, total) if done < total else ""
-                yield drawing, results.maps(maps, files, total)
+                yield drawing, results.maps(maps, files, total, notes)
 
     def _drawn(
         self, requests: Mapping[MapChoice, GenerationRequest]

@@ -130,6 +130,7 @@ class Page:
             [layout.restore_file, layout.shown_model, *fields.values()],
             self.prefill.outputs,
             preprocess=False,
+            **FEW_AT_ONCE,
             **PRIVATE,
         )
         loading = gr.Timer(1.5)

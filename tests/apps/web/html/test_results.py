@@ -122,6 +122,7 @@ def test_text_from_outside_stays_text(canny: Condition) -> None:
     for page in (
         results.results(result, _saved(1)),
         results.note(HOSTILE),
+        results.maps([], [], 1, [HOSTILE]),
         results.restored_note([HOSTILE], [HOSTILE]),
         results.running(Progress(HOSTILE, 1, 2, 0, None, None), 1, None),
     ):
