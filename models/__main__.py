@@ -26,6 +26,7 @@ from models.catalog.paths import shown
 from models.catalog.wheels import WHEELS, Wheel, fetch_wheel
 from models.checkpoints import embeddings, folders, lora
 from models.checkpoints.detect import (
+    AUTOENCODER,
     BASE,
     CONTROLNET,
     EMA,
@@ -170,6 +171,13 @@ def check(registry: Registry, path: Path) -> None:
             f"name it in the prompt, {path.stem}."
         )
         return
+    if contents.kind == AUTOENCODER:
+        _try_vae(path, registry.card(SD1_CARD).base_folder)
+        print(
+            f"{path.name} is {contents.kind} (VAE): put it beside a checkpoint, with the "
+            f"checkpoint's name and the ending .vae{path.suffix}, and it is used with it."
+        )
+        return
     # These raise for all that is not Stable Diffusion 1.x, and for configs without weights.
     folders.inspect_base(path, registry.card(SD1_CARD).base_folder)
     folders.weights_files(path)
@@ -282,6 +290,12 @@ def _try_lora(path: Path, config_dir: Path) -> None:
 
     one = lora.Lora("", path.stem, Strengths(), path, path.stat().st_mtime_ns)
     lora.merge(*loading.empty_networks(config_dir), [one])
+
+
+def _try_vae(path: Path, config_dir: Path) -> None:
+    from models.checkpoints import loading  # noqa: PLC0415 - as above
+
+    loading.build_vae(path, config_dir, loading.read_on_meta)
 
 
 def _try_embedding(path: Path, config_dir: Path) -> None:

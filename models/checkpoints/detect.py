@@ -58,6 +58,7 @@ BASE = "a base checkpoint"
 CONTROLNET = "a ControlNet"
 LORA = "a LoRA"
 EMBEDDING = "a textual inversion embedding"
+AUTOENCODER = "an autoencoder alone"
 MERGED = "a base checkpoint with a ControlNet inside"
 """ControlNet 1.0's layout: control_sd15_canny.pth serves as either."""
 
@@ -83,7 +84,8 @@ _KEY_PATTERNS = (
     (BASE, r"^model\.diffusion_model\.input_blocks\."),
     ("a base checkpoint of averaged weights alone (model_ema), not of the plain", r"^model_ema\."),
     ("a UNet alone", r"^(input_blocks|down_blocks)\.0\."),
-    ("an autoencoder alone", r"^(first_stage_model\.)?decoder\.(conv_in|layers\.0)\."),
+    (AUTOENCODER, r"^(first_stage_model\.)?decoder\.conv_in\."),
+    ("a tiny autoencoder alone", r"^(first_stage_model\.)?decoder\.layers\.0\."),
     ("a text encoder alone", r"(^|\.)text_model\.|^embeddings\.token_embedding\."),
 )
 """Kinds of files and a pattern of their keys; the first that matches decides."""
@@ -108,7 +110,7 @@ class Contents:
     """What was recognised in a file or folder."""
 
     kind: str
-    """BASE, CONTROLNET, MERGED, LORA, EMBEDDING, or a phrase for a kind of no use here."""
+    """BASE, CONTROLNET, MERGED, LORA, EMBEDDING, AUTOENCODER, or a phrase for any other."""
     text_width: int | None
     """Width of the text embeddings it attends to; None without cross-attention."""
     in_channels: int | None

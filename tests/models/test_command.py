@@ -165,6 +165,7 @@ def test_files_and_folders_are_told_apart(
     factors = {"lora_down": torch.zeros(2, 4, 3, 3), "lora_up": torch.zeros(16, 2, 1, 1)}
     style = {f"lora_unet_conv_in.{name}.weight": factor for name, factor in factors.items()}
     save_file(style, tmp_path / "style.safetensors")
+    save_file(base_state({}, networks.vae.state_dict(), {}), tmp_path / "vae.safetensors")
     difference = difference_state(networks.controlnets["canny"], networks.unet)
     save_file(difference, tmp_path / "difference.safetensors")
     torch.save({"string_to_param": {"*": torch.zeros(2, 32)}}, tmp_path / "word.pt")
@@ -178,6 +179,7 @@ def test_files_and_folders_are_told_apart(
             tmp_path / "difference.safetensors",
             "a ControlNet, stored as its difference from a base, for sd15, tiny: put it into ",
         ),
+        (tmp_path / "vae.safetensors", "alone (VAE): put it beside a checkpoint, with the"),
         (tmp_path / "style.safetensors", "lora and name it in the prompt, <lora:style:0.8>."),
         (tmp_path / "merged.safetensors", "with a ControlNet inside: use it with --model "),
     ):
