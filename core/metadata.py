@@ -35,6 +35,8 @@ KEYWORDS = (
     "Comment",
     *("prompt", "workflow"),
     *("negative-prompt", "seed", "steps", "scale", "sampler"),
+    *("negative_prompt", "num_inference_steps", "guidance_scale"),
+    "XML:com.adobe.xmp",
 )
 """The text chunks that are read, in the order of `read_settings`."""
 CONTROLS_READ = 8
@@ -112,6 +114,7 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
         "Dream": other_tools.from_dream,
         "Comment": other_tools.from_novelai,
         "prompt": lambda text: _from_prompt(text, texts),
+        "XML:com.adobe.xmp": other_tools.from_xmp,
     }
     notes: list[str] = []
     for keyword, read in readers.items():
@@ -232,9 +235,9 @@ def _plain(params: object) -> dict[str, Any]:
 
 
 def _from_prompt(text: str, texts: Mapping[str, str]) -> Restored:
-    """Read a `prompt` chunk: ComfyUI's graph, or the prompt of kohya's scripts."""
+    """Read a `prompt` chunk: ComfyUI's graph, or that of a tool with a chunk for each setting."""
     settings, notes = other_tools.from_comfyui(text)
-    return (settings, notes) if notes else other_tools.from_kohya(texts)
+    return (settings, notes) if notes else other_tools.from_chunks(texts)
 
 
 def _from_parameters(text: str, condition: Condition | None) -> Restored:

@@ -4,6 +4,7 @@ Each reader takes the text of one chunk, which is untrusted, and returns what me
 and notes on the rest.
 """
 
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -27,23 +28,36 @@ JSON_NAMES = {
     "cfgscale": "guidance_scale",
     "uc": "negative_prompt",
     "scale": "guidance_scale",
+    "num_inference_steps": "steps",
+    "c": "prompt",
 }
 """Names of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py); then two of
-SwarmUI's and two of NovelAI's.
+SwarmUI's, two of NovelAI's, one of Easy Diffusion's and one of Draw Things'.
 
 Equal names may mean something else: InvokeAI's `strength` is that of image-to-image.
 """
 PROMPTS = ("prompt", "negative_prompt")
 SWARMUI = "sui_image_params"
 """The key under which SwarmUI has its own."""
-KOHYA = {
-    "prompt": "prompt",
-    "negative-prompt": "negative_prompt",
-    "seed": "seed",
-    "steps": "steps",
-    "scale": "guidance_scale",
-}
-"""The chunks of gen_img.py and its kin (kohya-ss/sd-scripts), one for each setting."""
+CHUNKS = (
+    {
+        "prompt": "prompt",
+        "negative-prompt": "negative_prompt",
+        "seed": "seed",
+        "steps": "steps",
+        "scale": "guidance_scale",
+    },
+    {
+        "prompt": "prompt",
+        "negative_prompt": "negative_prompt",
+        "seed": "seed",
+        "num_inference_steps": "steps",
+        "guidance_scale": "guidance_scale",
+    },
+)
+"""The chunks of tools that write one for each setting: gen_img.py and its kin (of
+kohya-ss/sd-scripts), and Easy Diffusion."""
+TAG = re.compile(r"<[^<>]*>")
 
 SWITCHES = {"s": "steps", "S": "seed", "C": "guidance_scale", "W": "width", "H": "height"}
 """InvokeAI's switches before version 2 (dream_prompt_str in ldm/invoke/args.py); -A is its
@@ -85,7 +99,8 @@ def from_json(text: str) -> Restored:
             found[ours] = number(value) if ours == "seed" and isinstance(value, str) else value
     if not found:
         return {}, ["The picture's settings are of an unknown tool.", *left_out(given)]
-    sides = re.findall(r"\d{1,9}", str(given.pop("resolution", "")))  # "(1152, 896)" in Fooocus
+    # "(1152, 896)" in Fooocus, "512x768" in Draw Things.
+    sides = re.findall(r"\d{1,9}", str(given.pop("resolution", given.pop("size", ""))))
     found |= _size(given.pop("width", None), given.pop("height", None))
     found |= _size(*map(int, sides)) if len(sides) == 2 else {}
     settings, notes = _restored(found)
@@ -99,13 +114,24 @@ def from_novelai(text: str) -> Restored:
     return from_json(text) if known else ({}, [])
 
 
-def from_kohya(texts: Mapping[str, str]) -> Restored:
+def from_xmp(text: str) -> Restored:
+    """Read Draw Things' JSON, the user's comment in XMP; nothing and no note for another XMP."""
+    comment = text.partition("<exif:UserComment>")[2].partition("</exif:UserComment>")[0]
+    inside = html.unescape(TAG.sub("", comment))
+    stored = parsed(inside.strip())
+    known = isinstance(stored, dict) and {"c", "uc"} <= stored.keys()
+    return from_json(inside) if known else ({}, [])
+
+
+def from_chunks(texts: Mapping[str, str]) -> Restored:
     """Read a picture whose settings have a chunk each; nothing and no note for any other."""
-    if not {"prompt", "seed", "steps", "scale"} <= texts.keys():
+    optional = {"negative-prompt", "negative_prompt"}
+    names = next((one for one in CHUNKS if one.keys() - optional <= texts.keys()), None)
+    if names is None:
         return {}, []
     found: dict[str, object] = {
         ours: texts[name] if ours in PROMPTS else number(texts[name])
-        for name, ours in KOHYA.items()
+        for name, ours in names.items()
         if name in texts
     }
     settings, notes = _restored(found)

@@ -83,6 +83,7 @@ _KEY_PATTERNS = (
     ("a Stable Diffusion 3 checkpoint", r"(^|\.)joint_blocks\.\d+\."),
     (BASE, r"^model\.diffusion_model\.input_blocks\."),
     ("a base checkpoint of averaged weights alone (model_ema), not of the plain", r"^model_ema\."),
+    ("an AnimateDiff motion module", r"motion_modules\."),
     ("a UNet alone", r"^(input_blocks|down_blocks)\.0\."),
     (AUTOENCODER, r"^(first_stage_model\.)?decoder\.conv_in\."),
     ("a tiny autoencoder alone", r"^(first_stage_model\.)?decoder\.layers\.0\."),
@@ -199,6 +200,16 @@ def _unpickled(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
             f"{path.name} is a pickled object of the class {type(content).__name__}, not named "
             "weights: choose another file, or save its state_dict."
         )
+    found = _tensors(content)
+    if not found:  # as in an IP-Adapter's .bin: {"image_proj": {...}, "ip_adapter": {...}}
+        parts = [(key, part) for key, part in dict.items(content) if isinstance(part, dict)]
+        found = {
+            f"{key}.{name}": one for key, part in parts for name, one in _tensors(part).items()
+        }
+    return found
+
+
+def _tensors(content: dict[Any, Any]) -> dict[str, Tensor]:
     named = dict.items(content)
     return {str(key): value for key, value in named if isinstance(value, Tensor)}
 

@@ -1,5 +1,6 @@
 """Pictures of other tools than AUTOMATIC1111, as their writers leave them."""
 
+import html
 import json
 
 import pytest
@@ -116,6 +117,37 @@ def test_the_chunks_of_kohyas_scripts():
     fields, notes = read_settings(with_texts(**texts, **{"negative-prompt": "grey"}))
     assert fields == {n: v for n, v in (BALL | NUMBERS).items() if n != "image_resolution"}
     assert "sampler k_lms" in notes[0]
+
+
+def test_the_chunks_of_easy_diffusion():
+    texts = {
+        "prompt": "a red ball",
+        "negative_prompt": "grey",
+        "seed": "42",
+        "num_inference_steps": "30",
+        "guidance_scale": "7.5",
+        "use_stable_diffusion_model": "sd-v1-5",
+    }
+    wanted = {n: v for n, v in (BALL | NUMBERS).items() if n != "image_resolution"}
+    assert read_settings(with_texts(**texts)) == (wanted, [])
+    del texts["seed"]
+    assert read_settings(with_texts(**texts)) == ({}, ["This picture holds no settings."])
+
+
+def test_draw_things_xmp():
+    made = {"c": "a red <ball> & grass", "uc": "grey", "steps": 30, "seed": 42, "scale": 7.5,
+            "size": "512x768", "sampler": "DDIM", "model": "sd_v1.5_f16.ckpt"}  # fmt: skip
+    comment = html.escape(json.dumps(made), quote=False)
+    xmp = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description>
+      <dc:description><rdf:Alt><rdf:li>a red ball</rdf:li></rdf:Alt></dc:description>
+      <exif:UserComment><rdf:Alt><rdf:li xml:lang="x-default">{comment}</rdf:li></rdf:Alt>
+      </exif:UserComment></rdf:Description></rdf:RDF></x:xmpmeta>"""
+    fields, notes = read_settings(with_texts(**{"XML:com.adobe.xmp": xmp}))
+    assert fields == BALL | NUMBERS | {"prompt": made["c"]}
+    assert notes == ["Ignored: sampler, model."]
+    for other in (xmp.replace('"uc"', '"other"'), "<x:xmpmeta/>", "<exif:UserComment>" * 1000):
+        told = read_settings(with_texts(**{"XML:com.adobe.xmp": other}))
+        assert told == ({}, ["This picture holds no settings."])
 
 
 def graph(**changes):

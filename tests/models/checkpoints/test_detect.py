@@ -95,6 +95,10 @@ DIFFUSERS_CONTROL = {
         ({"body.0.block1.weight": (9, 9, 3, 3), "conv_in.weight": (9, 9)}, "a T2I-Adapter"),
         ({"style_embedding": (1, 8, 9), "ln_pre.weight": (9,)}, "a T2I-Adapter"),
         ({"image_proj.proj.weight": (9, 9)}, "an IP-Adapter"),
+        (
+            {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (9,)},
+            "an AnimateDiff motion module",
+        ),
         ({"emb_params": (3, 768)}, "a textual inversion embedding"),
         ({"double_blocks.0.img_attn.proj.weight": (9, 9)}, "a Flux checkpoint"),
         ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (9, 9)}, "a Stable Diffusion 3 checkp"),
@@ -206,6 +210,16 @@ def test_a_plain_pickle_loads_in_old_and_new_format(zipped: bool, tmp_path: Path
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="no weights file"):
         read_shapes(tmp_path / "none.safetensors")
+
+
+def test_parts_in_dicts_of_their_own_are_named_by_their_part(tmp_path: Path) -> None:
+    weight = torch.ones(2, 3)
+    content = {"image_proj": {"proj.weight": weight}, "ip_adapter": {"1.to_k_ip.weight": weight}}
+    path = tmp_path / "ip-adapter_sd15.bin"
+    torch.save(content, path)
+    shapes = read_shapes(path)
+    assert shapes.keys() == {"image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"}
+    assert identify(shapes).kind == "an IP-Adapter"
 
 
 @pytest.mark.parametrize("length", [640, 828, 15392, 19280, 66176])
