@@ -93,7 +93,7 @@ def test_soft_rims_are_no_classes_of_their_own() -> None:
     subsampling=st.sampled_from([0, 1, 2]),
     odd=st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_lossy_class_map_gets_better(
     seed: int, classes: int, quality: int, subsampling: int, odd: bool
 ) -> None:

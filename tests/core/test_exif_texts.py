@@ -135,6 +135,7 @@ def test_any_text_comes_back_in_any_encoding(words, order, encoding, kind):
     assert read_exif_texts(picture(block, kind)) == {"parameters": said}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # it tells what is damaged
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(at=st.integers(0, 200), byte=st.integers(0, 255), cut=st.integers(0, 200))
 def test_damaged_exif_does_no_harm(at, byte, cut):
