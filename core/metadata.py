@@ -18,7 +18,7 @@ from core.exif_texts import read_exif_texts
 from core.modes import MODES
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
-from core.png_chunks import read_bytes, read_texts, write_png
+from core.png_chunks import is_picture, read_bytes, read_texts, write_png
 from core.prompt_syntax import unapplied_note
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, without_shut_window
@@ -39,6 +39,7 @@ KEYWORDS = (
     "XML:com.adobe.xmp",
 )
 """The text chunks that are read, in the order of `read_settings`."""
+NO_PICTURE = "The file is no picture, or an incomplete one; please choose it again."
 CONTROLS_READ = 8
 """Controls read beyond the first, more than we ever write; a hostile file may list thousands."""
 
@@ -129,7 +130,8 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
                 return settings, [*notes, *filter(None, [unapplied_note(*prompts)])]
     if not notes and "workflow" in texts:
         notes.append(NOT_PLAIN)
-    return {}, notes or ["This picture holds no settings."]
+    nothing = "This picture holds no settings." if is_picture(source) else NO_PICTURE
+    return {}, notes or [nothing]
 
 
 def _texts_in(source: str | Path | bytes) -> dict[str, str]:

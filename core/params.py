@@ -162,8 +162,8 @@ Setting = Bounds | Choice | Toggle | Text
 
 
 def plain(number: float) -> str:
-    """Return a number as people write it: a whole one of up to 20 digits without an exponent."""
-    return str(int(number)) if number == int(number) and abs(number) < 1e20 else f"{number:.10g}"
+    """Return a number as people write it: a whole one of up to 40 digits without an exponent."""
+    return str(int(number)) if number == int(number) and abs(number) < 1e40 else f"{number:.10g}"
 
 
 def _as_number(value: object) -> float | None:

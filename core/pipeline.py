@@ -79,12 +79,8 @@ LCM_GUIDANCE = 2.0
 DISTILLED = "This model is a distilled LCM: please choose the sampler lcm, with 4 to 8 steps."
 EMPTY_MAP_GIVEN = "The control map is empty: it shows nothing to follow."
 UNLIKE = (
-    "The preprocessor {name} was trained on other kinds of pictures than this one: do not rely on "
-    "its map or the score; choose another preprocessor."
-)
-LEFT_EMPTY = (
-    "The preprocessor {name} was trained on other kinds of pictures than this one, so the map was "
-    "left empty; choose another preprocessor."
+    "The preprocessor {name} was trained on other kinds of pictures than this one, and its map may "
+    "be wrong: choose another preprocessor."
 )
 RESULTS_UNLIKE = (
     "The preprocessor {name}, which draws the maps of the results, was trained on other kinds of "
@@ -186,7 +182,9 @@ class Pipeline:
                     reporter.warnings.append(CROPPED.format(title=control.condition.title))
                 control_map = _control_map(extractor, replace(control, image=image), request)
                 tracks.append(ControlTrack(control, control_map))
-                reporter.warnings += map_notes(control, control_map)
+                notes = map_notes(control, control_map)
+                of = f"{control.condition.title}: " if len(request.controls) > 1 else ""
+                reporter.warnings += [f"{of}{note}" for note in notes]
 
         finished: list[_Finished] = []
         networks, admission = None, Admission()
@@ -323,8 +321,8 @@ def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
     annotator, preprocessor = control.condition.annotator, _preprocessor(control)
     given = control.preprocessor == ALREADY_A_MAP
     if not given and in_doubt(preprocessor, control.image):
-        told = LEFT_EMPTY if annotator.empty_in_doubt else UNLIKE
-        return [told.format(name=preprocessor.name)]
+        told = UNLIKE.format(name=preprocessor.name)
+        return [f"{annotator.empty_message} {told}" if annotator.empty_in_doubt else told]
     if annotator.empty_message and annotator.is_empty(control_map):
         return [EMPTY_MAP_GIVEN if given else annotator.empty_message]
     return [note] if (note := annotator.map_warning(control_map)) else []
@@ -427,7 +425,10 @@ def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
     if not request.full_prompt.strip():
         notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
-        ("prompt with the added prompt", request.full_prompt),
+        (
+            "prompt with the added prompt" if request.added_prompt.strip() else "prompt",
+            request.full_prompt,
+        ),
         ("negative prompt", request.negative_prompt if guided else ""),
     ):
         _, dropped = networks.fit_prompt(prompt)

@@ -3,6 +3,7 @@
 Everything read here is hostile until checked: lengths are capped before anything is unpacked.
 """
 
+import io
 import secrets
 import struct
 import zlib
@@ -101,6 +102,18 @@ def without_text(data: bytes) -> bytes:
         if kind not in TEXT_CHUNKS:
             kept.append(whole)
     return b"".join(kept) + data[end:]
+
+
+def is_picture(source: str | Path | bytes) -> bool:
+    """Return whether Pillow knows the file; of a PNG, whether it is complete."""
+    data = read_bytes(source)
+    if data.startswith(SIGNATURE):
+        return any(kind == b"IEND" for kind, _, _ in chunks(data))
+    try:
+        with Image.open(io.BytesIO(data)):
+            return True
+    except DAMAGED:
+        return False
 
 
 def read_texts(data: bytes, keywords: Collection[str]) -> dict[str, str]:

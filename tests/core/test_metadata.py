@@ -390,3 +390,14 @@ def test_what_extensions_and_forks_write_costs_no_setting(line):
     settings, _ = read_settings(file.getvalue())
     assert (settings["prompt"], settings["negative_prompt"]) == ("a ball", "low")
     assert (settings["steps"], settings["seed"], settings["guidance_scale"]) == (25, 11, 7.0)
+
+
+def test_a_file_that_is_no_whole_picture_is_told(tmp_path):
+    whole = with_texts()
+    photo = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(photo, "JPEG")
+    for data in (whole, photo.getvalue()):
+        assert read_settings(data) == ({}, ["This picture holds no settings."])
+    for data in (whole[:60], b"hello", b"", photo.getvalue()[:1]):
+        fields, (told,) = read_settings(data)
+        assert not fields and "no picture, or an incomplete one" in told

@@ -48,6 +48,8 @@ def test_an_empty_prompt_gives_a_warning(pipeline, condition, image):
 def test_a_long_negative_prompt_gives_a_warning_where_it_has_an_effect(pipeline, condition, image):
     long = ask(condition, image, negative_prompt="blurry " * 80, guidance_scale=2)
     (told,) = pipeline.generate(long).warnings
+    prompt = ask(condition, image, prompt="red " * 80, added_prompt="")
+    assert pipeline.generate(prompt).warnings[0].startswith("The prompt is longer than 75")
     assert told.startswith("The negative prompt is longer than 75 tokens; left out: blurry")
     assert not pipeline.generate(replace(long, guidance_scale=1)).warnings
 
@@ -84,7 +86,8 @@ def test_a_picture_that_the_preprocessor_does_not_know_is_told(pipeline, conditi
     assert made.control_map.any()
     strict = doubtful(condition, lambda _: 1.1, empty_in_doubt=True)
     empty = pipeline.generate(ask(strict, image))
-    assert "the map was left empty" in empty.warnings[0] and not empty.control_map.any()
+    assert empty.warnings[0].startswith(f"{strict.annotator.empty_message} The preprocessor")
+    assert not empty.control_map.any()
     annotator = strict.annotator
     extractor = Extractor(annotator, annotator.preprocessors[0], annotator.params(), None)
     found, _ = extractor.reextract_and_score(image, image)

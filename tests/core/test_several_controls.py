@@ -119,7 +119,9 @@ def test_the_middle_with_anothers_proportions(shape, other, expected):
 
 def test_an_empty_map_of_any_control_is_said(pipeline, condition, image):
     controls = (ControlRequest(condition, one) for one in (image, np.zeros_like(image)))
-    assert pipeline.generate(ask(*controls)).warnings == ("Nothing bright was found.",)
+    assert pipeline.generate(ask(*controls)).warnings == (
+        f"{condition.title}: Nothing bright was found.",
+    )
 
 
 @pytest.fixture

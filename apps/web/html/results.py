@@ -51,6 +51,8 @@ EMPTY = """
   how well the two agree.</p>
 </div>"""
 
+SMALLEST = 5e-4
+"""A figure below it is shown as 0."""
 MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
 """Labels the score of an image with several controls."""
 
@@ -346,7 +348,7 @@ def _tile(drawn: DrawnMap, paths: tuple[Path, Path] | None) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else f"{0 if abs(value) < SMALLEST else value:.3g}"
 
 
 def file_url(path: Path) -> str:

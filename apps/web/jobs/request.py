@@ -19,7 +19,7 @@ from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
 from core.images import MAX_PIXELS, NOTHING, PAPER, read_image, read_strokes
 from core.params import settings_of
-from core.request import ControlRequest, GenerationRequest
+from core.request import DEFAULTS, ControlRequest, GenerationRequest
 from models.catalog.cards import Card
 
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
@@ -80,10 +80,16 @@ def checked_whole(
 ) -> tuple[GenerationRequest, list[str]]:
     """Return the request made of controls and raw values by field name, and all notes.
 
+    None, as of an emptied box, is the model's default.
+
     Raises:
         SuiteError: something is missing or out of bounds.
     """
-    values = {name: given[name] for name in settings_of(GenerationRequest)}
+    usual: dict[str, Any] = {**DEFAULTS, **card.defaults, "model": card.name}
+    values = {
+        name: usual[name] if given[name] is None else given[name]
+        for name in settings_of(GenerationRequest)
+    }
     request = GenerationRequest(tuple(controls), **values)
     return request, [*notes, *resolution_notes(card, request)]
 

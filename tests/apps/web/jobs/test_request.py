@@ -49,3 +49,13 @@ def test_a_picture_lies_on_white(suite: Suite) -> None:
     layer = np.zeros((256, 256, 4), np.uint8)
     layer[64:192, 64:192] = (255, 255, 255, 255)
     assert not drawn_map(suite, "canny2image", layer, preprocessor="Canny").any()
+
+
+def test_an_emptied_box_is_its_default(suite: Suite) -> None:
+    file = new_folder(Path(upload_folder())) / "grey.png"
+    Image.new("RGB", (64, 64), "grey").save(file)
+    condition = apps.find("canny2image")
+    usual = {key: one.default for key, one in settings_of(condition.annotator.params).items()}
+    given = suite.defaults("other") | usual | {"image": {"path": str(file)}, "prompt": "a ball"}
+    request, _ = checked_request(condition, suite, given | {"seed": None, "steps": None})
+    assert (request.seed, request.steps) == (-1, 4)
