@@ -259,7 +259,9 @@ def test_a_joint_without_neighbours_counts():
     assert score(drawn, drawn * 0).headline == 0
 
 
-@pytest.mark.parametrize("scale", [3, 4, 8])
+@pytest.mark.parametrize(
+    "scale", [3, *(pytest.param(one, marks=pytest.mark.slow) for one in (4, 8))]
+)
 @pytest.mark.parametrize("hand", [False, True])
 def test_thin_sticks_of_a_large_map_stay_visible(scale: int, hand: bool) -> None:
     """A canvas of 8 times the size, on which joints still have OpenPose's few pixels."""

@@ -283,6 +283,7 @@ def distilled(parts, request):
     return parts | {"unet": unet.eval().requires_grad_(False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("sampler", ["lcm", "ddim"])
 def test_a_distilled_lcm_is_told_the_guidance_scale(

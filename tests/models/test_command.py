@@ -147,6 +147,7 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(
         assert "or put them into" in said.err
 
 
+@pytest.mark.slow
 def test_files_and_folders_are_told_apart(
     offline_registry: tuple[Registry, Path],
     networks: DiffusersNetworks,
@@ -214,6 +215,7 @@ def test_configs_without_weights_are_no_model(capsys: pytest.CaptureFixture[str]
     assert "no weights in models/sd15/unet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("left_out", "words"),
     [

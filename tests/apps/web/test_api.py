@@ -22,6 +22,9 @@ from core.images import read_image, resize
 from core.metadata import read_controls, read_settings
 from tests.apps.web.conftest import PATIENCE_S, HeldRun
 
+# It needs the whole site.
+pytestmark = pytest.mark.slow
+
 PHOTO = Path(__file__).resolve().parents[3] / "test_imgs" / "coffee.jpg"
 ARGUMENTS = [
     "image", "prompt", "added_prompt", "negative_prompt", "num_samples", "image_resolution",
@@ -56,7 +59,6 @@ def test_the_arguments_are_named_typed_and_have_defaults(client: Client) -> None
     assert defaults["mode"] == "exact"
 
 
-@pytest.mark.slow
 def test_a_call_returns_map_images_maps_and_report(client: Client, canny: Condition) -> None:
     control_map, images, found, report = _call(client, prompt="the red ball", num_samples=2, seed=5)
     assert len(images) == len(found) == 2
@@ -76,7 +78,6 @@ def test_a_call_returns_map_images_maps_and_report(client: Client, canny: Condit
     assert (settings["seed"], settings["prompt"], notes) == (6, "the red ball", [])
 
 
-@pytest.mark.slow
 def test_a_copy_that_failed_is_told_in_the_report(
     client: Client, suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +87,6 @@ def test_a_copy_that_failed_is_told_in_the_report(
     assert any("copied" in warning for warning in report["warnings"])
 
 
-@pytest.mark.slow
 def test_a_fast_picture_is_another_but_nearly_the_same(client: Client) -> None:
     pictures = {}
     for mode in ("exact", "fast"):
@@ -98,7 +98,6 @@ def test_a_fast_picture_is_another_but_nearly_the_same(client: Client) -> None:
     assert 0 < lost < 40  # of 255, on a model that draws noise
 
 
-@pytest.mark.slow
 def test_an_image_alone_is_the_image_of_the_batch(client: Client) -> None:
     _, batch, _, _ = _call(client, num_samples=2, seed=5)
     _, alone, _, _ = _call(client, seed=6)
@@ -222,7 +221,6 @@ def test_a_bug_shows_an_id_and_nothing_else(
     assert number in caplog.text and "/secret/path" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_cancelled_call_frees_the_machine(client: Client, held: HeldRun) -> None:
     long = client.submit(
         image=handle_file(PHOTO), steps=100, num_samples=12, api_name="/canny2image"
@@ -276,7 +274,6 @@ def _several(client: Client, **settings: Any) -> Any:
     return client.predict(api_name="/multi2image", **(given | settings))
 
 
-@pytest.mark.slow
 def test_several_controls_each_with_its_picture(client: Client, canny: Condition) -> None:
     other = PHOTO.with_name("astronaut.jpg")
     maps, images, found, report = _several(
@@ -304,7 +301,6 @@ def test_several_controls_each_with_its_picture(client: Client, canny: Condition
     assert [one["own_picture"] for _, one in asked] == [False, True]
 
 
-@pytest.mark.slow
 def test_each_of_several_maps_is_drawn_with_its_own_settings(
     client: Client, canny: Condition
 ) -> None:
@@ -316,7 +312,6 @@ def test_each_of_several_maps_is_drawn_with_its_own_settings(
     assert asked[1][1]["params"] == settings
 
 
-@pytest.mark.slow
 def test_one_control_of_several_is_that_app_alone(client: Client) -> None:
     maps, images, _, report = _several(client, control_2="", image=None, image_1=handle_file(PHOTO))
     _, alone, _, told = _call(client, seed=5)
@@ -367,7 +362,6 @@ def test_only_a_result_of_this_server_can_be_sent(name: str) -> None:
         sent_result(name)
 
 
-@pytest.mark.slow
 def test_a_result_is_sent_by_its_run_and_name_and_an_upload_is_not() -> None:
     cache = Path(get_upload_folder())
     folder = new_folder(cache)

@@ -145,6 +145,7 @@ def test_whatever_is_sent_is_taken_or_refused_in_one_sentence(
 # Pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["record", "text", "lines", "path and url", "own address"])
 def test_a_picture_may_be_sent_as_a_url(address: str, upload: dict[str, str], form: str) -> None:
     url = _data_url()
@@ -168,6 +169,7 @@ def test_a_data_url_of_several_controls(address: str) -> None:
     assert len(maps) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
@@ -211,6 +213,7 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["url", "path", "text"])
 def test_an_address_within_the_servers_network_is_not_fetched(
     address: str, elsewhere: tuple[str, list[str]], form: str

@@ -15,6 +15,9 @@ from core.metadata import read_settings, save_png
 from core.request import GenerationRequest, GenerationResult
 from models.store import Store
 
+# It needs the whole site.
+pytestmark = pytest.mark.slow
+
 STYLE = "the red ball <lora:style:0.7>"
 
 
@@ -45,7 +48,6 @@ def _made(
     return reports[-1]
 
 
-@pytest.mark.slow
 def test_a_lora_in_the_prompt_changes_that_picture_alone(
     suite: Suite, canny: Condition, tmp_path: Path
 ) -> None:
@@ -62,7 +64,6 @@ def test_a_lora_in_the_prompt_changes_that_picture_alone(
     assert np.array_equal(again.images[0], style.images[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["<lora:style:0.7>", "<lora:nothere:0.5>", "<lyco:y:1>"])
 def test_a_tag_in_the_negative_prompt_is_not_words_and_that_is_said(
     tag: str, suite: Suite, canny: Condition

@@ -24,6 +24,9 @@ from models.catalog.paths import MODELS
 from models.store import Store
 from tests.apps.web.conftest import PATIENCE_S
 
+# It needs the whole site.
+pytestmark = pytest.mark.slow
+
 PHOTO = Path(__file__).resolve().parents[3] / "test_imgs" / "coffee.jpg"
 PICTURE = "data:image/jpeg;base64," + base64.b64encode(PHOTO.read_bytes()).decode()
 
@@ -57,7 +60,6 @@ def _in_session(address: str, use: Any) -> Any:
     return asyncio.run(asyncio.wait_for(do(), PATIENCE_S))
 
 
-@pytest.mark.slow
 def test_a_tool_has_the_name_of_its_endpoint(tmp_path: Path) -> None:
     """Gradio names tools after Python functions; those that compare models are there too."""
     for name in ("diorama", "diorama.toml"):
@@ -87,7 +89,6 @@ def test_every_app_is_a_tool_with_a_schema_of_its_arguments(address: str) -> Non
     assert "-1 to 4294967295" in arguments["seed"]["description"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("progress", [None, _ignore], ids=["no progress", "progress"])
 def test_a_model_sees_every_picture_and_the_report(address: str, progress: Any) -> None:
     result = _call(address, "canny2image", progress, num_samples=2, seed=5, prompt="a ball")
@@ -104,7 +105,6 @@ def test_a_model_sees_every_picture_and_the_report(address: str, progress: Any) 
     assert len(addresses) == len(pictures) and all("http://" in one for one in addresses)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tool", "given", "pictures"),
     [
@@ -127,7 +127,6 @@ def test_the_tools_with_pages_of_their_own(
     assert json.loads(result.content[-1].text) == result.structuredContent
 
 
-@pytest.mark.slow
 def test_a_result_is_the_next_calls_picture(address: str) -> None:
     first = _call(address, "annotator", names=["canny: Canny"])
     url = first.content[1].text.removeprefix("Image URL: ")
@@ -139,7 +138,6 @@ def test_a_result_is_the_next_calls_picture(address: str) -> None:
     assert np.array_equal(drawn, canny.preprocessors[0].draw(seen, canny.params()))
 
 
-@pytest.mark.slow
 def test_a_photograph_of_several_megabytes_can_be_sent(address: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8)
     data = cv2.imencode(".png", noise)[1].tobytes()

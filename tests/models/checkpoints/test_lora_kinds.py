@@ -120,6 +120,7 @@ def test_dyn_takes_the_first_ranks(networks: DiffusersNetworks, tmp_path: Path) 
 LORA: dict[str, Any] = {"target_modules": TARGETS, "r": 4, "lora_alpha": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

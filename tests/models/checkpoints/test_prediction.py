@@ -90,6 +90,7 @@ def _sample(networks: DiffusersNetworks, scheduler: DDIMScheduler) -> Tensor:
     return denoise(predict, scheduler, noise, generators, 0.0, lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [("v_pred",), ("v_pred", "ztsnr")])
 def test_a_loaded_checkpoint_is_sampled_as_diffusers_samples_it(
     keys: tuple[str, ...],
