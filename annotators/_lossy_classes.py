@@ -26,7 +26,7 @@ TO_YCBCR = np.array(
 """JPEG's brightness and two colour differences, without their offset."""
 HALVED = np.outer((0.25, 0.75, 0.75, 0.25), (0.25, 0.75, 0.75, 0.25)).astype(np.float32)
 """Weights of the full-size pixels around each pixel of half size, when that is enlarged."""
-HALVED_NORM = 0.0977
+HALVED_NORM = float(np.square(HALVED).sum()) / 16
 """Sum of the squares of what one pixel's colour becomes, halved and enlarged."""
 CHUNK = 4096
 """Colours compared with the palette at once."""

@@ -4,16 +4,18 @@ AUTOMATIC1111 and its kin write UserComment, ComfyUI Make and Model ("prompt:{â€
 Everything read here is hostile until checked.
 """
 
-import io
-
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from core import infotext
+from core.errors import BadInput
+from core.images import open_picture
 from core.png_chunks import DAMAGED, MAX_TEXT_BYTES, chunks
 
 USER_COMMENT_CODES = (b"ASCII\0\0\0", b"UNICODE\0", b"\0\0\0\0\0\0\0\0")
 """What the first eight bytes of a UserComment say of its encoding; the last: nothing."""
+FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
+"""Whose EXIF is read; a PNG's is a chunk."""
 COMFYUI_TAGS = (Base.ImageDescription, Base.Make, Base.Model)
 COMFYUI_NAMES = ("prompt", "workflow")
 
@@ -57,9 +59,9 @@ def _exif_of(data: bytes) -> bytes:
         if kind == b"eXIf":
             return body
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "WEBP", "AVIF")) as picture:
-            block = picture.info.get("exif", b"")
-    except (UnidentifiedImageError, Image.DecompressionBombError, *DAMAGED):
+        with open_picture(data) as picture:
+            block = picture.info.get("exif", b"") if picture.format in FORMATS else b""
+    except BadInput:
         return b""
     return block if isinstance(block, bytes) else b""
 

@@ -97,7 +97,7 @@ def read_image(
         BadInput: not a picture of FORMATS, incomplete, too large, or a long strip.
     """
     data = without_text(read_bytes(source))
-    picture = _open(data)
+    picture = open_picture(data)
     notes: list[str] = []
     if isinstance(picture, JpegImageFile):
         _shrink_while_decoding(picture, notes)
@@ -143,8 +143,12 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _open(data: bytes) -> Image.Image:
-    """Read the header only."""
+def open_picture(data: bytes) -> Image.Image:
+    """Read the header only; a photograph of any size.
+
+    Raises:
+        BadInput: as read_image, but for damage that only decoding finds.
+    """
     if not data:
         raise BadInput("The file is empty; please choose a picture (PNG, JPEG, WebP, ...).")
     foreign = _foreign_format(data)

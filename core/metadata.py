@@ -14,11 +14,13 @@ from typing import IO, Any
 
 from core import other_tools, webui
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.errors import BadInput
 from core.exif_texts import read_exif_texts
+from core.images import open_picture
 from core.modes import MODES
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
-from core.png_chunks import is_picture, read_bytes, read_texts, write_png
+from core.png_chunks import is_cut_off, read_bytes, read_texts, without_text, write_png
 from core.prompt_syntax import unapplied_note
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, without_shut_window
@@ -39,7 +41,7 @@ KEYWORDS = (
     "XML:com.adobe.xmp",
 )
 """The text chunks that are read, in the order of `read_settings`."""
-NO_PICTURE = "The file is no picture, or an incomplete one; please choose it again."
+CUT_OFF = "The picture is incomplete, and its settings may be lost; please choose it again."
 CONTROLS_READ = 8
 """Controls read beyond the first, more than we ever write; a hostile file may list thousands."""
 
@@ -130,8 +132,16 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
                 return settings, [*notes, *filter(None, [unapplied_note(*prompts)])]
     if not notes and "workflow" in texts:
         notes.append(NOT_PLAIN)
-    nothing = "This picture holds no settings." if is_picture(source) else NO_PICTURE
-    return {}, notes or [nothing]
+    return {}, notes or [_why_nothing(read_bytes(source))]
+
+
+def _why_nothing(data: bytes) -> str:
+    """Return why a file holds no settings: it is no picture, an incomplete one, or has none."""
+    try:
+        open_picture(without_text(data))
+    except BadInput as error:
+        return str(error)
+    return CUT_OFF if is_cut_off(data) else "This picture holds no settings."
 
 
 def _texts_in(source: str | Path | bytes) -> dict[str, str]:

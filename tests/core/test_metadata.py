@@ -2,12 +2,14 @@
 
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.ExifTags import Base as ExifTag
 from PIL.PngImagePlugin import PngInfo
 
 from core.images import read_image
@@ -392,12 +394,31 @@ def test_what_extensions_and_forks_write_costs_no_setting(line):
     assert (settings["steps"], settings["seed"], settings["guidance_scale"]) == (25, 11, 7.0)
 
 
-def test_a_file_that_is_no_whole_picture_is_told(tmp_path):
+def test_a_file_that_is_no_whole_picture_is_told():
     whole = with_texts()
     photo = io.BytesIO()
     Image.new("RGB", (8, 8)).save(photo, "JPEG")
     for data in (whole, photo.getvalue()):
         assert read_settings(data) == ({}, ["This picture holds no settings."])
-    for data in (whole[:60], b"hello", b"", photo.getvalue()[:1]):
+    for data, words in (
+        (whole[:60], "incomplete, and its settings may be lost"),
+        (b"hello", "not an image we can read"),
+        (b"", "is empty"),
+        (photo.getvalue()[:1], "not an image we can read"),
+    ):
         fields, (told,) = read_settings(data)
-        assert not fields and "no picture, or an incomplete one" in told
+        assert not fields and words in told
+
+
+def test_a_photograph_of_any_size_is_looked_into():
+    """Pillow's own opener refuses one of 200 megapixels; only its header is read here."""
+    block = Image.Exif()
+    block[ExifTag.Make] = 'prompt:{"3": {"class_type": "KSampler", "inputs": {"seed": 5}}}'
+    for exif, wanted in ((b"", {}), (block.tobytes(), {"seed": 5})):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "JPEG", exif=exif)
+        data = bytearray(file.getvalue())
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", 12288, 16384)
+        fields, notes = read_settings(bytes(data))
+        assert fields == wanted and notes
