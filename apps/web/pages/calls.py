@@ -38,6 +38,7 @@ class CallableBlocks(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, *others, **options)
         given = [*inputs, *[None] * (len(block_fn.inputs) - len(inputs))]
         with plain_errors(as_html=False):
+            given = [_without_odd_meta(value) for value in given]
             for place, block in enumerate(block_fn.inputs):
                 if given[place] is None:
                     given[place] = block.value
@@ -75,6 +76,16 @@ def _received(value: Any, block: gr.Image) -> dict[str, Any]:
     file = save_bytes_to_cache(bytes_of_data_url(address), "picture", str(upload_folder()))
     block.temp_files.add(file)  # for delete_cache
     return _uploaded(file)
+
+
+def _without_odd_meta(value: Any) -> Any:
+    """Return a value whose file records have no "meta" but a dict: Gradio looks into any other."""
+    if isinstance(value, list):
+        return [_without_odd_meta(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    odd = "path" in value and not isinstance(value.get("meta", {}), dict)
+    return {k: _without_odd_meta(one) for k, one in value.items() if not (odd and k == "meta")}
 
 
 def _uploaded(file: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apps.web.jobs.job import Job
@@ -117,6 +117,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.slow
+@example(app="canny2image", values={1: [{"path": "", "meta": None}]}, kept=2)
 @settings(max_examples=150, deadline=None)
 @given(
     app=st.sampled_from(["canny2image", "multi2image", "annotator"]),
