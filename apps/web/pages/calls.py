@@ -38,12 +38,13 @@ class CallableBlocks(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, *others, **options)
         given = [*inputs, *[None] * (len(block_fn.inputs) - len(inputs))]
         with plain_errors(as_html=False):
-            given = [_without_odd_meta(value) for value in given]
             for place, block in enumerate(block_fn.inputs):
                 if given[place] is None:
                     given[place] = block.value
                 elif isinstance(block, gr.Image):
                     given[place] = await anyio.to_thread.run_sync(_received, given[place], block)
+                else:
+                    given[place] = _without_odd_meta(given[place])
             try:
                 return await super().preprocess_data(block_fn, given, *others, **options)
             except InvalidPathError:
