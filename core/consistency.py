@@ -1,6 +1,6 @@
 """How well was the control followed? Extract the result's map as the input's, and compare them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -32,6 +32,8 @@ class Extractor:
     """A record of the annotator's params type."""
     detect_resolution: int | None
     """Short side the map is drawn at; None for the output size, as v1.0 does for canny."""
+    pixel_perfect: bool = False
+    """Whether generated images' maps are drawn at the output size too."""
 
     def extract(
         self, image: RGBImage, size: tuple[int, int], resolution: int | None = None
@@ -69,7 +71,9 @@ class Extractor:
     ) -> tuple[ControlMap, Score]:
         """Return the map of a generated image, and its score against the input's map."""
         size = (control_map.shape[1], control_map.shape[0])
-        found = self._drawn(self.reextracting, image, size)
+        at_size = self.pixel_perfect and self.detect_resolution is not None
+        extractor = replace(self, detect_resolution=min(size)) if at_size else self
+        found = extractor._drawn(self.reextracting, image, size)
         return found, self.annotator.score(control_map, found)
 
 

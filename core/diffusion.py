@@ -16,7 +16,7 @@ from torch import Tensor
 from core.batching import Batcher
 from core.condition import ControlMap
 from core.errors import DeviceUnavailable, SuiteError
-from core.guidance import Guidance, residual_scales
+from core.guidance import CONTROL_MODES, MORE_CONTROL, ControlMode, Guidance, residual_scales
 from core.images import to_tensor
 from core.memory import OUT_OF_MEMORY, is_out_of_memory, release_cached_memory
 from core.modes import MODES, X0Extrapolation
@@ -189,7 +189,8 @@ class Diffusion:
         """Return what requests must have in common to share a lease: the model and the steps."""
         request, scale = self.request, self.request.guidance_scale
         guidance = scale if self.networks.takes_guidance_scale else scale != 1
-        steps = (request.steps, request.sampler, request.mode, request.guess_mode, guidance)
+        halves_differ = any(self._control_mode(one).prompt_half_only for one in self.tracks)
+        steps = (request.steps, request.sampler, request.mode, halves_differ, guidance)
         return (request.model, self.networks.dtype, tuple(size), *steps)
 
     def _predict(self, networks: Networks, text: Tensor, scheduler: Any) -> Predict:
@@ -201,7 +202,6 @@ class Diffusion:
             texts=text,
             controls=[self._control_input(one) for one in self.tracks],
             guidance_scale=self.request.guidance_scale,
-            guess_mode=self.request.guess_mode,
             shortcuts=shortcuts,
         )
         if shortcuts.predict_every == 1:
@@ -211,15 +211,19 @@ class Diffusion:
 
     def _control_input(self, track: ControlTrack) -> ControlInput:
         networks, control = self.networks, track.control
-        name = control.condition.weights
+        name, mode = control.condition.weights, self._control_mode(track)
         return ControlInput(
             name,
             hint=to_tensor(track.control_map).to(networks.device),
-            scales=residual_scales(
-                networks.residual_count(name), control.strength, self.request.guess_mode
-            ),
+            scales=residual_scales(networks.residual_count(name), control.strength, mode.soft),
             window=(control.control_start, control.control_end),
+            prompt_half_only=mode.prompt_half_only,
         )
+
+    def _control_mode(self, track: ControlTrack) -> ControlMode:
+        """Return a control's mode; guess mode is "more control" for all."""
+        name = MORE_CONTROL if self.request.guess_mode else track.control.control_mode
+        return CONTROL_MODES[name]
 
 
 def _name(dtype: torch.dtype) -> str:

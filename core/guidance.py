@@ -1,10 +1,12 @@
 """Guidance: how the prompt, the negative prompt and the control maps are weighted.
 
 Sources: classifier-free guidance, Ho and Salimans 2022 (arXiv 2207.12598); guess mode,
-lllyasviel/ControlNet gradio_canny2image.py and cldm/ddim_hacked.py; control window, diffusers'
-StableDiffusionControlNetPipeline.
+lllyasviel/ControlNet gradio_canny2image.py and cldm/ddim_hacked.py; control modes, the same of one
+control, scripts/hook.py of Mikubill/sd-webui-controlnet (soft_injection and cfg_injection); control
+window, diffusers' StableDiffusionControlNetPipeline.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,14 +22,37 @@ middle block) the shallowest, which fix the finest detail, keep a tenth, so that
 without a prompt. The number is v1.0's."""
 
 
-def residual_scales(count: int, strength: float, guess_mode: bool) -> tuple[float, ...]:
-    """Return a scale per residual, shallowest first: equal, or in guess mode rising to the last.
+@dataclass(frozen=True)
+class ControlMode:
+    """How a control is weighed against the prompt; the defaults change nothing."""
+
+    soft: bool = False
+    """Whether its residuals are scaled by residual_scales' ramp (there: soft_injection)."""
+    prompt_half_only: bool = False
+    """Whether it is left out of the negative prompt's half, so that guidance enlarges what it does
+    (there: cfg_injection)."""
+
+
+BALANCED, MORE_PROMPT, MORE_CONTROL = "balanced", "more prompt", "more control"
+CONTROL_MODES = {
+    BALANCED: ControlMode(),
+    MORE_PROMPT: ControlMode(soft=True),
+    MORE_CONTROL: ControlMode(soft=True, prompt_half_only=True),
+}
+"""By the name that a request gives. sd-webui-controlnet calls them Balanced, My prompt is more
+important, and ControlNet is more important; the last is guess mode for one control."""
+
+
+def residual_scales(count: int, strength: float, soft: bool) -> tuple[float, ...]:
+    """Return a scale per residual, shallowest first: equal, or if soft rising to the last.
+
+    As guess mode and the control modes scale them: strength * 0.825 ** (12 - i) for SD 1.5's 13.
 
     Example:
-        >>> [round(scale, 3) for scale in residual_scales(3, 1.0, guess_mode=True)]
+        >>> [round(scale, 3) for scale in residual_scales(3, 1.0, soft=True)]
         [0.681, 0.825, 1.0]
     """
-    decay = GUESS_DECAY if guess_mode else 1.0
+    decay = GUESS_DECAY if soft else 1.0
     return tuple(strength * decay ** (count - 1 - index) for index in range(count))
 
 
@@ -52,7 +77,6 @@ class Guidance:
     controls: Sequence[ControlInput]
     """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
     guidance_scale: float
-    guess_mode: bool
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
     def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
@@ -70,22 +94,25 @@ class Guidance:
         )
         if not guided:
             return self._controlled(call, step)
-        if self.guess_mode and call.controls:
-            unconditional = self.networks.predict(replace(call, texts=self._negative, controls=()))
+        in_both = [control for control in call.controls if not control.prompt_half_only]
+        if len(in_both) < len(call.controls):
+            without = replace(call, texts=self._negative, controls=in_both)
+            unconditional = self._controlled(without, step, "negative")
             conditional = self._controlled(replace(call, texts=self._positive), step)
         else:
             unconditional, conditional = self._controlled(call, step).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _controlled(self, call: PredictCall, step: int) -> Tensor:
+    def _controlled(self, call: PredictCall, step: int, half: str = "") -> Tensor:
         if call.controls and self.shortcuts.control_every > 1:
-            residuals = self._residual_cache.at(call, step)
+            residuals = self._residual_caches[half].at(call, step)
             call = replace(call, controls=(), residuals=residuals)
         return self.networks.predict(call)
 
     @cached_property
-    def _residual_cache(self) -> ResidualCache:
-        return ResidualCache(self.networks, self.shortcuts.control_every)
+    def _residual_caches(self) -> dict[str, ResidualCache]:
+        """One for the negative prompt's half if it has fewer controls, and one for the rest."""
+        return defaultdict(lambda: ResidualCache(self.networks, self.shortcuts.control_every))
 
     # Cached, because networks recognise a text by the tensor's identity.
 

@@ -45,6 +45,11 @@ DRAFT_SCALES = (1, 2, 4, 8)
 """What libjpeg can divide the sides by while it decodes."""
 MAX_ASPECT = 8
 """A longer strip would need gigabytes once its short side is 512."""
+CROP_AND_RESIZE, RESIZE_AND_FILL, JUST_RESIZE = RESIZE_MODES = (
+    *("crop and resize", "resize and fill", "just resize"),
+)
+"""How a picture fits a size of another shape. Source: detectmap_proc and pixel_perfect_resolution
+of Mikubill/sd-webui-controlnet, and its names."""
 GRID = 64
 """Output sides are multiples of this: 8 pixels a latent cell, and three halvings in the UNet."""
 YCBCR = 6
@@ -379,6 +384,42 @@ def center_crop_to_aspect(image: RGBImage, other: RGBImage) -> RGBImage:
         return image
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
     return image[top : top + cut_height, left : left + cut_width]
+
+
+def inner_size(width: int, height: int, outer: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest (width, height) of a picture's shape within `outer`."""
+    scale = min(outer[0] / width, outer[1] / height)
+    wide, high = (max(1, round(side * scale)) for side in (width, height))
+    return wide, high
+
+
+def filled(control_map: ControlMap, size: tuple[int, int], exact: bool) -> ControlMap:
+    """Return a map in the middle of (width, height), with margins in its border's median colour.
+
+    With `exact`, as maps whose colours mean classes need it, the margins have the colour of the
+    border that is nearest to the median, which may be none of the map's.
+    """
+    height, width = control_map.shape[:2]
+    border = np.concatenate(
+        [control_map[0], control_map[-1], control_map[:, 0], control_map[:, -1]]
+    )
+    colour = np.median(border, axis=0).astype(np.uint8)
+    if exact:
+        distances = np.abs(border.astype(int) - colour).sum(axis=1)
+        colour = border[distances.argmin()]
+    canvas = np.tile(colour, (size[1], size[0], 1))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    canvas[top : top + height, left : left + width] = control_map
+    return canvas
+
+
+def pixel_perfect_resolution(
+    width: int, height: int, size: tuple[int, int], resize_mode: str
+) -> int:
+    """Return the short side at which a picture's map has a pixel for each of `size` (w, h)."""
+    scales = size[0] / width, size[1] / height
+    scale = min(scales) if resize_mode == RESIZE_AND_FILL else max(scales)
+    return round(scale * min(width, height))
 
 
 def resize(image: RGBImage, size: tuple[int, int], resolution: int | None = None) -> RGBImage:

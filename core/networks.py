@@ -23,6 +23,8 @@ class ControlInput:
     """One per residual, shallowest skip first, the middle block last."""
     window: tuple[float, float] = (0.0, 1.0)
     """The fraction of the steps in which it acts; guidance leaves it out of the others."""
+    prompt_half_only: bool = False
+    """Whether guidance leaves it out of the negative prompt's half."""
 
 
 Residuals = tuple[Tensor, ...]

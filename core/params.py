@@ -36,7 +36,7 @@ class Order:
     argument: float = math.inf
     """Among an endpoint's arguments: other programs rely on it."""
     row: float = math.inf
-    """On the page."""
+    """On the page; those of one row stand in the order of their fields."""
 
 
 @dataclass(frozen=True)

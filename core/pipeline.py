@@ -23,8 +23,18 @@ from core.condition import (
 from core.consistency import Extractor, in_doubt
 from core.diffusion import ControlTrack, Diffusion, batches
 from core.errors import SuiteError
-from core.guidance import acts
-from core.images import center_crop_to_aspect, fit_size, resize_map, to_images
+from core.guidance import MORE_PROMPT, acts
+from core.images import (
+    CROP_AND_RESIZE,
+    RESIZE_AND_FILL,
+    center_crop_to_aspect,
+    filled,
+    fit_size,
+    inner_size,
+    pixel_perfect_resolution,
+    resize_map,
+    to_images,
+)
 from core.memory import oom_as_device_unavailable
 from core.modes import MODES
 from core.networks import Networks
@@ -32,6 +42,7 @@ from core.progress import ProgressReporter, Stopped
 from core.prompt_syntax import unapplied_note
 from core.request import (
     LARGEST_SEED,
+    SETTINGS,
     ControlRequest,
     ControlResult,
     Download,
@@ -74,6 +85,12 @@ COARSE_BEYOND = 4
 CROPPED = (
     "{title}: its picture was centre-cropped, because its aspect ratio is not the first control's."
 )
+GUESSED = (
+    "{title}: guess mode is on, so its control mode is more control; switch guess mode off to have "
+    "more prompt."
+)
+EXACT_COLOURS = ("nearest", "lines")
+"""The interpolations of maps whose colours are only those that were drawn."""
 LCM_GUIDANCE = 2.0
 """LCM-LoRA's authors advise 1 to 2 (huggingface.co/latent-consistency/lcm-lora-sdv1-5)."""
 DISTILLED = "This model is a distilled LCM: please choose the sampler lcm, with 4 to 8 steps."
@@ -142,7 +159,7 @@ class Pipeline:
             BadInput: the picture cannot be fitted or its map not drawn.
             DeviceUnavailable: memory ran out.
         """
-        control = _resolved_control(request.controls[0])
+        control = _resolved_control(request.controls[0], request)
         return _control_map(_extractor(control), control, request)
 
     def generate(
@@ -172,12 +189,13 @@ class Pipeline:
             size = _size(request)
             reporter.warnings += _size_notes(request, size)
             reporter.warnings += _window_notes(request)
+            reporter.warnings += _control_mode_notes(request)
 
         with reporter.stage("map"):
             extractors = [_extractor(control) for control in request.controls]
             tracks: list[ControlTrack] = []
             for control, extractor in zip(request.controls, extractors, strict=True):
-                image = center_crop_to_aspect(control.image, request.controls[0].image)
+                image = _cropped(control, request)
                 if image.shape != control.image.shape:
                     reporter.warnings.append(CROPPED.format(title=control.condition.title))
                 control_map = _control_map(extractor, replace(control, image=image), request)
@@ -248,17 +266,22 @@ def resolved(request: GenerationRequest) -> GenerationRequest:
     return replace(
         request,
         seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if request.seed == -1 else request.seed,
-        controls=tuple(_resolved_control(control) for control in request.controls),
+        controls=tuple(_resolved_control(control, request) for control in request.controls),
     )
 
 
-def _resolved_control(control: ControlRequest) -> ControlRequest:
+def _resolved_control(control: ControlRequest, request: GenerationRequest) -> ControlRequest:
     """Return it with preprocessor, params and detect resolution filled in."""
     annotator = control.condition.annotator
     detect_resolution = annotator.detect_resolution
     if detect_resolution is not None:
         own = _preprocessor(control).detect_resolution
         detect_resolution = control.detect_resolution or own or detect_resolution
+        if control.pixel_perfect:
+            height, width = _cropped(control, request).shape[:2]
+            perfect = pixel_perfect_resolution(width, height, _size(request), control.resize_mode)
+            # Beyond its bounds a map would take too much memory, or be too small for a network.
+            detect_resolution, _ = SETTINGS["detect_resolution"].clamp(perfect)
     return replace(
         control,
         preprocessor=control.preprocessor or annotator.preprocessors[0].name,
@@ -284,10 +307,22 @@ def _size(request: GenerationRequest) -> tuple[int, int]:
 # The control map
 
 
+def _cropped(control: ControlRequest, request: GenerationRequest) -> RGBImage:
+    """Return the picture that a control's map shows: as its resize mode says, cut to shape."""
+    if control.resize_mode != CROP_AND_RESIZE:
+        return control.image
+    return center_crop_to_aspect(control.image, request.controls[0].image)
+
+
 def _extractor(control: ControlRequest) -> Extractor:
     """Return what draws the maps; for an input that is a map already, the default preprocessor."""
-    annotator, preprocessor = control.condition.annotator, _preprocessor(control)
-    return Extractor(annotator, preprocessor, control.params, control.detect_resolution)
+    return Extractor(
+        control.condition.annotator,
+        _preprocessor(control),
+        control.params,
+        control.detect_resolution,
+        control.pixel_perfect,
+    )
 
 
 def _preprocessor(control: ControlRequest) -> Preprocessor:
@@ -307,13 +342,27 @@ def _control_map(
     extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
     size = _size(request)
+    if control.resize_mode != RESIZE_AND_FILL:
+        return _map_at(size, extractor, control, request.image_resolution)
+    height, width = control.image.shape[:2]
+    inner = _map_at(inner_size(width, height, size), extractor, control)
+    return filled(inner, size, exact=extractor.annotator.interpolation in EXACT_COLOURS)
+
+
+def _map_at(
+    size: tuple[int, int],
+    extractor: Extractor,
+    control: ControlRequest,
+    resolution: int | None = None,
+) -> ControlMap:
+    """Draw a control's map, or take the ready one, at (width, height); as Extractor.extract."""
     if control.preprocessor == ALREADY_A_MAP:
         annotator = extractor.annotator
         if annotator.fit_map:
             return annotator.fit_map(control.image, size)
         return resize_map(control.image, size, annotator.interpolation)
     with oom_as_device_unavailable():
-        return extractor.extract(control.image, size, request.image_resolution)
+        return extractor.extract(control.image, size, resolution)
 
 
 def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
@@ -410,6 +459,16 @@ def _window_notes(request: GenerationRequest) -> list[str]:
         f"control end {control.control_end:g}; widen them or take more steps."
         for control in request.controls
         if control.strength and not acts(request.steps, control.control_start, control.control_end)
+    ]
+
+
+def _control_mode_notes(request: GenerationRequest) -> list[str]:
+    if not request.guess_mode:
+        return []
+    return [
+        GUESSED.format(title=control.condition.title)
+        for control in request.controls
+        if control.control_mode == MORE_PROMPT
     ]
 
 

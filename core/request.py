@@ -12,6 +12,8 @@ import numpy as np
 
 from core.condition import ALREADY_A_MAP, Condition, ControlMap, RGBImage, Score
 from core.errors import BadInput
+from core.guidance import BALANCED, CONTROL_MODES
+from core.images import CROP_AND_RESIZE, RESIZE_MODES
 from core.modes import MODES, PREVIEW_STEPS
 from core.params import bounded, checked, choice, settings_of, text, toggle
 
@@ -91,6 +93,33 @@ class ControlRequest:
         argument=17,
         row=6,
     )
+    control_mode: str = choice(
+        BALANCED,
+        tuple(CONTROL_MODES),
+        "Control mode",
+        "What matters more. Guess mode is more control for every map.",
+        argument=20,
+        row=6,
+    )
+    resize_mode: str = choice(
+        CROP_AND_RESIZE,
+        RESIZE_MODES,
+        "Resize mode",
+        "How a picture of another shape than the result's fits: cut, with filled margins, or "
+        "stretched.",
+        argument=21,
+        row=6,
+    )
+    """The first control's picture sets the result's shape, so that its own differs only because the
+    sides are rounded to multiples of 64."""
+    pixel_perfect: bool = toggle(
+        False,
+        "Pixel perfect",
+        "Draw the map with one pixel for each of the result, whatever the detect resolution.",
+        argument=22,
+        row=6,
+    )
+    """No effect if the annotator draws at output size."""
     # fmt: on
 
     def __post_init__(self) -> None:

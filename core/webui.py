@@ -11,6 +11,8 @@ from typing import Any
 
 from core import infotext as infotexts
 from core.condition import ALREADY_A_MAP, NO_MODULE, Condition
+from core.guidance import BALANCED, MORE_CONTROL, MORE_PROMPT
+from core.images import CROP_AND_RESIZE, JUST_RESIZE, RESIZE_AND_FILL
 from core.params import restored, settings_of
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, left_out, number, of_sampler, without_shut_window
@@ -33,10 +35,27 @@ OF_UNIT = {
 }
 """The same of a unit, whatever its control."""
 THRESHOLDS = ("Threshold A", "Threshold B")
-GUESS_MODE = "ControlNet is more important"
-"""The name of v1.0's guess mode there: control in the positive half only, weaker in outer layers.
-Source: soft_injection and cfg_injection in scripts/hook.py (Mikubill/sd-webui-controlnet)."""
-NOT_HERE = "My prompt is more important"
+CONTROL_MODE_NAMES = {
+    "Balanced": BALANCED,
+    "My prompt is more important": MORE_PROMPT,
+    "ControlNet is more important": MORE_CONTROL,
+}
+"""Its control modes, and ours with the same meaning (core/guidance.py)."""
+RESIZE_MODE_NAMES = {
+    "Crop and Resize": CROP_AND_RESIZE,
+    "Resize and Fill": RESIZE_AND_FILL,
+    "Just Resize": JUST_RESIZE,
+    "Inner Fit (Scale to Fit)": CROP_AND_RESIZE,
+    "Scale to Fit (Inner Fit)": CROP_AND_RESIZE,
+    "Outer Fit (Shrink to Fit)": RESIZE_AND_FILL,
+    "Envelope (Outer Fit)": RESIZE_AND_FILL,
+}
+"""The same of its resize modes; the last four are old versions'."""
+OPTIONS = {
+    "Control Mode": ("control_mode", CONTROL_MODE_NAMES),
+    "Resize Mode": ("resize_mode", RESIZE_MODE_NAMES),
+}
+"""A unit's pairs that are one of several names, with our setting."""
 
 
 def text_of(result: GenerationResult, index: int) -> str:
@@ -78,13 +97,21 @@ def _unit(control: ControlRequest, request: GenerationRequest, model: str) -> di
         "Module": module,
         "Model": _plain(f"{model}_{condition.weights}"),
         "Weight": f"{control.strength:g}",
+        "Resize Mode": _name_of(control.resize_mode, RESIZE_MODE_NAMES),
         **({} if at_output_size else {"Processor Res": control.detect_resolution}),
         **{name: f"{getattr(control.params, ours):g}" for name, ours in thresholds},
         "Guidance Start": f"{control.control_start:g}",
         "Guidance End": f"{control.control_end:g}",
-        "Pixel Perfect": at_output_size,
-        "Control Mode": GUESS_MODE if request.guess_mode else "Balanced",
+        "Pixel Perfect": at_output_size or control.pixel_perfect,
+        "Control Mode": _name_of(
+            MORE_CONTROL if request.guess_mode else control.control_mode, CONTROL_MODE_NAMES
+        ),
     }
+
+
+def _name_of(ours: str, names: Mapping[str, str]) -> str:
+    """Return the first of its names for an option of ours."""
+    return next(name for name, option in names.items() if option == ours)
 
 
 def _plain(name: str) -> str:
@@ -185,13 +212,16 @@ def _any_control(unit: Mapping[str, str]) -> Restored:
     found: dict[str, object] = {
         ours: number(unit[name]) for name, ours in OF_UNIT.items() if name in unit
     }
-    mode = unit.get("Control Mode")
-    if mode in ("Balanced", GUESS_MODE):
-        found["guess_mode"] = mode == GUESS_MODE
+    unknown = []
+    for name, (ours, options) in OPTIONS.items():
+        if unit.get(name) in options:
+            found[ours] = options[unit[name]]
+        elif name in unit:
+            unknown.append(f"The {name.lower()} {unit[name]:.40} is not known here.")
+    if "control_mode" in found:
+        found["guess_mode"] = False  # which is for every control; its units have modes of their own
     settings, notes = restored(SETTINGS, found)
-    if mode == NOT_HERE:
-        notes.append(f'The control mode "{mode}" is not known here.')
-    return settings, notes + without_shut_window(settings)
+    return settings, notes + unknown + without_shut_window(settings)
 
 
 def _control(unit: Mapping[str, str], condition: Condition) -> Restored:
@@ -200,9 +230,10 @@ def _control(unit: Mapping[str, str], condition: Condition) -> Restored:
     annotator = condition.annotator
     names = annotator.webui
     resolution = _shown(unit, "Processor Res")
-    if annotator.detect_resolution is not None and unit.get("Pixel Perfect") != "True":
-        given = {} if resolution is None else {"detect_resolution": resolution}
-        more, told = restored(SETTINGS, given)
+    if annotator.detect_resolution is not None:
+        settings["pixel_perfect"] = unit.get("Pixel Perfect") == "True"
+        unused = resolution is None or settings["pixel_perfect"]
+        more, told = restored(SETTINGS, {} if unused else {"detect_resolution": resolution})
         settings, notes = settings | more, notes + told
     module = unit.get("Module", NO_MODULE)
     known = module.lower() in names.modules  # others have placeholders for thresholds

@@ -173,7 +173,7 @@ def assert_close(mine, reference):
 
 def with_our_ramp(monkeypatch, count):
     """Give diffusers v1.0's ramp: its own goes from 0.1 in equal ratios, off by up to 0.0012."""
-    ramp = torch.tensor(residual_scales(count, 1.0, guess_mode=True))
+    ramp = torch.tensor(residual_scales(count, 1.0, soft=True))
     monkeypatch.setattr(torch, "logspace", lambda *_, **__: ramp)
 
 
@@ -203,6 +203,31 @@ def test_guess_mode(parts, control_map, monkeypatch, strength, guidance_scale):
         "guess_mode": True,
     }
     mine = ours(parts, control_map, [3], monkeypatch, **settings)
+    assert_close(mine, theirs(parts, control_map, [3], **settings))
+
+
+@pytest.mark.parametrize("control_mode", ["more prompt", "more control"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 9.0])
+def test_control_modes(parts, control_map, monkeypatch, control_mode, guidance_scale):
+    """The reference's ControlNet gives what scripts/hook.py of sd-webui-controlnet makes of it.
+
+    There, soft_injection multiplies residual i by 0.825 ** (12 - i), and cfg_injection by a mark
+    that is 0 for the negative prompt's rows.
+    """
+    settings = {"steps": 5, "strength": 0.7, "guidance_scale": guidance_scale, "eta": 0.3}
+    mine = ours(parts, control_map, [3], monkeypatch, control_mode=control_mode, **settings)
+    run = ControlNetModel.forward
+
+    def hooked(self, sample, *args, **options):
+        skips, middle = run(self, sample, *args, **options)
+        mark = torch.ones(len(sample), 1, 1, 1)
+        if control_mode == "more control":
+            mark[: len(sample) // 2] = 0
+        last = len(skips)
+        soft = [skip * 0.825 ** (last - i) * mark for i, skip in enumerate(skips)]
+        return soft, middle * mark
+
+    monkeypatch.setattr(ControlNetModel, "forward", hooked)
     assert_close(mine, theirs(parts, control_map, [3], **settings))
 
 

@@ -18,7 +18,12 @@ from core.errors import BadInput
 from core.images import (
     NOTHING,
     PAPER,
+    RESIZE_AND_FILL,
+    RESIZE_MODES,
+    filled,
     fit_size,
+    inner_size,
+    pixel_perfect_resolution,
     read_image,
     read_strokes,
     resize,
@@ -591,3 +596,69 @@ def test_strokes_of_all_layers_and_colours_are_black_on_white():
 def test_an_empty_canvas_is_refused(layers):
     with pytest.raises(BadInput, match="draw something first"):
         read_strokes(layers)
+
+
+# Resize modes, as detectmap_proc and pixel_perfect_resolution of Mikubill/sd-webui-controlnet
+
+
+@pytest.mark.parametrize(
+    ("shape", "outer", "inner"),
+    [
+        ((512, 512), (512, 512), (512, 512)),
+        ((1000, 500), (512, 512), (512, 256)),
+        ((500, 1000), (512, 768), (384, 768)),
+        ((300, 200), (512, 512), (512, 341)),
+        ((8000, 1000), (64, 64), (64, 8)),
+        ((2000, 1), (512, 512), (512, 1)),
+    ],
+)
+def test_the_largest_size_of_a_shape_within_another(shape, outer, inner):
+    assert inner_size(*shape, outer) == inner
+
+
+def test_margins_have_the_median_colour_of_the_border():
+    control_map = np.full((4, 8, 3), 50, np.uint8)
+    control_map[0], control_map[:, 0] = 90, 10  # 8 and 4 of the border's 24; the corner is 10
+    canvas = filled(control_map, (8, 10), exact=False)
+    border = [*[50] * 8, *[90] * 7, 10, *[10] * 4, *[90], *[50] * 3]
+    assert canvas.shape == (10, 8, 3)
+    assert (canvas[:3] == int(np.median(border))).all() and (canvas[7:] == canvas[0, 0]).all()
+    assert np.array_equal(canvas[3:7], control_map)
+
+
+def test_margins_of_exact_colours_invent_none():
+    control_map = np.zeros((6, 6, 3), np.uint8)
+    control_map[:, :3] = 200  # the median of as many 0 as 200 is 100
+    assert (filled(control_map, (12, 6), exact=False)[:, 0] == 100).all()
+    assert set(np.unique(filled(control_map, (12, 6), exact=True))) == {0, 200}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    side=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    margin=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    exact=st.booleans(),
+)
+def test_a_filled_map_is_whole_and_in_the_middle(side, margin, exact):
+    (width, height), (wide, high) = side, margin
+    control_map = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    canvas = filled(control_map, (width + wide, height + high), exact)
+    left, top = wide // 2, high // 2
+    assert canvas.shape == (height + high, width + wide, 3)
+    assert np.array_equal(canvas[top : top + height, left : left + width], control_map)
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+@pytest.mark.parametrize(
+    ("width", "height", "size", "crop", "fill"),
+    [
+        (1024, 1024, (512, 512), 512, 512),
+        (2000, 1000, (512, 512), 512, 256),
+        (1000, 1500, (512, 768), 512, 512),
+        (300, 100, (768, 512), 512, 256),
+    ],
+)
+def test_pixel_perfect_is_the_rule_of_sd_webui_controlnet(mode, width, height, size, crop, fill):
+    """The smaller scale if the rest is filled, else the larger, times the picture's short side."""
+    wanted = fill if mode == RESIZE_AND_FILL else crop
+    assert pixel_perfect_resolution(width, height, size, mode) == wanted

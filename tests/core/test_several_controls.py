@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.condition import ALREADY_A_MAP
+from core.condition import ALREADY_A_MAP, Preprocessor
 from core.errors import BadInput
 from core.images import center_crop_to_aspect
 from core.metadata import read_controls, read_settings, save_png
@@ -99,6 +99,103 @@ def test_another_shape_is_cut_to_the_first_and_said(pipeline, condition, upright
     assert any(
         note.startswith("Upright: its picture was centre-cropped") for note in result.warnings
     )
+
+
+@pytest.fixture
+def wide():
+    """Twice as wide as high; white right of the middle."""
+    picture = np.zeros((256, 512, 3), np.uint8)
+    picture[:, 256:] = 255
+    return picture
+
+
+def map_of(pipeline, condition, image, second, **settings):
+    """Return the map and the warnings of a second control, whose picture has another shape."""
+    other = ControlRequest(condition, second, **settings)
+    result = pipeline.generate(ask(ControlRequest(condition, image), other))
+    assert result.images[0].shape == image.shape
+    return result.controls[1].control_map, result.warnings
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_just_resize_stretches_the_whole_picture(pipeline, condition, image, wide, ready):
+    settings = {"resize_mode": "just resize", "preprocessor": ALREADY_A_MAP if ready else ""}
+    found, warnings = map_of(pipeline, condition, image, wide, **settings)
+    assert np.array_equal(found, image) and not warnings
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_resize_and_fill_keeps_the_whole_picture_between_margins(
+    pipeline, condition, image, wide, ready
+):
+    wide[:, 200:] = 255  # more than half of the border is white
+    settings = {"resize_mode": "resize and fill", "preprocessor": ALREADY_A_MAP if ready else ""}
+    found, warnings = map_of(pipeline, condition, image, wide, **settings)
+    assert (found[:64] == 255).all() and (found[192:] == 255).all()
+    assert (found[64:192, :100] == 0).all() and (found[64:192, 100:] == 255).all()
+    assert not warnings
+
+
+def test_the_first_picture_is_filled_where_rounding_changed_its_shape(pipeline, condition):
+    picture = np.zeros((256, 300, 3), np.uint8)  # made at 320 x 256
+    picture[:, ::2] = 255
+    crop, fill = (
+        pipeline.generate(ask(ControlRequest(condition, picture, resize_mode=mode)))
+        for mode in ("crop and resize", "resize and fill")
+    )
+    assert (crop.width, crop.height) == (fill.width, fill.height) == (320, 256)
+    assert np.array_equal(fill.control_map[:, 10:310], picture)
+    assert (fill.control_map[:, :10] == fill.control_map[0, 0]).all()
+
+
+@pytest.fixture
+def noting(condition):
+    """A condition that notes at which sizes, (height, width), it drew."""
+    sizes = []
+
+    def draw(picture, params):
+        sizes.append(picture.shape[:2])
+        return picture
+
+    annotator = replace(
+        condition.annotator,
+        preprocessors=(Preprocessor("Noting", draw),),
+        detect_resolution=128,
+    )
+    return replace(condition, annotator=annotator), sizes
+
+
+@pytest.mark.parametrize(
+    ("mode", "drawn", "resolution"),
+    [
+        ("crop and resize", (256, 256), 256),
+        ("resize and fill", (128, 256), 128),
+        ("just resize", (256, 512), 256),
+    ],
+)
+def test_a_pixel_perfect_map_is_drawn_with_a_pixel_for_each_of_the_result(
+    pipeline, noting, image, mode, drawn, resolution
+):
+    condition, sizes = noting
+    big = np.zeros((1024, 2048, 3), np.uint8)
+    first = ControlRequest(condition, image, pixel_perfect=True)
+    second = ControlRequest(condition, big, pixel_perfect=True, resize_mode=mode)
+    result = pipeline.generate(ask(first, second))
+    of_maps, of_results = sizes[:2], sizes[2:]
+    assert of_maps == [(256, 256), drawn]
+    assert of_results == [(256, 256)] * 2
+    resolved = result.request.controls[1]
+    assert resolved.detect_resolution == resolution and resolved.pixel_perfect
+
+
+def test_a_pixel_perfect_map_keeps_the_bounds_of_the_detect_resolution(pipeline, noting, image):
+    condition, _ = noting
+    strip = np.zeros((100, 800, 3), np.uint8)
+    asked = {"pixel_perfect": True, "resize_mode": "resize and fill"}
+    second = ControlRequest(condition, strip, **asked)
+    result = pipeline.generate(ask(ControlRequest(condition, image), second))
+    assert result.request.controls[1].detect_resolution == 128
+    assert result.controls[1].control_map.shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize(

@@ -97,24 +97,47 @@ def test_placeholders_of_a_preprocessor_without_thresholds_are_not_taken(module,
 def test_pixel_perfect_leaves_the_resolution_alone(known):
     unit = TODAY.replace("Pixel Perfect: False", "Pixel Perfect: True")
     found, _ = settings_from(text(f'ControlNet 0: "{unit}"'), known)
-    assert "detect_resolution" not in found
+    assert "detect_resolution" not in found and found["pixel_perfect"]
 
 
 @pytest.mark.parametrize(
-    ("mode", "guess"),
+    ("mode", "ours"),
     [
-        ("Balanced", False),
-        ("ControlNet is more important", True),
-        ("My prompt is more important", 0),
+        ("Balanced", "balanced"),
+        ("ControlNet is more important", "more control"),
+        ("My prompt is more important", "more prompt"),
     ],
 )
-def test_the_control_mode_is_the_guess_mode_or_is_told(mode, guess, known):
+def test_the_control_mode(mode, ours, known):
     unit = TODAY.replace("Control Mode: Balanced", f"Control Mode: {mode}")
     found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
-    if mode.startswith("My"):
-        assert "guess_mode" not in found and any(mode in note for note in notes)
-    else:
-        assert found["guess_mode"] is guess
+    assert (found["control_mode"], found["guess_mode"]) == (ours, False)
+    assert notes == ["Ignored: Version."]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ours"),
+    [
+        ("Crop and Resize", "crop and resize"),
+        ("Resize and Fill", "resize and fill"),
+        ("Just Resize", "just resize"),
+        ("Scale to Fit (Inner Fit)", "crop and resize"),
+        ("Envelope (Outer Fit)", "resize and fill"),
+    ],
+)
+def test_the_resize_mode(mode, ours, known):
+    unit = TODAY.replace("Crop and Resize", mode)
+    assert settings_from(text(f'ControlNet 0: "{unit}"'), known)[0]["resize_mode"] == ours
+
+
+def test_a_mode_that_is_not_known_is_told_and_left_alone(known):
+    unit = TODAY.replace("Balanced", "Wild").replace("Crop and Resize", "Melt")
+    found, notes = settings_from(text(f'ControlNet 0: "{unit}"'), known)
+    assert not {"control_mode", "guess_mode", "resize_mode"} & found.keys()
+    assert notes[1:] == [
+        "The control mode Wild is not known here.",
+        "The resize mode Melt is not known here.",
+    ]
 
 
 def test_another_controls_unit_gives_no_map_settings(known):
@@ -158,12 +181,16 @@ def test_units_become_several_controls(known):
 
 @pytest.mark.parametrize("preprocessor", ["Bright", "Dark", ALREADY_A_MAP])
 @pytest.mark.parametrize("guess", [False, True])
-def test_what_we_write_is_what_its_parser_takes(preprocessor, guess, pipeline, known, image):
+@pytest.mark.parametrize("control_mode", ["balanced", "more prompt"])
+@pytest.mark.parametrize("resize_mode", ["crop and resize", "resize and fill", "just resize"])
+def test_what_we_write_is_what_its_parser_takes(
+    preprocessor, guess, control_mode, resize_mode, pipeline, known, image
+):
     request = GenerationRequest.single(
         known, image, prompt="p", preprocessor=preprocessor,
         params=known.annotator.params(level=99), image_resolution=256, steps=2,
         strength=0.75, control_start=0.1, control_end=0.9,
-        guess_mode=guess, seed=5,
+        guess_mode=guess, control_mode=control_mode, resize_mode=resize_mode, seed=5,
     )  # fmt: skip
     result = replace(pipeline.generate(request), model='odd: "name", v2')
     file = io.BytesIO()
@@ -175,15 +202,34 @@ def test_what_we_write_is_what_its_parser_takes(preprocessor, guess, pipeline, k
         "Module": "none" if ready else "bright_map",
         "Model": "odd name v2_weights-name",
         "Weight": "0.75",
+        "Resize Mode": {
+            "crop and resize": "Crop and Resize",
+            "resize and fill": "Resize and Fill",
+            "just resize": "Just Resize",
+        }[resize_mode],
         "Processor Res": "384",
         **({} if ready else {"Threshold A": "99"}),
         "Guidance Start": "0.1",
         "Guidance End": "0.9",
         "Pixel Perfect": "False",
-        "Control Mode": "ControlNet is more important" if guess else "Balanced",
+        "Control Mode": (
+            "ControlNet is more important"
+            if guess
+            else {"balanced": "Balanced", "more prompt": "My prompt is more important"}[
+                control_mode
+            ]
+        ),
     }
     found, _ = read_settings(with_texts(parameters=parameters), known)
-    assert (found["strength"], found["control_end"], found["guess_mode"]) == (0.75, 0.9, guess)
+    assert (found["strength"], found["control_end"]) == (0.75, 0.9)
+    assert found["resize_mode"] == resize_mode
+    assert found["control_mode"] == ("more control" if guess else control_mode)
+    again = replace(
+        request,
+        controls=(replace(request.controls[0], control_mode=found["control_mode"]),),
+        guess_mode=found["guess_mode"],
+    )
+    assert np.array_equal(pipeline.generate(again).images[0], result.images[0])
     assert found["preprocessor"] == (ALREADY_A_MAP if ready else "Bright")
     assert found["params"] == ({} if ready else {"level": 99})
 

@@ -38,7 +38,7 @@ class SingleControl:
     """Controls with one condition; its fields are SETTINGS and the annotator's params."""
 
     section = "Control map"
-    advanced = SETTINGS.keys() - {"prompt", "preprocessor", "detect_resolution"}
+    advanced = SETTINGS.keys() - {"prompt", "preprocessor", "detect_resolution", "pixel_perfect"}
 
     def __init__(self, condition: Condition, suite: Suite):
         self.condition = condition
@@ -80,8 +80,8 @@ class SingleControl:
         for name, setting in self.params.items():
             fields[name] = widget(setting, setting.default, elem_id=name)
         if self.annotator.detect_resolution is not None:
-            name = "detect_resolution"
-            fields[name] = widget(SETTINGS[name], defaults[name], elem_id=name)
+            for name in ("detect_resolution", "pixel_perfect"):
+                fields[name] = widget(SETTINGS[name], defaults[name], elem_id=name)
         self.preview = gr.Button("Preview map", elem_id="preview", size="md")
         self.map = gr.Image(
             label=MAP_LABEL,

@@ -90,7 +90,7 @@ class ControlSlots:
             with section:
                 self._map_settings(fields, slot, name)
             self.map_sections[slot] = section
-            with gr.Accordion("Own picture, start and end", open=False):
+            with gr.Accordion("Own picture, start and end, modes", open=False):
                 fields[f"image_{slot}"] = picture_input(
                     label="Instead of the shared picture", height=180, elem_id=f"image_{slot}"
                 )

@@ -38,7 +38,7 @@ from models.store import Store
 from tests.apps.web.html.test_results import _result
 
 ROOT = Path(__file__).resolve().parents[3]
-HIDDEN = {"detect_resolution"}
+HIDDEN = {"detect_resolution", "pixel_perfect"}
 """Shown only where there is something to choose."""
 
 
