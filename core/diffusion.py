@@ -55,6 +55,11 @@ def batches(seeds: Sequence[int], networks: Networks, size: tuple[int, int]) -> 
     return [seeds[start : start + most] for start in range(0, len(seeds), most)]
 
 
+def is_guided(networks: Networks, request: GenerationRequest) -> bool:
+    """Tell whether the negative prompt has an effect."""
+    return request.guidance_scale != 1 and not networks.takes_guidance_scale
+
+
 @dataclass(frozen=True, eq=False)
 class ControlTrack:
     """One control and its map at output size."""
@@ -76,7 +81,7 @@ class Diffusion:
     reporter: ProgressReporter
     batcher: Batcher = field(default_factory=Batcher)
     _text: Tensor | None = None
-    """Embeddings (2, 77, D) of the negative prompt and the prompt, once encoded."""
+    """Embeddings (2, 77 * chunks, D) of the negative prompt and the prompt, once encoded."""
     _one_by_one: bool = False
     """Whether memory ran out with several images at once."""
     _low_memory: bool = False
@@ -153,7 +158,9 @@ class Diffusion:
         reporter.stop_if_cancelled()
         if self._text is None:
             with reporter.stage("text"):
-                prompts = [request.negative_prompt, request.full_prompt]
+                # Without effect it must not lengthen the prompt either.
+                negative = request.negative_prompt if is_guided(networks, request) else ""
+                prompts = [negative, request.full_prompt]
                 self._text = networks.encode_text(prompts)
         size = self.tracks[0].control_map.shape[:2]
         height, width = (side // networks.downscale for side in size)
@@ -194,7 +201,7 @@ class Diffusion:
         return (request.model, self.networks.dtype, tuple(size), *steps)
 
     def _predict(self, networks: Networks, text: Tensor, scheduler: Any) -> Predict:
-        """Return the guided model for text embeddings (2, 77, D): negative, positive."""
+        """Return the guided model for text embeddings (2, 77 * chunks, D): negative, positive."""
         steps, shortcuts = self.request.steps, MODES[self.request.mode]
         guidance = Guidance(
             networks=networks,

@@ -73,7 +73,7 @@ class Guidance:
     networks: Networks
     steps: int
     texts: Tensor
-    """Embeddings (2, 77, D): the negative prompt, the prompt."""
+    """Embeddings (2, 77 * chunks, D): the negative prompt, the prompt."""
     controls: Sequence[ControlInput]
     """Hints (1, 3, H, W). One whose scales are all 0 is never evaluated."""
     guidance_scale: float

@@ -46,7 +46,7 @@ class PredictCall:
     timestep: float
     """0 to 999, 999 being the noisiest."""
     texts: Tensor
-    """Text embeddings (T, 77, D)."""
+    """Text embeddings (T, 77 * chunks, D)."""
     controls: Sequence[ControlInput] = ()
     residuals: Residuals = ()
     """Added to those of the controls."""
@@ -112,13 +112,13 @@ class Networks(Protocol):
         """Return a fresh diffusers scheduler made from the model's own config."""
 
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
-        """Return how many of the 75 tokens the prompt uses, and the text that does not fit."""
+        """Return how many tokens of the prompt are read, and the text that is not."""
 
     def prompt_hashes(self, prompts: Sequence[str]) -> dict[str, str]:
         """Return the short SHA-256 of each file that words of the prompts name, by what it is."""
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return embeddings (B, 77, D)."""
+        """Return embeddings (B, 77 * chunks, D), all with as many chunks as the longest needs."""
 
     def residual_count(self, name: str) -> int:
         """Return how many residuals the named ControlNet adds (13 for SD 1.5)."""

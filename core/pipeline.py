@@ -21,7 +21,7 @@ from core.condition import (
     Score,
 )
 from core.consistency import Extractor, in_doubt
-from core.diffusion import ControlTrack, Diffusion, batches
+from core.diffusion import ControlTrack, Diffusion, batches, is_guided
 from core.errors import SuiteError
 from core.guidance import MORE_PROMPT, acts
 from core.images import (
@@ -39,7 +39,7 @@ from core.memory import oom_as_device_unavailable
 from core.modes import MODES
 from core.networks import Networks
 from core.progress import ProgressReporter, Stopped
-from core.prompt_syntax import unapplied_note
+from core.prompt_syntax import MOST_TOKENS, unapplied_note
 from core.request import (
     LARGEST_SEED,
     SETTINGS,
@@ -480,7 +480,6 @@ def _hashes(networks: Networks, request: GenerationRequest) -> dict[str, str]:
 def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
     notes: list[str] = []
     prompts: list[str] = []
-    guided = request.guidance_scale != 1 and not networks.takes_guidance_scale
     if not request.full_prompt.strip():
         notes.append("The prompt is empty: the control map alone decides.")
     for label, prompt in (
@@ -488,11 +487,11 @@ def _prompt_notes(networks: Networks, request: GenerationRequest) -> list[str]:
             "prompt with the added prompt" if request.added_prompt.strip() else "prompt",
             request.full_prompt,
         ),
-        ("negative prompt", request.negative_prompt if guided else ""),
+        ("negative prompt", request.negative_prompt if is_guided(networks, request) else ""),
     ):
         _, dropped = networks.fit_prompt(prompt)
         if dropped:
             words = dropped[:DROPPED_WORDS_SHOWN] + "..." * (len(dropped) > DROPPED_WORDS_SHOWN)
-            notes.append(f"The {label} is longer than 75 tokens; left out: {words}")
+            notes.append(f"The {label} is longer than {MOST_TOKENS} tokens; left out: {words}")
         prompts.append(prompt)
     return [*notes, *filter(None, [unapplied_note(*prompts)])]

@@ -5,7 +5,6 @@ picture. Every cast to the networks' format happens here, and every result is fl
 """
 
 import copy
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,11 +22,9 @@ from models.engine import batched
 from models.engine.cuda_graph import CudaGraphForward, drop_all_graphs
 from models.engine.kernels.build import has_kernels
 from models.engine.offload import Offloader, offloader_of
-from models.engine.unet import Forward, OnDevice, takes_guidance_scale
+from models.engine.unet import Forward, takes_guidance_scale
 from models.engine.vae_decoder import decode_latents
-
-TEXT_TOKENS = 77
-"""CLIP's text length, start and end token included."""
+from models.text import Inversion, PromptParts, encode_text, fit_prompt
 
 KEPT_PROMPTS = 8
 """Encoded prompts cached by each model: another image of the same prompt starts at once."""
@@ -45,23 +42,6 @@ channel of the first level. Measured with Stable Diffusion 1.5 on a CPU: 42 at 5
 DECODE_NUMBERS = 8
 """Working memory of decoding: so many numbers for each pixel and channel of the decoder's last
 level. Measured: 7; by the tensors alive at once: 6."""
-
-
-@dataclass(frozen=True, eq=False)
-class Inversion:
-    """A textual inversion embedding: token vectors that replace its name in a prompt."""
-
-    name: str
-    vectors: Tensor
-    """(tokens, width) of the text encoder."""
-    hash: str
-    """Of its file; empty for one from a LoRA file."""
-
-
-PromptParts = tuple[str | Inversion, ...]
-
-_TOKENIZER_LOCK = threading.Lock()
-"""A fast tokenizer keeps its padding as state and panics when two threads call it at once."""
 
 
 @dataclass(eq=False)
@@ -108,7 +88,7 @@ class DiffusersNetworks:
             )
         parts = (self.tokenizer, self.text_encoder)
         self._encode_text = lru_cache(KEPT_PROMPTS)(
-            partial(_encode_text, *parts, self._on_device, self.device)
+            partial(encode_text, *parts, self._on_device, self.device)
         )
 
     @property
@@ -181,19 +161,11 @@ class DiffusersNetworks:
         )
 
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
-        """Return how many of the 75 free tokens the prompt uses, and the text that does not fit."""
-        free, used = TEXT_TOKENS - 2, 0
-        parts = self._parts(prompt)
-        for index, part in enumerate(parts):
-            starts = _token_starts(self.tokenizer, part)
-            if used + len(starts) > free:
-                rest = "".join(_text(one) for one in parts[index:])
-                return free, rest[starts[free - used] :].strip()
-            used += len(starts)
-        return used, ""
+        """Return how many tokens of the prompt are read, and the text that is not."""
+        return fit_prompt(self.tokenizer, self._parts(prompt))
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return the last hidden states (B, 77, D), padded and cut as diffusers' pipelines do.
+        """Return the last hidden states (B, 77 * chunks, D); models/text.py has the rules.
 
         Each call returns a new tensor, so that what Forward caches for it, which is much larger, is
         freed with the request.
@@ -231,12 +203,12 @@ class DiffusersNetworks:
         """Return what each networks' predict gives for its call, batched where the calls allow it.
 
         Equal up to rounding. A batch shares the UNet, the timestep, the UNet's guidance scale, the
-        size and the number of texts.
+        size, and the number of texts and of their chunks.
         """
         batches: dict[Any, list[int]] = {}
         for index, (networks, call) in enumerate(calls):
             moment = (call.timestep, call.guidance_scale)
-            key = (networks.unet, *moment, len(call.texts), call.latents.shape[1:])
+            key = (networks.unet, *moment, call.texts.shape, call.latents.shape[1:])
             batches.setdefault(key, []).append(index)
         results: dict[int, Tensor] = {}
         for indices in batches.values():
@@ -330,80 +302,6 @@ def workspace_bytes(part: Any, cells: int) -> int:
 
 def _for_batch(networks: Any, call: PredictCall) -> tuple[Forward, PredictCall]:
     return networks._forward, call.to(networks.device, networks.dtype)
-
-
-@torch.no_grad()
-def _encode_text(
-    tokenizer: Any,
-    text_encoder: nn.Module,
-    on_device: OnDevice,
-    device: torch.device,
-    prompts: tuple[PromptParts, ...],
-) -> Tensor:
-    rows = [_token_row(tokenizer, parts) for parts in prompts]
-    tokens = torch.tensor([row for row, _ in rows], device=device)
-    with on_device(text_encoder):
-        if any(vectors for _, vectors in rows):
-            text_encoder = _with_vectors(text_encoder, [vectors for _, vectors in rows])
-        embeddings: Tensor = text_encoder(tokens)[0]
-    return embeddings
-
-
-def _token_row(tokenizer: Any, parts: PromptParts) -> tuple[list[int], dict[int, Tensor]]:
-    """Return a prompt's 77 tokens, and by position the vectors (width,) that replace theirs."""
-    free = TEXT_TOKENS - 2
-    tokens: list[int] = []
-    vectors: dict[int, Tensor] = {}
-    for part in parts:
-        if isinstance(part, str):
-            with _TOKENIZER_LOCK:
-                tokens += tokenizer(part, add_special_tokens=False, verbose=False).input_ids
-        else:
-            vectors |= {len(tokens) + 1 + index: one for index, one in enumerate(part.vectors)}
-            tokens += [tokenizer.eos_token_id] * len(part.vectors)
-    row = [tokenizer.bos_token_id, *tokens[:free], tokenizer.eos_token_id]
-    row += [tokenizer.pad_token_id] * (TEXT_TOKENS - len(row))
-    return row, {position: one for position, one in vectors.items() if position <= free}
-
-
-def _token_starts(tokenizer: Any, part: str | Inversion) -> list[int]:
-    """Return the offset of each token in a part's text."""
-    if not isinstance(part, str):
-        return [0] * len(part.vectors)
-    with _TOKENIZER_LOCK:
-        encoding = tokenizer(
-            part, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-    return [start for start, _ in encoding["offset_mapping"]]
-
-
-def _text(part: str | Inversion) -> str:
-    return part if isinstance(part, str) else part.name
-
-
-class _TokenVectors(nn.Module):
-    """A text encoder's token embedding, with other vectors at some positions of each prompt."""
-
-    def __init__(self, table: nn.Module, replacements: Sequence[Mapping[int, Tensor]]) -> None:
-        super().__init__()
-        self.table = table
-        self.replacements = replacements
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        embedded: Tensor = self.table(tokens)
-        for row, vectors in enumerate(self.replacements):
-            for position, vector in vectors.items():
-                embedded[row, position] = vector.to(embedded)
-        return embedded
-
-
-def _with_vectors(network: nn.Module, replacements: Sequence[Mapping[int, Tensor]]) -> nn.Module:
-    """Return a copy of a text encoder for these prompts only; it shares every weight."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    changed: Any = copy.deepcopy(network, shared)
-    changed.set_input_embeddings(_TokenVectors(changed.get_input_embeddings(), replacements))
-    copied: nn.Module = changed
-    return copied
 
 
 def _in_float32(part: nn.Module) -> nn.Module:

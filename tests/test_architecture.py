@@ -13,6 +13,7 @@ RANKS = (
     ("core",),
     ("models.engine.kernels",),
     ("models.devices", "models.catalog", "models.engine"),
+    ("models.text",),
     ("models.networks",),
     ("models.checkpoints",),
     ("models.registry",),

@@ -28,7 +28,7 @@ from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.paths import shown
 from models.checkpoints.detect import WIDTHS, read_shapes, read_state
 from models.checkpoints.lora import BUNDLED, Lora
-from models.networks import Inversion
+from models.text import Inversion
 
 KEPT_FILES = 64
 """Files kept in memory, of some ten kilobytes each."""

@@ -1,9 +1,9 @@
 """Predictions for several requests at once: one pass through the UNet, one through each ControlNet.
 
 The calls may have other prompts, hints, scales and ControlNets; they share the UNet, the timestep,
-the UNet's guidance scale, the size and the number of texts. Their images are concatenated, once for
-each text: (T, B1 + B2 + ..., C, h, w). What each adds to its own rows is what it would add alone,
-in the same order.
+the UNet's guidance scale, the size, and the number of texts and of their chunks. Their images are
+concatenated, once for each text: (T, B1 + B2 + ..., C, h, w). What each adds to its own rows is
+what it would add alone, in the same order.
 """
 
 from collections.abc import Iterable, Sequence

@@ -64,7 +64,7 @@ PARTS = (
 """Children of a UNet and of a ControlNet that this pass runs; it would skip any other silently."""
 
 KeysValues = tuple[Tensor, Tensor]
-"""Of the text, for one cross-attention: (T * B, 77, heads, head width) each."""
+"""Of the text, for one cross-attention: (T * B, 77 * chunks, heads, head width) each."""
 
 
 class OnDevice(Protocol):

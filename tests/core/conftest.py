@@ -55,7 +55,7 @@ class FakeNetworks:
 
     def fit_prompt(self, prompt):
         words = prompt.split()
-        return min(len(words), 75), " ".join(words[75:])
+        return min(len(words), 600), " ".join(words[600:])
 
     def prompt_hashes(self, prompts):
         return {}

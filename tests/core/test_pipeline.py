@@ -46,11 +46,11 @@ def test_an_empty_prompt_gives_a_warning(pipeline, condition, image):
 
 
 def test_a_long_negative_prompt_gives_a_warning_where_it_has_an_effect(pipeline, condition, image):
-    long = ask(condition, image, negative_prompt="blurry " * 80, guidance_scale=2)
+    long = ask(condition, image, negative_prompt="dull " * 605, guidance_scale=2)
     (told,) = pipeline.generate(long).warnings
-    prompt = ask(condition, image, prompt="red " * 80, added_prompt="")
-    assert pipeline.generate(prompt).warnings[0].startswith("The prompt is longer than 75")
-    assert told.startswith("The negative prompt is longer than 75 tokens; left out: blurry")
+    prompt = ask(condition, image, prompt="red " * 605, added_prompt="")
+    assert pipeline.generate(prompt).warnings[0].startswith("The prompt is longer than 600")
+    assert told.startswith("The negative prompt is longer than 600 tokens; left out: dull")
     assert not pipeline.generate(replace(long, guidance_scale=1)).warnings
 
 
@@ -279,9 +279,9 @@ def test_a_flat_map_gives_a_warning_and_still_runs(pipeline, condition):
 
 
 def test_dropped_words_are_named(pipeline, condition, image):
-    prompt = " ".join(f"w{i}" for i in range(80))
+    prompt = " ".join(f"w{i}" for i in range(605))
     result = pipeline.generate(ask(condition, image, prompt=prompt, added_prompt="best"))
-    assert any("w75" in w and "best" in w and "w74" not in w for w in result.warnings)
+    assert any("w600" in w and "best" in w and "w599" not in w for w in result.warnings)
 
 
 def test_size_is_snapped_visibly_and_small_pictures_are_named(pipeline, condition):

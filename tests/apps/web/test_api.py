@@ -201,9 +201,11 @@ def test_a_file_of_the_server_is_no_picture(
     assert httpx.get(f"{address}gradio_api/file={secret}").status_code == 403
 
 
-def test_a_long_prompt_names_what_had_no_effect(client: Client) -> None:
+def test_a_prompt_beyond_the_last_chunk_names_what_had_no_effect(client: Client) -> None:
     *_, report = _call(client, prompt="the red ball " * 40)
-    assert any("75 tokens" in warning for warning in report["warnings"])
+    assert not any("tokens" in warning for warning in report["warnings"])
+    *_, report = _call(client, prompt="the red ball " * 201)
+    assert any("600 tokens; left out: the red ball" in warning for warning in report["warnings"])
 
 
 def test_a_bug_shows_an_id_and_nothing_else(

@@ -35,13 +35,14 @@ def call_of(
     controls: tuple[tuple[str, float], ...] = (("canny", 1.0),),
     timestep: int = 500,
     texts: int = 2,
+    chunks: int = 1,
 ) -> Call:
     """Everything in it follows from the seed."""
     generator = torch.Generator().manual_seed(seed)
     return networks, PredictCall(
         torch.randn(images, 4, 8, 8, generator=generator),
         timestep,
-        networks.encode_text(["the red ball", f"a {seed}"][:texts]),
+        networks.encode_text([" BREAK ".join(["the red ball"] * chunks), f"a {seed}"][:texts]),
         [
             ControlInput(name, torch.rand(1, 3, 64, 64, generator=generator), (scale,) * 7)
             for name, scale in controls
@@ -99,9 +100,23 @@ def test_calls_that_cannot_be_batched_run_alone(pair, monkeypatch) -> None:
             call_of(whole, 3, texts=1),
             call_of(other, 4),
             call_of(one, 5),
+            call_of(whole, 6, chunks=3),
         ]
     )
     assert sizes == [(500, 2)]
+
+
+def test_prompts_of_two_chunks_are_batched_with_each_other(pair, monkeypatch) -> None:
+    sizes = []
+    predict = batched.predict
+    monkeypatch.setattr(
+        batched, "predict", lambda calls: (sizes.append(len(calls)), predict(calls))[1]
+    )
+    whole, one = pair
+    assert_as_alone(
+        [call_of(whole, 1, chunks=2), call_of(whole, 2), call_of(one, 3, chunks=2, images=2)]
+    )
+    assert sizes == [2]
 
 
 def test_guidance_scales_of_a_distilled_unet_are_not_mixed() -> None:
@@ -153,6 +168,8 @@ def test_with_our_kernels_batching_changes_no_bit(size: tuple[int, int]) -> None
     generator = torch.Generator().manual_seed(0)
     sides = [8 * side for side in size]
     scales = (1.0,) * networks.residual_count("canny")
+    given = [(1, "a box", "canny"), (2, "", "depth"), (1, "", "canny")]
+    given += [(1, "a (blue:1.3) box BREAK a tree", "canny"), (2, "a BREAK tree", "depth")]
     calls = [
         PredictCall(
             torch.randn(images, 4, *size, generator=generator),
@@ -160,7 +177,7 @@ def test_with_our_kernels_batching_changes_no_bit(size: tuple[int, int]) -> None
             networks.encode_text(["a red ball on grass", prompt]),
             [ControlInput(control, torch.rand(1, 3, *sides, generator=generator), scales)],
         )
-        for images, prompt, control in ((1, "a box", "canny"), (2, "", "depth"), (1, "", "canny"))
+        for images, prompt, control in given
     ]
     found = networks.predict_batched([(networks, call) for call in calls])
     for call, prediction in zip(calls, found, strict=True):
