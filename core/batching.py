@@ -68,7 +68,7 @@ class Batcher:
         """Requests that wait for a lease, in order of arrival."""
         self._group: _Group | None = None
         self.decoding = threading.Lock()
-        """Held while pictures are decoded: that is where memory peaks."""
+        """Held while pictures are encoded or decoded: that is where memory peaks."""
 
     @contextmanager
     def admitted(self, model: Hashable, on_wait: OnWait) -> Iterator[Admission]:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 RGBImage = NDArray[np.uint8]
 """A picture: uint8 (H, W, 3), RGB, 0..255. The only form in which modules exchange pictures."""
+PixelMask = NDArray[np.bool_]
+"""A part of a picture: bool (H, W), true inside."""
 ControlMap = NDArray[np.uint8]
 """A control map: uint8 (H, W, 3), channels in the order the network expects (not always RGB)."""
 

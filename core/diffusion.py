@@ -1,4 +1,4 @@
-"""From prompts and control maps to pictures: encode, sample, decode.
+"""From prompts, control maps and perhaps a picture to pictures: encode, sample, decode.
 
 Where half precision overflows it is done again in float32, where memory runs out with less of it.
 """
@@ -17,13 +17,14 @@ from core.batching import Batcher
 from core.condition import ControlMap
 from core.errors import DeviceUnavailable, SuiteError
 from core.guidance import CONTROL_MODES, MORE_CONTROL, ControlMode, Guidance, residual_scales
-from core.images import to_tensor
+from core.images import to_picture_tensor, to_tensor
 from core.memory import OUT_OF_MEMORY, is_out_of_memory, release_cached_memory
 from core.modes import MODES, X0Extrapolation
-from core.networks import ControlInput, Networks
+from core.networks import ControlInput, EncodedPicture, Networks
+from core.original import Original
 from core.progress import ProgressReporter
 from core.request import ControlRequest, GenerationRequest
-from core.sampling import Predict, denoise, seeded_noise
+from core.sampling import KnownLatents, Predict, denoise, drawn_noise, seeded_generators
 
 LOGGER = logging.getLogger(__name__)
 
@@ -37,6 +38,14 @@ SAMPLED_IN_FLOAT32 = (
 )
 DECODED_IN_FLOAT32 = (
     "The decoded image had NaN or infinite values in {}, so it was decoded again in float32."
+)
+ENCODED_IN_FLOAT32 = (
+    "The latents of the picture had NaN or infinite values in {}, so it was encoded again in "
+    "float32."
+)
+MASK_TOO_FINE = (
+    "The mask is too fine for the model, which works on squares of {} pixels, so nothing changed: "
+    "please paint over a larger part."
 )
 LOW_MEMORY = (
     "Memory ran out, so the rest was made with as little of it as possible, which takes longer; "
@@ -80,6 +89,10 @@ class Diffusion:
     """At least one."""
     reporter: ProgressReporter
     batcher: Batcher = field(default_factory=Batcher)
+    original: Original | None = None
+    """The picture that is changed; None starts from noise."""
+    _encoded: EncodedPicture | None = None
+    """The original's latents, once encoded."""
     _text: Tensor | None = None
     """Embeddings (2, 77 * chunks, D) of the negative prompt and the prompt, once encoded."""
     _one_by_one: bool = False
@@ -127,7 +140,8 @@ class Diffusion:
         pictures = self._attempt(seeds)
         if pictures is None and self.networks.dtype != torch.float32:
             self.reporter.warn(SAMPLED_IN_FLOAT32.format(_name(self.networks.dtype)))
-            self.networks, self._text = self.networks.in_float32(), None
+            self.networks = self.networks.in_float32()
+            self._text = self._encoded = None
             pictures = self._attempt(seeds)
         if pictures is None:
             raise SuiteError(
@@ -162,6 +176,8 @@ class Diffusion:
                 negative = request.negative_prompt if is_guided(networks, request) else ""
                 prompts = [negative, request.full_prompt]
                 self._text = networks.encode_text(prompts)
+        self._encode()
+        networks = self.networks
         size = self.tracks[0].control_map.shape[:2]
         height, width = (side // networks.downscale for side in size)
         with (
@@ -174,7 +190,13 @@ class Diffusion:
             ) as shared,
             reporter.stage("sample"),
         ):
-            noise, generators = seeded_noise(seeds, (networks.latent_channels, height, width))
+            generators = seeded_generators(seeds)
+            known = self._known(generators)
+            noise = drawn_noise(generators, (networks.latent_channels, height, width))
+            if known and known.mask is not None and self._encoded and self._encoded.std is not None:
+                # For other UNets diffusers' pipeline encodes the masked picture too, here for
+                # nothing, but its draw moves the generators.
+                drawn_noise(generators, noise.shape[1:])
             scheduler = networks.make_scheduler(request.sampler)
             scheduler.set_timesteps(request.steps)
             return denoise(
@@ -184,7 +206,49 @@ class Diffusion:
                 generators,
                 request.eta,
                 lambda step, clean: reporter.stepped(step, len(seeds), networks, clean),
+                known,
             )
+
+    @torch.inference_mode()
+    def _encode(self) -> None:
+        """Encode the original, once; in float32 if half precision overflows.
+
+        Raises:
+            SuiteError: its latents are not finite even so.
+        """
+        if self.original is None or self._encoded is not None:
+            return
+        picture = to_picture_tensor(self.original.picture)
+        with self.reporter.stage("encode"), self.batcher.decoding:
+            encoded = self.networks.encode(picture)
+            if not _finite(encoded) and self.networks.vae_dtype != torch.float32:
+                self.reporter.warn(ENCODED_IN_FLOAT32.format(_name(self.networks.vae_dtype)))
+                self.networks = self.networks.with_vae_in_float32()
+                encoded = self.networks.encode(picture)
+        if not _finite(encoded):
+            raise SuiteError(
+                "The model's autoencoder gave NaN or infinite values for the picture, even in "
+                "float32; please check the weights file."
+            )
+        self._encoded = encoded
+        cells = self.original.latent_mask(self.networks.downscale)
+        if cells is not None and not cells.any():
+            self.reporter.warn(MASK_TOO_FINE.format(self.networks.downscale))
+
+    def _known(self, generators: list[torch.Generator]) -> KnownLatents | None:
+        """Return the original's latents, one for each generator; None without an original."""
+        if self.original is None or self._encoded is None:
+            return None
+        latents, std = self._encoded.mean, self._encoded.std
+        if std is not None:
+            noise = drawn_noise(generators, latents.shape[1:])
+            latents = latents + std * noise.to(latents.device)
+        mask = self.original.latent_mask(self.networks.downscale)
+        return KnownLatents(
+            latents.expand(len(generators), -1, -1, -1),
+            self.request.denoising_strength,
+            mask.to(latents.device) if mask is not None else None,
+        )
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor) -> Tensor:
@@ -197,12 +261,13 @@ class Diffusion:
         request, scale = self.request, self.request.guidance_scale
         guidance = scale if self.networks.takes_guidance_scale else scale != 1
         halves_differ = any(self._control_mode(one).prompt_half_only for one in self.tracks)
-        steps = (request.steps, request.sampler, request.mode, halves_differ, guidance)
+        steps: tuple[Hashable, ...] = (request.steps, request.steps_taken, request.sampler)
+        steps += (request.mode, halves_differ, guidance)
         return (request.model, self.networks.dtype, tuple(size), *steps)
 
     def _predict(self, networks: Networks, text: Tensor, scheduler: Any) -> Predict:
         """Return the guided model for text embeddings (2, 77 * chunks, D): negative, positive."""
-        steps, shortcuts = self.request.steps, MODES[self.request.mode]
+        steps, shortcuts = self.request.steps_taken, MODES[self.request.mode]
         guidance = Guidance(
             networks=networks,
             steps=steps,
@@ -231,6 +296,11 @@ class Diffusion:
         """Return a control's mode; guess mode is "more control" for all."""
         name = MORE_CONTROL if self.request.guess_mode else track.control.control_mode
         return CONTROL_MODES[name]
+
+
+def _finite(encoded: EncodedPicture) -> bool:
+    parts = (encoded.mean, encoded.std)
+    return all(bool(torch.isfinite(one).all()) for one in parts if one is not None)
 
 
 def _name(dtype: torch.dtype) -> str:

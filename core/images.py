@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import (
 )
 from torch import Tensor
 
-from core.condition import ControlMap, Interpolation, RGBImage
+from core.condition import ControlMap, Interpolation, PixelMask, RGBImage
 from core.errors import BadInput
 from core.png_chunks import DAMAGED, read_bytes, without_text
 
@@ -358,6 +358,11 @@ def read_strokes(layers: Sequence[NDArray[np.uint8]]) -> RGBImage:
     return grey_map(paper)
 
 
+def bright(picture: RGBImage) -> PixelMask:
+    """Return where a picture is brighter than middle grey, in the mean of its channels."""
+    return np.asarray(picture.mean(axis=2) > PAPER / 2, dtype=bool)
+
+
 # Sizes
 
 
@@ -478,6 +483,11 @@ def grey_map(levels: NDArray[np.uint8]) -> ControlMap:
 def to_tensor(control_map: ControlMap) -> Tensor:
     """Return a control map as float32 (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(control_map.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def to_picture_tensor(picture: RGBImage) -> Tensor:
+    """Return a picture as float32 (1, 3, H, W) in [-1, 1]."""
+    return to_tensor(picture) * 2 - 1
 
 
 def to_images(pictures: Tensor) -> list[RGBImage]:

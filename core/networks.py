@@ -27,6 +27,16 @@ class ControlInput:
     """Whether guidance leaves it out of the negative prompt's half."""
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPicture:
+    """What a VAE's encoder makes of a picture: the normal distribution of its latents."""
+
+    mean: Tensor
+    """(1, C, h, w), float32, scaled as the scheduler's latents."""
+    std: Tensor | None
+    """The same; None for an encoder that gives the latents themselves, as a tiny one does."""
+
+
 Residuals = tuple[Tensor, ...]
 """What ControlNets add to the UNet's skips, shallowest first, the middle block last; empty for
 none. Each has B rows, or T * B where it depends on the text (see PredictCall)."""
@@ -138,6 +148,9 @@ class Networks(Protocol):
         Given as a call's `residuals` instead of its controls, it gives the same prediction up to
         rounding.
         """
+
+    def encode(self, picture: Tensor) -> EncodedPicture:
+        """Return the latents of a picture (1, 3, H, W) in [-1, 1]."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return float32 pictures (B, 3, H, W) in [-1, 1] from the scheduler's latents."""

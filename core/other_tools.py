@@ -30,11 +30,13 @@ JSON_NAMES = {
     "scale": "guidance_scale",
     "num_inference_steps": "steps",
     "c": "prompt",
+    "strength": "denoising_strength",
 }
 """Names of Fooocus (modules/meta_parser.py) and InvokeAI (invocations/metadata.py); then two of
-SwarmUI's, two of NovelAI's, one of Easy Diffusion's and one of Draw Things'.
+SwarmUI's, two of NovelAI's, one of Easy Diffusion's and two of Draw Things'.
 
-Equal names may mean something else: InvokeAI's `strength` is that of image-to-image.
+Equal names may mean something else: `strength` is that of image-to-image in InvokeAI, NovelAI and
+Draw Things, not the control's.
 """
 PROMPTS = ("prompt", "negative_prompt")
 SWARMUI = "sui_image_params"
@@ -59,7 +61,10 @@ CHUNKS = (
 kohya-ss/sd-scripts), and Easy Diffusion."""
 TAG = re.compile(r"<[^<>]*>")
 
-SWITCHES = {"s": "steps", "S": "seed", "C": "guidance_scale", "W": "width", "H": "height"}
+SWITCHES = {
+    **{"s": "steps", "S": "seed", "C": "guidance_scale", "W": "width", "H": "height"},
+    "f": "denoising_strength",
+}
 """InvokeAI's switches before version 2 (dream_prompt_str in ldm/invoke/args.py); -A is its
 sampler."""
 SWITCH = re.compile(r"(?:^|\s)-([A-Za-z]) ?([\w.]+)")
@@ -210,6 +215,8 @@ def from_comfyui(text: str) -> Restored:
     latents = _node_at(graph, inputs.get("latent_image"))
     if _class_of(latents) == "EmptyLatentImage":
         found |= _size(_inputs_of(latents).get("width"), _inputs_of(latents).get("height"))
+    else:
+        found |= _denoise(inputs.get("denoise"), found.get("steps"))
     settings, notes = _restored(found)
     notes += of_sampler(settings, str(inputs.get("sampler_name", "ddim")))
     wanted = dict.fromkeys([*PROMPTS, *SAMPLER_INPUTS.values()])
@@ -249,6 +256,14 @@ def _text_at(graph: Mapping[str, object], link: object) -> str | None:
         # The node that takes both texts has an output for each.
         link = inputs.get("conditioning", inputs.get("negative" if link[1] else "positive"))
     return None
+
+
+def _denoise(denoise: object, steps: object) -> dict[str, object]:
+    """Return the settings of image-to-image: ComfyUI takes all of its steps, we a fraction."""
+    if not isinstance(denoise, int | float) or not 0 < denoise < 1:
+        return {}
+    found: dict[str, object] = {"denoising_strength": denoise}
+    return found | ({"steps": steps / denoise} if isinstance(steps, int | float) else {})
 
 
 def _size(width: object, height: object) -> dict[str, object]:

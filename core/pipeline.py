@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from torch import Tensor
-
 from core.batching import MOST_ADMITTED, Admission, Batcher
 from core.condition import (
     ALREADY_A_MAP,
@@ -38,6 +36,7 @@ from core.images import (
 from core.memory import oom_as_device_unavailable
 from core.modes import MODES
 from core.networks import Networks
+from core.original import original_of
 from core.progress import ProgressReporter, Stopped
 from core.prompt_syntax import MOST_TOKENS, unapplied_note
 from core.request import (
@@ -105,6 +104,9 @@ RESULTS_UNLIKE = (
 )
 MOST_DOUBT_OF_RESULTS = 1.5
 """Generated images are less clear than scenes: of Diorama's some lie at 1.25."""
+UNCHANGED = (
+    "At denoising strength 0 no step is taken: the picture only goes through the autoencoder."
+)
 DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt shown in the warning."""
 
@@ -138,7 +140,9 @@ class Pipeline:
         Raises:
             SuiteError: they cannot be downloaded.
         """
-        reporter = ProgressReporter(on_progress, cancelled, 0, request.steps, request.num_samples)
+        reporter = ProgressReporter(
+            on_progress, cancelled, 0, request.steps_taken, request.num_samples
+        )
         names = [control.condition.weights for control in request.controls]
         try:
             reporter.stop_if_cancelled()
@@ -181,7 +185,7 @@ class Pipeline:
             Busy: too many requests are waiting.
         """
         reporter = ProgressReporter(
-            on_progress, cancelled, preview_every, request.steps, request.num_samples
+            on_progress, cancelled, preview_every, request.steps_taken, request.num_samples
         )
         with reporter.stage("prepare"):
             request = resolved(request)
@@ -190,6 +194,9 @@ class Pipeline:
             reporter.warnings += _size_notes(request, size)
             reporter.warnings += _window_notes(request)
             reporter.warnings += _control_mode_notes(request)
+            original = original_of(request, size)
+            if not request.steps_taken:
+                reporter.warnings.append(UNCHANGED)
 
         with reporter.stage("map"):
             extractors = [_extractor(control) for control in request.controls]
@@ -217,12 +224,15 @@ class Pipeline:
                     networks = self._load(request.model, *names, few_step=_few_step(request))
                 reporter.warnings += _prompt_notes(networks, request)
                 reporter.warnings += _sampler_notes(networks, request)
-                diffusion = Diffusion(networks, request, tracks, reporter, self._batcher)
+                diffusion = Diffusion(networks, request, tracks, reporter, self._batcher, original)
                 for batch in batches(seeds, networks, size):
                     pictures = diffusion.pictures(batch)
                     networks = diffusion.networks
                     with reporter.stage("reextract"):
-                        finished += _scored(extractors, tracks, pictures, batch)
+                        images = to_images(pictures)
+                        if original is not None:
+                            images = [original.kept_in(image) for image in images]
+                        finished += _scored(extractors, tracks, images, batch)
                     reporter.finished(len(batch))
             reporter.warnings += _result_notes(extractors, request, finished)
         except Stopped:
@@ -392,11 +402,11 @@ class _Finished:
 def _scored(
     extractors: Sequence[Extractor],
     tracks: Sequence[ControlTrack],
-    pictures: Tensor,
+    images: Sequence[RGBImage],
     seeds: Sequence[int],
 ) -> list[_Finished]:
     finished = []
-    for image, seed in zip(to_images(pictures), seeds, strict=True):
+    for image, seed in zip(images, seeds, strict=True):
         found, scores = zip(
             *(
                 extractor.reextract_and_score(image, track.control_map)
@@ -452,13 +462,15 @@ def _sampler_notes(networks: Networks, request: GenerationRequest) -> list[str]:
 
 def _window_notes(request: GenerationRequest) -> list[str]:
     """Return a warning for each control whose window holds no whole step."""
-    many = len(request.controls) > 1
+    many, steps = len(request.controls) > 1, request.steps_taken
     return [
         f"{f'{control.condition.title}: ' * many}The map has no effect: none of the "
-        f"{request.steps} steps lies wholly between control start {control.control_start:g} and "
+        f"{steps} steps lies wholly between control start {control.control_start:g} and "
         f"control end {control.control_end:g}; widen them or take more steps."
         for control in request.controls
-        if control.strength and not acts(request.steps, control.control_start, control.control_end)
+        if control.strength
+        and steps
+        and not acts(steps, control.control_start, control.control_end)
     ]
 
 

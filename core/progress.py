@@ -76,7 +76,7 @@ class ProgressReporter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Report a stage (one of STAGES), and add up its seconds."""
+        """Report a stage (one of STAGES, or "encode"), and add up its seconds."""
         self._report(Progress(name, 0, self.steps, self.images_done, self._seconds_left(), None))
         started = time.perf_counter()
         self._last_step = None
@@ -86,7 +86,8 @@ class ProgressReporter:
             yield
         finally:
             self._stage_ended = time.perf_counter()
-            self.seconds[name] += self._stage_ended - started
+            spent = self._stage_ended - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
     def stepped(self, step: int, batch: int, networks: Networks, clean: Tensor) -> None:
         """Report a batch's finished step (from 1); stop if cancelled.

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from core.condition import ALREADY_A_MAP, Condition, ControlMap, RGBImage, Score
+from core.condition import ALREADY_A_MAP, Condition, ControlMap, PixelMask, RGBImage, Score
 from core.errors import BadInput
 from core.guidance import BALANCED, CONTROL_MODES
-from core.images import CROP_AND_RESIZE, RESIZE_MODES
+from core.images import CROP_AND_RESIZE, RESIZE_MODES, center_crop_to_aspect
 from core.modes import MODES, PREVIEW_STEPS
 from core.params import bounded, checked, choice, settings_of, text, toggle
+from core.sampling import steps_taken
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that both numpy and torch accept."""
@@ -206,7 +207,17 @@ class GenerationRequest:
         f"{PREVIEW_STEPS}-step LCM draft: it ignores steps, sampler, guidance and the negative "
         "prompt.",
         argument=19, row=10)
+    denoising_strength: float = bounded(
+        1.0, 0.0, 1.0, 0.01, "Denoising strength",
+        "How much of the picture is made anew; 1 keeps only its map, 0.5 much of its colours too.",
+        argument=23, row=3)
+    mask_blur: int = bounded(
+        4, 0, 64, 1, "Mask blur", "With a mask: pixels inside its rim over which old fades to new.",
+        argument=24, row=3)
     # fmt: on
+    mask: PixelMask | None = None
+    """(H, W), of the first control's picture: true where it may change, the rest stays; None
+    changes all of it. Any size of the picture's aspect ratio."""
 
     def __post_init__(self) -> None:
         if not self.controls:
@@ -223,6 +234,10 @@ class GenerationRequest:
             raise BadInput(
                 f"Steps is {self.steps}; the sampler lcm takes at most {LCM_STEPS}, usually 4 to 8."
             )
+        if self.changes_picture:
+            _check_original(self.controls[0])
+        if self.mask is not None:
+            _check_mask(self.mask, self.controls[0].image)
 
     @classmethod
     def single(cls, condition: Condition, image: RGBImage, **settings: Any) -> "GenerationRequest":
@@ -233,10 +248,50 @@ class GenerationRequest:
         return cls(controls=(ControlRequest(condition, image, **own),), **rest)
 
     @property
+    def changes_picture(self) -> bool:
+        """Whether it starts from the first control's picture, not only from that one's map."""
+        return self.denoising_strength < 1 or self.mask is not None
+
+    @property
+    def steps_taken(self) -> int:
+        """How many of the steps run: the last ones, by the denoising strength."""
+        return steps_taken(self.steps, self.denoising_strength)
+
+    @property
     def full_prompt(self) -> str:
         """The prompt and the added prompt, joined by a comma if both are set."""
         return ", ".join(part for part in (self.prompt, self.added_prompt) if part.strip())
 
+
+def _check_original(control: ControlRequest) -> None:
+    """Check that there is a picture to change, rather than a drawing or a map."""
+    given = ""
+    if control.preprocessor == ALREADY_A_MAP:
+        given = "the input is a control map already"
+    elif control.condition.input != "photo":
+        given = f"{control.condition.title} starts from a drawing"
+    if given:
+        raise BadInput(
+            f"There is no picture to change, because {given}: please set Denoising strength to 1 "
+            "and leave out the mask."
+        )
+
+
+def _check_mask(mask: object, picture: RGBImage) -> None:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2:
+        raise BadInput("The mask must be an array of true and false, shape (height, width).")
+    if not mask.any():
+        raise BadInput("The mask is empty: please paint over what may change, or leave it out.")
+    if center_crop_to_aspect(mask, picture).shape != mask.shape:
+        (high, wide), (height, width) = mask.shape, picture.shape[:2]
+        raise BadInput(
+            f"The mask has {wide} x {high} pixels and the picture {width} x {height}: please make "
+            "it for this picture, with the same aspect ratio."
+        )
+
+
+SETTINGS_OF_ORIGINAL = ("denoising_strength", "mask_blur")
+"""The settings that need a picture to change; apps that start from a drawing do not offer them."""
 
 SETTINGS = settings_of(ControlRequest) | settings_of(GenerationRequest)
 """Every setting of a request with one control, by field name."""

@@ -26,8 +26,12 @@ NAMES = {
     "Eta": "eta",
     "Size": "image_resolution",
     "Mode": "mode",
+    "Denoising strength": "denoising_strength",
+    "Mask blur": "mask_blur",
 }
 """AUTOMATIC1111's names of settings with the same meaning here."""
+HIRES = "Hires"
+"""How the names of AUTOMATIC1111's second pass begin, which enlarges a picture made from noise."""
 OF_UNIT = {
     "Weight": "strength",
     "Guidance Start": "control_start",
@@ -71,6 +75,10 @@ def text_of(result: GenerationResult, index: int) -> str:
     }
     if request.mode != "exact":
         pairs["Mode"] = request.mode
+    if request.changes_picture:
+        pairs["Denoising strength"] = f"{request.denoising_strength:g}"
+    if request.mask is not None:
+        pairs["Mask blur"] = request.mask_blur
     for position, control in enumerate(request.controls):
         unit = _unit(control, request, result.model)
         values = ", ".join(f"{name}: {value}" for name, value in unit.items())
@@ -132,11 +140,12 @@ def settings_from(text: str, condition: Condition | None) -> Restored:
         "added_prompt": "",
         "negative_prompt": infotext.negative_prompt,
     }
-    for name, ours in NAMES.items():
-        if name in pairs:
-            found[ours] = number(pairs[name])
+    known = {*NAMES, "Sampler"}
+    if any(name.startswith(HIRES) for name in pairs):
+        known.remove("Denoising strength")  # of the second pass
+    for name in [one for one in NAMES if one in known and one in pairs]:
+        found[NAMES[name]] = number(pairs[name])
     settings, notes = restored(SETTINGS, found)
-    known = (*NAMES, "Sampler")
     unknown = [n for n in pairs if n not in known and not infotexts.is_of_unit(n)]
     notes += left_out([*unknown, *infotext.more])
     notes += of_sampler(settings, pairs.get("Sampler", "DDIM"))

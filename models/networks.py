@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from core.errors import BadInput
-from core.networks import PredictCall, Residuals
+from core.networks import EncodedPicture, PredictCall, Residuals
 from models.catalog.lora_tags import without_tags
 from models.engine import batched
 from models.engine.cuda_graph import CudaGraphForward, drop_all_graphs
@@ -228,6 +228,14 @@ class DiffusersNetworks:
         return self._step.control_residuals(call.to(self.device, self.dtype))
 
     @torch.no_grad()
+    def encode(self, picture: Tensor) -> EncodedPicture:
+        """Return the latents of a picture (1, 3, H, W) in [-1, 1], as the scheduler has them."""
+        picture = picture.to(self.device)
+        cells = picture[:, :, :: self.downscale, :: self.downscale]
+        with self._on_device(self.vae, cells):
+            return encode(self.vae, picture, self.vae_dtype)
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return float32 pictures (B, 3, H, W), nominally in [-1, 1]."""
         latents = latents.to(self.device)
@@ -319,3 +327,18 @@ def decode(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
     config = vae.config
     raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
     return decode_latents(vae, raw.to(dtype)).float()
+
+
+@torch.no_grad()
+def encode(vae: Any, picture: Tensor, dtype: torch.dtype) -> EncodedPicture:
+    """Return an autoencoder's latents of a picture (1, 3, H, W) in [-1, 1]."""
+    config = vae.config
+    shift = config.get("shift_factor") or 0.0
+    found = vae.encode(picture.to(dtype, memory_format=torch.channels_last))
+    if not hasattr(found, "latent_dist"):  # a tiny one
+        return EncodedPicture((found.latents.float() - shift) * config.scaling_factor, None)
+    normal = found.latent_dist
+    return EncodedPicture(
+        (normal.mean.float() - shift) * config.scaling_factor,
+        normal.std.float() * config.scaling_factor,
+    )

@@ -191,7 +191,7 @@ def test_arguments_are_those_of_the_endpoint():
         if default.startswith("`"):
             assert default.strip("`") == _literal(one["parameter_default"]), name
         else:
-            assert name in ("image", "preprocessor")
+            assert name in ("image", "preprocessor", "mask")
 
 
 def _literal(value):

@@ -190,11 +190,12 @@ class Suite:
             return
         spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
         if steps:
-            spent += result.seconds["sample"] * (steps / result.request.steps - 1)
+            spent += result.seconds["sample"] * (steps / result.request.steps_taken - 1)
         beside = "" if result.alone or self._estimating else ", while other requests were running"
+        shown = steps or result.request.steps_taken
         text = (
             f"about {duration(spent / len(result.images))} an image "
-            f"({steps or result.request.steps} steps, {result.width} × {result.height}{beside})"
+            f"({shown} steps, {result.width} × {result.height}{beside})"
         )
         with self._lock:
             model = result.request.model

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch.nn import functional
 
 from core.condition import Annotator, Condition, Preprocessor, Score
+from core.networks import EncodedPicture
 from core.params import bounded, checked
 from core.pipeline import Pipeline
 
@@ -17,8 +18,9 @@ from core.pipeline import Pipeline
 class FakeNetworks:
     """Predicts the noise between the latents and the control map, with a little of the seed left.
 
-    Faults to inject: from call `broken_at` predictions are NaN, or `broken_decode` gives infinity;
-    in float32 only if `broken_for_good`. Copies share the lists, so these count for all.
+    Faults to inject: from call `broken_at` predictions are NaN, or `broken_encode` or
+    `broken_decode` gives infinity; in float32 only if `broken_for_good`. Copies share the lists, so
+    these count for all.
     """
 
     name: str = "fake"
@@ -33,6 +35,7 @@ class FakeNetworks:
     low_memory: bool = False
     broken_at: int | None = None
     broken_decode: bool = False
+    broken_encode: bool = False
     broken_for_good: bool = False
     calls: list = field(default_factory=list)
     control_calls: list = field(default_factory=list)
@@ -103,6 +106,11 @@ class FakeNetworks:
         alpha = self.make_scheduler("ddim").alphas_cumprod[int(call.timestep)]
         clean = wanted + 0.01 * torch.tanh(latents)
         return (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+
+    def encode(self, picture):
+        if self.broken_encode and self._faulty(self.vae_dtype):
+            return EncodedPicture(torch.full((1, 3, 8, 8), float("inf")), None)
+        return EncodedPicture(functional.avg_pool2d(picture, self.downscale), None)
 
     def decode(self, latents):
         if self.broken_decode and self._faulty(self.vae_dtype):

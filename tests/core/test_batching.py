@@ -88,7 +88,13 @@ def test_each_gets_what_it_would_have_got_alone(occupied, shared, condition, ima
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 5}, {"mode": "fast"}, {"guidance_scale": 1.0}, {"image_resolution": 320}],
+    [
+        {"steps": 5},
+        {"mode": "fast"},
+        {"guidance_scale": 1.0},
+        {"image_resolution": 320},
+        {"denoising_strength": 0.5},
+    ],
 )
 def test_other_steps_take_a_lease_of_their_own(occupied, shared, condition, image, change):
     pipeline, held = occupied
@@ -103,6 +109,27 @@ def test_other_steps_take_a_lease_of_their_own(occupied, shared, condition, imag
         for one in made:
             assert one.result(WAIT_S).images
     assert shared.batches == [2] * 4
+
+
+def test_changed_pictures_share_a_lease_where_they_take_the_same_steps(
+    occupied, shared, condition, image
+):
+    """Each with its own picture, mask and strength: 0.5 and 0.7 of four steps are both two."""
+    pipeline, held = occupied
+    half = np.zeros((256, 256), bool)
+    half[64:192, 64:192] = True
+    requests = [
+        ask(condition, image, denoising_strength=0.5),
+        ask(condition, 255 - image, denoising_strength=0.7, mask=half, seed=2),
+        ask(condition, image, denoising_strength=0.7, eta=0.5, seed=3),
+    ]
+    wanted = [Pipeline(lambda *_, **__: shared).generate(one) for one in requests]
+    with ThreadPoolExecutor(3) as threads:
+        with held(waiting=3):
+            made = [threads.submit(pipeline.generate, one) for one in requests]
+        found = [one.result(WAIT_S) for one in made]
+    assert all(map(same, found, wanted))
+    assert shared.batches == [3] * 2
 
 
 def test_no_more_share_a_lease_than_the_largest_batch(occupied, shared, condition, image):

@@ -212,7 +212,7 @@ def test_fooocus_json_gives_what_is_known_and_lists_the_rest(condition, image):
 
 
 def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, image):
-    """Its `strength` and `model` are not ours, though their names are."""
+    """Its `strength` is our denoising strength, and its `model` none of ours."""
     text = json.dumps(
         {
             "generation_mode": "img2img",
@@ -233,8 +233,9 @@ def test_invokeai_metadata_gives_what_is_known_and_lists_the_rest(condition, ima
         "steps": 30,
         "guidance_scale": 7.5,
         "seed": 4061,
+        "denoising_strength": 0.3,
     }
-    assert notes == ["Ignored: generation_mode, strength, model."]
+    assert notes == ["Ignored: generation_mode, model."]
     GenerationRequest.single(condition, image, **fields)
 
 

@@ -28,6 +28,18 @@ def test_invokeais_command_line(text):
     assert (fields, notes) == (BALL | NUMBERS, [])
 
 
+def test_the_strength_of_image_to_image():
+    """ComfyUI's 30 steps are the last of 50; from an empty picture its `denoise` means nothing."""
+    assert from_dream("a ball -s 30 -S 42 -f 0.6")[0]["denoising_strength"] == 0.6
+    made = {"positive_prompt": "a ball", "strength": 0.6}
+    assert from_json(json.dumps(made))[0]["denoising_strength"] == 0.6
+    nodes = graph(denoise=0.6)
+    assert "denoising_strength" not in from_comfyui(json.dumps(nodes))[0]
+    nodes["5"] = {"class_type": "VAEEncode", "inputs": {}}
+    fields, _ = from_comfyui(json.dumps(nodes))
+    assert (fields["denoising_strength"], fields["steps"]) == (0.6, 50)
+
+
 def test_a_command_line_with_dashes_and_quotes_in_the_prompt():
     fields, notes = from_dream('a "well-lit" -style ball -s 30 -S 42 -A k_lms -G 0.8 --fit')
     assert (fields["prompt"], fields["steps"], fields["seed"]) == (

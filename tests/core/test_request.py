@@ -1,10 +1,13 @@
 """The request refuses what cannot work, where it is made."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from core.condition import ALREADY_A_MAP
 from core.errors import BadInput
-from core.request import SETTINGS, ControlRequest, GenerationRequest
+from core.request import SETTINGS, SETTINGS_OF_ORIGINAL, ControlRequest, GenerationRequest
 
 
 @pytest.fixture
@@ -80,6 +83,13 @@ def test_a_request_without_a_control():
         {"sampler": "euler"},
         {"sampler": "lcm", "steps": 51},
         {"sampler": "lcm", "mode": "fast"},
+        {"denoising_strength": -0.1},
+        {"denoising_strength": 1.1},
+        {"mask_blur": -1},
+        {"mask": np.ones((8, 8))},
+        {"mask": np.ones((8, 8, 3), bool)},
+        {"mask": np.zeros((8, 8), bool)},
+        {"mask": np.ones((8, 12), bool)},
     ],
 )
 def test_numbers_out_of_range(condition, picture, wrong):
@@ -87,3 +97,25 @@ def test_numbers_out_of_range(condition, picture, wrong):
         GenerationRequest.single(condition, picture, **wrong)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", [{"denoising_strength": 0.5}, {"mask": np.ones((8, 8), bool)}])
+def test_a_drawing_or_a_map_is_no_picture_to_change(condition, picture, asked):
+    drawn = replace(condition, input="drawing")
+    assert GenerationRequest.single(condition, picture, **asked).changes_picture
+    for request in (
+        lambda: GenerationRequest.single(drawn, picture, **asked),
+        lambda: GenerationRequest.single(condition, picture, preprocessor=ALREADY_A_MAP, **asked),
+    ):
+        with pytest.raises(BadInput, match=r"^There is no picture to change, because .*\.$"):
+            request()
+
+
+def test_a_mask_may_have_another_size_of_the_same_shape(condition, picture):
+    mask = np.ones((24, 24), bool)
+    assert GenerationRequest.single(condition, picture, mask=mask).changes_picture
+    assert not GenerationRequest.single(condition, picture).changes_picture
+
+
+def test_settings_of_an_original_are_settings():
+    assert set(SETTINGS_OF_ORIGINAL) < SETTINGS.keys()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from core.sampling import denoise, seeded_noise
+from core.sampling import KnownLatents, denoise, seeded_noise, steps_taken
 
 
 def scheduler_of(steps, **changes):
@@ -126,3 +126,53 @@ def test_noise_is_the_same_while_a_model_loads_in_another_thread() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.dtype == torch.float32 and torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "taken"),
+    [(20, 1.0, 20), (20, 0.5, 10), (20, 0.49, 9), (20, 0.999, 19), (4, 0.1, 1), (20, 0.0, 0)],
+)
+def test_the_strength_decides_how_many_steps_are_taken(steps, strength, taken):
+    assert steps_taken(steps, strength) == taken
+    noise, generators = seeded_noise([1], (1, 2, 2))
+    heard, known = [], KnownLatents(torch.full((1, 1, 2, 2), 0.5), strength)
+
+    def predict(latents, timestep, step):
+        heard.append((int(timestep), step))
+        return latents * 0
+
+    scheduler = scheduler_of(steps)
+    made = denoise(predict, scheduler, noise, generators, 0.0, lambda *_: None, known)
+    times = scheduler.timesteps.tolist()
+    assert heard == [(time, step) for step, time in enumerate(times[steps - taken :])]
+    if not taken:
+        assert torch.equal(made, known.latents)
+
+
+def test_a_picture_starts_as_noisy_as_its_first_step():
+    """Ho et al. 2020, equation 4, by hand."""
+    noise, generators = seeded_noise([1], (1, 2, 2))
+    scheduler, seen = scheduler_of(10), []
+
+    def predict(latents, timestep, step):
+        seen.append(latents)
+        return latents * 0
+
+    clean = torch.full((1, 1, 2, 2), 0.5)
+    known = KnownLatents(clean, 0.3)
+    denoise(predict, scheduler, noise, generators, 0.0, lambda *_: None, known)
+    alpha = float(scheduler.alphas_cumprod[201])  # the third last of 901, 801, ... 1
+    torch.testing.assert_close(seen[0], alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise)
+
+
+def test_outside_the_mask_the_known_latents_come_back_and_the_preview_shows_them():
+    noise, generators = seeded_noise([1], (1, 2, 2))
+    mask = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    known, previews = KnownLatents(torch.full((1, 1, 2, 2), 0.5), 1.0, mask), []
+    made = denoise(
+        lambda x, *_: x * 0.3, scheduler_of(4), noise, generators, 0.0,
+        lambda _, clean: previews.append(clean), known,
+    )  # fmt: skip
+    for one in (made, *previews):
+        assert torch.equal(one[mask == 0], known.latents[mask == 0])
+        assert (one[mask == 1] != 0.5).all()

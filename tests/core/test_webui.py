@@ -234,6 +234,34 @@ def test_what_we_write_is_what_its_parser_takes(
     assert found["params"] == ({} if ready else {"level": 99})
 
 
+def test_a_changed_pictures_strength_and_mask_blur_are_written_and_read(pipeline, known, image):
+    def parameters(**asked):
+        request = GenerationRequest.single(
+            known, image, prompt="p", image_resolution=256, steps=4, seed=5, **asked
+        )
+        file = io.BytesIO()
+        result = pipeline.generate(request)
+        save_png(file, result.images[0], result, 0)
+        return Image.open(io.BytesIO(file.getvalue())).text["parameters"]
+
+    assert "Denoising" not in parameters() and "Mask" not in parameters()
+    changed = parameters(denoising_strength=0.6)
+    assert "Denoising strength: 0.6, " in changed and "Mask" not in changed
+    mask = np.ones(image.shape[:2], bool)
+    masked = parameters(denoising_strength=0.75, mask=mask, mask_blur=9)
+    assert "Denoising strength: 0.75, Mask blur: 9, " in masked
+    found, notes = read_settings(with_texts(parameters=masked), known)
+    assert (found["denoising_strength"], found["mask_blur"]) == (0.75, 9)
+    assert "Ignored: Model." in notes
+
+
+def test_the_strength_of_a1111s_second_pass_is_not_that_of_a_changed_picture():
+    made = "a ball\nSteps: 20, Seed: 5, Denoising strength: 0.7, Hires upscale: 2, Hires steps: 9"
+    found, notes = read_settings(with_texts(parameters=made))
+    assert "denoising_strength" not in found
+    assert "Ignored: Denoising strength, Hires upscale, Hires steps." in notes
+
+
 def test_a_reader_that_knows_no_quotes_gets_prompts_model_and_numbers(pipeline, known, image):
     """As sd-parsers 0.6 reads: the last of two pairs wins, and the prompts are split anywhere."""
     request = GenerationRequest.single(

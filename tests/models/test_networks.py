@@ -1,5 +1,6 @@
 """The networks behind one protocol compute what diffusers' own pipeline does with them."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -230,6 +231,37 @@ def test_decoding_undoes_the_scale_and_shift(kind: str, latents: Tensor) -> None
     ours = networks.decode(latents)
     assert ours.shape == (1, 3, 64, 64)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_encoding_undoes_what_decoding_does_to_scale_and_shift(kind: str) -> None:
+    networks = tiny_networks(autoencoder=kind)
+    config, shift = networks.vae.config, 0.1 if kind == "tiny" else 0.0
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        theirs = networks.vae.encode(picture)
+    ours = networks.encode(picture)
+    assert ours.mean.shape == (1, 4, 8, 8)
+    if kind == "kl":
+        wanted = theirs.latent_dist.mean
+        torch.testing.assert_close(ours.std, theirs.latent_dist.std * config.scaling_factor)
+    else:
+        wanted = theirs.latents
+        assert ours.std is None
+    torch.testing.assert_close(ours.mean, (wanted - shift) * config.scaling_factor)
+
+
+def test_a_picture_is_encoded_in_the_vaes_format(networks: DiffusersNetworks) -> None:
+    """The latents are float32 whatever it is; after an overflow the VAE is float32 too."""
+    exact = networks
+    half = replace(exact, vae=copy.deepcopy(exact.vae).bfloat16(), dtype=torch.bfloat16)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    wanted, coarse, again = (
+        one.encode(picture).mean for one in (exact, half, half.with_vae_in_float32())
+    )
+    assert coarse.dtype == torch.float32
+    # The weights of both are rounded; the sums only of the first.
+    assert 0 < (again - wanted).norm() < (coarse - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_the_preview_is_the_matrix_with_and_without_a_bias() -> None:

@@ -26,6 +26,7 @@ STAGES = {
     "map": "Drawing the control map",
     "load": "Loading the model",
     "text": "Reading the prompt",
+    "encode": "Encoding the picture",
     "sample": "Generating",
     "decode": "Decoding",
     "reextract": "Re-extracting and scoring",

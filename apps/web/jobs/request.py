@@ -17,7 +17,7 @@ from apps.web.jobs.job import Job
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.images import MAX_PIXELS, NOTHING, PAPER, read_image, read_strokes
+from core.images import MAX_PIXELS, NOTHING, PAPER, bright, read_image, read_strokes
 from core.params import settings_of
 from core.request import DEFAULTS, ControlRequest, GenerationRequest
 from models.catalog.cards import Card
@@ -90,7 +90,11 @@ def checked_whole(
         name: usual[name] if given[name] is None else given[name]
         for name in settings_of(GenerationRequest)
     }
-    request = GenerationRequest(tuple(controls), **values)
+    mask = None
+    if given.get("mask"):
+        picture, _ = given_picture(given["mask"], NOTHING)
+        mask = bright(picture)
+    request = GenerationRequest(tuple(controls), mask=mask, **values)
     return request, [*notes, *resolution_notes(card, request)]
 
 

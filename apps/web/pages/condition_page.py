@@ -19,9 +19,12 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.metadata import read_settings
 from core.params import settings_of
 from core.pipeline import map_notes
-from core.request import SETTINGS
+from core.request import SETTINGS, SETTINGS_OF_ORIGINAL
 
 MAP_LABEL = "Control map"
+NO_ORIGINAL = (
+    "It was made by changing a picture (denoising strength {:g}); here there is none to change."
+)
 
 
 def place_page(
@@ -161,6 +164,10 @@ class SingleControl:
         """See Controls."""
         settings, notes = read_settings(source, self.condition)
         settings |= settings.pop("params", {})
+        if self.condition.input != "photo":
+            taken = [settings.pop(name, 1.0) for name in SETTINGS_OF_ORIGINAL]
+            if taken[0] < 1:
+                notes.append(NO_ORIGINAL.format(taken[0]))
         if self.condition.input == "canvas":
             settings.pop("preprocessor", None)
         elif not settings.get("preprocessor", "-"):

@@ -19,6 +19,15 @@ from core.params import Bounds, Setting, plain, settings_of
 from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult, Progress
 
 Save = Callable[[GenerationResult], SavedResult]
+MASK_ARGUMENT = 25
+"""Where the mask stands among an endpoint's arguments."""
+PICTURES = {
+    "image": "The input picture: a file, a data URL or the address of a result.",
+    "mask": "A picture of the same size, white where the input picture may change and black where "
+    "it must not; without it all of it may. Not for drawings and ready maps.",
+}
+"""What is said of the arguments that are pictures."""
+
 Outputs = tuple[Any, ...]
 Answer = Callable[[dict[str, Any]], Iterator[Outputs]]
 """From raw values by argument name to the endpoint's outputs."""
@@ -57,7 +66,7 @@ def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]
     return Endpoint(
         f"{condition.blurb} Returns the control map, the generated images, the maps "
         "re-extracted from them, and a report with a seed and a score for each image.",
-        {name: (fields[name], help_of(known.get(name))) for name in names},
+        {name: (fields[name], PICTURES.get(name) or help_of(known[name])) for name in names},
         gr.Image(label="Control map", type="filepath", format="png", visible=False),
         lambda maps: maps[0],
     )
@@ -65,8 +74,8 @@ def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]
 
 def _order(name: str) -> float:
     """Return a field's position among the arguments."""
-    if name == "image":
-        return 0
+    if name in PICTURES:
+        return 0 if name == "image" else MASK_ARGUMENT
     return SETTINGS[name].order.argument if name in SETTINGS else PARAMS_ARGUMENT
 
 
@@ -162,7 +171,7 @@ class Running:
     def __init__(self, job: Job | Pair):
         self._images = job.request.num_samples
         self._models = job.models if isinstance(job, Pair) else ()
-        self._last = Progress("wait", 0, job.request.steps, 0, None, None)
+        self._last = Progress("wait", 0, job.request.steps_taken, 0, None, None)
 
     def told(self, report: Progress | None, models_done: int) -> dict[str, Any]:
         """Return the report as JSON; for None the last one again, without its preview."""
@@ -193,10 +202,8 @@ def _report(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:
     return report | {"warnings": [*report["warnings"], *filter(None, [saved.note])]}
 
 
-def help_of(setting: Setting | None) -> str:
-    """Return an argument's description with its limits; None is the picture, no setting."""
-    if setting is None:
-        return "The input picture: a file, a data URL or the address of a result."
+def help_of(setting: Setting) -> str:
+    """Return an argument's description with its limits."""
     limits = (
         f" ({plain(setting.low)} to {plain(setting.high)})" if isinstance(setting, Bounds) else ""
     )

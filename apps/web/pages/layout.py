@@ -25,7 +25,7 @@ from apps.web.pages.widgets import (
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition, Example
-from core.request import SETTINGS
+from core.request import SETTINGS, SETTINGS_OF_ORIGINAL
 
 CANVAS_SIDE = 512
 """Width and height of a new canvas, in pixels, as in ControlNet v1.0's interactive app."""
@@ -142,6 +142,8 @@ class Layout:
             self.canvas = _canvas()
         kind = "drawing" if self._app.input == "drawing" else "picture"
         self.fields["image"] = picture_input(kind, not drawn_here)
+        if self._app.input == "photo":  # else there is no picture to change
+            self.fields["mask"] = picture_input("mask", visible=False, elem_id="mask")
         found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
         self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in found]
         self.examples = example_strip([TEST_IMAGES / e.image for e in found])
@@ -183,6 +185,8 @@ class Layout:
         for name in in_rows(self._controls.advanced):
             if name in special:
                 special[name]()
+            elif name in SETTINGS_OF_ORIGINAL:
+                self._add(name, visible=self._app.input == "photo")
             else:
                 self._add(name)
 

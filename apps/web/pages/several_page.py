@@ -9,7 +9,7 @@ import apps
 from apps.web.html import results
 from apps.web.jobs.job import Job
 from apps.web.jobs.several import SLOT_FIELDS, SLOTS, combinable, new_several_job, offered
-from apps.web.pages.endpoint import Endpoint, help_of
+from apps.web.pages.endpoint import PICTURES, Endpoint, help_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
 from apps.web.pages.widgets import PRIVATE, in_rows, picture_input, widget
@@ -262,7 +262,7 @@ class ControlSlots:
             "params": 'Its map settings, as in its own app: {"name": value}; missing ones have '
             "their defaults.",
         }
-        about = {name: help_of(SETTINGS.get(name)) for name in others}
+        about = {name: PICTURES.get(name) or help_of(SETTINGS[name]) for name in others}
         for slot in SLOTS:
             about |= {
                 f"{name}_{slot}": f"Control {slot}. {helps.get(name) or help_of(SETTINGS[name])}"

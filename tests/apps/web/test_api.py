@@ -30,6 +30,7 @@ ARGUMENTS = [
     "image", "prompt", "added_prompt", "negative_prompt", "num_samples", "image_resolution",
     "steps", "strength", "guess_mode", "guidance_scale", "seed", "eta", "low_threshold",
     "high_threshold", "preprocessor", "model", "control_start", "control_end", "sampler", "mode",
+    "control_mode", "resize_mode", "denoising_strength", "mask_blur", "mask",
 ]  # fmt: skip
 
 
@@ -103,6 +104,33 @@ def test_an_image_alone_is_the_image_of_the_batch(client: Client) -> None:
     _, alone, _, _ = _call(client, seed=6)
     first, second = (np.asarray(Image.open(files[-1])) for files in (batch, alone))
     assert np.abs(first.astype(int) - second).max() <= 1
+
+
+def test_only_what_is_masked_changes(client: Client, tmp_path: Path) -> None:
+    photo = read_image(PHOTO)[0]
+    mask = Image.new("L", photo.shape[1::-1])
+    wide, high = mask.size
+    mask.paste(255, (wide // 3, high // 3, wide // 2, high // 2))
+    mask.save(tmp_path / "mask.png")
+    given = {"mask": handle_file(tmp_path / "mask.png"), "denoising_strength": 0.7, "steps": 4}
+    _, (image,), _, report = _call(client, mode="exact", **given)
+    made = read_image(image)[0]
+    original = resize(photo, (made.shape[1], made.shape[0]), 256)
+    changed = (made != original).any(axis=2)
+    rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+    high, wide = changed.shape
+    assert high // 3 - 1 <= rows[0] and rows[-1] <= high // 2 + 1
+    assert wide // 3 - 1 <= columns[0] and columns[-1] <= wide // 2 + 1
+    assert changed.sum() > 0.8 * high * wide / 36
+    assert report["seconds"]["encode"] > 0
+    settings, _ = read_settings(image)
+    assert (settings["denoising_strength"], settings["mask_blur"]) == (0.7, 4)
+
+
+@pytest.mark.parametrize("name", ["scribble2image", "scribble2image_interactive"])
+def test_a_drawing_cannot_be_changed(client: Client, name: str) -> None:
+    with pytest.raises(AppError, match=r"There is no picture to change, because .* drawing"):
+        client.predict(image=handle_file(PHOTO), denoising_strength=0.5, api_name=f"/{name}")
 
 
 def test_a_map_goes_in_as_it_is(client: Client, tmp_path: Path) -> None:

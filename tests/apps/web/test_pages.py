@@ -32,7 +32,7 @@ from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
 from core.metadata import read_hashes, save_png
 from core.params import Bounds, settings_of
-from core.request import SETTINGS, ControlRequest
+from core.request import SETTINGS, SETTINGS_OF_ORIGINAL, ControlRequest
 from models.registry import Registry
 from models.store import Store
 from tests.apps.web.html.test_results import _result
@@ -101,6 +101,33 @@ def test_maps_are_drawn_as_the_weights_were_trained(canny: Condition) -> None:
         values |= {"model": "sd15_plus", "preprocessor": chosen}
         updates = page.prefill.change_model("diorama", *values.values())[-len(values) :]
         assert updates[at] == moved if moved else isinstance(updates[at], dict)
+
+
+@pytest.mark.parametrize("name", ["canny2image", "multi2image", "scribble2image"])
+def test_only_apps_with_a_picture_offer_to_change_it(
+    name: str, page_of: Callable[[str], Any]
+) -> None:
+    labels = {SETTINGS[one].label for one in SETTINGS_OF_ORIGINAL}
+    shown = {
+        block.label for block in page_of(name).blocks.values() if getattr(block, "visible", False)
+        and getattr(block, "label", None) in labels
+    }  # fmt: skip
+    assert shown == (set() if name == "scribble2image" else labels)
+
+
+def test_a_changed_pictures_strength_is_not_restored_where_there_is_none(suite: Suite) -> None:
+    from apps.web.pages.condition_page import SingleControl
+
+    info = PngInfo()
+    given = {"denoising_strength": 0.6, "mask_blur": 9, "steps": 7}
+    info.add_text("controlloop", json.dumps({"schema": 1, "request": given}))
+    file = new_folder(Path(get_upload_folder())) / "x.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    for name in ("canny2image", "scribble2image"):
+        settings, notes = SingleControl(apps.find(name), suite).read_png(str(file))
+        kept = {one: settings[one] for one in given if one in settings}
+        assert kept == (given if name == "canny2image" else {"steps": 7})
+        assert any("denoising strength 0.6" in note for note in notes) == (kept != given)
 
 
 def test_the_page_speaks_of_the_model_that_a_file_restores(suite: Suite, canny: Condition) -> None:

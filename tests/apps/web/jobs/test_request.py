@@ -51,6 +51,24 @@ def test_a_picture_lies_on_white(suite: Suite) -> None:
     assert not drawn_map(suite, "canny2image", layer, preprocessor="Canny").any()
 
 
+@pytest.mark.parametrize("painted", ["white on black", "white on nothing", "grey"])
+def test_a_mask_is_what_is_bright(suite: Suite, painted: str) -> None:
+    files = [new_folder(Path(upload_folder())) / name for name in ("grey.png", "mask.png")]
+    Image.new("RGB", (64, 64), "grey").save(files[0])
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[..., 3] = 255 * (painted != "white on nothing")
+    layer[:16, :32] = (140, 140, 140, 255) if painted == "grey" else 255
+    Image.fromarray(layer).save(files[1])
+    condition = apps.find("canny2image")
+    usual = {key: one.default for key, one in settings_of(condition.annotator.params).items()}
+    image, mask = ({"path": str(file)} for file in files)
+    given = suite.defaults("tiny") | usual | {"image": image, "prompt": "a ball"}
+    request, notes = checked_request(condition, suite, given | {"mask": mask})
+    assert request.mask is not None and np.array_equal(request.mask, layer[..., 0] > 0)
+    assert notes == []
+    assert checked_request(condition, suite, given | {"mask": None})[0].mask is None
+
+
 def test_an_emptied_box_is_its_default(suite: Suite) -> None:
     file = new_folder(Path(upload_folder())) / "grey.png"
     Image.new("RGB", (64, 64), "grey").save(file)
