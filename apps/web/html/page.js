@@ -1,10 +1,42 @@
-// Keys, and the small things inside the result cards. Everything is delegated from the document,
-// because Gradio replaces the cards' HTML whenever new results arrive.
+// Keys, focus, and what is in sight; cards.js has the small things inside the results. Everything is
+// delegated from the document, because Gradio replaces parts of the page at any time.
 (() => {
   const visible = (id) => {
     const node = document.getElementById(id);
     return node && node.offsetParent !== null && !node.disabled ? node : null;
   };
+  const running = () => visible("stop") !== null;
+
+  // Keys
+
+  const KEYS = [
+    ["Ctrl + Enter", "Run (on a Mac also ⌘ + Enter)"],
+    ["Esc", "Stop the run; or close what lies over the page"],
+    ["← →", "The picture before or after, in the enlarged view"],
+    ["Tab, Shift + Tab", "To the next or the previous control"],
+    ["?", "This list"],
+  ];
+
+  const showKeys = () => {
+    if (document.querySelector("dialog[open]")) return;
+    const dialog = document.createElement("dialog");
+    dialog.className = "cl-key-map";
+    const rows = KEYS.map(([keys, does]) => `<tr><th scope="row">${keys}</th><td>${does}</td></tr>`);
+    dialog.innerHTML = `<h2 id="cl-key-map">Keys</h2><table>${rows.join("")}</table>
+      <button type="button" class="cl-button" autofocus>Close</button>`;
+    dialog.setAttribute("aria-labelledby", "cl-key-map");
+    dialog.querySelector("button").addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => dialog.remove());
+    document.querySelector(".gradio-container").append(dialog);
+    dialog.showModal();
+  };
+
+  /** What Esc closes before it stops a run: a dialog, an input in full screen, an open list. */
+  const covering = () => document.fullscreenElement
+    || document.querySelector("dialog[open], .block.fullscreen, ul.options, .api-docs");
+  const typing = (node) => node.isContentEditable
+    || /^(TEXTAREA|SELECT)$/.test(node.tagName)
+    || (node.tagName === "INPUT" && !/^(checkbox|radio|range|button)$/.test(node.type));
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -13,79 +45,117 @@
       event.preventDefault();
       event.stopPropagation();
       run.click();
-    } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+    } else if (event.key === "Escape" && !covering()) {
       visible("stop")?.click();
+    } else if (event.key === "?" && !typing(event.target)) {
+      event.preventDefault();
+      showKeys();
     }
   }, true);
-
-  const enlarge = (image) => {
-    const dialog = document.createElement("dialog");
-    dialog.className = "cl-large";
-    const inverted = document.body.classList.contains("cl-invert") && image.closest(".cl-map");
-    dialog.classList.toggle("cl-inverted", Boolean(inverted));
-    dialog.append(Object.assign(new Image(), { src: image.src, alt: image.alt }));
-    dialog.addEventListener("click", () => dialog.close());
-    dialog.addEventListener("close", () => dialog.remove());
-    document.body.append(dialog);
-    dialog.showModal();
-  };
-
-  const press = (button) => {
-    const on = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", String(on));
-    return on;
-  };
-
-  const type = (selector, text) => {
-    const box = document.querySelector(selector);
-    box.value = text;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
-    box.dispatchEvent(new Event("change", { bubbles: true }));
-  };
-
-  const actions = {
-    order: (button) => button.closest(".cl-results").classList.toggle("cl-by-score", press(button)),
-    zoom: (button) => enlarge(button.querySelector("img")),
-    overlay: (button) => {
-      const on = press(button);
-      button.closest(".cl-compare").querySelector(".cl-pair").classList.toggle("cl-both", on);
-      button.closest(".cl-compare").classList.toggle("cl-overlaid", on);
-    },
-    seed: (button) => type("#seed input", button.dataset.seed),
-    prompt: (button) => type("#prompt textarea", button.textContent),
-    "save-all": (button) => {
-      const links = button.closest(".cl-results").querySelectorAll(".cl-made a[download]");
-      links.forEach((link, i) => setTimeout(() => link.click(), 250 * i)); // browsers drop a burst
-    },
-  };
-
   document.addEventListener("click", (event) => {
-    document.querySelectorAll("details.cl-send[open]").forEach((menu) => {
-      menu.open = menu.contains(event.target);
-    });
-    const button = event.target.closest?.("[data-cl]");
-    if (button) actions[button.dataset.cl]?.(button);
-    if (event.target.closest?.("#run") && window.innerWidth <= 860) {
-      document.getElementById("results-column")?.scrollIntoView({ behavior: "smooth", block: "start" });
-    }
+    if (event.target.closest?.('[data-cl="keys"]')) showKeys();
   });
 
-  document.addEventListener("input", (event) => {
-    if (event.target.dataset?.cl === "split") {
-      const pair = event.target.closest(".cl-compare").querySelector(".cl-pair");
-      pair.style.setProperty("--split", `${event.target.value}%`);
-    }
+  // Leaving stops the run, so the browser asks. Gradio would close its connection before the answer,
+  // and stop the run of a visitor who stays; this listener comes first (first_paint.py).
+  addEventListener("beforeunload", (event) => {
+    if (!running()) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }, true);
+
+  // Focus: Run and Stop replace each other, and a button that is removed loses it
+
+  const SWAPPED = ["run", "stop", "compare"];
+  let focused = "";
+  document.addEventListener("focusin", (event) => { focused = event.target.id; });
+  document.addEventListener("pointerdown", (event) => {
+    if (!SWAPPED.includes(event.target.closest?.("button")?.id)) focused = "";
   });
+  const returnFocus = () => {
+    if (document.activeElement === document.body && SWAPPED.includes(focused)) {
+      (visible("stop") ?? visible("run"))?.focus({ preventScroll: true });
+    }
+  };
+
+  // Sight: the running stage, then the results, unless the visitor has gone elsewhere meanwhile
+
+  let wasRunning = false;
+  let wentElsewhere = false;
+  for (const kind of ["wheel", "touchmove"]) {
+    document.addEventListener(kind, () => { wentElsewhere = true; }, { passive: true });
+  }
+  const bringIntoSight = () => {
+    const column = document.getElementById("results-column");
+    if (!column || wentElsewhere) return;
+    const { top } = column.getBoundingClientRect();
+    if (top < 0 || top > innerHeight * 0.6) column.scrollIntoView({ block: "start" });
+  };
+  const followRun = () => {
+    const now = running();
+    if (now === wasRunning) return;
+    wasRunning = now;
+    if (now) wentElsewhere = false;
+    bringIntoSight();
+  };
+
+  // What Gradio has no option for
+
+  /** Each page's tab has the name of its app. */
+  const nameTab = () => {
+    const app = document.querySelector(".cl-head h1")?.textContent;
+    const title = app && app !== "ControlLoop" ? `${app} · ControlLoop` : "ControlLoop";
+    if (app && document.title !== title) document.title = title;
+  };
+
+  /** Examples are pictures; their names are the prompts that they bring. */
+  const nameExamples = () => {
+    const names = document.querySelectorAll(".cl-example-names li");
+    document.querySelectorAll(".cl-examples .gallery-item").forEach((button, i) => {
+      const name = names[i]?.textContent;
+      if (!name || button.getAttribute("aria-label") === name) return;
+      button.setAttribute("aria-label", name);
+      button.title = name;
+    });
+  };
 
   // The row of apps is wider than a phone: the app that is open stands in its middle.
-  let tries = 0;
-  const finding = setInterval(() => {
+  let placed = false;
+  const placeRow = () => {
     const here = document.querySelector(".nav-holder nav a.active");
-    const row = here?.parentElement;
-    if (row) row.scrollLeft = here.offsetLeft - (row.clientWidth - here.offsetWidth) / 2;
-    tries += 1;
-    if (here || tries > 100) clearInterval(finding);
-  }, 300);
+    if (placed || !here) return;
+    const row = here.parentElement;
+    row.scrollLeft = here.offsetLeft - (row.clientWidth - here.offsetWidth) / 2;
+    placed = true;
+  };
+
+  // first.css hides the page until it stands still: until it has its parts and its style, and none
+  // has been added for a moment
+  const root = document.documentElement;
+  const hasAll = () => document.querySelector("footer")
+    && document.querySelector("#run, .cl-home")
+    && getComputedStyle(root).getPropertyValue("--cl-ink");
+  let settling = 0;
+  const appear = () => {
+    if (root.classList.contains("cl-ready") || !hasAll()) return;
+    clearTimeout(settling);
+    settling = setTimeout(() => root.classList.add("cl-ready"), 150);
+  };
+
+  let due = false;
+  const tidy = () => {
+    due = false;
+    appear();
+    nameTab();
+    nameExamples();
+    placeRow();
+    followRun();
+    returnFocus();
+  };
+  new MutationObserver(() => {
+    if (!due) requestAnimationFrame(tidy);
+    due = true;
+  }).observe(root, { childList: true, subtree: true });
 
   // Gradio's canvas starts without a tool in hand; a person expects the brush.
   let looks = 0;

@@ -298,6 +298,11 @@ def picture(
       </figcaption>{note}</figure>"""
 
 
+def example_names(names: Sequence[str]) -> str:
+    """Return the names of the examples, which page.js gives to their buttons."""
+    return f"<ol hidden>{''.join(f'<li>Example: {escape(name)}</li>' for name in names)}</ol>"
+
+
 EMPTY_MAPS = """
 <section class="cl-results"><div class="cl-stage cl-empty">
   <h2>The maps will appear here</h2>

@@ -104,6 +104,8 @@ class Layout:
                 self.result_cards = gr.HTML("", elem_id="results")
         self.current = gr.State(CurrentJob())
         self.last_seed = gr.State(-1)
+        # For "Reuse" on a card: the seed's own box is not in the page until its section is opened.
+        self.picked_seed = gr.Number(visible="hidden", precision=0, elem_id="picked_seed")
         self.shown_model = gr.State(suite.model)
 
     def header_of(self, model: str) -> str:
@@ -146,7 +148,9 @@ class Layout:
             self.fields["mask"] = picture_input("mask", visible=False, elem_id="mask")
         found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
         self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in found]
-        self.examples = example_strip([TEST_IMAGES / e.image for e in found])
+        self.examples = example_strip(
+            [TEST_IMAGES / e.image for e in found], [e.prompt for e in found]
+        )
         prompts = self._suite.card(self._suite.model).prompts
         hint = f"For example: {prompts[0]}" if prompts else ""
         self._add("prompt", lines=2, placeholder=hint)

@@ -113,6 +113,9 @@ class Page:
             queue=False,
             **PRIVATE,
         )
+        layout.picked_seed.input(
+            None, [layout.picked_seed], [fields["seed"]], js="(seed) => seed", **PRIVATE
+        )
         layout.random_button.click(lambda: -1, None, [fields["seed"]], queue=False, **PRIVATE)
         layout.reuse_button.click(
             lambda seed: seed, [layout.last_seed], [fields["seed"]], queue=False, **PRIVATE

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 from gradio.data_classes import ImageData
 from pydantic import Field
 
-from apps.web.html.results import escape
+from apps.web.html.results import escape, example_names
 from apps.web.jobs.errors import sentence_of
 from core.errors import SuiteError
 from core.params import Bounds, Choice, Setting, Text, Toggle
@@ -89,16 +90,22 @@ def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -
     return picture
 
 
-def example_strip(files: Sequence[Path]) -> gr.Dataset:
-    """Return a row of clickable pictures; its event gets the index of the clicked one."""
+def example_strip(files: Sequence[Path], prompts: Sequence[str] = ()) -> gr.Dataset:
+    """Return a row of clickable pictures; its event gets the index of the clicked one.
+
+    Their names, for screen readers, are their `prompts`, or else those of the files.
+    """
+    names = [prompt or file.stem for file, prompt in zip_longest(files, prompts, fillvalue="")]
     with gr.Row(visible=bool(files)):
-        return gr.Dataset(
+        strip = gr.Dataset(
             label="Examples",
             components=[gr.Image(visible=False, format="png")],
             samples=[[str(file)] for file in files],
             type="index",
             elem_classes="cl-examples",
         )
+        gr.HTML(example_names(names), elem_classes="cl-example-names", padding=False)
+    return strip
 
 
 def run_and_stop() -> tuple[gr.Button, gr.Button]:
@@ -107,7 +114,9 @@ def run_and_stop() -> tuple[gr.Button, gr.Button]:
         run = gr.Button("Run", variant="primary", elem_id="run")
         stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
     gr.HTML(
-        '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops</p>',
+        '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops, '
+        '<button type="button" data-cl="keys" aria-label="All keys"><kbd>?</kbd></button> '
+        "shows all keys</p>",
         elem_classes="cl-hint",
     )
     return run, stop

@@ -1,0 +1,167 @@
+"""What a visitor sees and presses: results in sight, keys, focus, the enlarged view, leaving."""
+
+from typing import Any
+
+import pytest
+
+from tests.apps.web import test_browser
+from tests.apps.web.conftest import HeldRun
+from tests.apps.web.test_browser import (
+    PATIENCE_MS,
+    _finished,
+    _open_advanced,
+    _set,
+    _upload,
+    expect,
+)
+
+browser, page = test_browser.browser, test_browser.page
+canvas_address, canvas_page = test_browser.canvas_address, test_browser.canvas_page
+pytestmark = test_browser.pytestmark
+
+
+def _start_long_run(page: Any) -> None:
+    _upload(page)
+    page.locator("#run").click()
+    expect(page.locator(".cl-progress span")).to_contain_text("step 1 ", timeout=PATIENCE_MS)
+
+
+def test_a_cards_seed_is_reused_before_advanced_options_were_opened(page: Any) -> None:
+    _upload(page)
+    page.locator("#run").click()
+    card = _finished(page).first
+    seed = card.locator("code").inner_text()
+    card.get_by_role("button", name="Reuse").click()
+    _open_advanced(page)
+    expect(page.locator("#seed input")).to_have_value(seed)
+    _set(page, "seed", "-1")
+    card.get_by_role("button", name="Reuse").click()
+    expect(page.locator("#seed input")).to_have_value(seed)
+
+
+@pytest.mark.parametrize("key", ["Enter", "Control+Enter"])
+def test_stage_and_results_are_in_sight(page: Any, held: HeldRun, key: str) -> None:
+    _upload(page)
+    page.locator("#run" if key == "Enter" else "#prompt textarea").press(key)
+    expect(page.locator(".cl-progress")).to_be_in_viewport(ratio=1, timeout=PATIENCE_MS)
+    assert held.at_work.wait(60)
+    page.keyboard.press("Escape")
+    held.must_stop()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.locator("#run").press(key)  # a run that is not held
+    _finished(page)
+    expect(page.locator(".cl-bar")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".cl-made img")).to_be_in_viewport(ratio=0.5)
+
+
+def test_the_result_of_a_drawing_is_in_sight(canvas_page: Any) -> None:
+    page = canvas_page
+    expect(page.locator('#canvas button[aria-label="Brush"]')).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#canvas").scroll_into_view_if_needed()
+    test_browser._stroke(page, (0.4, 0.4), (0.6, 0.6))
+    page.locator("#run").click()
+    _finished(page)
+    expect(page.locator(".cl-bar")).to_be_in_viewport(ratio=1)
+
+
+def test_a_visitor_who_scrolls_away_is_left_alone(page: Any, held: HeldRun) -> None:
+    _start_long_run(page)
+    page.mouse.move(200, 400)
+    page.mouse.wheel(0, 3000)
+    page.wait_for_function("scrollY > 100")
+    page.wait_for_timeout(200)
+    there = page.evaluate("scrollY")
+    page.keyboard.press("Escape")
+    held.must_stop()
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    most = page.evaluate("document.documentElement.scrollHeight - innerHeight")
+    assert abs(page.evaluate("scrollY") - min(there, most)) < 200
+
+
+def test_the_focus_follows_from_run_to_stop_and_back(page: Any, held: HeldRun) -> None:
+    _upload(page)
+    page.locator("#run").press("Enter")
+    expect(page.locator("#stop")).to_be_focused(timeout=PATIENCE_MS)
+    assert held.at_work.wait(60)
+    page.keyboard.press("Enter")  # on Stop
+    held.must_stop()
+    expect(page.locator("#run")).to_be_focused(timeout=PATIENCE_MS)
+
+
+def test_escape_closes_what_covers_the_page_before_it_stops_a_run(page: Any, held: HeldRun) -> None:
+    _start_long_run(page)
+    page.locator('#image button[aria-label="Fullscreen"]').click()
+    expect(page.locator("#image.fullscreen")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#image.fullscreen")).to_have_count(0)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.wait_for_timeout(300)
+    expect(page.locator("#stop")).to_have_text("Stop")
+    assert not held.ended.is_set()
+    page.keyboard.press("Escape")
+    held.must_stop()
+
+
+def test_a_reload_during_a_run_asks(page: Any, held: HeldRun) -> None:
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    _start_long_run(page)
+    page.evaluate("void location.reload()")
+    page.wait_for_timeout(500)
+    assert asked == ["beforeunload"] and not held.ended.is_set()
+    page.locator("#stop").click()
+    held.must_stop()
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    page.reload()
+    expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+    assert asked == ["beforeunload"], "nothing runs, so nothing is asked"
+
+
+def test_a_question_mark_is_typed_into_a_prompt(page: Any) -> None:
+    page.locator("#prompt textarea").press_sequentially("what?")
+    expect(page.locator("#prompt textarea")).to_have_value("what?")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_the_enlarged_view_has_arrows_and_saves(page: Any) -> None:
+    _upload(page)
+    page.locator("#run").click()
+    _finished(page)
+    page.locator(".cl-made .cl-zoom").click()
+    view = page.get_by_role("dialog", name="Enlarged picture")
+    shown = view.locator("img")
+    expect(view).to_contain_text("Generated")
+    first = shown.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    expect(shown).not_to_have_attribute("src", first)
+    page.keyboard.press("ArrowLeft")
+    expect(shown).to_have_attribute("src", first)
+    seen = set()
+    for _ in range(3):
+        seen.add(shown.get_attribute("src"))
+        view.get_by_role("button", name="Next picture").click()
+    assert len(seen) == 3 and shown.get_attribute("src") == first, "round and round"
+    with page.expect_download() as download:
+        view.get_by_role("link", name="Save PNG").click()
+    assert download.value.suggested_filename.startswith("canny2image-")
+    view.get_by_role("button", name="Close").click()
+    expect(view).to_have_count(0)
+    expect(page.locator(".cl-made .cl-zoom")).to_be_focused()
+
+
+def test_the_wipe_follows_a_pointer_on_the_picture(page: Any) -> None:
+    _upload(page)
+    page.locator("#run").click()
+    card = _finished(page).first
+    card.locator(".cl-compare summary").click()
+    pair = card.locator(".cl-pair")
+    pair.scroll_into_view_if_needed()
+    box = pair.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 9, steps=4)
+    page.mouse.up()
+    assert float(card.locator("input[type=range]").input_value()) == pytest.approx(25, abs=1)
