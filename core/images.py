@@ -33,8 +33,13 @@ from core.png_chunks import DAMAGED, read_bytes, without_text
 LOGGER = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
-"""Of their files, in lower or upper case."""
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".heic", ".heif"),
+)
+"""Of their files and of HEIC's, in lower or upper case."""
+BROWSER_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF")
+"""Those that every browser shows."""
 MAX_PIXELS = 40_000_000
 """Larger than any camera most people own, small enough to decode in a second or so."""
 MAX_JPEG_PIXELS, MAX_PROGRESSIVE_PIXELS = 210_000_000, 100_000_000
@@ -156,6 +161,8 @@ def open_picture(data: bytes) -> Image.Image:
     """
     if not data:
         raise BadInput("The file is empty; please choose a picture (PNG, JPEG, WebP, ...).")
+    if _is_heic(data):
+        return _open_heic(data)
     foreign = _foreign_format(data)
     if foreign:
         raise BadInput(f"{foreign} files cannot be read here. {_ASK_FOR}")
@@ -170,8 +177,8 @@ def open_picture(data: bytes) -> Image.Image:
         if _is_ours(data):
             raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
         raise BadInput(
-            "This file is not an image we can read; please choose a PNG, JPEG, WebP, AVIF, BMP, "
-            "TIFF or GIF."
+            "This file is not an image we can read; please choose a PNG, JPEG, WebP, AVIF, HEIC, "
+            "BMP, TIFF or GIF."
         ) from error
     except DAMAGED as error:
         raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
@@ -202,14 +209,32 @@ def _foreign_format(data: bytes) -> str:
         return "JPEG XL"
     if data.startswith(RAW_SIGNATURES):
         return "Camera raw"
+    return ""
+
+
+def _is_heic(data: bytes) -> bool:
+    """Tell whether the first bytes are those of HEIF with HEVC inside, an iPhone's photograph."""
     brands = data[8:64]
-    if (
+    return (
         data[4:8] == b"ftyp"
         and b"avi" not in brands
-        and any(b in brands for b in (b"hei", b"hev", b"mif1", b"msf1"))
-    ):
-        return "HEIC (iPhone)"
-    return ""
+        and any(one in brands for one in (b"hei", b"hev", b"mif1", b"msf1"))
+    )
+
+
+def _open_heic(data: bytes) -> Image.Image:
+    """Read the header of a HEIC; libheif turns it upright.
+
+    Raises:
+        BadInput: it is incomplete or damaged.
+    """
+    from pillow_heif.as_plugin import HeifImageFile  # noqa: PLC0415 - few pictures need it
+
+    try:
+        picture: Image.Image = HeifImageFile(io.BytesIO(data))
+    except DAMAGED as error:
+        raise BadInput(f"The HEIC file is incomplete or damaged. {_ASK_FOR}") from error
+    return picture
 
 
 def _is_ours(data: bytes) -> bool:

@@ -36,7 +36,7 @@ MAP_NAMES = ("conditioning_image", "conditioning_image_file_name")
 """What the control map is called there; datasets opens columns that end in _file_name."""
 FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
 """Made beside pictures by macOS, Synology's and QNAP's file servers (thumbnails), and Windows."""
-OTHER_SUFFIXES = (".jfif", ".jpe", ".heic", ".heif", ".jxl", ".psd", ".svg", ".pdf", ".tga")
+OTHER_SUFFIXES = (".jfif", ".jpe", ".jxl", ".psd", ".svg", ".pdf", ".tga")
 """Pictures by other names, and those that cannot be read: tried, so that they are named."""
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """How Windows' editors mark UTF-16; UTF-8's own mark is taken off in any case."""
