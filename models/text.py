@@ -11,9 +11,11 @@ Chunks and weights are AUTOMATIC1111's (modules/sd_hijack_clip.py and sd_emphasi
 """
 
 import copy
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,6 +115,18 @@ def _numbers(tokenizer: Any, chunk: _Chunk) -> list[int]:
     """Return a chunk's 77 token numbers."""
     row = [tokenizer.bos_token_id, *(one.number for one in chunk), tokenizer.eos_token_id]
     return row + [tokenizer.pad_token_id] * (CHUNK_TOKENS + 2 - len(row))
+
+
+def merges_in(folder: Path) -> list[str]:
+    """Return the merges of CLIP's tokenizer, "a b" each, the first first; [] if none are here."""
+    whole, merges = folder / "tokenizer.json", folder / "merges.txt"
+    if merges.is_file():
+        lines = merges.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.strip() and not line.startswith("#version")]
+    if not whole.is_file():
+        return []
+    found = json.loads(whole.read_text(encoding="utf-8"))["model"]["merges"]
+    return [one if isinstance(one, str) else " ".join(one) for one in found]
 
 
 # Tokens and chunks

@@ -18,7 +18,7 @@ from core.errors import BadInput
 
 CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHANNEL_ORDERS = ("", "rgb", "bgr")
-INHERITED = ("prompts", "min_resolution", "max_resolution", "defaults")
+INHERITED = ("prompts", "words", "min_resolution", "max_resolution", "defaults")
 """Fields that a card inherits from its base's card unless it has them itself."""
 BASE_ONLY = ("base", "preview_matrix", "extras")
 """Fields of the base, which only its own card may have."""
@@ -88,6 +88,8 @@ class Card:
     to the decoder at loading if empty."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """GenerationRequest fields whose default this model changes."""
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Words and phrases by group: all that the model knows, if these are few; else empty."""
     base_of: str = ""
     """Name of the card whose base this one uses; empty for a base of its own."""
     base: Source | None = None
@@ -160,6 +162,9 @@ def read_card(path: Path) -> Card:
             tuple(map(float, row)) for row in facts.get("preview_matrix", ())
         )
         facts["prompts"] = tuple(map(str, facts["prompts"]))
+        facts["words"] = {
+            group: tuple(map(str, words)) for group, words in facts.get("words", {}).items()
+        }
         if "base" in facts:
             facts["base"] = _source(facts["base"], path)
         for kind in ("controls", "extras"):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from core.pipeline import Pipeline
 from core.prompt_syntax import MOST_TOKENS
 from core.request import GenerationRequest, GenerationResult
 from models.networks import DiffusersNetworks
-from models.text import Inversion
+from models.text import Inversion, merges_in
 from tests.models import webui_prompts
 from tests.models.webui_prompts import LONG, PROMPTS
-from tests.tiny_networks import TEXT_WIDTH, tiny_networks
+from tests.tiny_networks import MERGES, TEXT_WIDTH, tiny_networks
 
 WEBUI = load_file(webui_prompts.FILE)
 TINY = replace(tiny_networks(), text_encoder=webui_prompts.text_encoder(webui_prompts.MEAN))
@@ -155,6 +156,16 @@ def test_any_prompt_has_whole_chunks_and_no_token_is_lost(words: list[str]) -> N
     assert torch.isfinite(found).all()
     assert len(found) % 77 == 0 and used <= len(found) // 77 * 75
     assert used >= min(MOST_TOKENS, sum(one in ("the", "red") for one in words)) or dropped
+
+
+def test_merges_are_read_from_either_file_and_there_may_be_none(tmp_path: Path) -> None:
+    assert merges_in(tmp_path) == []
+    TINY.tokenizer.save_pretrained(tmp_path)
+    assert merges_in(tmp_path) == MERGES
+    lines = ["#version: 0.2", *MERGES, ""]
+    (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "tokenizer.json").unlink()
+    assert merges_in(tmp_path) == MERGES
 
 
 # Requests of different lengths at the same time

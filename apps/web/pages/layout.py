@@ -12,6 +12,7 @@ from apps.web.html import results
 from apps.web.jobs.compare import rivals
 from apps.web.jobs.job import Job
 from apps.web.pages.endpoint import Endpoint
+from apps.web.pages.prompt import place_help
 from apps.web.pages.runs import CurrentJob
 from apps.web.pages.widgets import (
     PRIVATE,
@@ -154,6 +155,7 @@ class Layout:
         prompts = self._suite.card(self._suite.model).prompts
         hint = f"For example: {prompts[0]}" if prompts else ""
         self._add("prompt", lines=2, placeholder=hint)
+        place_help(self._suite)
         self.run_button, self.stop_button = run_and_stop()
         button, choice = self.comparison(self._suite.model)
         with gr.Row(elem_classes="cl-against"):

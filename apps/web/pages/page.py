@@ -14,6 +14,7 @@ from apps.web.jobs.request import given_drawing
 from apps.web.pages.endpoint import answer, offer
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
+from apps.web.pages.prompt import wire_help
 from apps.web.pages.runs import CurrentJob, Runs
 from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, plain_errors, runs_at_once
 from apps.web.suite import Suite
@@ -39,6 +40,7 @@ class Page:
         self.runs = Runs(app, suite, send_to, self.layout.result_cards)
         self._wire_runs()
         self._wire_settings()
+        wire_help(blocks, self.layout.fields)
         controls.wire(self.layout.fields, self._with_picture)
         if self.layout.canvas is None:
             self._wire_sent(blocks)

@@ -47,6 +47,19 @@ def test_the_families_of_controls_share_one_base(shipped: dict[str, Card]) -> No
         assert reversed_ == ({"normal"} if name == "sd15_v10" else set())
 
 
+def test_a_card_with_few_words_lists_them_and_others_of_its_base_have_them_too(
+    shipped: dict[str, Card], tmp_path: Path
+) -> None:
+    assert "sunset" in " ".join(shipped["diorama"].words["Skies"]).split()
+    assert not shipped["sd15"].words and not shipped["sd15_plus"].words
+    (tmp_path / "tiny.toml").write_text(f'{CARD}\n[words]\nThings = ["ball"]', encoding="utf-8")
+    (tmp_path / "more.toml").write_text(OTHER_CARD.format(base="tiny"), encoding="utf-8")
+    assert read_card(tmp_path / "more.toml").words == {"Things": ("ball",)}
+    (tmp_path / "tiny.toml").write_text(f'words = ["ball"]\n{CARD}', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"tiny\.toml has a malformed value"):
+        read_card(tmp_path / "tiny.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -1,6 +1,7 @@
 """Scenes are a function of their seed, and the renderer's ground truth follows from geometry."""
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 import apps
 import models
+from models.catalog.cards import read_card
+from models.catalog.paths import MODELS
 from training.diorama.renderer import render
 from training.diorama.world import (
     ADE20K,
@@ -52,6 +55,16 @@ def ball_scene(distance: float = 5.0, radius: float = 1.0) -> Scene:
         cartoon=False,
         night=False,
     )
+
+
+@pytest.mark.slow
+def test_the_card_lists_every_word_of_the_captions_and_no_other():
+    """The rarest, "cones", is first in scene 839."""
+    spoken = {
+        word for seed in range(840) for word in re.findall("[a-z]+", make_scene(seed).caption)
+    }
+    listed = read_card(MODELS / "diorama.toml").words
+    assert {word for group in listed.values() for text in group for word in text.split()} == spoken
 
 
 def test_same_seed_same_picture():
