@@ -6,18 +6,24 @@ InvokeAI, ComfyUI and others (core/other_tools.py). What is read is untrusted: n
 unknown names are listed and ignored.
 """
 
+import base64
+import io
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from PIL import Image
+
 from core import other_tools, webui
-from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.condition import ALREADY_A_MAP, Condition, PixelMask, RGBImage
 from core.errors import BadInput
 from core.exif_texts import read_exif_texts
-from core.images import open_picture
+from core.images import bright, open_picture, read_image
 from core.modes import MODES
+from core.original import original_of
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
 from core.png_chunks import is_cut_off, read_bytes, read_texts, without_text, write_png
@@ -25,7 +31,11 @@ from core.prompt_syntax import unapplied_note
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, without_shut_window
 
+LOGGER = logging.getLogger(__name__)
+
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
+LONGEST_MASK = 100_000
+"""Characters of a mask; painted ones have about a thousand."""
 SCHEMA = 1
 """Version of the JSON's layout; later versions keep the fields of earlier ones."""
 KEYWORDS = (
@@ -73,19 +83,35 @@ def _settings(result: GenerationResult, index: int) -> dict[str, Any]:
         for control, made in zip(others, result.controls[1:], strict=True)
     ]
     this_image = {"seed": result.seeds[index], "num_samples": 1}
-    return {
-        "schema": SCHEMA,
-        "condition": first.condition.name,
-        "request": _values(first) | _values(result.request) | this_image | _params(first),
-        "seed": result.seeds[index],
-        "model": result.model,
-        "hashes": result.hashes,
-        "device": result.device,
-        "dtype": result.dtype,
-        "width": result.width,
-        "height": result.height,
-        "score": asdict(result.scores[index]),
-    } | ({"further": further} if further else {})
+    return (
+        {
+            "schema": SCHEMA,
+            "condition": first.condition.name,
+            "request": _values(first) | _values(result.request) | this_image | _params(first),
+            "seed": result.seeds[index],
+            "model": result.model,
+            "hashes": result.hashes,
+            "device": result.device,
+            "dtype": result.dtype,
+            "width": result.width,
+            "height": result.height,
+            "score": asdict(result.scores[index]),
+        }
+        | ({"further": further} if further else {})
+        | _mask(result)
+    )
+
+
+def _mask(result: GenerationResult) -> dict[str, Any]:
+    """Return the mask at the result's size, as a PNG of one bit a pixel in base64."""
+    original = original_of(result.request, (result.width, result.height))
+    if original is None or original.mask is None:
+        return {}
+    memory = io.BytesIO()
+    Image.fromarray(original.mask).save(memory, "PNG", optimize=True)
+    encoded = base64.b64encode(memory.getvalue()).decode()
+    # No brush leaves as much; with more, no reader would take the text.
+    return {"mask": encoded} if len(encoded) <= LONGEST_MASK else {}
 
 
 def _values(record: ControlRequest | GenerationRequest) -> dict[str, Any]:
@@ -199,6 +225,23 @@ def read_controls(
         notes += more + _fit_to(condition, settings, name)
         found.append((condition.name, settings | {"own_picture": bool(entry.get("own_picture"))}))
     return found, notes
+
+
+def read_mask(source: str | Path | bytes) -> PixelMask | None:
+    """Read the mask (H, W) that a picture of ours was made with, at the picture's size.
+
+    None if it was made without one, or if what is there is none: it is untrusted.
+    """
+    stored = parsed(_texts_in(source).get("controlloop", ""))
+    encoded = stored.get("mask") if isinstance(stored, dict) else None
+    if not isinstance(encoded, str) or len(encoded) > LONGEST_MASK:
+        return None
+    try:
+        mask = bright(read_image(base64.b64decode(encoded, validate=True))[0])
+    except (BadInput, ValueError) as error:
+        LOGGER.info("The mask in a picture could not be read: %s", error)
+        return None
+    return mask if mask.any() else None
 
 
 def read_hashes(source: str | Path | bytes) -> dict[str, str]:

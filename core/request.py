@@ -13,7 +13,7 @@ import numpy as np
 from core.condition import ALREADY_A_MAP, Condition, ControlMap, PixelMask, RGBImage, Score
 from core.errors import BadInput
 from core.guidance import BALANCED, CONTROL_MODES
-from core.images import CROP_AND_RESIZE, RESIZE_MODES, center_crop_to_aspect
+from core.images import CROP_AND_RESIZE, RESIZE_MODES, center_crop_to_aspect, fit_size
 from core.modes import MODES, PREVIEW_STEPS
 from core.params import bounded, checked, choice, settings_of, text, toggle
 from core.sampling import steps_taken
@@ -217,7 +217,7 @@ class GenerationRequest:
     # fmt: on
     mask: PixelMask | None = None
     """(H, W), of the first control's picture: true where it may change, the rest stays; None
-    changes all of it. Any size of the picture's aspect ratio."""
+    changes all of it. Any size of the picture's aspect ratio, or the result's."""
 
     def __post_init__(self) -> None:
         if not self.controls:
@@ -237,7 +237,7 @@ class GenerationRequest:
         if self.changes_picture:
             _check_original(self.controls[0])
         if self.mask is not None:
-            _check_mask(self.mask, self.controls[0].image)
+            _check_mask(self.mask, self.controls[0].image, self.image_resolution)
 
     @classmethod
     def single(cls, condition: Condition, image: RGBImage, **settings: Any) -> "GenerationRequest":
@@ -277,13 +277,14 @@ def _check_original(control: ControlRequest) -> None:
         )
 
 
-def _check_mask(mask: object, picture: RGBImage) -> None:
+def _check_mask(mask: object, picture: RGBImage, resolution: int) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2:
         raise BadInput("The mask must be an array of true and false, shape (height, width).")
     if not mask.any():
         raise BadInput("The mask is empty: please paint over what may change, or leave it out.")
-    if center_crop_to_aspect(mask, picture).shape != mask.shape:
-        (high, wide), (height, width) = mask.shape, picture.shape[:2]
+    (high, wide), (height, width) = mask.shape, picture.shape[:2]
+    of_result = (wide, high) == fit_size(width, height, resolution)
+    if not of_result and center_crop_to_aspect(mask, picture).shape != mask.shape:
         raise BadInput(
             f"The mask has {wide} x {high} pixels and the picture {width} x {height}: please make "
             "it for this picture, with the same aspect ratio."

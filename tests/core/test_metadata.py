@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL.ExifTags import Base as ExifTag
 from PIL.PngImagePlugin import PngInfo
 
 from core.images import read_image
-from core.metadata import SCHEMA, read_settings, save_png
+from core.metadata import SCHEMA, read_mask, read_settings, save_png
 from core.request import GenerationRequest
 
 PROMPT = "a ball\nNegative prompt: not this one\n“ünï” 🎈 <script>${x}</script> \0 end"
@@ -71,6 +72,44 @@ def test_the_settings_make_the_same_picture_again(pipeline, condition, image, re
     assert len(again.images) == 1
     assert np.array_equal(again.images[0], result.images[1])
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (300, 400)])
+def test_a_mask_is_kept_too_so_that_the_picture_can_be_made_again(pipeline, condition, shape):
+    """Also at another aspect ratio, where the result's sides are rounded to 64."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    mask = np.zeros(shape, bool)
+    mask[40:150, 33:131] = True
+    given = {"denoising_strength": 0.75, "mask_blur": 2, "steps": 4, "seed": 5}
+    given |= {"image_resolution": 256, "params": condition.annotator.params(level=99)}
+    made = pipeline.generate(GenerationRequest.single(condition, image, mask=mask, **given))
+    file = io.BytesIO()
+    save_png(file, made.images[0], made, 0)
+    fields, _ = read_settings(file.getvalue(), condition)
+    fields["params"] = condition.annotator.params(**fields["params"])
+    kept = read_mask(file.getvalue())
+    assert kept.shape == (made.height, made.width)
+    again = pipeline.generate(GenerationRequest.single(condition, image, mask=kept, **fields))
+    assert np.array_equal(again.images[0], made.images[0])
+    assert len(file.getvalue()) - len(Image.open(file).tobytes()) < 20_000
+
+
+@pytest.mark.parametrize("stored", [7, [], "", "no base64", "AAAA", "A" * 200_000, None])
+def test_a_mask_that_is_none_is_none(stored):
+    text = json.dumps({"schema": SCHEMA, "request": {}, "mask": stored})
+    assert read_mask(with_texts(controlloop=text)) is None
+    assert read_mask(with_texts()) is None
+
+
+def test_a_mask_of_noise_is_left_out(pipeline, condition, image):
+    """It would make the text longer than is read."""
+    noise = np.random.default_rng(0).random((1280, 1280)) < 0.5
+    request = GenerationRequest.single(condition, image, mask=noise, image_resolution=768, steps=1)
+    result = replace(pipeline.generate(request), width=1280, height=1280)
+    file = io.BytesIO()
+    save_png(file, result.images[0], result, 0)
+    assert read_mask(file.getvalue()) is None and read_settings(file.getvalue(), condition)[0]
 
 
 def test_the_chunks_hold_what_the_contract_says(result):

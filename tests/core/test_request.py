@@ -112,8 +112,9 @@ def test_a_drawing_or_a_map_is_no_picture_to_change(condition, picture, asked):
 
 
 def test_a_mask_may_have_another_size_of_the_same_shape(condition, picture):
-    mask = np.ones((24, 24), bool)
-    assert GenerationRequest.single(condition, picture, mask=mask).changes_picture
+    for shape in ((24, 24), (64, 64), (512, 512)):
+        mask = np.ones(shape, bool)
+        assert GenerationRequest.single(condition, picture, mask=mask).changes_picture
     assert not GenerationRequest.single(condition, picture).changes_picture
 
 
