@@ -1,7 +1,7 @@
 """What stands under a page's prompt: its tokens counted, unknown words named, known ones on offer.
 
-All of it happens in the browser (html/prompt.js), which asks here once for a model's words and for
-its tokenizer's merges.
+All of it happens in the browser (html/components/prompt.js), which asks here once for a model's
+words and for its tokenizer's merges.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from apps.web.suite import Suite
 from core.errors import BadInput
 from models.text import merges_in
 
-HTML = Path(__file__).resolve().parents[1] / "html"
+COMPONENTS = Path(__file__).resolve().parents[1] / "html" / "components"
 TEMPLATE = """
 <p data-part="tokens"></p>
 <p data-part="unknown" role="status"></p>
@@ -27,7 +27,7 @@ TOLD = """(prompt, added, model) => {
   window.clPrompt = { prompt, added, model };
   window.clShowPrompt?.();
 }"""
-"""Hands the prompt to html/prompt.js, without the server."""
+"""Hands the prompt to html/components/prompt.js, without the server."""
 
 
 def place_help(suite: Suite) -> gr.HTML:
@@ -50,8 +50,8 @@ def place_help(suite: Suite) -> gr.HTML:
 
     return gr.HTML(
         html_template=TEMPLATE,
-        css_template=(HTML / "prompt.css").read_text(encoding="utf-8"),
-        js_on_load=(HTML / "prompt.js").read_text(encoding="utf-8"),
+        css_template=(COMPONENTS / "prompt.css").read_text(encoding="utf-8"),
+        js_on_load=(COMPONENTS / "prompt.js").read_text(encoding="utf-8"),
         server_functions=[prompt_facts, token_merges],
         apply_default_css=False,
         elem_id="prompt_help",

@@ -14,7 +14,7 @@ from models.catalog.paths import MODELS
 from models.text import _chunks, fit_prompt, merges_in
 from tests.apps.web.test_browser import CHROMIUM, QUIET, playwright
 
-SCRIPT = Path(__file__).resolve().parents[4] / "apps" / "web" / "html" / "prompt.js"
+SCRIPT = Path(__file__).resolve().parents[5] / "apps" / "web" / "html" / "components" / "prompt.js"
 PROMPTS = [
     "",
     "a red ball, a (blue:1.3) box and a [tree]",
