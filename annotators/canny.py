@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from annotators._map_checks import line_map_warning
+from annotators._strokes import line_editor
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in, tolerant_f1
 from core.images import grey_map
@@ -134,4 +135,5 @@ ANNOTATOR = Annotator(
     webui=WebUINames(
         {"canny": "Canny"}, ("canny",), thresholds=("low_threshold", "high_threshold")
     ),
+    editor=line_editor(2),
 )

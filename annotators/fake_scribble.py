@@ -11,6 +11,7 @@ from annotators import hed
 from annotators._diorama import HELP, doubt
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import detector_preprocessor
+from annotators._strokes import line_editor
 from annotators.scribble import draw_fake, fake_scribble, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, WebUINames
 
@@ -49,4 +50,5 @@ ANNOTATOR = Annotator(
         },
         ("scribble",),
     ),
+    editor=line_editor(6),
 )

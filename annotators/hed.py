@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from annotators._diorama import HELP, doubt, is_flat, predict, resize_like
 from annotators._map_checks import line_map_warning, require_finite
 from annotators._pretrained import detector_preprocessor, load_detector, run_detector
+from annotators._strokes import line_editor
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import ms_ssim
 from core.images import grey_map
@@ -109,4 +110,5 @@ ANNOTATOR = Annotator(
         },
         ("softedge", "hed"),
     ),
+    editor=line_editor(4),
 )

@@ -14,6 +14,7 @@ import numpy as np
 
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import detector_preprocessor, load_detector, run_detector
+from annotators._strokes import line_editor
 from annotators.hed import as_map, is_faint, score
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, WebUINames
 from core.params import bounded, checked
@@ -100,4 +101,5 @@ ANNOTATOR = Annotator(
         },
         ("lineart",),
     ),
+    editor=line_editor(2),
 )

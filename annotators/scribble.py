@@ -5,6 +5,7 @@ becomes one as a fake scribble: soft edges, thinned to their ridges and thickene
 (annotator/hed/__init__.py and gradio_fake_scribble2image.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from annotators import hed
 from annotators._diorama import doubt
 from annotators._map_checks import line_map_warning
+from annotators._strokes import check_strokes_edit, draw_strokes
 from core.condition import (
     Annotator,
     ControlMap,
+    Editor,
     Preprocessor,
     RGBImage,
     Score,
@@ -124,6 +127,11 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
     return Score(100 * f1, "stroke F1", {"stroke F1": f1})
 
 
+def draw_edit(edit: Mapping[str, Any], control_map: ControlMap) -> ControlMap:
+    """Draw an edit's strokes over a map, white, or black where they erase."""
+    return _as_map(lines_in(draw_strokes(edit, control_map)))
+
+
 ANNOTATOR = Annotator(
     name="scribble",
     preprocessors=(Preprocessor("Drawing", draw),),
@@ -135,6 +143,7 @@ ANNOTATOR = Annotator(
     map_warning=line_map_warning(
         "strokes", " If the picture is a photograph, use Fake scribbles.", MAX_STROKES
     ),
+    editor=Editor("strokes", check_strokes_edit, draw_edit, facts={"over": True, "width": 6}),
     webui=WebUINames(
         {
             "invert (from white bg & black line)": "Drawing",
@@ -149,5 +158,6 @@ CANVAS = replace(
     preprocessors=(Preprocessor("Drawing", draw_from_canvas),),
     params=CanvasParams,
     map_warning=no_warning,
+    editor=Editor("strokes", check_strokes_edit, draw_edit),
 )
 """For drawings made on the page's canvas."""

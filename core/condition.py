@@ -100,6 +100,27 @@ class WebUINames:
 
 
 @dataclass(frozen=True)
+class Editor:
+    """How a person changes a map: by vectors in a JSON object, an edit (apps/README.md, "Edits").
+
+    Every edit has "size": [width, height]; its coordinates are pixels of a picture of that size,
+    and `draw` scales them to the map's.
+    """
+
+    name: str
+    """Of its file in apps/web/html/canvas/, without the suffix."""
+    check: Callable[[Mapping[str, Any]], dict[str, Any]]
+    """check(raw edit) -> the edit with every value checked. Raises BadInput."""
+    draw: Callable[[Mapping[str, Any], ControlMap], ControlMap]
+    """draw(checked edit, map so far) -> the edited map, of the same size; never edits its input."""
+    begin: Callable[[Preprocessor, RGBImage, Any], dict[str, Any]] | None = None
+    """begin(preprocessor, picture, params) -> the edit that stands for what is found in the
+    picture, such as its skeletons; None if an edit is drawn over the map instead."""
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What the page's part needs to know, such as names and colours; as JSON."""
+
+
+@dataclass(frozen=True)
 class Annotator:
     """Draws control maps, and says how they are resized, shown and compared."""
 
@@ -130,6 +151,8 @@ class Annotator:
     map_warning: Callable[[ControlMap], str] = no_warning
     """A sentence if the map does not look like one of its kind; "" otherwise."""
     webui: WebUINames = field(default_factory=WebUINames)
+    editor: Editor | None = None
+    """How its maps are edited in the page; None if they are not."""
 
 
 @dataclass(frozen=True)

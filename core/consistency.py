@@ -58,13 +58,27 @@ class Extractor:
         size: tuple[int, int],
         resolution: int | None = None,
     ) -> ControlMap:
-        height, width = image.shape[:2]
-        drawn_at = size
-        if self.detect_resolution is not None:
-            resolution = self.detect_resolution
-            drawn_at = fit_size(width, height, resolution)
-        drawn = preprocessor.draw(resize(image, drawn_at, resolution), self.params)
+        drawn = preprocessor.draw(self._looked_at(image, size, resolution), self.params)
         return resize_map(drawn, size, self.annotator.interpolation)
+
+    def _looked_at(
+        self, image: RGBImage, size: tuple[int, int], resolution: int | None
+    ) -> RGBImage:
+        """Return the picture at the size that its map is drawn at."""
+        height, width = image.shape[:2]
+        if self.detect_resolution is None:
+            return resize(image, size, resolution)
+        drawn_at = fit_size(width, height, self.detect_resolution)
+        return resize(image, drawn_at, self.detect_resolution)
+
+    def begin_edit(
+        self, image: RGBImage, size: tuple[int, int], resolution: int | None = None
+    ) -> dict[str, Any]:
+        """Return the edit that stands for what is found in a picture; {} if the editor has none."""
+        begin = self.annotator.editor and self.annotator.editor.begin
+        if not begin:
+            return {}
+        return begin(self.preprocessor, self._looked_at(image, size, resolution), self.params)
 
     def reextract_and_score(
         self, image: RGBImage, control_map: ControlMap

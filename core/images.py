@@ -7,7 +7,6 @@ Between modules a picture is a uint8 array (H, W, 3) RGB; for the networks a con
 import io
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,6 @@ SIXTEEN_TO_EIGHT = 257
 
 OPAQUE = 254
 """Of 255: some tools keep a picture's settings in alpha's lowest bit ("stealth" PNG)."""
-OPAQUE_ENOUGH = 64
-"""Of 255: below it is the soft rim of a brush."""
-
 PAPER, NOTHING = 255, 0
 """Grey levels for transparent parts: white paper under a picture; nothing drawn, on a ready map."""
 UPRIGHT = {
@@ -365,22 +361,6 @@ def _to_srgb(picture: Image.Image, profile: bytes | None, notes: list[str]) -> I
         except (ImageCms.PyCMSError, OSError):
             notes.append("The picture's colour profile could not be used; colours may differ.")
     return picture.convert("RGB")
-
-
-def read_strokes(layers: Sequence[NDArray[np.uint8]]) -> RGBImage:
-    """Return what was drawn on a canvas's layers, each uint8 (H, W, 4), in black on white.
-
-    Any colour counts, and a half-transparent brush; a picture below the layers does not.
-
-    Raises:
-        BadInput: nothing was drawn.
-    """
-    opacity = [layer[:, :, 3] for layer in layers]
-    drawn = np.max(opacity, axis=0) >= OPAQUE_ENOUGH if opacity else np.zeros((1, 1), bool)
-    if not drawn.any():
-        raise BadInput("The canvas is empty: please draw something first.")
-    paper = np.where(drawn, 0, 255).astype(np.uint8)
-    return grey_map(paper)
 
 
 def bright(picture: RGBImage) -> PixelMask:

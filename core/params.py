@@ -12,6 +12,7 @@ to them.
             checked(self)
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -158,7 +159,43 @@ class Text:
         return cut, f"{self.label} was cut to {self.max_length} characters"
 
 
-Setting = Bounds | Choice | Toggle | Text
+@dataclass(frozen=True)
+class Json:
+    """A JSON object, of at most `max_length` characters as text; None if there is none."""
+
+    label: str
+    help: str
+    max_length: int
+    order: Order = Order()
+    default: None = None
+
+    def check(self, value: object) -> dict[str, Any] | None:
+        """Return the object, given as itself or as text; an empty text or object is None."""
+        refused = BadInput(f"{self.label} must be a JSON object, or empty.")
+        try:
+            text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+            if len(text) > self.max_length:
+                raise BadInput(
+                    f"{self.label} has over {self.max_length:,} characters; please simplify it."
+                )
+            found = json.loads(text, parse_constant=_not_json) if text.strip() else None
+        except (TypeError, ValueError, RecursionError):
+            raise refused from None
+        if found is not None and not isinstance(found, dict):
+            raise refused
+        return found or None
+
+    def clamp(self, value: object) -> tuple[Any, str]:
+        """Return the object, unchanged."""
+        return self.check(value), ""
+
+
+def _not_json(constant: str) -> float:
+    """Refuse NaN and Infinity, which Python's reader would take."""
+    raise ValueError(constant)
+
+
+Setting = Bounds | Choice | Toggle | Text | Json
 
 
 def plain(number: float) -> str:
@@ -224,6 +261,17 @@ def text(
     """Make a field for text; max_length keeps megabytes of it out of tokenizers."""
     setting = Text(default, label, help, max_length, Order(**order))
     return field(default=default, metadata={"setting": setting})
+
+
+def json_object(
+    label: str,
+    help: str = "",  # noqa: A002
+    max_length: int = 1_000_000,
+    **order: int,
+) -> Any:
+    """Make a field for a JSON object, None by default."""
+    setting = Json(label, help, max_length, Order(**order))
+    return field(default=None, metadata={"setting": setting})
 
 
 def settings_of(record_type: type) -> dict[str, Setting]:

@@ -8,7 +8,9 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from core.batching import MOST_ADMITTED, Admission, Batcher
 from core.condition import (
@@ -166,6 +168,19 @@ class Pipeline:
         control = _resolved_control(request.controls[0], request)
         return _control_map(_extractor(control), control, request)
 
+    def begin_edit(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return the edit that stands for the first control's detected map; {} for none.
+
+        Raises:
+            BadInput: the picture cannot be fitted or looked at.
+            DeviceUnavailable: memory ran out.
+        """
+        control = _resolved_control(request.controls[0], request)
+        with oom_as_device_unavailable():
+            return _extractor(control).begin_edit(
+                control.image, _size(request), request.image_resolution
+            )
+
     def generate(
         self,
         request: GenerationRequest,
@@ -275,9 +290,14 @@ def resolved(request: GenerationRequest) -> GenerationRequest:
     """Return the request with its seed drawn and every control's open settings filled in."""
     return replace(
         request,
-        seed=secrets.randbelow(LARGEST_DRAWN_SEED + 1) if request.seed == -1 else request.seed,
+        seed=draw_seed() if request.seed == -1 else request.seed,
         controls=tuple(_resolved_control(control, request) for control in request.controls),
     )
+
+
+def draw_seed() -> int:
+    """Return a random seed."""
+    return secrets.randbelow(LARGEST_DRAWN_SEED + 1)
 
 
 def _resolved_control(control: ControlRequest, request: GenerationRequest) -> ControlRequest:
@@ -351,6 +371,17 @@ def _fetch_preprocessor(preprocessor: Preprocessor, reporter: ProgressReporter) 
 def _control_map(
     extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
+    editor, size = extractor.annotator.editor, _size(request)
+    if control.edit is None or editor is None:
+        return _detected_map(extractor, control, request)
+    if editor.begin:  # the edit says it all
+        return editor.draw(control.edit, np.zeros((size[1], size[0], 3), np.uint8))
+    return editor.draw(control.edit, _detected_map(extractor, control, request))
+
+
+def _detected_map(
+    extractor: Extractor, control: ControlRequest, request: GenerationRequest
+) -> ControlMap:
     size = _size(request)
     if control.resize_mode != RESIZE_AND_FILL:
         return _map_at(size, extractor, control, request.image_resolution)
@@ -378,7 +409,7 @@ def _map_at(
 def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
     """Return a warning if the picture or the map is unusual for its kind; at most one."""
     annotator, preprocessor = control.condition.annotator, _preprocessor(control)
-    given = control.preprocessor == ALREADY_A_MAP
+    given = control.preprocessor == ALREADY_A_MAP or control.edit is not None
     if not given and in_doubt(preprocessor, control.image):
         told = UNLIKE.format(name=preprocessor.name)
         return [f"{annotator.empty_message} {told}" if annotator.empty_in_doubt else told]

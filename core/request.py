@@ -5,6 +5,7 @@ Ranges and defaults are those of ControlNet v1.0's apps (lllyasviel/ControlNet, 
 A further setting is one more field here: page, endpoint, checks and PNG chunks follow the records.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +16,7 @@ from core.errors import BadInput
 from core.guidance import BALANCED, CONTROL_MODES
 from core.images import CROP_AND_RESIZE, RESIZE_MODES, center_crop_to_aspect, fit_size
 from core.modes import MODES, PREVIEW_STEPS
-from core.params import bounded, checked, choice, settings_of, text, toggle
+from core.params import bounded, checked, choice, json_object, settings_of, text, toggle
 from core.sampling import steps_taken
 
 LARGEST_SEED = 2**32 - 1
@@ -121,6 +122,11 @@ class ControlRequest:
         row=6,
     )
     """No effect if the annotator draws at output size."""
+    edit: Mapping[str, Any] | None = json_object(
+        "Edit",
+        "Changes to the control map, as vectors in JSON (apps/README.md).",
+        argument=40,
+    )
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -145,6 +151,10 @@ class ControlRequest:
             )
         if self.params is not None and not isinstance(self.params, annotator.params):
             raise BadInput(f"These map settings are not those of {annotator.name}.")
+        if self.edit is not None:
+            if annotator.editor is None:
+                raise BadInput(f"{self.condition.title}: these maps cannot be edited.")
+            object.__setattr__(self, "edit", annotator.editor.check(self.edit))
         if self.control_start >= self.control_end:
             raise BadInput(
                 f"Control start ({self.control_start:g}) must be less than "

@@ -10,7 +10,7 @@ import numpy as np
 
 from core.batching import MOST_ADMITTED
 from core.condition import ALREADY_A_MAP, Condition
-from core.errors import BadInput, SuiteError
+from core.errors import BadInput, SuiteError, WeightsMissing
 from core.networks import Networks
 from core.pipeline import Pipeline
 from core.request import DEFAULTS, Download, GenerationRequest, GenerationResult
@@ -96,6 +96,18 @@ class Suite:
         if not other:
             return ""
         return f"It was made with other weights than those here: {', '.join(other)}."
+
+    def has_preview(self, model: object) -> bool:
+        """Return whether a model can run the mode preview.
+
+        Raises:
+            BadInput: the model is not on offer.
+        """
+        try:
+            self.store.registry.require_few_step(self.card(model))
+        except WeightsMissing:
+            return False
+        return True
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
         """Return the name of the preprocessor to start with: the model card's, or the first."""

@@ -27,7 +27,6 @@ from core.images import (
     inner_size,
     pixel_perfect_resolution,
     read_image,
-    read_strokes,
     resize,
     resize_map,
     to_images,
@@ -615,31 +614,6 @@ def test_maps_become_tensors_and_pictures_come_back():
     (back,) = to_images(tensor * 2 - 1)
     assert np.array_equal(back, image)
     assert to_images(torch.tensor([[[[-9.0]], [[0.0]], [[9.0]]]]))[0].tolist() == [[[0, 128, 255]]]
-
-
-# Strokes on a canvas
-
-
-def layer(*pixels: tuple[int, int, int, tuple[int, int, int]]) -> np.ndarray:
-    """A layer of 4 x 4 with pixels of (row, column, opacity, colour)."""
-    found = np.full((4, 4, 4), (7, 9, 11, 0), np.uint8)  # colour under full transparency is noise
-    for row, column, opacity, colour in pixels:
-        found[row, column] = (*colour, opacity)
-    return found
-
-
-def test_strokes_of_all_layers_and_colours_are_black_on_white():
-    first = layer((0, 0, 255, (0, 0, 0)), (1, 1, 20, (0, 0, 0)))
-    second = layer((2, 3, 128, (255, 255, 255)))
-    found = read_strokes([first, second])
-    assert [tuple(p) for p in np.argwhere(found[:, :, 0] == 0)] == [(0, 0), (2, 3)]
-    assert found.shape == (4, 4, 3) and set(np.unique(found)) == {0, 255}
-
-
-@pytest.mark.parametrize("layers", [[], [layer()]])
-def test_an_empty_canvas_is_refused(layers):
-    with pytest.raises(BadInput, match="draw something first"):
-        read_strokes(layers)
 
 
 # Resize modes, as detectmap_proc and pixel_perfect_resolution of Mikubill/sd-webui-controlnet

@@ -170,6 +170,32 @@ def results(
 </section>"""
 
 
+def live(result: GenerationResult) -> str:
+    """Return the stage with a live picture, its maps and its score; it is not saved anywhere."""
+    control, picture = result.controls[0], result.images[0]
+    preview = control.condition.annotator.preview
+    shown = (
+        ("Control map", preview(control.control_map)),
+        ("Found in the picture", preview(control.reextracted[0])),
+    )
+    maps = "".join(
+        f'<figure class="cl-map"><img alt="{title}" src="{inline(image)}">'
+        f"<figcaption><span>{title}</span></figcaption></figure>"
+        for title, image in shown
+    )
+    size = f'width="{result.width}" height="{result.height}"'
+    score = headline_of(result.controls, result.headlines[0])
+    seconds = duration(sum(result.seconds.values()))
+    return f"""
+<section class="cl-stage cl-live cl-results" data-seconds="{sum(result.seconds.values()):.3f}">
+  <header class="cl-bar"><div class="cl-score">{score}</div>
+    <span>Live · a quick draft, {seconds} · seed {result.seeds[0]}</span></header>
+  <div class="cl-live-pair"><figure class="cl-made"><img alt="The live picture" {size}
+    src="{inline(picture)}"></figure><div>{maps}</div></div>
+  {_warnings(result.warnings)}
+</section>"""
+
+
 def _warnings(texts: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in texts if text)
     return f'<ul class="cl-warnings">{items}</ul>' if items else ""

@@ -10,16 +10,15 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, upload_folder
 from apps.web.jobs.job import Job
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.images import MAX_PIXELS, NOTHING, PAPER, bright, read_image, read_strokes
+from core.images import NOTHING, PAPER, bright, read_image
 from core.params import settings_of
-from core.request import DEFAULTS, ControlRequest, GenerationRequest
+from core.request import DEFAULTS, SETTINGS, ControlRequest, GenerationRequest
 from models.catalog.cards import Card
 
 RESULT_NAME = re.compile(r"controlloop-[0-9a-f]{32}/[\w-]+\.png")
@@ -29,8 +28,6 @@ LONGEST_DATA_URL = 2 * LARGEST_UPLOAD
 """Characters: base64 has four for three bytes, and may be broken into lines."""
 FILE_ADDRESS = "/gradio_api/file="
 """In the address of a file that Gradio serves; its path follows."""
-MOST_LAYERS = 4
-"""Of a drawing; the page's canvas has one. Each may be as large as a picture."""
 
 
 def checked_request(
@@ -71,7 +68,11 @@ def checked_control(
         ground = NOTHING
     elif condition.input == "drawing":
         ground = None  # by the lines' own brightness
-    image, notes = given_picture(given["image"], ground)
+    edit = SETTINGS["edit"].check(values.get("edit"))
+    if not path_in(given["image"]) and (edit or condition.input == "canvas"):
+        image, notes = _paper(condition, edit), list[str]()
+    else:
+        image, notes = given_picture(given["image"], ground)
     return ControlRequest(condition, image, params=params, **values), notes
 
 
@@ -148,42 +149,25 @@ def given_picture(record: object, ground: int | None = PAPER) -> tuple[RGBImage,
     return _decoded(uploaded(path), ground)
 
 
+def _paper(condition: Condition, edit: object) -> RGBImage:
+    """Return the white paper that an edit stands on where there is no picture.
+
+    Raises:
+        BadInput: there is no edit, or nothing in it, or it is not one of the condition's.
+    """
+    editor = condition.annotator.editor
+    if editor is None:
+        raise BadInput(f"{condition.title}: these maps cannot be edited; please add a picture.")
+    checked = editor.check(edit) if isinstance(edit, dict) else {}
+    if not any(value for name, value in checked.items() if name != "size"):
+        raise BadInput("The canvas is empty: please draw something first.")
+    width, height = checked["size"]
+    return np.full((height, width, 3), PAPER, np.uint8)
+
+
 def path_in(record: object) -> object:
     """Return the path in Gradio's file record {"path": ...}; None for anything else."""
     return record.get("path") if isinstance(record, dict) else None
-
-
-def given_drawing(record: object) -> RGBImage:
-    """Return what was drawn on Gradio's canvas, from its record {"layers": [{"path": ...}]}.
-
-    The canvas uploads its layers when an event needs them. They are read here, with the checks of
-    every upload, because Gradio's own reader has no size limit and no message for a bad file.
-
-    Raises:
-        BadInput: nothing was drawn, a layer is not an upload or cannot be read, or sizes differ.
-    """
-    found = record.get("layers") if isinstance(record, dict) else None
-    records = found if isinstance(found, list) else []
-    if len(records) > MOST_LAYERS:
-        raise BadInput(f"A drawing may have at most {MOST_LAYERS} layers.")
-    layers: list[NDArray[np.uint8]] = []
-    for one in records:
-        layers.append(as_layer(read_image(uploaded(path_in(one)))[0]))
-        if sum(layer.shape[0] * layer.shape[1] for layer in layers) > MAX_PIXELS:
-            raise BadInput(
-                f"The drawing has more than {MAX_PIXELS // 1_000_000} million pixels; "
-                "please shrink it."
-            )
-    if len({layer.shape for layer in layers}) > 1:
-        raise BadInput("The drawing's layers differ in size; please start a new canvas.")
-    return read_strokes(layers)
-
-
-def as_layer(drawing: RGBImage) -> NDArray[np.uint8]:
-    """Return a drawing on white as a canvas layer (H, W, 4): black, with darkness as alpha."""
-    ink = np.zeros((*drawing.shape[:2], 4), np.uint8)
-    ink[:, :, 3] = 255 - drawing.min(axis=2)
-    return ink
 
 
 def uploaded(path: object) -> str:

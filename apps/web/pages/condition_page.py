@@ -1,6 +1,6 @@
 """The page of one condition: its control's settings and the preview of its map."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -8,14 +8,16 @@ import numpy as np
 
 from apps.web.html import results
 from apps.web.jobs.job import Job, drawn_map
-from apps.web.jobs.request import checked_request, new_job
+from apps.web.jobs.request import checked_request, new_job, path_in
+from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import Endpoint, endpoint_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
 from apps.web.pages.widgets import PRIVATE, plain_errors, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
-from core.condition import ALREADY_A_MAP, Condition
+from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.images import resize
 from core.metadata import read_settings
 from core.params import settings_of
 from core.pipeline import map_notes
@@ -41,7 +43,13 @@ class SingleControl:
     """Controls with one condition; its fields are SETTINGS and the annotator's params."""
 
     section = "Control map"
-    advanced = SETTINGS.keys() - {"prompt", "preprocessor", "detect_resolution", "pixel_perfect"}
+    advanced = SETTINGS.keys() - {
+        "prompt",
+        "preprocessor",
+        "detect_resolution",
+        "pixel_perfect",
+        "edit",
+    }
 
     def __init__(self, condition: Condition, suite: Suite):
         self.condition = condition
@@ -85,7 +93,9 @@ class SingleControl:
         if self.annotator.detect_resolution is not None:
             for name in ("detect_resolution", "pixel_perfect"):
                 fields[name] = widget(SETTINGS[name], defaults[name], elem_id=name)
-        self.preview = gr.Button("Preview map", elem_id="preview", size="md")
+        with gr.Row():
+            self.preview = gr.Button("Preview map", elem_id="preview", size="md")
+            self.edit = gr.Button("Edit map", elem_id="edit", size="md", visible=self.can_edit)
         self.map = gr.Image(
             label=MAP_LABEL,
             format="png",
@@ -97,17 +107,41 @@ class SingleControl:
             buttons=["download", "fullscreen"],
         )
 
-    def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
+    @property
+    def can_edit(self) -> bool:
+        """Whether the page has an editor beside its map."""
+        return self.annotator.editor is not None and self.condition.input != "canvas"
+
+    def place_editor(self, fields: Fields) -> None:
+        """See Controls."""
+        if not self.can_edit:
+            return
+        with gr.Column(visible=False, elem_id="editor") as self.panel:
+            fields["edit"] = Canvas(
+                self.annotator.editor, "Map editor", can_follow=True, elem_id="canvas"
+            )
+            with gr.Row():
+                self.detected = gr.Button("Back to the detected map", size="sm", elem_id="detected")
+                self.hide = gr.Button("Hide the editor", size="sm", elem_id="hide-editor")
+
+    def wire(self, fields: Fields) -> None:
         """Draw the map when its button is clicked or its settings move."""
 
         def draw(*values: Any) -> Iterator[Any]:
-            yield from self._draw_map(dict(zip(fields, values, strict=True)))
+            given = dict(zip(fields, values, strict=True))
+            try:
+                for shown, label in self._maps(given):
+                    yield _map_image(shown, label)  # ends here if the tab was closed
+            except Exception:
+                # The previous map would be taken for this one.
+                yield gr.Image(value=None, label=MAP_LABEL, visible=False)
+                raise
 
         def redraw(*values: Any) -> Iterator[Any]:
-            """Redraw while a slider moves, if there is a picture."""
+            """Redraw while a slider moves, if there is something to draw from."""
             given = dict(zip(fields, values, strict=True))
-            if given["image"]:
-                yield from self._draw_map(given)
+            if given["image"] or given.get("edit"):
+                yield from draw(*values)
             else:
                 yield gr.skip()
 
@@ -120,33 +154,83 @@ class SingleControl:
             "trigger_mode": "always_last",
             **PRIVATE,
         }
-        with_picture(self.preview.click)(draw, **event)
+        self.preview.click(draw, **event)
         for name in ("preprocessor", *self.params):
             fields[name].input(redraw, **event)
         fields["image"].change(
             lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
         )
+        if self.can_edit:
+            self._wire_editor(fields, event)
 
-    def _draw_map(self, given: dict[str, Any]) -> Iterator[Any]:
-        """Draw the map; its label shows the progress of downloads."""
+    def _wire_editor(self, fields: Fields, event: dict[str, Any]) -> None:
+        """Open the editor on the map, and show what an edit makes of it."""
+        canvas = fields["edit"]
+        assert isinstance(canvas, Canvas)
+        opened = event | {"outputs": [self.panel, canvas, self.map], "trigger_mode": "once"}
+
+        def begin(*values: Any) -> Iterator[Any]:
+            yield from self._open_editor(dict(zip(fields, values, strict=True)))
+
+        def begin_again(*values: Any) -> Iterator[Any]:
+            given = dict(zip(fields, values, strict=True))
+            yield from self._open_editor(given | {"edit": None})
+
+        def follow(*values: Any) -> Iterator[Any]:
+            for shown, label in self._maps(dict(zip(fields, values, strict=True))):
+                scene = None if shown is None else {"drawn": results.inline(shown)}
+                yield _map_image(shown, label), gr.update(scene=scene) if scene else gr.skip()
+
+        self.edit.click(begin, **opened)
+        self.detected.click(begin_again, **opened)
+        canvas.edit(follow, **event | {"outputs": [self.map, canvas]})
+        self.hide.click(lambda: gr.Column(visible=False), None, self.panel, queue=False, **PRIVATE)
+        for other_picture in (fields["image"].upload, fields["image"].clear):
+            other_picture(
+                lambda: (gr.Column(visible=False), None),
+                None,
+                [self.panel, canvas],
+                queue=False,
+                **PRIVATE,
+            )
+
+    def _open_editor(self, given: dict[str, Any]) -> Iterator[Any]:
+        """Show the editor on the detected map, with the page's edit or the one that stands for it.
+
+        Without a picture it opens on an empty canvas.
+        """
+        if not path_in(given["image"]):
+            side = self.suite.defaults(given["model"])["image_resolution"]
+            yield gr.Column(visible=True), gr.update(scene={"size": [side, side]}), gr.skip()
+            return
+        detected = None
+        for shown, label in self._maps(given | {"edit": None}):
+            detected = shown if shown is not None else detected
+            yield gr.skip(), gr.skip(), _map_image(shown, label)
+        if detected is None:
+            return  # the tab was closed
+        with plain_errors():
+            request, _ = checked_request(self.condition, self.suite, given | {"edit": None})
+            edit = given.get("edit") or self.suite.pipeline.begin_edit(request) or None
+        size = (detected.shape[1], detected.shape[0])
+        photo = results.inline(resize(request.controls[0].image, size))
+        scene = {"size": list(size), "photo": photo, "drawn": results.inline(detected)}
+        yield gr.Column(visible=True), gr.update(value=edit, scene=scene), gr.skip()
+
+    def _maps(self, given: dict[str, Any]) -> Iterator[tuple[RGBImage | None, str]]:
+        """Draw the map; yield it, as it is shown, and its label, which also tells of downloads.
+
+        Yields (None, "") while nothing happens.
+        """
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, given)
-            try:
-                for report in drawn_map(self.suite.pipeline, request):
-                    if isinstance(report, np.ndarray):
-                        # In the label, because a pop-up disappears.
-                        notes = map_notes(request.controls[0], report)
-                        label = ": ".join([MAP_LABEL, *notes])
-                        shown = self.annotator.preview(report)
-                        yield gr.Image(value=shown, label=label, visible=True)
-                    elif report:
-                        yield gr.Image(label=results.download_words(report), visible=True)
-                    else:
-                        yield gr.skip()  # ends here if the tab was closed
-            except Exception:
-                # The previous map would be taken for this one.
-                yield gr.Image(value=None, label=MAP_LABEL, visible=False)
-                raise
+            for report in drawn_map(self.suite.pipeline, request):
+                if isinstance(report, np.ndarray):
+                    # In the label, because a pop-up disappears.
+                    notes = map_notes(request.controls[0], report)
+                    yield self.annotator.preview(report), ": ".join([MAP_LABEL, *notes])
+                else:
+                    yield None, results.download_words(report) if report else ""
 
     def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls."""
@@ -181,3 +265,10 @@ class SingleControl:
     def endpoint(self, fields: Fields) -> Endpoint:
         """See Controls."""
         return endpoint_of(self.condition, fields)
+
+
+def _map_image(shown: RGBImage | None, label: str) -> Any:
+    """Return the update of the map: the map, or what its download does."""
+    if shown is not None:
+        return gr.Image(value=shown, label=label, visible=True)
+    return gr.Image(label=label, visible=True) if label else gr.skip()

@@ -3,7 +3,9 @@
 Settings' labels, bounds and help come from the records, the HTML from apps.web.html.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import gradio as gr
@@ -11,11 +13,12 @@ import gradio as gr
 from apps.web.html import results
 from apps.web.jobs.compare import rivals
 from apps.web.jobs.job import Job
+from apps.web.jobs.live import Live
+from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import Endpoint
 from apps.web.pages.prompt import place_help
 from apps.web.pages.runs import CurrentJob
 from apps.web.pages.widgets import (
-    PRIVATE,
     TEST_IMAGES,
     example_strip,
     in_rows,
@@ -59,8 +62,11 @@ class Controls(Protocol):
     def place(self, fields: Fields) -> None:
         """Make the widgets of the controls' section; add those that make a request to `fields`."""
 
-    def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
-        """Connect their events; `with_picture` wraps a trigger whose event needs the picture."""
+    def place_editor(self, fields: Fields) -> None:
+        """Make the editor of the map, if there is one, above the results."""
+
+    def wire(self, fields: Fields) -> None:
+        """Connect their events."""
 
     def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """Turn the widgets' values, by field name, into the raw values that `job` takes."""
@@ -93,7 +99,6 @@ class Layout:
         self._controls = controls
         self._defaults = controls.defaults(suite.model)
         self.fields: Fields = {}
-        self.canvas: gr.ImageEditor | None = None
         self.header = gr.HTML(self.header_of(suite.model), elem_classes="cl-header")
         with gr.Row(elem_classes="cl-columns"):
             with gr.Column(elem_classes="cl-input"):
@@ -101,9 +106,11 @@ class Layout:
             with gr.Column(elem_classes="cl-settings"):
                 self._settings()
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
+                self._controls.place_editor(self.fields)
                 self.stage = gr.HTML(results.empty(app), elem_id="stage")
                 self.result_cards = gr.HTML("", elem_id="results")
         self.current = gr.State(CurrentJob())
+        self.live = gr.State(Live())
         self.last_seed = gr.State(-1)
         # For "Reuse" on a card: the seed's own box is not in the page until its section is opened.
         self.picked_seed = gr.Number(visible="hidden", precision=0, elem_id="picked_seed")
@@ -142,13 +149,14 @@ class Layout:
     def _input(self) -> None:
         drawn_here = self._app.input == "canvas"
         if drawn_here:
-            self.canvas = _canvas()
+            self.fields["edit"] = self._canvas()
         kind = "drawing" if self._app.input == "drawing" else "picture"
         self.fields["image"] = picture_input(kind, not drawn_here)
         if self._app.input == "photo":  # else there is no picture to change
             self.fields["mask"] = picture_input("mask", visible=False, elem_id="mask")
         found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
-        self.example_values = [(str(TEST_IMAGES / e.image), e.prompt) for e in found]
+        read = _drawing if drawn_here else str
+        self.example_values = [(read(TEST_IMAGES / e.image), e.prompt) for e in found]
         self.examples = example_strip(
             [TEST_IMAGES / e.image for e in found], [e.prompt for e in found]
         )
@@ -163,6 +171,17 @@ class Layout:
             self.other_model = gr.Dropdown(
                 **choice, label="Model to compare with", container=False, elem_id="other"
             )
+
+    def _canvas(self) -> Canvas:
+        """Place the canvas of an app whose input is drawn in the page."""
+        assert isinstance(self._app, Condition) and self._app.annotator.editor
+        return Canvas(
+            self._app.annotator.editor,
+            "Drawing",
+            can_follow=True,
+            scene={"size": [CANVAS_SIDE] * 2},
+            elem_id="canvas",
+        )
 
     def _settings(self) -> None:
         with gr.Accordion(self._controls.section, open=True, elem_classes="cl-section"):
@@ -223,35 +242,7 @@ class Layout:
         self.fields[name] = widget(SETTINGS[name], self._defaults[name], elem_id=name, **options)
 
 
-def _canvas() -> gr.ImageEditor:
-    canvas = gr.ImageEditor(
-        label="Draw here",
-        type="numpy",
-        image_mode="RGBA",
-        format="png",
-        sources=(),  # with any, Gradio starts in upload mode
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=8, colors=["#000000"], color_mode="fixed"),
-        eraser=gr.Eraser(default_size=24),
-        canvas_size=(CANVAS_SIDE, CANVAS_SIDE),
-        height=460,
-        elem_id="canvas",
-        placeholder="Draw with mouse, pen or finger",
-    )
-    # The canvas sets the image's aspect ratio; its size is the setting "Image resolution".
-    with gr.Accordion("Canvas size", open=False, elem_classes="cl-section"):
-        sides = [
-            gr.Slider(
-                256, 1024, CANVAS_SIDE, step=1, label=f"Canvas {side}", elem_id=f"canvas_{side}"
-            )
-            for side in ("width", "height")
-        ]
-        gr.Button("New canvas", size="sm", elem_id="new-canvas").click(
-            lambda wide, high: gr.ImageEditor(value=None, canvas_size=(wide, high)),
-            sides,
-            [canvas],
-            queue=False,
-            **PRIVATE,
-        )
-    return canvas
+def _drawing(picture: Path) -> dict[str, Any]:
+    """Return the strokes of an example's drawing, which stand beside its picture."""
+    edit: dict[str, Any] = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+    return edit

@@ -9,17 +9,20 @@ from typing import Any
 
 import gradio as gr
 
+from apps.web.html import results
 from apps.web.jobs.compare import Pair, new_pair, rivals
-from apps.web.jobs.request import given_drawing
+from apps.web.jobs.errors import sentence_of
+from apps.web.jobs.live import Live, live_values
+from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import answer, offer
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
 from apps.web.pages.prompt import wire_help
 from apps.web.pages.runs import CurrentJob, Runs
-from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, plain_errors, runs_at_once
+from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, runs_at_once
 from apps.web.suite import Suite
 from apps.web.tool import Tool
-from core.condition import Condition, RGBImage
+from core.condition import Condition
 
 
 class Page:
@@ -41,8 +44,10 @@ class Page:
         self._wire_runs()
         self._wire_settings()
         wire_help(blocks, self.layout.fields)
-        controls.wire(self.layout.fields, self._with_picture)
-        if self.layout.canvas is None:
+        controls.wire(self.layout.fields)
+        if "edit" in self.layout.fields:
+            self._wire_live()
+        if app.input != "canvas":
             self._wire_sent(blocks)
         self._publish(app.name)
 
@@ -62,7 +67,7 @@ class Page:
             (layout.run_button, self._begin, []),
             (layout.compare_button, self._begin_pair, [layout.other_model]),
         ):
-            begun = self._with_picture(button.click)(
+            begun = button.click(
                 begin,
                 [layout.current, *own_inputs, *fields],
                 [layout.run_button, layout.stop_button, layout.stage],
@@ -111,7 +116,7 @@ class Page:
         layout.examples.click(
             self.prefill.take_example,
             [layout.examples],
-            [layout.canvas or fields["image"], fields["prompt"]],
+            [fields["edit" if self.prefill.takes_drawings else "image"], fields["prompt"]],
             queue=False,
             **PRIVATE,
         )
@@ -159,19 +164,33 @@ class Page:
             **PRIVATE,
         )
 
-    def _with_picture(self, trigger: Any) -> Any:
-        """Wrap a trigger whose event needs the picture: a canvas's drawing is read first."""
-        if self.layout.canvas is None:
-            return trigger
-        taken = trigger(
-            _take_drawing,
-            [self.layout.canvas],
-            [self.layout.fields["image"]],
+    def _wire_live(self) -> None:
+        """Make a picture at once whenever the canvas asks for one."""
+        layout = self.layout
+        canvas = layout.fields["edit"]
+        assert isinstance(canvas, Canvas)
+        canvas.live(
+            self._draw_live,
+            [layout.current, layout.live, *layout.fields.values()],
+            [layout.stage, layout.fields["seed"]],
             preprocess=False,
-            **FEW_AT_ONCE,
+            queue=False,  # straight to the pipeline, which orders the requests
+            trigger_mode="multiple",
             **PRIVATE,
         )
-        return taken.success
+
+    def _draw_live(self, current: CurrentJob, live: Live, *values: Any) -> tuple[Any, Any]:
+        """Return the stage and the seed; both stay while a run has the stage."""
+        if current.job is not None:
+            return gr.skip(), gr.skip()
+        try:
+            given = live_values(self.suite, self.layout.values_of(values), live.seed)
+            result = live.picture(lambda: self.controls.job(given))
+        except Exception as error:  # noqa: BLE001 - shown to the user; a bug is logged
+            return results.note(sentence_of(error)), gr.skip()
+        if result is None or current.job is not None:
+            return gr.skip(), gr.skip()
+        return results.live(result), result.seeds[0]
 
     def _begin(self, current: CurrentJob, *values: Any) -> tuple[Any, ...]:
         return self.runs.begin(current, lambda: self.controls.job(self.layout.values_of(values)))
@@ -196,8 +215,3 @@ class Page:
     def _look_at_loading(self, model: str) -> tuple[str, gr.Timer]:
         done = self.suite.has_finished_loading(model)
         return self.layout.header_of(model), gr.Timer(active=not done)
-
-
-def _take_drawing(drawing: Any) -> RGBImage:
-    with plain_errors():
-        return given_drawing(drawing)

@@ -3,14 +3,12 @@
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from apps.web.html import results
-from apps.web.jobs.request import as_layer, path_in, sent_result, uploaded
+from apps.web.jobs.request import path_in, sent_result, uploaded
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
-from core.images import read_image
 from core.metadata import read_hashes, read_settings
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
@@ -36,11 +34,15 @@ class Prefill:
             *layout.fields.values(),
         ]
 
+    @property
+    def takes_drawings(self) -> bool:
+        """Whether the examples are drawings for the canvas."""
+        return any(isinstance(value, dict) for value, _ in self._layout.example_values)
+
     def take_example(self, index: int) -> tuple[Any, str]:
         """Return an example's picture, or its drawing for a canvas, and its prompt."""
         with plain_errors():
-            path, prompt = self._layout.example_values[index]
-            return (path if self._layout.canvas is None else _canvas_value(path)), prompt
+            return self._layout.example_values[index]
 
     def change_model(self, old_model: str, *values: Any) -> list[Any]:
         """Move settings that are at the old model's defaults to the new model's."""
@@ -110,10 +112,3 @@ class Prefill:
             *((model, self._layout.header_of(model)) if model else [gr.skip()] * 2),
             *self._layout.updates(changes),
         ]
-
-
-def _canvas_value(path: str) -> dict[str, Any]:
-    """Return a drawing on white as a canvas value that can be edited."""
-    drawing = read_image(path)[0]
-    paper = np.full_like(drawing, 255)  # without a background the canvas shows a chequerboard
-    return {"background": paper, "layers": [as_layer(drawing)], "composite": drawing}

@@ -1,6 +1,6 @@
 """The page for several controls, each in a slot."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -74,6 +74,9 @@ class ControlSlots:
             with gr.Column(elem_classes="cl-slot"):
                 self._place_slot(fields, slot, name)
 
+    def place_editor(self, fields: Fields) -> None:
+        """See Controls; there is none."""
+
     def _place_slot(self, fields: Fields, slot: int, name: str) -> None:
         model = self.suite.model
         fields[f"control_{slot}"] = gr.Dropdown(
@@ -135,7 +138,7 @@ class ControlSlots:
 
     # What happens when
 
-    def wire(self, fields: Fields, with_picture: Callable[[Any], Any]) -> None:
+    def wire(self, fields: Fields) -> None:
         """See Controls."""
         for slot in SLOTS:
             inputs = [fields[f"{n}_{slot}"] for n in ("control", "preprocessor")]

@@ -13,7 +13,7 @@ from pydantic import Field
 from apps.web.html.results import escape, example_names
 from apps.web.jobs.errors import sentence_of
 from core.errors import SuiteError
-from core.params import Bounds, Choice, Setting, Text, Toggle
+from core.params import Bounds, Choice, Json, Setting, Text, Toggle
 from core.request import SETTINGS
 
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
@@ -130,7 +130,9 @@ def in_rows(names: Collection[str]) -> list[str]:
 
 def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Component:
     """Return the widget for a setting."""
-    options |= {"label": setting.label, "info": setting.help or None, "value": value}
+    options |= {"label": setting.label, "value": value}
+    if not isinstance(setting, Json):
+        options["info"] = setting.help or None
     match setting:
         case Bounds() if (setting.high - setting.low) / setting.step > MOST_SLIDER_STOPS:
             return gr.Number(precision=0 if setting.whole else None, step=setting.step, **options)
@@ -140,5 +142,7 @@ def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Compon
             return gr.Radio(list(setting.options), **options)
         case Toggle():
             return gr.Checkbox(**options)
+        case Json():
+            return gr.JSON(**options, visible=False)  # of programs; a page has a canvas
         case Text():
             return gr.Textbox(max_length=setting.max_length, **{"lines": 2, **options})

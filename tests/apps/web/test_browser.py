@@ -96,7 +96,7 @@ def canvas_address(suite: Suite) -> Iterator[str]:
     from apps.web.site import build_app
 
     annotator = replace(scribble.CANVAS, reextract=None)  # the tests' model sees no edges
-    example = Example("diorama_1.png", "a red ball")
+    example = Example("drawing_1.png", "a red ball")
     site = build_app(
         Condition("drawn", "Drawn", "", annotator, "canny", "canvas", (example,)), suite
     )
@@ -333,14 +333,15 @@ def test_a_closed_tab_ends_its_run(browser: Any, address: str, held: HeldRun) ->
 
 def _stroke(page: Any, *points: tuple[float, float]) -> None:
     """Draw a line through places given as shares of the canvas's box."""
-    box = page.locator("#canvas canvas").first.bounding_box()
+    screen = page.locator("#canvas .cv-screen")
+    screen.scroll_into_view_if_needed()
+    box = screen.bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
     page.mouse.move(*places[0])
     page.mouse.down()
     for place in places[1:]:
         page.mouse.move(*place, steps=6)
     page.mouse.up()
-    page.wait_for_timeout(300)  # the canvas takes a stroke in when it has been drawn
 
 
 def _lines_in(page: Any, image: Any) -> float:
@@ -353,14 +354,12 @@ def _lines_in(page: Any, image: Any) -> float:
 def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     page = canvas_page
     expect(page.locator(".cl-empty")).to_contain_text("Draw something")
-    brush = page.locator('#canvas button[aria-label="Brush"]')
-    expect(brush).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
     page.locator("#run").click()
     toast = page.locator(".toast-body")
     expect(toast).to_contain_text("draw something first", timeout=PATIENCE_MS)
     page.locator(".toast-close").click()
 
-    page.locator("#canvas").scroll_into_view_if_needed()
     _stroke(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6))
     page.locator("#preview").click()
     drawn_map = page.locator("#map img")
@@ -368,7 +367,6 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     _shot(page, "canvas-map")
     first = _lines_in(page, drawn_map)
     assert 0.002 < first < 0.1
-    page.locator("#canvas").scroll_into_view_if_needed()
     _stroke(page, (0.4, 0.6), (0.5, 0.5))  # and further strokes count too
     page.locator("#run").click()
     cards = _finished(page)
@@ -380,8 +378,7 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
 
 def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) -> None:
     page = canvas_page
-    expect(page.locator('#canvas button[aria-label="Brush"]')).to_be_visible(timeout=PATIENCE_MS)
-    page.locator("#canvas").scroll_into_view_if_needed()
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
     _stroke(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6))
     page.locator("#preview").click()
     drawn_map = page.locator("#map img")

@@ -1,9 +1,8 @@
-"""What a canvas's record may hold when a program made it: uploaded layers, or a sentence comes."""
+"""Drawings and edits of maps through the endpoints: as an object, as text, and as nonsense."""
 
-import argparse
-import io
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,136 +12,103 @@ import pytest
 from PIL import Image
 
 import apps
-from apps.web.jobs import request
-from apps.web.jobs.request import MOST_LAYERS, given_drawing
-from apps.web.serve import Environment, launch
+from apps.web.files import new_folder, upload_folder
+from apps.web.jobs.request import checked_request
+from apps.web.pages.canvas import Canvas
 from apps.web.suite import Suite
 from core.errors import BadInput
+from core.metadata import read_settings, save_png
+from core.pipeline import Pipeline
 
-FILE = {"meta": {"_type": "gradio.FileData"}}
-Take = Callable[[Any], dict[str, Any]]
-
-
-def _png(picture: Image.Image) -> bytes:
-    memory = io.BytesIO()
-    picture.save(memory, "PNG")
-    return memory.getvalue()
+HOUSE = json.loads(Path("test_imgs/drawing_1.json").read_text(encoding="utf-8"))
+LINE = {"size": [96, 64], "strokes": [{"points": [[10, 32], [80, 32]], "width": 8}]}
+DRAWN = apps.find("scribble2image_interactive")
+CANNY = apps.find("canny2image")
 
 
-def _layer() -> np.ndarray:
-    """A thick black stroke with a soft rim, on nothing."""
-    layer = np.zeros((64, 96, 4), np.uint8)
-    layer[20:28, 10:80, 3] = 255
-    layer[28:30, 10:80, 3] = 20
-    return layer
+def given(suite: Suite, **values: Any) -> dict[str, Any]:
+    usual = {"image": None, "params": {}, "low_threshold": 100, "high_threshold": 200}
+    return suite.defaults("tiny") | usual | {"preprocessor": ""} | values
 
 
-@pytest.fixture(scope="module")
-def server(suite: Suite) -> Iterator[tuple[str, int]]:
-    """The address of a page that is drawn in, and its number for taking the drawing."""
-    from apps.web.site import build_app
-
-    condition = next(one for one in apps.conditions() if one.input == "canvas")
-    page = build_app(condition, suite)
-    number = next(key for key, fn in page.fns.items() if fn.name == "_take_drawing")
-    options = argparse.Namespace(host=None, port=None, mcp=False)
-    yield launch(page, Environment(max_queue=4, output=None), options, block=False), number
-    page.close(verbose=False)
+def uploaded(picture: Path) -> dict[str, Any]:
+    """Put a picture where uploads are; return Gradio's record of it."""
+    file = new_folder(upload_folder()) / picture.name
+    shutil.copyfile(picture, file)
+    return {"path": str(file)}
 
 
-@pytest.fixture
-def take(server: tuple[str, int]) -> Take:
-    """Send a canvas's record to the event; returns what the event ends with."""
-    address, number = server
-
-    def call(record: Any) -> dict[str, Any]:
-        body = {"data": [record], "fn_index": number, "session_hash": "test"}
-        httpx.post(f"{address}gradio_api/queue/join", json=body).raise_for_status()
-        told = httpx.get(f"{address}gradio_api/queue/data?session_hash=test", timeout=60).text
-        events = [json.loads(line[5:]) for line in told.splitlines() if line.startswith("data:")]
-        return next(event for event in events if event["msg"] == "process_completed")
-
-    return call
+def a_map(suite: Suite, condition: Any, **values: Any) -> np.ndarray:
+    request, _ = checked_request(condition, suite, given(suite, **values))
+    return Pipeline(suite._load).draw_map(request)
 
 
-@pytest.fixture
-def drawing_of(server: tuple[str, int]) -> Callable[[bytes], dict[str, Any]]:
-    """Upload a file, and return the record of a canvas whose layer it is."""
-
-    def upload(data: bytes) -> dict[str, Any]:
-        files = {"files": ("layer_0.png", data)}
-        (path,) = httpx.post(f"{server[0]}gradio_api/upload", files=files).json()
-        return {"background": None, "layers": [{"path": path} | FILE], "composite": None}
-
-    return upload
+@pytest.mark.parametrize("sent", [HOUSE, json.dumps(HOUSE)])
+def test_a_drawing_becomes_the_map(suite: Suite, sent: Any) -> None:
+    drawn = a_map(suite, DRAWN, edit=sent)
+    assert set(np.unique(drawn)) == {0, 255}
+    with Image.open("test_imgs/drawing_1.png") as picture:
+        ink = np.asarray(picture.convert("L").resize(drawn.shape[1::-1])) < 128
+    assert (drawn[:, :, 0] > 0)[ink].mean() > 0.95
 
 
-def test_a_drawing_is_taken_as_black_on_white(take: Take, drawing_of: Any) -> None:
-    layer = _layer()
-    done = take(drawing_of(_png(Image.fromarray(layer))))
-    assert done["success"], done
-    with Image.open(done["output"]["data"][0]["path"]) as taken:
-        paper = np.asarray(taken.convert("RGB"))
-    assert np.array_equal(paper[:, :, 0], np.where(layer[:, :, 3] == 255, 0, 255))
+def test_a_canvas_gives_the_picture_its_aspect_ratio(suite: Suite) -> None:
+    height, width = a_map(suite, DRAWN, edit=LINE).shape[:2]
+    assert width / height == 1.5
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"hello", "not an image we can read"),
-        (_png(Image.new("1", (12_000, 10_000))), "million pixels"),
-        (_png(Image.new("RGBA", (64, 64))), "draw something first"),
-    ],
-    ids=["text", "bomb", "blank"],
-)
-def test_what_is_no_drawing_is_one_sentence(
-    take: Take, drawing_of: Any, data: bytes, sentence: str
+@pytest.mark.parametrize("sent", [None, "", {}, {"size": [64, 64], "strokes": []}])
+def test_an_untouched_canvas_asks_for_a_drawing(suite: Suite, sent: Any) -> None:
+    with pytest.raises(BadInput, match="please draw something first"):
+        checked_request(DRAWN, suite, given(suite, edit=sent))
+
+
+@pytest.mark.parametrize("sent", ["{", "[1]", 7, [], "NaN", '{"size": [Infinity, 1]}', {"size": 7}])
+def test_what_is_no_edit_is_one_sentence(suite: Suite, sent: Any) -> None:
+    with pytest.raises(BadInput, match=r"[Ee]dit.*\.$"):
+        checked_request(DRAWN, suite, given(suite, edit=sent))
+
+
+def test_an_edit_changes_the_detected_map_only_where_it_was_drawn(
+    suite: Suite,
 ) -> None:
-    done = take(drawing_of(data))
-    assert not done["success"] and sentence in done["output"]["error"]
+    record = uploaded(Path("test_imgs/diorama_1.png"))
+    before = a_map(suite, CANNY, image=record)
+    hole = {"points": [[0, 128], [256, 128]], "width": 64, "erase": True}
+    after = a_map(suite, CANNY, image=record, edit={"size": [256, 256], "strokes": [hole]})
+    scale = before.shape[0] / 256
+    band = slice(round(98 * scale), round(158 * scale))
+    assert before[band].any() and not after[band].any()
+    kept = round(94 * scale)
+    assert (before[:kept] == after[:kept]).all()
 
 
-@pytest.mark.parametrize("record", [None, {"background": None, "layers": [], "composite": None}])
-def test_no_layer_is_an_empty_canvas(take: Take, record: Any) -> None:
-    assert "draw something first" in take(record)["output"]["error"]
+def test_a_map_without_an_editor_says_so(suite: Suite) -> None:
+    plain = replace(CANNY, annotator=replace(CANNY.annotator, editor=None))
+    with pytest.raises(BadInput, match="cannot be edited"):
+        checked_request(plain, suite, given(suite, edit=LINE))
 
 
-@pytest.mark.parametrize("told", [FILE, {}, {"meta": {"_type": "x"}}], ids=["file", "bare", "x"])
-def test_a_file_of_the_server_is_no_drawing(take: Take, tmp_path: Path, told: Any) -> None:
-    secret = tmp_path / "private.png"
-    Image.fromarray(_layer()).save(secret)
-    record = {"background": None, "layers": [{"path": str(secret)} | told], "composite": None}
-    done = take(record)
-    assert not done["success"] and not done["output"].get("data")
-    with pytest.raises(BadInput, match="not an upload"):  # whatever Gradio lets through
-        given_drawing(record)
+def test_the_picture_keeps_the_edit(suite: Suite, tmp_path: Path) -> None:
+    known = replace(DRAWN, weights="canny")  # the tests' model has no other
+    request, _ = checked_request(known, suite, given(suite, edit=HOUSE))
+    result = suite.pipeline.generate(request)
+    save_png(tmp_path / "house.png", result.images[0], result, 0)
+    settings, notes = read_settings(tmp_path / "house.png", DRAWN)
+    assert notes == [] and settings["edit"] == request.controls[0].edit
 
 
-@pytest.mark.parametrize("layers", [[None], [5], [{}], [{"path": None}], [{"path": ["x"]}]])
-def test_a_layer_that_names_no_file_is_one_sentence(layers: Any) -> None:
-    with pytest.raises(BadInput, match="not an upload"):
-        given_drawing({"layers": layers})
+def test_programs_are_told_what_an_edit_is(address: str) -> None:
+    info = httpx.get(f"{address}gradio_api/info", timeout=60).json()["named_endpoints"]
+    for name in ("/scribble2image_interactive", "/canny2image"):
+        (edit,) = [p for p in info[name]["parameters"] if p["parameter_name"] == "edit"]
+        assert edit["type"]["type"] == "object" and edit["parameter_has_default"]
 
 
-@pytest.mark.parametrize("layers", ["x", 5, {"path": "x"}])
-def test_what_are_no_layers_is_an_empty_canvas(layers: Any) -> None:
-    with pytest.raises(BadInput, match="draw something first"):
-        given_drawing({"layers": layers})
-
-
-def test_layers_that_do_not_fit_are_one_sentence(
-    drawing_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small, large = (
-        drawing_of(_png(Image.new("RGB", (side, 64))))["layers"][0] for side in (64, 96)
-    )
-    given_drawing({"layers": [small] * MOST_LAYERS})
-    with pytest.raises(BadInput, match="differ in size"):
-        given_drawing({"layers": [small, large]})
-    monkeypatch.setattr(request, "MAX_PIXELS", 3 * 64 * 64)
-    given_drawing({"layers": [small] * 3})
-    with pytest.raises(BadInput, match="million pixels; please shrink it"):  # all together
-        given_drawing({"layers": [small] * 4})
-    with pytest.raises(BadInput, match=f"at most {MOST_LAYERS} layers"):
-        given_drawing({"layers": [small] * (MOST_LAYERS + 1)})
+def test_no_property_of_the_canvas_is_taken_for_an_event() -> None:
+    """Gradio takes every name that stands quoted in the script for an event of the component."""
+    for app in apps.conditions():
+        if app.annotator.editor:
+            canvas = Canvas(app.annotator.editor, "Editor", render=False)
+            assert not hasattr(canvas, "scene")
+            json.dumps(canvas.get_config())

@@ -65,9 +65,7 @@ def test_a_flood_of_pictures_is_decoded_a_few_at_a_time(
     name: str, page_of: Callable[[str], Any]
 ) -> None:
     page = page_of(name)
-    decoding = [
-        fn for fn in page.fns.values() if fn.name in ("_begin", "_begin_pair", "_take_drawing")
-    ]
+    decoding = [fn for fn in page.fns.values() if fn.name in ("_begin", "_begin_pair")]
     assert decoding
     for fn in decoding:
         assert fn.concurrency_id == "pictures" and fn.concurrency_limit == 4

@@ -1,0 +1,72 @@
+"""The canvas: a Gradio component whose value is an edit, the vectors that a person has drawn."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from apps.web import html
+from core.condition import Editor
+from core.request import SETTINGS
+
+FOLDER = Path(html.__file__).parent / "canvas"
+TEMPLATE = "<div data-canvas></div>"
+"""Constant, like all of the component's code: text of a user in a template would be run."""
+START = "openCanvas({{ element, props, trigger, watch }}, {});"
+SHARED = ("core", "strokes")
+"""The files that every editor stands on."""
+
+
+class Canvas(gr.HTML):
+    """Draws and changes vectors in the page. Its value is an edit as in core.condition.Editor.
+
+    Events: `edit` when a stroke has ended, `live` when besides that a picture is asked for; neither
+    while a stroke is drawn. Its property `scene`, a dict, is what lies under the drawing: "size"
+    [width, height] for a value that is None, and the URLs "photo" and "drawn" (the map).
+    """
+
+    def __init__(self, editor: Editor, title: str, can_follow: bool = False, **options: Any):
+        names = dict.fromkeys((*SHARED, editor.name))
+        files = [(FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in names]
+        # In the script: an update of a component that is not on screen yet replaces all properties.
+        # Their names are none of the arguments': Gradio takes a quoted name for that of an event.
+        constants = {
+            "kind": editor.name,
+            "facts": dict(editor.facts),
+            "heading": title,
+            "canFollow": can_follow,
+        }
+        super().__init__(
+            None,
+            html_template=TEMPLATE,
+            css_template=(FOLDER / "canvas.css").read_text(encoding="utf-8"),
+            js_on_load="\n".join([*files, START.format(json.dumps(constants))]),
+            apply_default_css=False,
+            label=SETTINGS["edit"].label,  # what restoring calls it
+            **options,
+        )
+
+    def postprocess(self, value: Any) -> Any:
+        """Send an edit to the page as it is."""
+        return value
+
+    def api_info(self) -> dict[str, Any]:
+        """Say what an endpoint takes."""
+        return {
+            "type": "object",
+            "description": 'An edit: {"size": [width, height], …}; see "Edits" in apps/README.md',
+            "additionalProperties": True,
+        }
+
+    def example_payload(self) -> Any:
+        """Return an edit that says nothing."""
+        return None
+
+    def example_value(self) -> Any:
+        """Return an edit that says nothing."""
+        return None
+
+    def get_block_name(self) -> str:
+        """Return what Gradio's own page knows this as."""
+        return "html"
