@@ -227,7 +227,7 @@ def _open_heic(data: bytes) -> Image.Image:
     from pillow_heif.as_plugin import HeifImageFile  # noqa: PLC0415 - few pictures need it
 
     try:
-        picture: Image.Image = HeifImageFile(io.BytesIO(data))
+        picture: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
     except DAMAGED as error:
         raise BadInput(f"The HEIC file is incomplete or damaged. {_ASK_FOR}") from error
     return picture

@@ -204,7 +204,7 @@ def launch(
     from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415 - as above
     from apps.web.pages import first_paint  # noqa: PLC0415
     from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
-    from apps.web.pages.widgets import TEST_IMAGES  # noqa: PLC0415
+    from apps.web.pages.widgets import PICTURES, TEST_IMAGES  # noqa: PLC0415
 
     first_paint.install()
     if options.mcp:
@@ -223,7 +223,7 @@ def launch(
             theme=theme(),
             css_paths=[HTML / "page.css"],
             max_file_size=LARGEST_UPLOAD,
-            allowed_paths=[str(TEST_IMAGES)],
+            allowed_paths=[str(TEST_IMAGES), str(PICTURES)],
             enable_monitoring=False,
             strict_cors=True,
             show_error=False,

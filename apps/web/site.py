@@ -7,7 +7,7 @@ import gradio as gr
 
 from apps.web.html import results
 from apps.web.pages.calls import CallableBlocks
-from apps.web.pages.widgets import CACHE, TEST_IMAGES
+from apps.web.pages.widgets import CACHE, PICTURES
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
@@ -26,7 +26,8 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     """Build the home page and a page for each app, tools last; all share one queue."""
     apps = sorted(apps, key=lambda app: isinstance(app, Tool))
     with _new_blocks("ControlLoop") as site:
-        gr.HTML(results.home(apps, TEST_IMAGES), elem_classes="cl-header")
+        page = results.home(apps, PICTURES, suite.card(suite.model), suite.cards())
+        gr.HTML(page, elem_classes="cl-header")
     for app in apps:
         short_title = app.title.partition(" (")[0]  # so that the navigation bar is one row
         # Placed in the route itself: rendering a Blocks of its own takes Gradio twice as long.

@@ -98,6 +98,9 @@ class Card:
     """Where each ControlNet is downloaded from if it is not local."""
     extras: Mapping[str, Source] = field(default_factory=dict)
     """Where each of EXTRAS is downloaded from if it is not local."""
+    references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By annotator, the mean headline score without control and of the autoencoder's own
+    reconstructions, as benchmarks.controllability has measured them."""
     file: Path | None = None
     """The user's single-file checkpoint, if it replaces the card's own base."""
 
@@ -164,6 +167,10 @@ def read_card(path: Path) -> Card:
         facts["prompts"] = tuple(map(str, facts["prompts"]))
         facts["words"] = {
             group: tuple(map(str, words)) for group, words in facts.get("words", {}).items()
+        }
+        facts["references"] = {
+            name: (float(without), float(at_best))
+            for name, (without, at_best) in facts.get("references", {}).items()
         }
         if "base" in facts:
             facts["base"] = _source(facts["base"], path)

@@ -33,9 +33,11 @@ from benchmarks.controllability import (
     psnr,
     select_conditions,
 )
+from benchmarks.tables import RESULTS
 from core.condition import Annotator, Condition, Preprocessor
 from core.errors import BadInput, SuiteError
 from core.images import grey_map
+from models.registry import Registry
 from tests.tiny_networks import save_networks
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
@@ -327,3 +329,14 @@ def test_low_fractions_and_error_metrics_are_marked():
         "RMSE 8.000  (lower is better), headline 85.00, against 3 scenes' ground truth"
     )
     assert "BELOW" not in dict(controllability._lines(summary | {"closed": 0.8}))["gap closed"]
+
+
+def test_the_card_has_the_references_that_were_measured():
+    card = next(one for one in Registry().cards() if one.name == "diorama")
+    measured = {}
+    for name in ("controllability-diorama", "controllability-diorama-all"):
+        record = json.loads((RESULTS / f"{name}.json").read_text())
+        for annotator, figures in record["conditions"].items():
+            scores = figures["headline"]
+            measured[annotator] = (scores["0"], scores["oracle"])
+    assert card.references == measured

@@ -89,7 +89,7 @@
     const column = document.getElementById("results-column");
     if (!column || wentElsewhere) return;
     const { top } = column.getBoundingClientRect();
-    if (top < 0 || top > innerHeight * 0.6) column.scrollIntoView({ block: "start" });
+    if (top < 0 || top > innerHeight * 0.35) column.scrollIntoView({ block: "start" });
   };
   const followRun = () => {
     const now = running();
@@ -139,7 +139,26 @@
   const appear = () => {
     if (root.classList.contains("cl-ready") || !hasAll()) return;
     clearTimeout(settling);
-    settling = setTimeout(() => root.classList.add("cl-ready"), 150);
+    settling = setTimeout(() => {
+      root.classList.add("cl-ready");
+      fillFirstVisit();
+    }, 150);
+  };
+
+  /** On the first visit of a page an example is there, so that one press of Run gives a picture. */
+  const fillFirstVisit = () => {
+    const visited = `controlloop-visited:${location.pathname}`;
+    try {
+      if (localStorage.getItem(visited) !== null) return;
+      localStorage.setItem(visited, "");
+    } catch {
+      return; // a browser without storage cannot say whether it is the first
+    }
+    const begun = new URLSearchParams(location.search).size
+      || document.querySelector("#image img") || document.querySelector("#prompt textarea")?.value;
+    if (!begun && !document.getElementById("canvas")) {
+      document.querySelector(".cl-examples .gallery-item")?.click();
+    }
   };
 
   let due = false;
@@ -156,13 +175,4 @@
     if (!due) requestAnimationFrame(tidy);
     due = true;
   }).observe(root, { childList: true, subtree: true });
-
-  // Gradio's canvas starts without a tool in hand; a person expects the brush.
-  let looks = 0;
-  const looking = setInterval(() => {
-    const brush = document.querySelector('#canvas button[aria-label="Brush"]');
-    brush?.click();
-    looks += 1;
-    if (brush || looks > 100) clearInterval(looking);
-  }, 300);
 })();

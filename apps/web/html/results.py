@@ -6,8 +6,9 @@ Text from outside is escaped here; page.css styles the classes.
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from PIL import Image
@@ -132,12 +133,16 @@ def note(text: str) -> str:
 
 
 def results(
-    result: GenerationResult, saved: SavedResult, send_to: Sequence[Condition | Tool] = ()
+    result: GenerationResult,
+    saved: SavedResult,
+    send_to: Sequence[Condition | Tool] = (),
+    references: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> str:
     """Return a result card for each image, with its score, control maps and re-extracted maps.
 
     Cards are in the order made and carry their rank; a button and the option "Best first" switch
-    the order on the page. `send_to` are the apps that an image can be sent to.
+    the order on the page. `send_to` are the apps that an image can be sent to, `references` the
+    model card's.
     """
     if not result.images:
         return ""
@@ -166,6 +171,7 @@ def results(
     <span class="cl-actions">{order}
     <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
   {_warnings([*result.warnings, saved.note])}
+  {_what_scores_mean(result, references)}
   <div class="cl-cards">{cards}</div>
 </section>"""
 
@@ -194,6 +200,24 @@ def live(result: GenerationResult) -> str:
     src="{inline(picture)}"></figure><div>{maps}</div></div>
   {_warnings(result.warnings)}
 </section>"""
+
+
+def _what_scores_mean(
+    result: GenerationResult, references: Mapping[str, tuple[float, float]]
+) -> str:
+    """Return a sentence that gives the scores their scale, for controls that were measured."""
+    sentences = []
+    for control in result.controls:
+        measured = references.get(control.condition.annotator.name)
+        if measured is None or control.asks_for_nothing:
+            continue
+        several = len(result.controls) > 1
+        start = f"{escape(control.condition.title)}: on" if several else "On"
+        sentences.append(
+            f"{start} average this model scores <b>{measured[0]:.0f}</b> without the control, and "
+            f"<b>{measured[1]:.0f}</b> is the most that its autoencoder can keep."
+        )
+    return f'<p class="cl-scale">{" ".join(sentences)}</p>' if sentences else ""
 
 
 def _warnings(texts: Sequence[str]) -> str:
@@ -416,25 +440,65 @@ def head(app: Condition | Tool, facts: Sequence[str], below: str = "") -> str:
   <div class="cl-chips" role="status">{chips}</div>{below}</div>"""
 
 
-def home(apps: Sequence[Condition | Tool], pictures: Path) -> str:
-    """Return the home page: a link to each app with its examples from a folder."""
-    links = "".join(_link(app, pictures) for app in apps)
+def home(
+    apps: Sequence[Condition | Tool], pictures: Path, card: Card, others: Sequence[Card] = ()
+) -> str:
+    """Return the home page: the apps in groups, each with its picture from a folder.
+
+    `card` is that of the model that pages start with, `others` those that they offer too.
+    """
+    groups: dict[str, list[Condition | Tool]] = {title: [] for title in GROUPS.values()}
+    for app in apps:
+        groups[GROUPS["tool" if isinstance(app, Tool) else app.input]].append(app)
+    sections = "".join(
+        f"""<section><h2>{title}</h2>
+  <nav class="cl-home" aria-label="{title}">{"".join(_link(one, pictures) for one in found)}</nav>
+  </section>"""
+        for title, found in groups.items()
+        if found
+    )
     return f"""
 <div class="cl-head"><div><h1>ControlLoop</h1><p>Images that follow a control map, with a
 score for how well they do: the map is re-extracted from every image and compared with the one it
-was given.</p></div></div>
-<nav class="cl-home" aria-label="Apps">{links}</nav>"""
+was given.</p></div>{_which_model(card, others)}</div>
+{sections}"""
+
+
+GROUPS = {
+    "canvas": "Draw",
+    "drawing": "Draw",
+    "photo": "Start from a photograph",
+    "tool": "Tools",
+}
+"""The groups of the home page, by an app's input."""
+
+
+def _which_model(card: Card, others: Sequence[Card]) -> str:
+    """Return one sentence that says which model it is and how to get another."""
+    how = next(
+        (
+            f" For {escape(one.title)} choose it on any page under <b>Advanced options</b>, "
+            f"<b>Model</b>, or start <code>python launch.py --model {escape(one.name)}</code>."
+            for one in others
+            if not one.base_of and one.name != card.name
+        ),
+        "",
+    )
+    blurb = card.blurb.partition(". ")[0].rstrip(".")
+    return f"""<p class="cl-model">The pictures are made by <b>{escape(card.title)}</b>:
+  {escape(blurb[:1].lower() + blurb[1:])}.{how}</p>"""
 
 
 def _link(app: Condition | Tool, pictures: Path) -> str:
-    files = [pictures / (e if isinstance(e, str) else e.image) for e in app.examples]
-    images = "".join(
-        f'<img src="{file_url(file)}" alt="" loading="lazy">'
-        for file in files[:3]
+    file = pictures / f"{app.name}.jpg"
+    shown = "input, control map and result" if isinstance(app, Condition) else "an example"
+    image = (
+        f'<img src="{file_url(file)}" alt="{html.escape(app.title)}: {shown}" loading="lazy">'
         if file.is_file()
+        else ""
     )
-    return f"""<a href="{html.escape(app.name)}"><div class="cl-strip">{images}</div>
-  <h2>{escape(app.title)}</h2><p>{escape(app.blurb)}</p></a>"""
+    return f"""<a href="{html.escape(app.name)}"><h3>{escape(app.title)}</h3>
+  <p>{escape(app.blurb)}</p>{image}</a>"""
 
 
 def restored_note(labels: Sequence[str], notes: Sequence[str], word: str = "Restored") -> str:

@@ -116,9 +116,9 @@ class Layout:
         self.picked_seed = gr.Number(visible="hidden", precision=0, elem_id="picked_seed")
         self.shown_model = gr.State(suite.model)
 
-    def header_of(self, model: str) -> str:
-        """Return the header's HTML for a model."""
-        facts = self._suite.facts(model, *self._controls.required)
+    def header_of(self, model: str, own_speed: str = "") -> str:
+        """Return the header's HTML for a model; `own_speed` as for Suite.facts."""
+        facts = self._suite.facts(model, *self._controls.required, own_speed=own_speed)
         return results.header(self._app, facts, self._suite.card(model))
 
     def comparison(self, model: str) -> tuple[dict[str, Any], dict[str, Any]]:

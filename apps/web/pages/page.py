@@ -206,7 +206,8 @@ class Page:
         return new_pair(self.suite, self.controls.job(given), other)
 
     def _settle(self, current: CurrentJob, model: str, last_seed: int) -> tuple[Any, ...]:
-        return *self.runs.settle(current, last_seed), self.layout.header_of(model)
+        header = self.layout.header_of(model, current.speeds.get(model, ""))
+        return *self.runs.settle(current, last_seed), header
 
     def _offer_comparison(self, model: str) -> tuple[gr.Button, gr.Dropdown]:
         button, choice = self.layout.comparison(model)

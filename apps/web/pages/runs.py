@@ -30,6 +30,8 @@ class CurrentJob:
 
     def __init__(self) -> None:
         self.job: Job | Pair | None = None
+        self.speeds: dict[str, str] = {}
+        """What Suite.measured said of the visitor's last run with each model."""
         self._lock = threading.Lock()
 
     def __deepcopy__(self, _: Any) -> "CurrentJob":
@@ -73,15 +75,16 @@ class Runs:
         """Run the job; yield updates of the stage, of the result cards and of the last seed."""
         with plain_errors():
             try:
-                for stage, cards, seed in self._watch(current.job) if current.job else ():
+                for stage, cards, seed in self._watch(current) if current.job else ():
                     last_seed = seed if isinstance(seed, int) else last_seed
                     yield stage, cards, seed
             except Exception:
                 yield self._blank(last_seed), gr.skip(), gr.skip()
                 raise
 
-    def _watch(self, job: Job | Pair) -> Iterator[tuple[Any, ...]]:
-        preview = None
+    def _watch(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
+        job, preview = current.job, None
+        assert job is not None  # generate asks
         made: list[tuple[GenerationResult, SavedResult]] = []
         for report in job.run():
             if isinstance(report, Progress):
@@ -89,7 +92,8 @@ class Runs:
                 shown = results.running(report, job.request.num_samples, preview)
                 yield shown, gr.skip(), gr.skip()
             elif isinstance(report, GenerationResult) and report.images:
-                self.suite.measured(report)
+                speed = self.suite.measured(report)
+                current.speeds |= {report.request.model: speed} if speed else {}
                 made.append((report, self.save(report)))
                 yield "", self._shown(job, made), report.seeds[0]
             elif isinstance(report, GenerationResult) or job.stopped:
@@ -99,7 +103,10 @@ class Runs:
 
     def _shown(self, job: Job | Pair, made: Sequence[tuple[GenerationResult, SavedResult]]) -> str:
         if not isinstance(job, Pair):
-            return results.results(*made[0], self.send_to)
+            card = self.suite.card(job.request.model)
+            # A checkpoint of the visitor's own is another model than the one that was measured.
+            references = {} if card.file else card.references
+            return results.results(*made[0], self.send_to, references)
         titles = [self.suite.card(name).title for name in job.models]
         there = [Side(title, *one) for title, one in zip(titles, made, strict=False)]
         return versus([*there, *(Side(title) for title in titles[len(made) :])])

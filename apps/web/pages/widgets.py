@@ -17,6 +17,8 @@ from core.params import Bounds, Choice, Json, Setting, Text, Toggle
 from core.request import SETTINGS
 
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
+PICTURES = TEST_IMAGES.parent / "pictures"
+"""An example of each app, made by benchmarks.pictures."""
 
 CACHE = (600, 24 * 3600)
 """Every ten minutes, delete uploads and results older than a day."""

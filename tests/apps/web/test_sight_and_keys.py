@@ -120,6 +120,17 @@ def test_a_reload_during_a_run_asks(page: Any, held: HeldRun) -> None:
     assert asked == ["beforeunload"], "nothing runs, so nothing is asked"
 
 
+def test_on_the_first_visit_one_press_gives_a_picture(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.add_init_script("localStorage.clear()")
+    page.goto(f"{address}canny2image")
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+    page.locator("#run").click()
+    expect(_finished(page)).to_have_count(1)
+    page.close()
+
+
 def test_a_question_mark_is_typed_into_a_prompt(page: Any) -> None:
     page.locator("#prompt textarea").press_sequentially("what?")
     expect(page.locator("#prompt textarea")).to_have_value("what?")

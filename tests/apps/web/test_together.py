@@ -162,3 +162,17 @@ def test_what_was_made_while_others_ran_gives_way(suite: Suite, canny: Condition
     fresh.measured(slow)
     speed = fresh.facts("tiny")[2]
     assert speed.startswith("about 5.0 s") and "other requests" not in speed
+
+
+def test_a_time_says_whose_it_is(suite: Suite, canny: Condition) -> None:
+    fresh = Suite(suite.store, "tiny")
+    fresh._note("tiny", "ready")
+    result = _result(canny, 50.0)
+    result = replace(result, request=replace(result.request, model="tiny"))
+    fresh.measured(result, 100)
+    assert "estimated at the start" in fresh.facts("tiny")[2]
+    own = fresh.measured(replace(result, seconds={"sample": 5.0}))
+    assert "the last run on this server" in fresh.facts("tiny")[2], "for another visitor"
+    told = fresh.facts("tiny", own_speed=own)[2]
+    assert told.startswith("about 5.0 s") and "your last run here" in told
+    assert fresh.measured(replace(result, cancelled=True)) == ""

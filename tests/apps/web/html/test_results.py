@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import apps
 from apps.web.files import SavedMaps, SavedResult, save
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
 from core.condition import Condition, Score
 from core.request import ControlResult, Download, GenerationRequest, GenerationResult, Progress
+from models.registry import Registry
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)}"
 
@@ -70,6 +72,31 @@ def test_an_empty_map_has_no_score(canny: Condition) -> None:
     both = replace(made, controls=(empty, _result(canny, 40.0).controls[0]))
     assert both.headlines == (40.0,), "the mean of the maps that ask for something"
     assert replace(made, controls=(empty, empty)).headlines == (100.0,)
+
+
+def test_a_score_has_its_scale_where_it_was_measured(canny: Condition) -> None:
+    references = {"canny": (7.93, 76.42)}
+    page = results.results(_result(canny, 49.0), _saved(1), references=references)
+    assert "scores <b>8</b> without the control, and <b>76</b> is the most" in page
+    assert "cl-scale" not in results.results(_result(canny, 49.0), _saved(1))
+    other = {"depth": (1.0, 2.0)}
+    assert "cl-scale" not in results.results(_result(canny, 49.0), _saved(1), references=other)
+    made = _result(canny, 100.0)
+    empty = replace(made, controls=(replace(made.controls[0], control_map=made.images[0]),))
+    assert "cl-scale" not in results.results(empty, _saved(1), references=references)
+
+
+def test_the_home_page_groups_the_apps_and_repeats_no_picture() -> None:
+    found = [apps.find(name) for name in apps.names()]
+    cards = Registry().cards()
+    diorama = next(one for one in cards if one.name == "diorama")
+    page = results.home(found, Path(__file__).parents[4] / "pictures", diorama, cards)
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == ["Draw", "Start from a photograph", "Tools"]
+    shown = re.findall(r'<img src="([^"]+)"', page)
+    assert len(shown) == len(set(shown)) == len(found)
+    (sentence,) = re.findall(r'class="cl-model">(.*?)</p>', page, re.DOTALL)
+    assert "<b>Diorama</b>" in sentence and "--model sd15<" in sentence
 
 
 def test_cards_stand_as_made_and_know_their_rank(canny: Condition) -> None:
