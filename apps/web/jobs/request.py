@@ -10,14 +10,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+from PIL import Image
 
-from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, upload_folder
+from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, new_folder, upload_folder
 from apps.web.jobs.job import Job
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
-from core.images import NOTHING, PAPER, bright, read_image
+from core.images import BROWSER_FORMATS, NOTHING, PAPER, bright, open_picture, read_image
 from core.params import settings_of
+from core.png_chunks import read_bytes
 from core.request import DEFAULTS, SETTINGS, ControlRequest, GenerationRequest
 from models.catalog.cards import Card
 
@@ -163,6 +165,24 @@ def _paper(condition: Condition, edit: object) -> RGBImage:
         raise BadInput("The canvas is empty: please draw something first.")
     width, height = checked["size"]
     return np.full((height, width, 3), PAPER, np.uint8)
+
+
+def for_browser(record: object) -> str:
+    """Return the path of a PNG of a picture that browsers cannot show (HEIC, TIFF); else "".
+
+    One with transparent parts is left as it is, because what lies under them depends on its use.
+
+    Raises:
+        BadInput: as given_picture.
+    """
+    path = uploaded(path_in(record))
+    header = open_picture(read_bytes(path))
+    if header.format in BROWSER_FORMATS or header.has_transparency_data:
+        return ""
+    picture, _ = given_picture(record)
+    shown = new_folder(upload_folder()) / f"{Path(path).stem}.png"
+    Image.fromarray(picture).save(shown)
+    return str(shown)
 
 
 def path_in(record: object) -> object:

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from apps.web.html.results import escape, example_names
 from apps.web.jobs.errors import sentence_of
-from core.errors import SuiteError
+from apps.web.jobs.request import for_browser, given_picture
+from core.errors import BadInput, SuiteError
 from core.params import Bounds, Choice, Json, Setting, Text, Toggle
 from core.request import SETTINGS
 
@@ -89,7 +90,23 @@ def picture_input(kind: str = "picture", visible: bool = True, **changes: Any) -
     }
     picture = gr.Image(**(options | changes))
     picture.data_model = SentPicture
+    picture.upload(
+        _look_at_upload, [picture], [picture], preprocess=False, **FEW_AT_ONCE, **PRIVATE
+    )
     return picture
+
+
+def _look_at_upload(record: object) -> Any:
+    """Say at once, by its name, that a file is no picture; show what no browser can, as a PNG."""
+    with plain_errors():
+        try:
+            given_picture(record)
+            shown = for_browser(record)
+        except BadInput as error:
+            name = record.get("orig_name") if isinstance(record, dict) else None
+            gr.Warning(escape(f"{name}: {error}" if name else str(error)), title="Not yet")
+            return None
+    return shown or gr.skip()
 
 
 def example_strip(files: Sequence[Path], prompts: Sequence[str] = ()) -> gr.Dataset:

@@ -317,9 +317,9 @@ def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> Non
 
     (tmp_path / "text.png").write_text("hello")
     page.set_input_files("#image input[type=file]", tmp_path / "text.png")
-    page.wait_for_function("document.querySelector('#image img')")
-    page.locator("#run").click()
-    expect(toast).to_contain_text("not an image we can read", timeout=PATIENCE_MS)
+    expect(toast).to_contain_text("text.png: ", timeout=PATIENCE_MS)
+    expect(toast).to_contain_text("not an image we can read")
+    expect(page.locator("#image img")).to_have_count(0)
     expect(page.locator("#prompt textarea")).to_have_value("kept")
 
 

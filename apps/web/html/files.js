@@ -1,0 +1,54 @@
+// Files on their way in: HEIC by its name, and a picture dropped anywhere.
+(() => {
+  // Gradio takes what the system calls image/…; most systems have no type for an iPhone's HEIC.
+  const HEIC = /\.(heic|heif)$/i;
+  const named = (file) => file.type.startsWith("image/") || !HEIC.test(file.name)
+    ? file : new File([file], file.name, { type: "image/heic", lastModified: file.lastModified });
+  const carrying = (files) => {
+    const transfer = new DataTransfer();
+    [...files].forEach((file) => transfer.items.add(named(file)));
+    return transfer;
+  };
+  const needsName = (files) => [...files].some((file) => named(file) !== file);
+
+  document.addEventListener("change", (event) => {
+    const box = event.target;
+    if (box.type === "file" && needsName(box.files)) box.files = carrying(box.files).files;
+  }, true);
+
+  // Dropped beside every box for files, a picture restores its settings, from anywhere on the page
+
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const ownBox = (event) => event.target.closest?.(
+    '[aria-dropeffect], .upload-container, [data-testid="image"], .cl-canvas, #restore',
+  );
+  const restoreBox = () => document.querySelector("#restore input[type=file]");
+
+  document.addEventListener("dragover", (event) => {
+    if (!hasFiles(event) || ownBox(event) || !restoreBox()) return;
+    event.preventDefault(); // else the browser would open the file in place of the page
+    document.body.classList.add("cl-dragging");
+  });
+  for (const kind of ["dragleave", "dragend", "drop"]) {
+    document.addEventListener(kind, () => document.body.classList.remove("cl-dragging"), true);
+  }
+  document.addEventListener("drop", (event) => {
+    const files = event.dataTransfer?.files ?? [];
+    if (!files.length) return;
+    if (ownBox(event)) {
+      if (!needsName(files)) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      event.target.dispatchEvent(
+        new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: carrying(files) }),
+      );
+      return;
+    }
+    const box = restoreBox();
+    if (!box) return;
+    event.preventDefault();
+    box.files = carrying([files[0]]).files;
+    box.dispatchEvent(new Event("change", { bubbles: true }));
+    document.getElementById("restore").scrollIntoView({ block: "nearest" });
+  }, true);
+})();
