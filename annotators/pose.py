@@ -9,7 +9,7 @@ Papandreou et al. 2018 ("PersonLab").
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,18 +29,24 @@ from annotators._diorama import (
     predict,
 )
 from annotators._map_checks import MAX_LINES
+from annotators._pose_edit import check_edit, edit_of, figures_in
 from annotators._pretrained import (
     INFERENCE_LOCK,
     detector_preprocessor,
     load_detector,
     readable_import_errors,
 )
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
+from core.condition import Annotator, ControlMap, Editor, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in
 from core.images import grey_map, resize_map
 from models.catalog.download import amount
 from models.catalog.wheels import BLAZEPOSE
 
+JOINT_NAMES = (
+    "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow",
+    "left wrist", "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle",
+    "right eye", "left eye", "right ear", "left ear",
+)  # fmt: skip
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12),
     (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
@@ -190,23 +196,28 @@ def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> lis
     return [p for p in people if (~np.isnan(p[:, 0])).sum() >= MIN_JOINTS]
 
 
-def draw_diorama(image: RGBImage, _: PoseParams) -> ControlMap:
-    """Draw the people that Diorama's annotator predicts."""
+def find_diorama(image: RGBImage) -> list[Figure]:
+    """Return the people that Diorama's annotator predicts."""
     prediction = predict(image)
     cells = prediction["joints"].shape
     scale = np.array([image.shape[1] / cells[1], image.shape[0] / cells[0]], np.float32)
     half = np.float32(0.5)  # an index is the centre of its cell, or of its pixel
     people = find_people(prediction["joints"], prediction["offset"])
-    return draw_people([(p + half) * scale - half for p in people], *image.shape[:2])
+    return [Figure((person + half) * scale - half) for person in people]
 
 
-def draw_openpose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> ControlMap:
-    """Draw OpenPose's people."""
+def draw_diorama(image: RGBImage, _: PoseParams) -> ControlMap:
+    """Draw the people that Diorama's annotator predicts."""
+    return draw_figures(find_diorama(image), *image.shape[:2])
+
+
+def find_openpose(image: RGBImage, hands_and_face: bool) -> list[Figure]:
+    """Return OpenPose's people."""
     detector = load_detector(*OPENPOSE)
     with INFERENCE_LOCK, readable_import_errors(OPENPOSE[0]):
         poses = detector.detect_poses(image, hands_and_face, hands_and_face)
     height, width = image.shape[:2]
-    figures = []
+    figures: list[Figure] = []
     for pose in poses:
         hands = [_in_pixels(one, width, height) for one in (pose.left_hand, pose.right_hand) if one]
         figures.append(
@@ -216,14 +227,42 @@ def draw_openpose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> Contr
                 _drop_outside(_in_pixels(pose.face, width, height)) if pose.face else None,
             )
         )
-    return draw_figures(figures, height, width)
+    return figures
 
 
-def draw_blazepose(image: RGBImage, _: PoseParams, hands_and_face: bool) -> ControlMap:
-    """Draw BlazePose's people."""
+def find_blazepose(image: RGBImage, hands_and_face: bool) -> list[Figure]:
+    """Return BlazePose's people."""
     figures = find_figures(image, hands_and_face)
-    people = [one for one in figures if np.isfinite(one.body[:, 0]).sum() >= MIN_JOINTS]
-    return draw_figures(people, *image.shape[:2])
+    return [one for one in figures if np.isfinite(one.body[:, 0]).sum() >= MIN_JOINTS]
+
+
+def draw_found(
+    image: RGBImage, _: PoseParams, find: Callable[[RGBImage], list[Figure]]
+) -> ControlMap:
+    """Draw the people that `find` returns."""
+    return draw_figures(find(image), *image.shape[:2])
+
+
+FINDERS: dict[str, Callable[[RGBImage], list[Figure]]] = {
+    "Diorama": find_diorama,
+    "BlazePose": partial(find_blazepose, hands_and_face=False),
+    "BlazePose with hands and face": partial(find_blazepose, hands_and_face=True),
+    "OpenPose": partial(find_openpose, hands_and_face=False),
+    "OpenPose with hands and face": partial(find_openpose, hands_and_face=True),
+}
+"""What finds the people of each preprocessor, by its name."""
+
+
+def begin_edit(preprocessor: Preprocessor, image: RGBImage, _: Any) -> dict[str, Any]:
+    """Return the edit of the people that a preprocessor finds."""
+    height, width = image.shape[:2]
+    return edit_of(FINDERS[preprocessor.name](image), width, height)
+
+
+def draw_edit(edit: Mapping[str, Any], control_map: ControlMap) -> ControlMap:
+    """Draw an edit's people, as those that are found."""
+    height, width = control_map.shape[:2]
+    return draw_figures(figures_in(edit, width, height), height, width)
 
 
 def _in_pixels(points: Sequence[Any], width: int, height: int) -> Person:
@@ -471,21 +510,16 @@ ANNOTATOR = Annotator(
         *(
             Preprocessor(
                 f"BlazePose{more}",
-                partial(draw_blazepose, hands_and_face=bool(more)),
+                partial(draw_found, find=FINDERS[f"BlazePose{more}"]),
                 f"{amount(BLAZEPOSE.size)} from the package index, and {BLAZEPOSE.requirements}",
                 "Finds people in photographs; free for any use.",
                 fetch_blazepose,
             )
             for more in ("", " with hands and face")
         ),
-        detector_preprocessor(
-            "OpenPose", partial(draw_openpose, hands_and_face=False), OPENPOSE, TERMS
-        ),
-        detector_preprocessor(
-            "OpenPose with hands and face",
-            partial(draw_openpose, hands_and_face=True),
-            OPENPOSE,
-            TERMS,
+        *(
+            detector_preprocessor(name, partial(draw_found, find=FINDERS[name]), OPENPOSE, TERMS)
+            for name in ("OpenPose", "OpenPose with hands and face")
         ),
     ),
     params=PoseParams,
@@ -503,5 +537,19 @@ ANNOTATOR = Annotator(
             "dw_openpose_full": "BlazePose with hands and face",
         },
         ("openpose",),
+    ),
+    editor=Editor(
+        "pose",
+        check_edit,
+        draw_edit,
+        begin_edit,
+        facts={
+            "joints": JOINT_NAMES,
+            "limbs": LIMBS,
+            "colours": COLOURS,
+            "limbColours": LIMB_COLOURS,
+            "radius": JOINT_RADIUS,
+            "halfWidth": LIMB_HALF_WIDTH,
+        },
     ),
 )

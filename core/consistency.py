@@ -76,7 +76,8 @@ class Extractor:
     ) -> dict[str, Any]:
         """Return the edit that stands for what is found in a picture; {} if the editor has none."""
         begin = self.annotator.editor and self.annotator.editor.begin
-        if not begin:
+        doubtful = self.annotator.empty_in_doubt and in_doubt(self.preprocessor, image)
+        if not begin or doubtful:
             return {}
         return begin(self.preprocessor, self._looked_at(image, size, resolution), self.params)
 

@@ -169,13 +169,17 @@ class Pipeline:
         return _control_map(_extractor(control), control, request)
 
     def begin_edit(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the edit that stands for the first control's detected map; {} for none.
+        """Return the edit that stands for the first control's detected map.
+
+        It is {} if there is none: the editor draws over the map, or the map was given.
 
         Raises:
             BadInput: the picture cannot be fitted or looked at.
             DeviceUnavailable: memory ran out.
         """
         control = _resolved_control(request.controls[0], request)
+        if control.preprocessor == ALREADY_A_MAP:
+            return {}
         with oom_as_device_unavailable():
             return _extractor(control).begin_edit(
                 control.image, _size(request), request.image_resolution

@@ -532,7 +532,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     live.id = "live";
     toolbar.append(bar.group("Live", live));
   }
-  canvas.say(editor.hint);
+  if (editor.hint) canvas.say(editor.hint);
 
   // Python's side: a value that was restored or taken from an example can be undone too.
   const follow = () => {

@@ -1,0 +1,99 @@
+"""The editors of maps, driven in Chromium: by mouse in a wide window, by touch on a phone."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apps
+from apps.web.serve import Environment, launch
+from apps.web.suite import Suite
+from tests.apps.web.test_browser import (  # noqa: F401 - a fixture
+    PATIENCE_MS,
+    SCREENS,
+    _opened,
+    browser,
+    expect,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def editors_address(suite: Suite) -> Iterator[str]:
+    """The address of a site whose apps have an editor, on the tests' one ControlNet."""
+    from apps.web.site import build_site
+
+    conditions = [replace(apps.find(name), weights="canny") for name in ("pose2image",)]
+    site = build_site(conditions, suite)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    yield launch(site, Environment(max_queue=4, output=None), options, block=False)
+    site.close(verbose=False)
+
+
+def _press(page: Any, x: float, y: float, to: tuple[float, float]) -> None:
+    """Drag from a place of the canvas, as shares of its box, to another."""
+    screen = page.locator("#canvas .cv-screen")
+    screen.scroll_into_view_if_needed()
+    box = screen.bounding_box()
+    start = (box["x"] + x * box["width"], box["y"] + y * box["height"])
+    end = (box["x"] + to[0] * box["width"], box["y"] + to[1] * box["height"])
+    if page.screen == "phone":
+        touch = page.context.new_cdp_session(page)
+        for kind, places in (
+            ("touchStart", [start]),
+            ("touchMove", [end]),
+            ("touchEnd", []),
+        ):
+            points = [{"x": px, "y": py} for px, py in places]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    else:
+        page.mouse.move(*start)
+        page.mouse.down()
+        page.mouse.move(*end, steps=4)
+        page.mouse.up()
+
+
+def _map_shown(page: Any) -> str:
+    return page.locator("#map img").get_attribute("src") or ""
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_joint_is_dragged_and_a_person_added_without_a_picture(
+    browser: Any,
+    editors_address: str,
+    screen: str,
+    tmp_path: Path,
+) -> None:
+    with _opened(browser, screen, f"{editors_address}pose2image") as page:
+        page.locator("#edit").click()
+        expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator("#canvas .cv-hint")).to_contain_text("add a person")
+        page.get_by_label("Add a person").select_option("Standing")
+        expect(page.locator("#map img")).to_be_visible(timeout=PATIENCE_MS)
+        before = _map_shown(page)
+        # The right wrist of the standing person, which lies at 0.35, 0.504 of the canvas's height.
+        box = page.locator("#canvas .cv-screen").bounding_box()
+        side = min(box["width"], box["height"])
+        x = 0.5 - 0.15 * 0.8 * side / box["width"]
+        _press(page, x, 0.12 + 0.48 * 0.8, (x - 0.1, 0.3))
+        expect(page.locator("#canvas .cv-hint")).to_contain_text("right wrist of person 1")
+        page.wait_for_function(
+            "before => document.querySelector('#map img')?.getAttribute('src') !== before",
+            arg=before,
+            timeout=PATIENCE_MS,
+        )
+        page.get_by_label("Undo").click()
+        page.get_by_label("Redo").click()
+        page.locator("#canvas .cv-more summary").click()
+        with page.expect_download() as download:
+            page.get_by_label("Save OpenPose JSON").click()
+        saved = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+        wrist = saved["people"][0]["pose_keypoints_2d"][12:14]
+        height = saved["canvas_height"]
+        assert wrist[1] < 0.45 * height, "the wrist was not lifted"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
