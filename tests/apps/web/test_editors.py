@@ -12,14 +12,10 @@ import pytest
 import apps
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
-from tests.apps.web.test_browser import (  # noqa: F401 - a fixture
-    PATIENCE_MS,
-    SCREENS,
-    _opened,
-    browser,
-    expect,
-)
+from tests.apps.web import test_browser
+from tests.apps.web.test_browser import PATIENCE_MS, SCREENS, _opened, expect
 
+browser = test_browser.browser
 pytestmark = pytest.mark.slow
 
 
