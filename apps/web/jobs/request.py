@@ -14,8 +14,9 @@ from PIL import Image
 
 from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, new_folder, upload_folder
 from apps.web.jobs.job import Job
+from apps.web.jobs.mask import mask_of
 from apps.web.suite import Suite
-from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.condition import ALREADY_A_MAP, Condition, PixelMask, RGBImage
 from core.errors import BadInput
 from core.images import BROWSER_FORMATS, NOTHING, PAPER, bright, open_picture, read_image
 from core.params import settings_of
@@ -93,10 +94,7 @@ def checked_whole(
         name: usual[name] if given[name] is None else given[name]
         for name in settings_of(GenerationRequest)
     }
-    mask = None
-    if given.get("mask"):
-        picture, _ = given_picture(given["mask"], NOTHING)
-        mask = bright(picture)
+    mask = given_mask(given["mask"]) if given.get("mask") else None
     request = GenerationRequest(tuple(controls), mask=mask, **values)
     return request, [*notes, *resolution_notes(card, request)]
 
@@ -135,6 +133,17 @@ def new_job(condition: Condition, suite: Suite, given: Mapping[str, Any]) -> Job
         SuiteError: as checked_request.
     """
     return Job(suite.pipeline, *checked_request(condition, suite, given))
+
+
+def given_mask(record: object) -> PixelMask:
+    """Return the mask that was painted on the page, an edit, or sent as a picture, by its record.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    if path_in(record) is None and isinstance(record, dict):
+        return mask_of(record)
+    return bright(given_picture(record, NOTHING)[0])
 
 
 def given_picture(record: object, ground: int | None = PAPER) -> tuple[RGBImage, list[str]]:

@@ -27,6 +27,7 @@ class Canvas(gr.HTML):
     """
 
     def __init__(self, editor: Editor, title: str, can_follow: bool = False, **options: Any):
+        """Make one; its label, by default that of an edit, is what restoring calls it."""
         names = dict.fromkeys((*SHARED, editor.name))
         files = [(FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in names]
         # In the script: an update of a component that is not on screen yet replaces all properties.
@@ -43,8 +44,7 @@ class Canvas(gr.HTML):
             css_template=(FOLDER / "canvas.css").read_text(encoding="utf-8"),
             js_on_load="\n".join([*files, START.format(json.dumps(constants))]),
             apply_default_css=False,
-            label=SETTINGS["edit"].label,  # what restoring calls it
-            **options,
+            **{"label": SETTINGS["edit"].label, **options},
         )
 
     def postprocess(self, value: Any) -> Any:

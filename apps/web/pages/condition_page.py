@@ -232,6 +232,10 @@ class SingleControl:
                 else:
                     yield None, results.download_words(report) if report else ""
 
+    def original(self, values: dict[str, Any]) -> object:
+        """See Controls."""
+        return values["image"]
+
     def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls."""
         return values

@@ -12,7 +12,7 @@ from apps.web.html.results import STAGES, inline
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job
-from apps.web.pages.widgets import plain_errors, runs_at_once
+from apps.web.pages.widgets import SentPicture, plain_errors, runs_at_once
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.params import Bounds, Setting, plain, settings_of
@@ -61,6 +61,8 @@ class Endpoint:
 
 def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]) -> Endpoint:
     """Return a condition's endpoint; call it inside the page's Blocks."""
+    if "mask" in fields:
+        fields = fields | {"mask": mask_argument()}
     names = sorted(fields, key=_order)
     known = {**SETTINGS, **settings_of(condition.annotator.params)}
     return Endpoint(
@@ -70,6 +72,13 @@ def endpoint_of(condition: Condition, fields: dict[str, gr.components.Component]
         gr.Image(label="Control map", type="filepath", format="png", visible=False),
         lambda maps: maps[0],
     )
+
+
+def mask_argument() -> gr.Image:
+    """Return the widget of a mask for programs, which send a picture instead of strokes."""
+    picture = gr.Image(label="Mask", type="filepath", image_mode=None, format="png", visible=False)
+    picture.data_model = SentPicture
+    return picture
 
 
 def _order(name: str) -> float:

@@ -14,6 +14,7 @@ from apps.web.html import results
 from apps.web.jobs.compare import rivals
 from apps.web.jobs.job import Job
 from apps.web.jobs.live import Live
+from apps.web.jobs.mask import EDITOR as MASK_EDITOR
 from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import Endpoint
 from apps.web.pages.prompt import place_help
@@ -68,6 +69,9 @@ class Controls(Protocol):
     def wire(self, fields: Fields) -> None:
         """Connect their events."""
 
+    def original(self, values: dict[str, Any]) -> object:
+        """Return Gradio's record of the picture that a mask is of, from the fields' values."""
+
     def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """Turn the widgets' values, by field name, into the raw values that `job` takes."""
 
@@ -107,6 +111,8 @@ class Layout:
                 self._settings()
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self._controls.place_editor(self.fields)
+                if self._app.input == "photo":
+                    self._mask()
                 self.stage = gr.HTML(results.empty(app), elem_id="stage")
                 self.result_cards = gr.HTML("", elem_id="results")
         self.current = gr.State(CurrentJob())
@@ -152,8 +158,12 @@ class Layout:
             self.fields["edit"] = self._canvas()
         kind = "drawing" if self._app.input == "drawing" else "picture"
         self.fields["image"] = picture_input(kind, not drawn_here)
-        if self._app.input == "photo":  # else there is no picture to change
-            self.fields["mask"] = picture_input("mask", visible=False, elem_id="mask")
+        self.mask_button = gr.Button(
+            "Change only a part of it",
+            size="sm",
+            visible=self._app.input == "photo",  # else there is no picture to change
+            elem_id="paint-mask",
+        )
         found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
         read = _drawing if drawn_here else str
         self.example_values = [(read(TEST_IMAGES / e.image), e.prompt) for e in found]
@@ -182,6 +192,14 @@ class Layout:
             scene={"size": [CANVAS_SIDE] * 2},
             elem_id="canvas",
         )
+
+    def _mask(self) -> None:
+        """Place the panel in which a mask is painted over the picture; it is opened by a button."""
+        with gr.Column(visible=False, elem_id="mask-panel") as self.mask_panel:
+            self.fields["mask"] = Canvas(MASK_EDITOR, "Mask", label="Mask", elem_id="mask")
+            self.unmask_button = gr.Button(
+                "Change the whole picture again", size="sm", elem_id="unmask"
+            )
 
     def _settings(self) -> None:
         with gr.Accordion(self._controls.section, open=True, elem_classes="cl-section"):

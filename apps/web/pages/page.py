@@ -49,6 +49,8 @@ class Page:
             self._wire_live()
         if app.input != "canvas":
             self._wire_sent(blocks)
+        if "mask" in self.layout.fields:
+            self._wire_mask()
         self._publish(app.name)
 
     def _publish(self, name: str) -> None:
@@ -135,7 +137,7 @@ class Page:
             **AT_ONCE,
             **PRIVATE,
         )
-        layout.restore_file.upload(
+        self.restored = layout.restore_file.upload(
             self.prefill.restore,
             [layout.restore_file, layout.shown_model, *fields.values()],
             self.prefill.outputs,
@@ -163,6 +165,18 @@ class Page:
             **AT_ONCE,
             **PRIVATE,
         )
+
+    def _wire_mask(self) -> None:
+        """Open the panel for painting a mask, and close it for another picture."""
+        layout, fields = self.layout, list(self.layout.fields.values())
+        panel = [layout.mask_panel, layout.fields["mask"]]
+        event: dict[str, Any] = {"preprocess": False, **FEW_AT_ONCE, **PRIVATE}
+        layout.mask_button.click(self.prefill.open_mask, fields, panel, **event)
+        self.restored.then(self.prefill.show_mask, fields, panel, **event)
+        for begins_anew in (layout.unmask_button.click, layout.fields["image"].change):
+            begins_anew(
+                lambda: (gr.Column(visible=False), None), None, panel, queue=False, **PRIVATE
+            )
 
     def _wire_live(self) -> None:
         """Make a picture at once whenever the canvas asks for one."""

@@ -5,13 +5,18 @@ from typing import Any
 import gradio as gr
 
 from apps.web.html import results
-from apps.web.jobs.request import path_in, sent_result, uploaded
+from apps.web.jobs.mask import edit_of
+from apps.web.jobs.request import given_picture, path_in, sent_result, uploaded
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
-from core.metadata import read_hashes, read_settings
+from core.images import inner_size, resize
+from core.metadata import read_hashes, read_mask, read_settings
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
+MASK_SIDE = 768
+"""The longer side of the picture that a mask is painted on, in pixels."""
+MASK_LOST = "It was made with a mask, which could not be restored."
 
 
 class Prefill:
@@ -64,6 +69,10 @@ class Prefill:
             if settings.get("model", self._suite.model) not in self._controls.models():
                 settings.pop("model", None)
                 notes.append("Its model is not on offer here.")
+            if (mask := read_mask(source)) is not None:
+                edit = edit_of(mask) if "mask" in self._layout.fields else None
+                settings |= {"mask": edit} if edit else {}
+                notes += [] if edit else [MASK_LOST]
             model, changes = settings.get("model"), settings
             if model:
                 prompt = " ".join(str(settings.get(name, "")) for name in PROMPTS[:2])
@@ -74,6 +83,24 @@ class Prefill:
                 changes |= settings
             note = results.restored_note(self._layout.labels(settings), notes)
             return self._updates(changes, model, note)
+
+    def open_mask(self, *values: Any) -> tuple[Any, Any]:
+        """Return updates of the panel for a mask and of its canvas: open, over the picture."""
+        with plain_errors():
+            named = dict(zip(self._layout.fields, values, strict=True))
+            picture, _ = given_picture(self._controls.original(named))
+            height, width = picture.shape[:2]
+            if max(width, height) > MASK_SIDE:
+                picture = resize(picture, inner_size(width, height, (MASK_SIDE, MASK_SIDE)))
+            scene = {"size": list(picture.shape[1::-1]), "photo": results.inline(picture)}
+            return gr.Column(visible=True), gr.update(value=named["mask"] or None, scene=scene)
+
+    def show_mask(self, *values: Any) -> tuple[Any, Any]:
+        """Open the panel if there is a mask, as after restoring one, and a picture."""
+        named = dict(zip(self._layout.fields, values, strict=True))
+        if not named["mask"] or not path_in(self._controls.original(named)):
+            return gr.skip(), gr.skip()
+        return self.open_mask(*values)
 
     def take_sent(self, sent: str) -> list[Any]:
         """Start from another app's result: its picture, prompts, and model if it is on offer."""

@@ -9,7 +9,7 @@ import apps
 from apps.web.html import results
 from apps.web.jobs.job import Job
 from apps.web.jobs.several import SLOT_FIELDS, SLOTS, combinable, new_several_job, offered
-from apps.web.pages.endpoint import PICTURES, Endpoint, help_of
+from apps.web.pages.endpoint import PICTURES, Endpoint, help_of, mask_argument
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
 from apps.web.pages.widgets import PRIVATE, in_rows, picture_input, widget
@@ -177,6 +177,11 @@ class ControlSlots:
         usual = _usual_resolution(self.suite, model, name)
         return gr.Slider(value=resolution or usual or ANY_RESOLUTION, visible=bool(usual))
 
+    def original(self, values: dict[str, Any]) -> object:
+        """See Controls; it is the first control's."""
+        first = next((slot for slot in SLOTS if values[f"control_{slot}"]), SLOTS[0])
+        return values[f"image_{first}"] or values["image"]
+
     def job_values(self, values: dict[str, Any]) -> dict[str, Any]:
         """See Controls; the chosen control's map settings become the slot's params."""
         given = dict(values)
@@ -287,6 +292,7 @@ class ControlSlots:
             widgets[f"detect_resolution_{slot}"] = gr.Number(
                 None, label=SETTINGS["detect_resolution"].label, visible=False
             )
+        widgets["mask"] = mask_argument()
         about["image"] = "The picture, for every control without its own."
         return Endpoint(
             f"{self.tool.blurb} Returns the control maps, the generated images, the maps "

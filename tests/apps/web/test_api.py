@@ -30,7 +30,7 @@ ARGUMENTS = [
     "image", "prompt", "added_prompt", "negative_prompt", "num_samples", "image_resolution",
     "steps", "strength", "guess_mode", "guidance_scale", "seed", "eta", "low_threshold",
     "high_threshold", "preprocessor", "model", "control_start", "control_end", "sampler", "mode",
-    "control_mode", "resize_mode", "denoising_strength", "mask_blur", "mask",
+    "control_mode", "resize_mode", "denoising_strength", "mask_blur", "mask", "edit",
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ for app, part in ((canny, SingleControl), (several, ControlSlots)):
 # The page, and the endpoint behind what was there before.
 fields = pages["canny2image"].layout.fields
 assert (fields["warp"].maximum, fields["warp"].label) == (1.0, "Warp")
-assert list(fields)[-3:] == ["warp", "glow", "edit"]  # the editor stands above the results
+assert list(fields)[-4:] == ["warp", "glow", "edit", "mask"]  # canvases stand above the results
 assert arguments["canny2image"][-2:] == ["warp", "glow"]
 assert helps["canny2image"]["warp"] == "Warp (0 to 1). Bends it."
 assert {"glow", "warp_1", "warp_3"} <= set(arguments["multi2image"])
