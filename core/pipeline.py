@@ -378,7 +378,7 @@ def _control_map(
     editor, size = extractor.annotator.editor, _size(request)
     if control.edit is None or editor is None:
         return _detected_map(extractor, control, request)
-    if editor.begin:  # the edit says it all
+    if editor.begin or editor.is_whole(control.edit):  # the edit says it all
         return editor.draw(control.edit, np.zeros((size[1], size[0], 3), np.uint8))
     return editor.draw(control.edit, _detected_map(extractor, control, request))
 

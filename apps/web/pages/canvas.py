@@ -23,7 +23,8 @@ class Canvas(gr.HTML):
 
     Events: `edit` when a stroke has ended, `live` when besides that a picture is asked for; neither
     while a stroke is drawn. Its property `scene`, a dict, is what lies under the drawing: "size"
-    [width, height] for a value that is None, and the URLs "photo" and "drawn" (the map).
+    [width, height] for a value that is None, the URLs "photo" and "drawn" (the map), and "shows",
+    the value that the map shows.
     """
 
     def __init__(self, editor: Editor, title: str, can_follow: bool = False, **options: Any):

@@ -177,8 +177,14 @@ class SingleControl:
             yield from self._open_editor(given | {"edit": None})
 
         def follow(*values: Any) -> Iterator[Any]:
-            for shown, label in self._maps(dict(zip(fields, values, strict=True))):
-                scene = None if shown is None else {"drawn": results.inline(shown)}
+            given = dict(zip(fields, values, strict=True))
+            edit = given["edit"]
+            if not edit and not path_in(given["image"]):  # all was undone
+                nothing = {"drawn": "", "shows": None}
+                yield gr.Image(value=None, visible=False), gr.update(scene=nothing)
+                return
+            for shown, label in self._maps(given):
+                scene = None if shown is None else {"drawn": results.inline(shown), "shows": edit}
                 yield _map_image(shown, label), gr.update(scene=scene) if scene else gr.skip()
 
         self.edit.click(begin, **opened)
@@ -195,27 +201,29 @@ class SingleControl:
             )
 
     def _open_editor(self, given: dict[str, Any]) -> Iterator[Any]:
-        """Show the editor on the detected map, with the page's edit or the one that stands for it.
+        """Show the editor on the map, with the page's edit or the one that stands for the map.
 
-        Without a picture it opens on an empty canvas.
+        Without a picture and an edit it opens on an empty canvas.
         """
-        if not path_in(given["image"]):
+        edit, has_picture = given.get("edit") or None, bool(path_in(given["image"]))
+        if not edit and not has_picture:
             side = self.suite.defaults(given["model"])["image_resolution"]
-            yield gr.Column(visible=True), gr.update(scene={"size": [side, side]}), gr.skip()
+            scene = {"size": [side, side], "photo": "", "drawn": ""}
+            yield gr.Column(visible=True), gr.update(value=None, scene=scene), gr.skip()
             return
-        detected = None
-        for shown, label in self._maps(given | {"edit": None}):
-            detected = shown if shown is not None else detected
+        drawn = None
+        for shown, label in self._maps(given | {"edit": edit}):
+            drawn = shown if shown is not None else drawn
             yield gr.skip(), gr.skip(), _map_image(shown, label)
-        if detected is None:
+        if drawn is None:
             return  # the tab was closed
         with plain_errors():
-            request, _ = checked_request(self.condition, self.suite, given | {"edit": None})
-            edit = given.get("edit") or self.suite.pipeline.begin_edit(request) or None
-        size = (detected.shape[1], detected.shape[0])
-        photo = results.inline(resize(request.controls[0].image, size))
-        scene = {"size": list(size), "photo": photo, "drawn": results.inline(detected)}
-        yield gr.Column(visible=True), gr.update(value=edit, scene=scene), gr.skip()
+            request, _ = checked_request(self.condition, self.suite, given | {"edit": edit})
+            found = edit or self.suite.pipeline.begin_edit(request) or None
+        size = (drawn.shape[1], drawn.shape[0])
+        photo = results.inline(resize(request.controls[0].image, size)) if has_picture else ""
+        scene = {"size": list(size), "photo": photo, "drawn": results.inline(drawn), "shows": edit}
+        yield gr.Column(visible=True), gr.update(value=found, scene=scene), gr.skip()
 
     def _maps(self, given: dict[str, Any]) -> Iterator[tuple[RGBImage | None, str]]:
         """Draw the map; yield it, as it is shown, and its label, which also tells of downloads.

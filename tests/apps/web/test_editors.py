@@ -1,15 +1,19 @@
 """The editors of maps, driven in Chromium: by mouse in a wide window, by touch on a phone."""
 
 import argparse
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import apps
+from annotators.seg import as_classes, palette
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from tests.apps.web import test_browser
@@ -24,7 +28,7 @@ def editors_address(suite: Suite) -> Iterator[str]:
     """The address of a site whose apps have an editor, on the tests' one ControlNet."""
     from apps.web.site import build_site
 
-    conditions = [replace(apps.find(name), weights="canny") for name in ("pose2image",)]
+    conditions = [replace(apps.find(name), weights="canny") for name in ("pose2image", "seg2image")]
     site = build_site(conditions, suite)
     options = argparse.Namespace(host=None, port=None, mcp=False)
     yield launch(site, Environment(max_queue=4, output=None), options, block=False)
@@ -56,6 +60,26 @@ def _press(page: Any, x: float, y: float, to: tuple[float, float]) -> None:
 
 def _map_shown(page: Any) -> str:
     return page.locator("#map img").get_attribute("src") or ""
+
+
+def _next_map(page: Any, before: str) -> str:
+    """Wait for a map that is not the one before; return its address."""
+    page.wait_for_function(
+        "before => ![null, before].includes("
+        "document.querySelector('#map img')?.getAttribute('src') ?? null)",
+        arg=before,
+        timeout=PATIENCE_MS,
+    )
+    return _map_shown(page)
+
+
+def _classes_shown(page: Any) -> dict[str, float]:
+    """The names of a class map's classes, and their shares of it."""
+    body = page.request.get(page.locator("#map img").evaluate("image => image.src")).body()
+    with Image.open(io.BytesIO(body)) as shown:
+        found = as_classes(np.asarray(shown.convert("RGB")))
+    counts = zip(*np.unique(found, return_counts=True), strict=True)
+    return {palette()[0][index]: count / found.size for index, count in counts}
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -92,4 +116,52 @@ def test_a_joint_is_dragged_and_a_person_added_without_a_picture(
         wrist = saved["people"][0]["pose_keypoints_2d"][12:14]
         height = saved["canvas_height"]
         assert wrist[1] < 0.45 * height, "the wrist was not lifted"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_class_is_found_painted_filled_and_replaced_without_a_picture(
+    browser: Any, editors_address: str, screen: str
+) -> None:
+    with _opened(browser, screen, f"{editors_address}seg2image") as page:
+        page.locator("#edit").click()
+        canvas, hint = page.locator("#canvas"), page.locator("#canvas .cv-hint")
+        expect(canvas.locator(".cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+        field = canvas.get_by_role("combobox")
+        field.fill("lak")
+        field.press("Enter")
+        chosen = canvas.locator(".cv-chips [aria-pressed=true]")
+        expect(chosen).to_have_text("lake")
+        _press(page, 0.4, 0.5, (0.6, 0.5))
+        first = _next_map(page, "")
+        painted = _classes_shown(page)
+        assert set(painted) == {"sky", "lake"} and painted["lake"] < 0.2
+
+        field.fill("grass")
+        field.press("ArrowDown")
+        field.press("ArrowUp")
+        field.press("Enter")
+        canvas.get_by_label("Fill a region").click()
+        _press(page, 0.5, 0.9, (0.5, 0.9))
+        filled = _next_map(page, first)
+        assert set(_classes_shown(page)) == {"grass", "lake"}
+
+        canvas.get_by_label("Pick a class").click()
+        _press(page, 0.5, 0.5, (0.5, 0.5))
+        expect(hint).to_contain_text("In hand: lake")
+        canvas.get_by_label("Replace a class").click()
+        _press(page, 0.5, 0.9, (0.5, 0.9))
+        replaced = _next_map(page, filled)
+        assert set(_classes_shown(page)) == {"lake"}
+        canvas.get_by_label("Undo").click()
+        _next_map(page, replaced)
+        assert set(_classes_shown(page)) == {"grass", "lake"}
+        if screen == "desktop":
+            box = canvas.locator(".cv-screen").bounding_box()
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            expect(hint).to_contain_text("lake")
+        canvas.get_by_label("Undo").click()
+        canvas.get_by_label("Undo").click()  # nothing is left, and nobody is told off
+        expect(page.locator("#map")).to_be_hidden(timeout=PATIENCE_MS)
+        expect(page.locator(".toast-body")).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

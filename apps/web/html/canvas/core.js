@@ -12,7 +12,7 @@
 //   key(event)                            optional; returns whether it used the key
 //   resized(value, size)                  optional; the value on a canvas of another size
 //   changed(value)                        optional; there is another value, also by undo
-//   loaded(name)                          optional; one of canvas.images has come
+//   loaded(name)                          optional; one of canvas.images has come or gone
 //   ground: string                        optional; the colour under everything
 //
 // A value is the edit that the server takes (apps/README.md, "Edits"). It is never changed in
@@ -140,6 +140,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
   let pressed = null; // the pointer that draws or pans: { id, pans, x, y }
   let pinch = null;
   const touches = new Map();
+  const asked = {}; // the images that were asked for last: name to URL
 
   const canvas = {
     facts,
@@ -149,6 +150,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     get size() { return value?.size ?? scene.size ?? [512, 512]; },
     get scale() { return view.scale; },
     images: {}, // what lies under the drawing, by name: "photo" and "drawn" from the server
+    shown: null, // the value that images.drawn shows
     opacity: { photo: 1, drawn: 1 },
     commit(next) {
       past.push(value);
@@ -175,17 +177,25 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
       canvas.redraw();
     },
     load(name, url) {
-      delete canvas.images[name];
-      canvas.redraw();
-      if (!url) return;
+      asked[name] = url;
+      if (!url) {
+        delete canvas.images[name];
+        if (name === "drawn") canvas.shown = null;
+        editor.loaded?.(name);
+        canvas.redraw();
+        return;
+      }
+      const { shows = null } = scene;
       const image = new Image();
       image.onload = () => {
+        if (asked[name] !== url) return; // another is coming
         canvas.images[name] = image;
+        if (name === "drawn") canvas.shown = shows;
         editor.loaded?.(name);
         canvas.redraw();
       };
       image.src = url;
-      canvas.images[name] = null; // it is coming
+      canvas.images[name] ??= null; // it is coming; until then the one before stays
     },
     // The value's picture alone, at the canvas's own size.
     flat(ground) {
@@ -313,7 +323,8 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     context.fillStyle = editor.ground ?? "#ffffff";
     context.fillRect(0, 0, width, height);
     context.imageSmoothingEnabled = view.scale < 3;
-    for (const [name, image] of Object.entries(canvas.images)) {
+    for (const name of new Set(["photo", ...Object.keys(canvas.images)])) {
+      const image = canvas.images[name];
       context.globalAlpha = canvas.opacity[name] ?? 1;
       if (image) context.drawImage(image, 0, 0, width, height);
     }
@@ -536,12 +547,13 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
 
   // Python's side: a value that was restored or taken from an example can be undone too.
   const follow = () => {
-    const next = { ...scene, ...props.scene }; // Python sends what has changed
-    for (const name of ["photo", "drawn"]) {
-      if (next[name] !== scene[name]) canvas.load(name, next[name]);
-    }
+    const before = scene;
     const [width, height] = canvas.size;
-    scene = next;
+    scene = { ...scene, ...props.scene }; // Python sends what has changed
+    for (const name of ["photo", "drawn"]) {
+      if (scene[name] !== before[name]) canvas.load(name, scene[name]);
+    }
+    if (scene.drawn === before.drawn && canvas.images.drawn) canvas.shown = scene.shows ?? null;
     if (canvas.size[0] !== width || canvas.size[1] !== height) layOut();
     if (JSON.stringify(given()) !== JSON.stringify(value)) {
       past.push(value);
@@ -553,7 +565,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
   };
   // Built, not quoted: Gradio takes every quoted name in this text for an event's.
   watch(Object.keys({ value: 0, scene: 0 }), follow);
-  for (const name of ["photo", "drawn"]) canvas.load(name, scene[name]);
+  for (const name of ["photo", "drawn"]) if (scene[name]) canvas.load(name, scene[name]);
 
   new ResizeObserver(layOut).observe(screen.parentElement);
   window.addEventListener("resize", layOut);

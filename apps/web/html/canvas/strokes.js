@@ -199,7 +199,9 @@ editors.strokes = (canvas) => {
     },
     // What the server has drawn into the map is not painted over it again.
     paint: (context, value) => paintAll(context, isDrawn ? [] : value?.strokes ?? []),
-    loaded: (name) => { isDrawn = isDrawn || (name === "drawn" && Boolean(canvas.facts.over)); },
+    loaded(name) {
+      if (name === "drawn") isDrawn = Boolean(canvas.images.drawn && canvas.facts.over);
+    },
     overlay(context) {
       if (pen.points.length) paintAll(context, both(strokeOf(pen.points)));
       if (isMirroring) {
