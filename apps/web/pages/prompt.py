@@ -18,7 +18,7 @@ COMPONENTS = Path(__file__).resolve().parents[1] / "html" / "components"
 TEMPLATE = """
 <p data-part="tokens"></p>
 <p data-part="unknown" role="status"></p>
-<details data-part="words" hidden>
+<details data-part="words"{hidden}>
   <summary data-part="title"></summary>
   <div data-part="groups"></div>
 </details>
@@ -49,7 +49,8 @@ def place_help(suite: Suite) -> gr.HTML:
             return []
 
     return gr.HTML(
-        html_template=TEMPLATE,
+        # Its place is kept from the start, so that nothing jumps when its words arrive.
+        html_template=TEMPLATE.format(hidden="" if suite.card(suite.model).words else " hidden"),
         css_template=(COMPONENTS / "prompt.css").read_text(encoding="utf-8"),
         js_on_load=(COMPONENTS / "prompt.js").read_text(encoding="utf-8"),
         server_functions=[prompt_facts, token_merges],

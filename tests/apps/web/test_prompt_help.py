@@ -11,6 +11,7 @@ import apps
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from models.store import Store
+from tests.apps.web.test_accessibility import SHIFTS, _faults
 from tests.apps.web.test_browser import (  # noqa: F401 - browser and pytestmark are used by name
     PATIENCE_MS,
     SCREENS,
@@ -94,6 +95,31 @@ def test_words_that_are_known_are_clicked_into_the_prompt(page: Any) -> None:
     assert run["y"] - box["y"] < 500, "prompt and Run are not in sight together"
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= SCREENS[page.screen][0]
+
+
+def test_axe_finds_nothing_wrong_with_the_words_open(page: Any) -> None:
+    page.locator("#prompt textarea").fill("a castle ")
+    page.locator("#prompt_help summary").click()
+    _says(page, "unknown", "Diorama does not know: castle")
+    assert _faults(page) == []
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_nothing_jumps_when_the_words_arrive(
+    browser: Any,  # noqa: F811
+    diorama_address: str,
+    screen: str,
+) -> None:
+    width, height = SCREENS[screen]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.add_init_script(SHIFTS)
+    page.goto(diorama_address)
+    expect(page.locator("#prompt_help summary")).to_have_text(
+        "Words that Diorama knows", timeout=PATIENCE_MS
+    )
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.shifts") < 0.1
+    page.close()
 
 
 def test_another_model_has_its_own_words_and_tokens(page: Any) -> None:
