@@ -12,13 +12,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.errors import BadInput
 
+Record = TypeVar("Record")
+
 CONTROL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 CHANNEL_ORDERS = ("", "rgb", "bgr")
-INHERITED = ("prompts", "words", "min_resolution", "max_resolution", "defaults")
+INHERITED = ("prompts", "words", "styles", "min_resolution", "max_resolution", "defaults")
 """Fields that a card inherits from its base's card unless it has them itself."""
 BASE_ONLY = ("base", "preview_matrix", "extras")
 """Fields of the base, which only its own card may have."""
@@ -64,6 +66,39 @@ class Source:
         return names[0] if len(names) == 1 and names[0].endswith(CONTROL_SUFFIXES) else ""
 
 
+PROMPT = "{prompt}"
+"""Where the prompt stands in a style."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """Words around a prompt, and words for the negative prompt."""
+
+    prompt: str
+    """With PROMPT once."""
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a style without a place for the prompt.
+
+        Raises:
+            ValueError: PROMPT stands in it not once.
+        """
+        if self.prompt.count(PROMPT) != 1:
+            raise ValueError(f"the style '{self.prompt}' must have {PROMPT} once")
+
+    @property
+    def before(self) -> str:
+        """What stands before the prompt; it ends with a space, or is empty."""
+        before = self.prompt.partition(PROMPT)[0].strip()
+        return before and f"{before} "
+
+    @property
+    def after(self) -> str:
+        """What stands behind the prompt, without the comma between."""
+        return self.prompt.partition(PROMPT)[2].strip(" ,")
+
+
 @dataclass(frozen=True)
 class Card:
     """Facts about one model family; see the TOML files for examples."""
@@ -90,6 +125,8 @@ class Card:
     """GenerationRequest fields whose default this model changes."""
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Words and phrases by group: all that the model knows, if these are few; else empty."""
+    styles: Mapping[str, "Style"] = field(default_factory=dict)
+    """What the page's choice of a style fills into the prompts, by its name there."""
     base_of: str = ""
     """Name of the card whose base this one uses; empty for a base of its own."""
     base: Source | None = None
@@ -172,11 +209,14 @@ def read_card(path: Path) -> Card:
             name: (float(without), float(at_best))
             for name, (without, at_best) in facts.get("references", {}).items()
         }
+        facts["styles"] = {
+            name: _record(Style, style, path) for name, style in facts.get("styles", {}).items()
+        }
         if "base" in facts:
-            facts["base"] = _source(facts["base"], path)
+            facts["base"] = _record(Source, facts["base"], path)
         for kind in ("controls", "extras"):
             facts[kind] = {
-                name: _source(source, path) for name, source in facts.get(kind, {}).items()
+                name: _record(Source, source, path) for name, source in facts.get(kind, {}).items()
             }
         for name in facts["extras"].keys() - EXTRAS.keys():
             raise ValueError(f"there is no extra '{name}', it must be {' or '.join(EXTRAS)}")
@@ -214,9 +254,9 @@ def _with_base(facts: dict[str, Any], path: Path) -> tuple[dict[str, Any], Path]
     return given | facts, other.with_suffix("")
 
 
-def _source(facts: dict[str, Any], path: Path) -> Source:
-    _check_fields(Source, facts, path, ())
-    return Source(**facts)
+def _record(record: type[Record], facts: dict[str, Any], path: Path) -> Record:
+    _check_fields(record, facts, path, ())
+    return record(**facts)
 
 
 def _check_fields(record: type, facts: dict[str, Any], path: Path, given: tuple[str, ...]) -> None:

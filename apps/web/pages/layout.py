@@ -17,7 +17,7 @@ from apps.web.jobs.live import Live
 from apps.web.jobs.mask import EDITOR as MASK_EDITOR
 from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import Endpoint
-from apps.web.pages.prompt import place_help
+from apps.web.pages.prompt import place_help, place_style
 from apps.web.pages.runs import CurrentJob
 from apps.web.pages.widgets import (
     TEST_IMAGES,
@@ -174,6 +174,7 @@ class Layout:
         hint = f"For example: {prompts[0]}" if prompts else ""
         self._add("prompt", lines=2, placeholder=hint)
         place_help(self._suite)
+        self.style = place_style(self._suite)
         self.run_button, self.stop_button = run_and_stop()
         button, choice = self.comparison(self._suite.model)
         with gr.Row(elem_classes="cl-against"):

@@ -17,7 +17,7 @@ from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import answer, offer
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
-from apps.web.pages.prompt import wire_help
+from apps.web.pages.prompt import wire_help, wire_style
 from apps.web.pages.runs import CurrentJob, Runs
 from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, runs_at_once
 from apps.web.suite import Suite
@@ -44,6 +44,7 @@ class Page:
         self._wire_runs()
         self._wire_settings()
         wire_help(blocks, self.layout.fields)
+        wire_style(suite, self.layout.style, self.layout.fields)
         controls.wire(self.layout.fields)
         if "edit" in self.layout.fields:
             self._wire_live()

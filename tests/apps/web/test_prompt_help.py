@@ -92,7 +92,7 @@ def test_words_that_are_known_are_clicked_into_the_prompt(page: Any) -> None:
     _says(page, "tokens", "14 of 75 tokens")
     _shot(page, "words")
     box, run = (page.locator(one).bounding_box() for one in ("#prompt", "#run"))
-    assert run["y"] - box["y"] < 500, "prompt and Run are not in sight together"
+    assert run["y"] - box["y"] < 600, "prompt and Run are not in sight together"
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= SCREENS[page.screen][0]
 
@@ -122,6 +122,33 @@ def test_nothing_jumps_when_the_words_arrive(
     page.close()
 
 
+def test_a_style_fills_the_prompts_and_another_replaces_it(page: Any) -> None:
+    prompt = page.locator("#prompt textarea")
+    prompt.fill("a red ball")
+
+    def choose(name: str) -> None:
+        page.locator("#style input").click()
+        page.get_by_role("option", name=f"Style: {name}", exact=True).click()
+
+    choose("Sunset")
+    expect(page.locator("#style_note")).to_have_text(
+        "Adds “a sunset” to the prompt and “a night sky, a clear blue sky” to the negative prompt.",
+        timeout=PATIENCE_MS,
+    )
+    _says(page, "tokens", "6 of 75 tokens")  # with the added prompt, which is not yet in sight
+    _open_advanced(page)
+    added, negative = (page.locator(f"#{one}_prompt textarea") for one in ("added", "negative"))
+    expect(added).to_have_value("a sunset")
+    expect(negative).to_have_value("a night sky, a clear blue sky")
+    _shot(page, "style")
+    choose("Cartoon")
+    expect(prompt).to_have_value("a cartoon of a red ball", timeout=PATIENCE_MS)
+    expect(added).to_have_value("", timeout=PATIENCE_MS)
+    expect(negative).to_have_value("")
+    choose("none")
+    expect(prompt).to_have_value("a red ball", timeout=PATIENCE_MS)
+
+
 def test_another_model_has_its_own_words_and_tokens(page: Any) -> None:
     page.locator("#prompt textarea").fill("a dragon")
     _says(page, "unknown", "Diorama does not know: dragon")
@@ -132,5 +159,9 @@ def test_another_model_has_its_own_words_and_tokens(page: Any) -> None:
     expect(page.locator("#prompt_help summary")).to_be_hidden()
     # With the added prompt, which this model's card brings.
     _says(page, "tokens", re.compile(r"^\d of 75 tokens$"))
+    page.locator("#style input").click()
+    expect(page.get_by_role("option", name="Style: Oil painting", exact=True)).to_be_visible()
+    assert not page.get_by_role("option", name="Style: Cartoon").count()
+    page.keyboard.press("Escape")
     page.locator("#added_prompt textarea").fill("")
     _says(page, "tokens", "2 of 75 tokens")

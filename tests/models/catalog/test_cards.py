@@ -47,6 +47,14 @@ def test_the_families_of_controls_share_one_base(shipped: dict[str, Card]) -> No
         assert reversed_ == ({"normal"} if name == "sd15_v10" else set())
 
 
+@pytest.mark.parametrize("text", ["a sunset", "{prompt} and {prompt}", ""])
+def test_a_style_without_its_place_for_the_prompt_is_refused(text: str, tmp_path: Path) -> None:
+    card = f'{CARD}\n[styles.Odd]\nprompt = "{text}"'
+    (tmp_path / "tiny.toml").write_text(card, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"tiny\.toml has a malformed value: the style '.*' must"):
+        read_card(tmp_path / "tiny.toml")
+
+
 def test_a_card_with_few_words_lists_them_and_others_of_its_base_have_them_too(
     shipped: dict[str, Card], tmp_path: Path
 ) -> None:
