@@ -58,6 +58,7 @@ CHOSEN = {
     "normal2image": Chosen(0, 2),
     "pose2image": Chosen(1, 0),
     "scribble2image_interactive": Chosen(2, 3),
+    "sweep": Chosen(2, 1, {"prompt": PERSON_AND_BALL, "x_values": "0, 0.5, 1"}),
 }
 
 
@@ -76,6 +77,8 @@ def made(client: Client, name: str) -> list[tuple[Path, str]]:
         maps, report = answer
         captions = [one.partition(":")[0] for one in report["maps"]]
         return [(file, "input"), *zip(map(Path, maps), captions, strict=True)]
+    if len(answer) == 3:  # a grid of several
+        return [(Path(answer[0]), "a setting's effect, with scores")]
     control_map, images, _, report = answer
     maps = [control_map] if isinstance(control_map, str) else control_map
     score = report["scores"][0]["headline"]

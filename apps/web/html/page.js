@@ -119,11 +119,12 @@
     });
   };
 
-  // The row of apps is wider than a phone: the app that is open stands in its middle.
+  // The row of apps is wider than a phone: the app that is open stands in its middle, once the page
+  // has its style: until then the links have other widths.
   let placed = false;
   const placeRow = () => {
     const here = document.querySelector(".nav-holder nav a.active");
-    if (placed || !here) return;
+    if (placed || !here || !root.classList.contains("cl-ready")) return;
     const row = here.parentElement;
     row.scrollLeft = here.offsetLeft - (row.clientWidth - here.offsetWidth) / 2;
     placed = true;
@@ -141,6 +142,7 @@
     clearTimeout(settling);
     settling = setTimeout(() => {
       root.classList.add("cl-ready");
+      placeRow();
       fillFirstVisit();
     }, 150);
   };

@@ -93,7 +93,27 @@ def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
 
     Call it inside the page's Blocks.
     """
-    arguments = endpoint.arguments
+    outputs = [
+        endpoint.control_map,
+        gr.File(label="Images", file_count="multiple", visible=False),
+        gr.File(label="Re-extracted maps", file_count="multiple", visible=False),
+        gr.JSON(label="Report", visible=False),
+    ]
+    publish(name, endpoint.about, endpoint.arguments, outputs, respond, runs)
+
+
+def publish(
+    name: str,
+    about: str,
+    arguments: dict[str, tuple[gr.components.Component, str]],
+    outputs: list[gr.components.Component],
+    respond: Answer,
+    runs: int,
+) -> None:
+    """Publish `/<name>` with arguments as in Endpoint, and outputs of which the last is a report.
+
+    Call it inside the page's Blocks.
+    """
 
     def generate(*values: Any) -> Iterator[Outputs]:
         yield from respond(dict(zip(arguments, values, strict=True)))
@@ -101,7 +121,7 @@ def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
     # Gradio and MCP show its name, signature and docstring.
     generate.__name__ = name
     generate.__doc__ = "\n".join(
-        [endpoint.about, "Args:", *(f"    {name}: {text}" for name, (_, text) in arguments.items())]
+        [about, "Args:", *(f"    {name}: {text}" for name, (_, text) in arguments.items())]
     )
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     generate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -114,12 +134,7 @@ def offer(name: str, endpoint: Endpoint, respond: Answer, runs: int) -> None:
     gr.Button(visible=False).click(
         generate,
         [field for field, _ in arguments.values()],
-        [
-            endpoint.control_map,
-            gr.File(label="Images", file_count="multiple", visible=False),
-            gr.File(label="Re-extracted maps", file_count="multiple", visible=False),
-            gr.JSON(label="Report", visible=False),
-        ],
+        outputs,
         api_name=name,
         preprocess=False,
         **runs_at_once(runs),

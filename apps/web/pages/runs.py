@@ -11,6 +11,7 @@ from apps.web.html import results
 from apps.web.html.comparison import Side, versus
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.job import Job
+from apps.web.jobs.sweep import Sweep
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
 from apps.web.tool import Tool
@@ -29,7 +30,7 @@ class CurrentJob:
     """
 
     def __init__(self) -> None:
-        self.job: Job | Pair | None = None
+        self.job: Job | Pair | Sweep | None = None
         self.speeds: dict[str, str] = {}
         """What Suite.measured said of the visitor's last run with each model."""
         self._lock = threading.Lock()
@@ -37,7 +38,7 @@ class CurrentJob:
     def __deepcopy__(self, _: Any) -> "CurrentJob":
         return CurrentJob()
 
-    def begin(self, new_job: Callable[[], Job | Pair]) -> None:
+    def begin(self, new_job: Callable[[], Job | Pair | Sweep]) -> None:
         """Hold the job that `new_job` returns.
 
         Raises:

@@ -25,7 +25,8 @@ from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition, Example
 from core.errors import BadInput
-from tests.apps.web.conftest import HeldRun
+from core.images import read_image
+from tests.apps.web.conftest import PATIENCE_S, HeldRun
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -556,3 +557,58 @@ def test_several_controls_run_and_are_restored(browser: Any, address: str, tmp_p
             expect(page.locator("#control_2 input")).to_have_value("Canny edges")
             expect(page.locator("#strength_2 input[type=number]")).to_have_value("0.5")
             expect(page.locator("#control_3 input")).to_have_value("No control")
+
+
+# A sweep
+
+
+def _sweep_values(page: Any, across: str, down: str) -> None:
+    page.locator("#preset-strength").click()
+    expect(page.locator("#y_values textarea, #y_values input")).to_have_value("1..3")
+    for axis, values in (("x", across), ("y", down)):
+        page.locator(f"#{axis}_values").locator("textarea, input").fill(values)
+
+
+def test_a_sweep_shows_its_cells_with_scores_and_saves_the_grid(browser: Any, address: str) -> None:
+    for screen in SCREENS:
+        with _opened(browser, screen, f"{address}sweep") as page:
+            _upload(page)
+            _sweep_values(page, "0, 1", "3, 4")
+            page.locator("#run").click()
+            cells = page.locator(".cl-grid td figure")
+            expect(cells).to_have_count(4, timeout=PATIENCE_MS)
+            expect(page.locator(".cl-grid thead th span")).to_have_text(["0", "1"])
+            expect(page.locator(".cl-grid tbody th span")).to_have_text(["3", "4"])
+            expect(cells.first).to_contain_text("/ 100")
+            with page.expect_download() as saved:
+                page.get_by_text("Save the grid as PNG").click()
+            assert read_image(saved.value.path())[0].shape[1] > 2 * 64
+            expect(page.locator("#run")).to_be_visible()
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, "the grid scrolls in its own frame"
+            _shot(page, "sweep")
+
+
+def test_a_stopped_sweep_keeps_what_is_done(browser: Any, address: str, held: HeldRun) -> None:
+    """The first cell is held in its first step, so nothing is done yet when it is stopped."""
+    with _opened(browser, "desktop", f"{address}sweep") as page:
+        _upload(page)
+        _sweep_values(page, "1", "3, 4")
+        page.locator("#run").click()
+        assert held.at_work.wait(PATIENCE_S)
+        page.locator("#stop").click()
+        held.must_stop()
+        expect(page.locator("#run")).to_be_visible()
+        expect(page.locator("#results")).to_contain_text("Stopped: 0 of 2 pictures are done.")
+
+
+def test_a_sweep_says_what_is_wrong_with_typed_values(browser: Any, address: str) -> None:
+    with _opened(browser, "desktop", f"{address}sweep") as page:
+        _upload(page)
+        _sweep_values(page, "much", "3")
+        page.locator("#run").click()
+        expect(page.get_by_text("'much' is not a number")).to_be_visible()
+        expect(page.locator("#run")).to_be_visible()
+        page.locator("#x_axis input").click()
+        page.get_by_role("option", name="Canny low threshold").click()
+        expect(page.locator("#x_values").locator("textarea, input")).to_have_value("1, 100, 255")

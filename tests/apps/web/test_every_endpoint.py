@@ -100,6 +100,14 @@ def test_the_first_example_is_made_and_measured(
         assert len(maps) == len(report["maps"]) > 5 and report["errors"] == {}
         assert all(min(_picture(file).shape[:2]) == SMALL["image_resolution"] for file in maps)
         return
+    if "x_axis" in api[f"/{name}"]:
+        sheet, images, report = _call(client, api, f"/{name}", **given, x_values="0, 1")
+        assert report["x"] == {"setting": "strength", "values": [0.0, 1.0]} and report["y"] is None
+        (without, with_control), errors = report["means"], [one["error"] for one in report["cells"]]
+        assert without < with_control and errors == ["", ""]
+        pictures = [_picture(file) for file in images]
+        assert len(pictures) == 2 and _picture(sheet).shape[1] > 2 * pictures[0].shape[1]
+        return
     maps, images, found, report = _call(client, api, f"/{name}", **given, num_samples=2)
     maps = [maps] if isinstance(maps, str) else maps
     assert report["model"] == "diorama" and report["seeds"] == [5, 6]
@@ -116,7 +124,9 @@ def test_two_models_are_compared_on_one_seed(
 ) -> None:
     endpoint = f"/{name}_compare"
     if endpoint not in api:
-        assert "prompt" not in api[f"/{name}"]  # it makes no pictures that could be compared
+        # It makes no pictures that could be compared, or compares them itself.
+        assert not isinstance(apps.find(name), Condition)
+        assert "prompt" not in api[f"/{name}"] or "x_axis" in api[f"/{name}"]
         return
     _, images, found, report = _call(client, api, endpoint, **_first_example(name), other="twin")
     assert [one["model"] for one in report["models"]] == ["diorama", "twin"]

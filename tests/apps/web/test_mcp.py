@@ -116,6 +116,8 @@ def test_a_model_sees_every_picture_and_the_report(address: str, progress: Any) 
              "params_2": {"low_threshold": 250, "high_threshold": 255}},
             5,
         ),
+        # The grid, and its pictures.
+        ("sweep", {"x_axis": "strength", "x_values": "0, 1", "prompt": "a ball"}, 3),
     ],
 )  # fmt: skip
 def test_the_tools_with_pages_of_their_own(
