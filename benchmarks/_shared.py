@@ -61,8 +61,10 @@ def _processor() -> str:
 
 
 @contextmanager
-def served(program: str, *options: str) -> Iterator[str]:
+def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
     """Run `launch.py` or an app's file until the block ends; yield its address once it answers.
+
+    `root` is the repository's folder, or another build's.
 
     Raises:
         SystemExit: It ended before it answered.
@@ -72,7 +74,7 @@ def served(program: str, *options: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / program), "--port", str(port), *options],
+        [sys.executable, str(root / program), "--port", str(port), *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

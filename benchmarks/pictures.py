@@ -109,17 +109,26 @@ def strip(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     return whole
 
 
+def find_chromium() -> str:
+    """Return the path of a Chromium.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    found = next((path for one in CHROMIUM if (path := shutil.which(one))), None)
+    if found is None:
+        raise SystemExit(f"The page's picture needs one of: {', '.join(CHROMIUM)}.")
+    return found
+
+
 def screenshot(address: str, name: str) -> Image.Image:
     """Take an app's example, run it, and return a picture of the page with its results."""
     from playwright.sync_api import expect, sync_playwright  # noqa: PLC0415 - of requirements-dev
 
-    chromium = next((found for one in CHROMIUM if (found := shutil.which(one))), None)
-    if chromium is None:
-        raise SystemExit(f"The page's picture needs one of: {', '.join(CHROMIUM)}.")
     chosen = CHOSEN.get(name, Chosen())
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=QUIET)
+        browser = driver.chromium.launch(executable_path=find_chromium(), args=QUIET)
         page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]})
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"{address}/{name}")

@@ -241,7 +241,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
   let isLive = false;
   let isWaiting = false;
   const ask = () => {
-    if (!isLive) return;
+    if (!isLive || !(value || scene.photo)) return; // or there is nothing to follow yet
     isWaiting = document.hidden;
     if (!isWaiting) trigger("live");
   };
