@@ -162,6 +162,9 @@ def widget(setting: Setting, value: Any, **options: Any) -> gr.components.Compon
         case Toggle():
             return gr.Checkbox(**options)
         case Json():
-            return gr.JSON(**options, visible=False)  # of programs; a page has a canvas
+            found = gr.JSON(**options, visible=False)  # of programs; a page has a canvas
+            # Gradio's own description is no JSON Schema, and MCP refuses the tool.
+            found.api_info = lambda: {"type": "object"}
+            return found
         case Text():
             return gr.Textbox(max_length=setting.max_length, **{"lines": 2, **options})
