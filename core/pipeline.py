@@ -191,13 +191,15 @@ class Pipeline:
         on_progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         preview_every: int = 0,
+        on_images: Callable[[GenerationResult], None] | None = None,
     ) -> GenerationResult:
         """Make the request's pictures, and measure how well each followed its control maps.
 
         on_progress is called at every stage and step; every preview_every-th step (0: never) has a
-        small preview. Once cancelled() is true, generation ends within a step, and the result holds
-        the images finished so far, perhaps none. If a later image fails, those before it are
-        returned with the reason among the warnings.
+        small preview. on_images gets the result so far whenever images are done. Once cancelled()
+        is true, generation ends within a step, and the result holds the images finished so far,
+        perhaps none. If a later image fails, those before it are returned with the reason among the
+        warnings.
 
         Raises:
             SuiteError: bad input, a model that cannot be loaded, or the first image failed.
@@ -232,6 +234,33 @@ class Pipeline:
 
         finished: list[_Finished] = []
         networks, admission = None, Admission()
+
+        def so_far() -> GenerationResult:
+            return GenerationResult(
+                images=tuple(one.image for one in finished),
+                controls=tuple(
+                    ControlResult(
+                        track.control.condition,
+                        track.control_map,
+                        reextracted=tuple(made.reextracted[index] for made in finished),
+                        scores=tuple(made.scores[index] for made in finished),
+                    )
+                    for index, track in enumerate(tracks)
+                ),
+                seeds=tuple(one.seed for one in finished),
+                seconds={stage: round(seconds, 4) for stage, seconds in reporter.seconds.items()},
+                warnings=tuple(reporter.warnings),
+                request=request,
+                model=networks.name if networks else request.model,
+                device=str(networks.device) if networks else "",
+                dtype=str(networks.dtype).removeprefix("torch.") if networks else "",
+                width=size[0],
+                height=size[1],
+                hashes=_hashes(networks, request) if networks else {},
+                cancelled=reporter.was_cancelled,
+                alone=admission.alone,
+            )
+
         try:
             reporter.stop_if_cancelled()
             with (
@@ -253,6 +282,7 @@ class Pipeline:
                             images = [original.kept_in(image) for image in images]
                         finished += _scored(extractors, tracks, images, batch)
                     reporter.finished(len(batch))
+                    _tell(on_images, so_far)
             reporter.warnings += _result_notes(extractors, request, finished)
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
@@ -261,30 +291,14 @@ class Pipeline:
                 raise
             reporter.warn(f"Only {len(finished)} of {len(seeds)} images were made: {error}")
 
-        return GenerationResult(
-            images=tuple(one.image for one in finished),
-            controls=tuple(
-                ControlResult(
-                    track.control.condition,
-                    track.control_map,
-                    reextracted=tuple(made.reextracted[index] for made in finished),
-                    scores=tuple(made.scores[index] for made in finished),
-                )
-                for index, track in enumerate(tracks)
-            ),
-            seeds=tuple(one.seed for one in finished),
-            seconds={stage: round(seconds, 4) for stage, seconds in reporter.seconds.items()},
-            warnings=tuple(reporter.warnings),
-            request=request,
-            model=networks.name if networks else request.model,
-            device=str(networks.device) if networks else "",
-            dtype=str(networks.dtype).removeprefix("torch.") if networks else "",
-            width=size[0],
-            height=size[1],
-            hashes=_hashes(networks, request) if networks else {},
-            cancelled=reporter.was_cancelled,
-            alone=admission.alone,
-        )
+        return so_far()
+
+
+def _tell(
+    on_images: Callable[[GenerationResult], None] | None, so_far: Callable[[], GenerationResult]
+) -> None:
+    if on_images:
+        on_images(so_far())
 
 
 # What the request left open

@@ -1,19 +1,22 @@
 """Finished images as lossless PNGs with their settings, in a folder that Gradio serves."""
 
+import json
 import logging
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from core.condition import Annotator, ControlMap
+from core.condition import Annotator, ControlMap, RGBImage
 from core.metadata import save_png
 from core.request import ControlResult, GenerationResult
 
@@ -50,6 +53,10 @@ class SavedResult:
     """One for each control, in the result's order."""
     note: str = ""
     """What went wrong while saving, for the page; "" if nothing did."""
+    sheet: Path | None = None
+    """All images on one picture."""
+    archive: Path | None = None
+    """A ZIP of the images, maps, sheet and report."""
 
     def all(self) -> set[Path]:
         """Return all files, each once."""
@@ -57,7 +64,7 @@ class SavedResult:
         for maps in self.maps:
             found |= {maps.control_map, maps.shown_map}
             found |= {*maps.reextracted, *maps.shown_reextracted}
-        return found
+        return found | {path for path in (self.sheet, self.archive) if path}
 
 
 def upload_folder() -> Path:
@@ -94,6 +101,77 @@ def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResul
         stem = f"{name}-{number}" if names.count(name) > 1 else name
         maps.append(_save_maps(control, result.seeds, folder, stem))
     return SavedResult(tuple(images), tuple(maps), note)
+
+
+def save_whole(results: Sequence[tuple[GenerationResult, SavedResult]]) -> list[SavedResult]:
+    """Add a contact sheet to each result of several images, and one archive of all to the first.
+
+    Of two models' results, each has a folder of its own in the archive, named by its model.
+    """
+    with_sheets: list[SavedResult] = []
+    files: dict[str, Path] = {}
+    reports: dict[str, dict[str, Any]] = {}
+    for result, without_sheet in results:
+        saved = _with_sheet(result, without_sheet)
+        with_sheets.append(saved)
+        folder = f"{result.model}/" if len(results) > 1 else ""
+        maps = [path for one in saved.maps for path in (one.control_map, *one.reextracted)]
+        kept = [*saved.images, *maps, *([saved.sheet] if saved.sheet else [])]
+        files |= {f"{folder}{path.name}": path for path in kept}
+        names = [path.name for path in saved.images]
+        reports[f"{folder}report.json"] = result.report() | {"files": names}
+    archive = with_sheets[0].images[0].with_name("controlloop.zip")
+    write_archive(archive, files, reports)
+    return [replace(with_sheets[0], archive=archive), *with_sheets[1:]]
+
+
+def _with_sheet(result: GenerationResult, saved: SavedResult) -> SavedResult:
+    if len(result.images) == 1:
+        return saved
+    sheet = saved.images[0].with_name("contact-sheet.png")
+    Image.fromarray(contact_sheet(result)).save(sheet)
+    return replace(saved, sheet=sheet)
+
+
+def write_archive(
+    archive: Path, files: Mapping[str, Path], reports: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write a ZIP of files and of reports as JSON, both by their names in it."""
+    with ZipFile(archive, "w") as opened:  # stored: PNGs are compressed already
+        for name, path in files.items():
+            opened.write(path, name)
+        for name, report in reports.items():
+            opened.writestr(name, json.dumps(report, indent=2, ensure_ascii=False))
+
+
+SHEET_CELL, SHEET_LABEL, SHEET_GAP = 256, 22, 8
+"""Sides of a contact sheet's pictures, the height of their labels, and the space between."""
+SHEET_COLUMNS = 4
+
+
+def contact_sheet(result: GenerationResult) -> RGBImage:
+    """Return the control maps and all images on one picture, with each one's score and seed."""
+    cells = [
+        (control.condition.title, control.condition.annotator.preview(control.control_map))
+        for control in result.controls
+    ]
+    cells += [
+        (f"{headline:.0f} / 100, seed {seed}", image)
+        for headline, seed, image in zip(result.headlines, result.seeds, result.images, strict=True)
+    ]
+    columns = min(SHEET_COLUMNS, len(cells))
+    wide, high = SHEET_CELL + SHEET_GAP, SHEET_CELL + SHEET_LABEL + SHEET_GAP
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * wide + SHEET_GAP, rows * high + SHEET_GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for index, (label, picture) in enumerate(cells):
+        left, top = SHEET_GAP + index % columns * wide, SHEET_GAP + index // columns * high
+        shown = Image.fromarray(picture)
+        shown.thumbnail((SHEET_CELL, SHEET_CELL))
+        inset = (SHEET_CELL - shown.width) // 2, (SHEET_CELL - shown.height) // 2
+        sheet.paste(shown, (left + inset[0], top + inset[1]))
+        draw.text((left, top + SHEET_CELL + 3), label, "#17212b", font)
+    return np.asarray(sheet)
 
 
 def _save_maps(control: ControlResult, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:

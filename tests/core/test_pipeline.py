@@ -160,6 +160,16 @@ def test_image_i_is_the_image_made_alone(pipeline, condition, image, eta):
     assert not np.array_equal(together.images[0], together.images[1])
 
 
+def test_images_are_told_as_they_are_done(pipeline, condition, image):
+    told = []
+    result = pipeline.generate(ask(condition, image, num_samples=3), on_images=told.append)
+    counts = [len(one.images) for one in told]
+    assert counts == sorted(set(counts)) and counts[-1] == 3
+    for one in told:
+        assert one.seeds == result.seeds[: len(one.seeds)]
+        assert all(map(np.array_equal, one.images, result.images))
+
+
 def test_a_drawn_seed_is_reported_and_makes_the_picture_again(pipeline, condition, image):
     drawn = pipeline.generate(ask(condition, image, seed=-1))
     assert drawn.request.seed == drawn.seeds[0] >= 0

@@ -1,4 +1,4 @@
-// The small things inside the results: order, enlarged view, comparison of maps, seed, saving.
+// The small things inside the results: order, enlarged view, comparison of maps, seed.
 (() => {
   // The enlarged view: every picture of the results, one at a time
 
@@ -76,10 +76,6 @@
     // The seed's own box is not there until "Advanced options" is opened.
     seed: (button) => type("#picked_seed input", button.dataset.seed),
     prompt: (button) => type("#prompt textarea", button.textContent),
-    "save-all": (button) => {
-      const links = button.closest(".cl-results").querySelectorAll(".cl-made a[download]");
-      links.forEach((link, i) => setTimeout(() => link.click(), 250 * i)); // browsers drop a burst
-    },
   };
 
   document.addEventListener("click", (event) => {

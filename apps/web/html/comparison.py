@@ -53,7 +53,7 @@ def versus(sides: Sequence[Side]) -> str:
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>
-    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+    <span class="cl-actions">{results.save_links(finished[0][2])}</span></header>
   {f'<ul class="cl-warnings">{items}</ul>' if items else ""}
   <div class="cl-cards">{cards}</div>
 </section>"""

@@ -53,6 +53,8 @@ EMPTY = """
   how well the two agree.</p>
 </div>"""
 
+THUMBNAIL_SIDE = 320
+"""Of images that are shown while more are made, in pixels."""
 SMALLEST = 5e-4
 """A figure below it is shown as 0."""
 MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
@@ -165,15 +167,66 @@ def results(
         if count > 1
         else ""
     )
+    batch = " cl-batch" if count > 1 else ""
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
-    <span class="cl-actions">{order}
-    <button type="button" class="cl-button" data-cl="save-all">Save all</button></span></header>
+    <span class="cl-actions">{order}{save_links(saved)}</span></header>
   {_warnings([*result.warnings, saved.note])}
   {_what_scores_mean(result, references)}
-  <div class="cl-cards">{cards}</div>
+  {_shared_maps(result, saved) if batch else ""}
+  <div class="cl-cards{batch}">{cards}</div>
 </section>"""
+
+
+def save_links(saved: SavedResult) -> str:
+    """Return the links that save a contact sheet, and everything in one archive."""
+    links = (("Contact sheet", saved.sheet), ("Save all", saved.archive))
+    return "".join(
+        f'<a class="cl-button" href="{file_url(path)}" download="{html.escape(path.name)}">'
+        f"{title}</a>"
+        for title, path in links
+        if path
+    )
+
+
+def _shared_maps(result: GenerationResult, saved: SavedResult) -> str:
+    """Return the control maps of several images, once for all."""
+    size = (result.width, result.height)
+    maps = "".join(
+        picture(
+            f"Control map: {control.condition.title}",
+            "cl-map",
+            file_url(maps.shown_map),
+            size,
+            maps.control_map,
+        )
+        for control, maps in zip(result.controls, saved.maps, strict=True)
+    )
+    return f'<div class="cl-shared">{maps}</div>'
+
+
+def so_far(result: GenerationResult) -> str:
+    """Return the images that are done while more are made, with their scores; nothing is saved."""
+    figures = "".join(
+        f"""<figure><img src="{thumbnail(image)}" alt="Image {number}">
+      <figcaption><span><b>{"–" if asks_for_nothing(result) else f"{headline:.0f}"}</b></span>
+      <span>seed {seed}</span></figcaption></figure>"""
+        for number, (image, headline, seed) in enumerate(
+            zip(result.images, result.headlines, result.seeds, strict=True), start=1
+        )
+    )
+    count = f"{len(result.images)} of {result.request.num_samples} images"
+    return f"""
+<section class="cl-results cl-so-far">
+  <header class="cl-bar"><h2>{count}</h2></header>
+  <div class="cl-maps">{figures}</div>
+</section>"""
+
+
+def asks_for_nothing(result: GenerationResult) -> bool:
+    """Return whether all control maps are empty, so that there is no score."""
+    return all(one.asks_for_nothing for one in result.controls)
 
 
 def live(result: GenerationResult) -> str:
@@ -236,10 +289,12 @@ def _result_card(
     image = picture(
         "Generated", "cl-made", file_url(saved.images[index]), size, saved.images[index]
     )
+    alone = len(result.images) == 1  # else the control maps stand above, once for all
     if len(result.controls) == 1:
         figures = figures_of(result.controls[0], index)
         wanted, found = _maps(saved.maps[0], index, size)
-        body = f"""<div class="cl-three">{wanted}{image}{found}</div>
+        three = f'<div class="cl-three">{wanted}{image}{found}</div>'
+        body = f"""{three if alone else f'<div class="cl-two">{image}{found}</div>'}
   {_compare(saved.maps[0], index, size)}"""
     else:
         figures = MEAN
@@ -250,7 +305,7 @@ def _result_card(
     <header><h3>{escape(control.condition.title)}</h3>
       {headline_of([control], control.scores[index].headline)}
       {figures_of(control, index)}</header>
-    <div class="cl-two">{wanted}{found}</div>
+    <div class="cl-two">{wanted if alone else ""}{found}</div>
     {_compare(maps, index, size)}</section>""")
         body = f'<div class="cl-several">{image}<div>{"".join(parts)}</div></div>'
     return f"""
@@ -375,10 +430,11 @@ def maps(
     files: Sequence[tuple[Path, Path] | None],
     total: int,
     notes: Sequence[str] = (),
+    archive: Path | None = None,
 ) -> str:
     """Return the maps drawn so far out of `total`, under the notes on the picture.
 
-    `files` are each map's file and its preview.
+    `files` are each map's file and its preview, `archive` all of them in one file.
     """
     tiles = "".join(_tile(drawn, paths) for drawn, paths in zip(drawn_maps, files, strict=True))
     found = [one.control_map for one in drawn_maps if one.control_map is not None]
@@ -388,7 +444,7 @@ def maps(
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
-    <button type="button" class="cl-button" data-cl="save-all">Save all</button></header>
+    <span class="cl-actions">{save_links(SavedResult((), (), archive=archive))}</span></header>
   {_warnings(notes)}
   <div class="cl-maps">{tiles}</div>
 </section>"""
@@ -410,6 +466,14 @@ def _figure(value: float | None) -> str:
 def file_url(path: Path) -> str:
     """Return the URL of a file; relative, so that it works behind a proxy."""
     return "gradio_api/file=" + quote(str(path))
+
+
+def thumbnail(image: RGBImage) -> str:
+    """Return a small version of a picture as the data URL of a JPEG."""
+    memory, small = io.BytesIO(), Image.fromarray(image)
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.save(memory, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode()
 
 
 def inline(image: RGBImage) -> str:

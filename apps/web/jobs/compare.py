@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from apps.web.jobs.job import Job
+from apps.web.jobs.job import Job, Partial
 from apps.web.suite import Suite
 from core.errors import BadInput
 from core.request import GenerationRequest, GenerationResult, Progress
@@ -65,7 +65,7 @@ class Pair:
         self.stopped = True
         self._current.stop()
 
-    def run(self) -> Iterator[Progress | GenerationResult | None]:
+    def run(self) -> Iterator[Progress | Partial | GenerationResult | None]:
         """Make the images with both models, as Job.run.
 
         Raises:

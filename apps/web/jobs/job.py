@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from core.batching import HEARTBEAT_S
@@ -15,13 +15,21 @@ from models.catalog.lora_tags import tags_in
 PREVIEW_EVERY = 2
 """Steps between two live previews."""
 
-Report = Callable[[Progress], None]
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """The images that are done while more are made."""
+
+    result: GenerationResult
+
+
+Report = Callable[[Progress | Partial], None]
 Done = TypeVar("Done")
 
 
 def watched(
     work: Callable[[Report], Done], stopped: threading.Event
-) -> Iterator[Progress | Done | None]:
+) -> Iterator[Progress | Partial | Done | None]:
     """Run `work` in a thread; yield its reports as they come, then what it returns.
 
     Yields None after HEARTBEAT_S without a report, so that a closed tab is noticed. Closing the
@@ -30,7 +38,7 @@ def watched(
     Raises:
         BaseException: as the work.
     """
-    reports: queue.SimpleQueue[Progress | Done | BaseException] = queue.SimpleQueue()
+    reports: queue.SimpleQueue[Progress | Partial | Done | BaseException] = queue.SimpleQueue()
 
     def do() -> None:
         try:
@@ -51,7 +59,7 @@ def watched(
             if isinstance(report, BaseException):
                 raise report
             yield report  # maybe None: stopped before there was a result
-            if not isinstance(report, Progress):
+            if not isinstance(report, Progress | Partial):
                 return
     finally:
         stopped.set()
@@ -72,7 +80,9 @@ def drawn_map(
             return pipeline.draw_map(request)
         return None
 
-    return watched(draw, stopped)
+    for told in watched(draw, stopped):
+        if not isinstance(told, Partial):  # a map comes in one piece
+            yield told
 
 
 class Job:
@@ -107,7 +117,7 @@ class Job:
         """Whether stop was called."""
         return self._stopped.is_set()
 
-    def run(self) -> Iterator[Progress | GenerationResult | None]:
+    def run(self) -> Iterator[Progress | Partial | GenerationResult | None]:
         """Make the images; yield as `watched`, the result last.
 
         Yields no result if stopped before the first step. Closing the iterator stops the run.
@@ -126,12 +136,18 @@ class Job:
         fetched = self._pipeline.fetch(self.request, report, stopped)
         if not fetched or self.stopped:
             return None
+
+        def told(result: GenerationResult) -> None:
+            if len(result.images) < self.request.num_samples:
+                report(Partial(result))
+
         model, prompt = self.request.model, self.request.full_prompt
         result = self._pipeline.generate(
             replace(self.request, model=" ".join([model, *tags_in(prompt)])),
             on_progress=report,
             cancelled=stopped,
             preview_every=PREVIEW_EVERY,
+            on_images=told,
         )
         # Saved settings name the plain model, which is on offer; the tags are in the prompt.
         request = replace(result.request, model=model)

@@ -11,7 +11,7 @@ from apps.web.files import SavedResult
 from apps.web.html.results import STAGES, inline
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.errors import sentence_of
-from apps.web.jobs.job import Job
+from apps.web.jobs.job import Job, Partial
 from apps.web.pages.widgets import SentPicture, plain_errors, runs_at_once
 from apps.web.suite import Suite
 from core.condition import Condition
@@ -160,7 +160,7 @@ def answer(
                     if isinstance(report, GenerationResult):
                         suite.measured(report)
                         made.append((report, save(report)))
-                    else:
+                    elif not isinstance(report, Partial):
                         # Ends here if the caller has disconnected.
                         yield None, None, None, running.told(report, len(made))
             except Exception as error:

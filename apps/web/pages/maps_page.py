@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from apps.web.files import new_folder, save_map, upload_folder
+from apps.web.files import new_folder, save_map, upload_folder, write_archive
 from apps.web.html import results
 from apps.web.jobs import map_choices
 from apps.web.jobs.map_choices import DrawnMap, MapChoice, chosen_map_choices, draw_maps
@@ -140,7 +140,22 @@ class _MapsPage:
                 maps, files = report
                 done, total = len(maps), len(choices)
                 drawing = results.drawing(choices[done], done, total) if done < total else ""
-                yield drawing, results.maps(maps, files, total, notes)
+                archive = self._archive(maps, files, notes) if done == total else None
+                yield drawing, results.maps(maps, files, total, notes, archive)
+
+    def _archive(
+        self, maps: list[DrawnMap], files: list[Paths], notes: Sequence[str]
+    ) -> Path | None:
+        """Write all maps and the report into one ZIP; None if there is no map."""
+        found = [paths[0] for paths in files if paths]
+        if not found:
+            return None
+        archive = found[0].with_name("control-maps.zip")
+        write_archive(
+            archive, {one.name: one for one in found}, {"report.json": _report(maps, notes)}
+        )
+        self.results.temp_files |= {str(archive)}  # for delete_cache
+        return archive
 
     def _drawn(
         self, requests: Mapping[MapChoice, GenerationRequest]

@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-from apps.web.files import SavedResult, save, upload_folder
+from apps.web.files import SavedResult, save, save_whole, upload_folder
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
 from apps.web.jobs.compare import Pair
-from apps.web.jobs.job import Job
+from apps.web.jobs.job import Job, Partial
 from apps.web.jobs.sweep import Sweep
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
@@ -92,6 +92,10 @@ class Runs:
                 preview = preview if report.preview is None else report.preview
                 shown = results.running(report, job.request.num_samples, preview)
                 yield shown, gr.skip(), gr.skip()
+            elif isinstance(report, Partial):
+                # Two models' images stand side by side once they are saved.
+                done = gr.skip() if isinstance(job, Pair) else results.so_far(report.result)
+                yield gr.skip(), done, gr.skip()
             elif isinstance(report, GenerationResult) and report.images:
                 speed = self.suite.measured(report)
                 current.speeds |= {report.request.model: speed} if speed else {}
@@ -103,6 +107,9 @@ class Runs:
                 yield gr.skip(), gr.skip(), gr.skip()
 
     def _shown(self, job: Job | Pair, made: Sequence[tuple[GenerationResult, SavedResult]]) -> str:
+        whole = save_whole(made)
+        self.result_cards.temp_files |= {str(path) for one in whole for path in one.all()}
+        made = [(result, saved) for (result, _), saved in zip(made, whole, strict=True)]
         if not isinstance(job, Pair):
             card = self.suite.card(job.request.model)
             # A checkpoint of the visitor's own is another model than the one that was measured.

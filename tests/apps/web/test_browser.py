@@ -6,6 +6,7 @@ of the page from every stage.
 
 import argparse
 import io
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -167,7 +169,8 @@ def _set(page: Any, name: str, value: str) -> None:
 
 def _by_place(page: Any, part: str) -> list[str]:
     """The text of a part of every card, from the top of the page to its end."""
-    cards = sorted(page.locator(".cl-card").all(), key=lambda card: card.bounding_box()["y"])
+    places = {card: card.bounding_box() for card in page.locator(".cl-card").all()}
+    cards = sorted(places, key=lambda card: (places[card]["y"], places[card]["x"]))
     return [card.locator(part).inner_text() for card in cards]
 
 
@@ -188,11 +191,14 @@ def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
     _set(page, "seed", "41")
     _shot(page, "2-settings")
     page.locator("#prompt textarea").press("Control+Enter")
+    expect(page.locator(".cl-so-far img").first).to_be_visible(timeout=PATIENCE_MS)
     cards = _finished(page)
     assert cards.count() == 3
     seeds = page.locator(".cl-card code").all_inner_texts()
     assert seeds == ["41", "42", "43"], "as made"
-    for figure in cards.first.locator(".cl-three img").all():
+    expect(page.locator(".cl-shared img")).to_have_count(1)
+    expect(cards.first.locator("img")).to_have_count(2)
+    for figure in page.locator(".cl-results img").all():
         assert figure.evaluate("i => i.complete && i.naturalWidth === 384")
     _shot(page, "3-results")
 
@@ -224,6 +230,16 @@ def test_upload_run_compare_and_restore(page: Any, tmp_path: Path) -> None:
     card.get_by_role("button", name="Overlay").click()
     expect(pair).to_have_class(re.compile("cl-both"))
     _shot(page, "4-compare")
+
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save all").click()
+    download.value.save_as(tmp_path / "all.zip")
+    with ZipFile(tmp_path / "all.zip") as archive:
+        names = archive.namelist()
+        assert json.loads(archive.read("report.json"))["seeds"] == [41, 42, 43]
+        assert archive.testzip() is None
+    assert "contact-sheet.png" in names and len([n for n in names if "map" in n]) == 1
+    assert len([n for n in names if "reextracted" in n]) == 3 and len(names) == 9
 
     with page.expect_download() as download:
         card.locator(".cl-made a").click()

@@ -1,15 +1,19 @@
 """The page's HTML: nothing from outside becomes markup, and the figures stand where they belong."""
 
+import json
 import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import apps
-from apps.web.files import SavedMaps, SavedResult, save
+from apps.web.files import SHEET_CELL, SavedMaps, SavedResult, contact_sheet, save, save_whole
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
 from core.condition import Condition, Score
@@ -97,6 +101,70 @@ def test_the_home_page_groups_the_apps_and_repeats_no_picture() -> None:
     assert len(shown) == len(set(shown)) == len(found)
     (sentence,) = re.findall(r'class="cl-model">(.*?)</p>', page, re.DOTALL)
     assert "<b>Diorama</b>" in sentence and "--model sd15<" in sentence
+
+
+def test_the_map_of_several_images_stands_once(canny: Condition) -> None:
+    page = results.results(_result(canny, 20.0, 90.0, 50.0), _saved(3))
+    assert page.count("<img") == 1 + 3 * 2
+    two = _result(canny, 20.0, 90.0)
+    several = replace(two, controls=two.controls * 2)
+    page = results.results(several, replace(_saved(2), maps=_saved(2).maps * 2))
+    assert page.count("<img") == 2 + 2 * (1 + 2)
+
+
+def test_images_are_shown_while_more_are_made(canny: Condition) -> None:
+    made = _result(canny, 20.0, 90.0)
+    request = replace(made.request, num_samples=5)
+    page = results.so_far(replace(made, request=request))
+    assert "2 of 5 images" in page and page.count("data:image/jpeg") == 2
+    assert "<b>20</b>" in page and "seed 8" in page
+
+
+def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path) -> None:
+    result = _result(canny, 20.0, 90.0)
+    (whole,) = save_whole([(result, save(result, tmp_path, None))])
+    assert whole.archive and whole.sheet
+    with ZipFile(whole.archive) as archive:
+        names = set(archive.namelist())
+        assert names == {
+            "canny2image-7.png", "canny2image-8.png", "canny2image-control-map.png",
+            "canny2image-7-reextracted.png", "canny2image-8-reextracted.png",
+            "contact-sheet.png", "report.json",
+        }  # fmt: skip
+        report = json.loads(archive.read("report.json"))
+        assert archive.read("canny2image-7.png") == whole.images[0].read_bytes()
+    assert report["files"] == ["canny2image-7.png", "canny2image-8.png"]
+    assert report["seeds"] == [7, 8]
+    page = results.results(result, whole)
+    assert 'download="controlloop.zip"' in page and 'download="contact-sheet.png"' in page
+    one = _result(canny, 20.0)
+    (whole,) = save_whole([(one, save(one, tmp_path, None))])
+    assert whole.sheet is None
+    assert {whole.archive, *whole.images} <= whole.all()
+
+
+def test_two_models_share_an_archive(canny: Condition, tmp_path: Path) -> None:
+    first = _result(canny, 20.0)
+    pair = [(one, save(one, tmp_path, None)) for one in (first, replace(first, model="other"))]
+    whole = save_whole(pair)
+    with ZipFile(whole[0].archive) as archive:
+        assert {"tiny/canny2image-7.png", "other/canny2image-7.png"} <= set(archive.namelist())
+    sides = [Side("A", pair[0][0], whole[0]), Side("B", pair[1][0], whole[1])]
+    assert 'download="controlloop.zip"' in versus(sides)
+
+
+@given(count=st.integers(1, 12), size=st.tuples(st.integers(64, 300), st.integers(64, 300)))
+@settings(max_examples=15, deadline=None)
+def test_a_contact_sheet_holds_every_image(
+    canny: Condition, count: int, size: tuple[int, int]
+) -> None:
+    made = _result(canny, *[50.0] * count)
+    red = np.zeros((*size, 3), np.uint8) + np.uint8([255, 0, 0])
+    sheet = contact_sheet(replace(made, images=(red,) * count))
+    long = max(size)
+    area = size[0] * size[1] * min(1, SHEET_CELL / long) ** 2
+    found = (sheet == [255, 0, 0]).all(axis=2).sum()
+    assert found == pytest.approx(count * area, rel=0.03)
 
 
 def test_cards_stand_as_made_and_know_their_rank(canny: Condition) -> None:
