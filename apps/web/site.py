@@ -32,7 +32,7 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
         short_title = app.title.partition(" (")[0]  # so that the navigation bar is one row
         # Placed in the route itself: rendering a Blocks of its own takes Gradio twice as long.
         with site.route(short_title, f"/{app.name}"):
-            _place(app, suite, [one for one in apps if one is not app], site)
+            _place(app, suite, [app, *(one for one in apps if one is not app)], site)
     return site
 
 

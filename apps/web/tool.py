@@ -15,7 +15,7 @@ class Tool:
     page: str
     """The module in apps/web/pages whose place_page(tool, suite, send_to, blocks) places the page
     and its endpoint `/<name>`. A name, because importing it loads Gradio, which `--list` and
-    `--help` do without. `send_to` are the other apps of the site that take a result."""
+    `--help` do without. `send_to` are the apps of the site that take a result, this one first."""
     examples: tuple[str, ...] = ()
     """Files in test_imgs/."""
     input: InputKind = "photo"

@@ -174,7 +174,7 @@ def results(
     <span class="cl-actions">{order}{save_links(saved)}</span></header>
   {_warnings([*result.warnings, saved.note])}
   {_what_scores_mean(result, references)}
-  {_shared_maps(result, saved) if batch else ""}
+  {_shared_maps(result, saved, send_to) if batch else ""}
   <div class="cl-cards{batch}">{cards}</div>
 </section>"""
 
@@ -190,7 +190,9 @@ def save_links(saved: SavedResult) -> str:
     )
 
 
-def _shared_maps(result: GenerationResult, saved: SavedResult) -> str:
+def _shared_maps(
+    result: GenerationResult, saved: SavedResult, send_to: Sequence[Condition | Tool]
+) -> str:
     """Return the control maps of several images, once for all."""
     size = (result.width, result.height)
     maps = "".join(
@@ -200,6 +202,7 @@ def _shared_maps(result: GenerationResult, saved: SavedResult) -> str:
             file_url(maps.shown_map),
             size,
             maps.control_map,
+            _use(maps.control_map, send_to, saved.images[0]),
         )
         for control, maps in zip(result.controls, saved.maps, strict=True)
     )
@@ -292,7 +295,8 @@ def _result_card(
     alone = len(result.images) == 1  # else the control maps stand above, once for all
     if len(result.controls) == 1:
         figures = figures_of(result.controls[0], index)
-        wanted, found = _maps(saved.maps[0], index, size)
+        use_map = _use(saved.maps[0].control_map, send_to, saved.images[index])
+        wanted, found = _maps(saved.maps[0], index, size, use_map)
         three = f'<div class="cl-three">{wanted}{image}{found}</div>'
         body = f"""{three if alone else f'<div class="cl-two">{image}{found}</div>'}
   {_compare(saved.maps[0], index, size)}"""
@@ -323,16 +327,37 @@ def _result_card(
 
 def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
     """Return links to the apps that take a result; they open in a new tab to keep this page."""
-    if not send_to:
+    return _menu("Send to", "Opens an app with this image and its settings", send_to, image=image)
+
+
+def _use(control_map: Path, send_to: Sequence[Condition | Tool], image: Path | None = None) -> str:
+    """Return links to the apps that take a map, with the settings of the image made from it."""
+    takers = [app for app in send_to if isinstance(app, Condition)]
+    title = "Opens an app with this control map as its input"
+    return _menu("Use this map", title, takers, image=image, control_map=control_map)
+
+
+def _menu(
+    name: str,
+    title: str,
+    apps: Sequence[Condition | Tool],
+    image: Path | None = None,
+    control_map: Path | None = None,
+) -> str:
+    """Return a menu of links to apps that start from files of a run; see Prefill.take_sent."""
+    if not apps:
         return ""
-    sent = quote(f"{image.parent.name}/{image.name}")
-    links = "".join(
-        f'<li><a href="{html.escape(app.name)}?from={sent}" target="_blank" rel="noopener">'
-        f"{escape(app.title)}</a></li>"
-        for app in send_to
+    query = "&amp;".join(
+        f"{key}={quote(f'{path.parent.name}/{path.name}')}"
+        for key, path in (("from", image), ("map", control_map))
+        if path
     )
-    return f"""<details class="cl-send"><summary class="cl-button"
-      title="Opens another app with this image and its prompt">Send to</summary>
+    links = "".join(
+        f'<li><a href="{html.escape(app.name)}?{query}" target="_blank" rel="noopener">'
+        f"{escape(app.title)}</a></li>"
+        for app in apps
+    )
+    return f"""<details class="cl-send"><summary class="cl-button" title="{title}">{name}</summary>
       <ul>{links}</ul></details>"""
 
 
@@ -355,10 +380,10 @@ def figures_of(control: ControlResult, index: int) -> str:
       <span>{escape(" · ".join(others))}</span></div>"""
 
 
-def _maps(maps: SavedMaps, index: int, size: tuple[int, int]) -> tuple[str, str]:
-    """Return an image's control map and its re-extracted map."""
+def _maps(maps: SavedMaps, index: int, size: tuple[int, int], use_map: str = "") -> tuple[str, str]:
+    """Return an image's control map, with a menu below it, and its re-extracted map."""
     return (
-        picture("Control map", "cl-map", file_url(maps.shown_map), size, maps.control_map),
+        picture("Control map", "cl-map", file_url(maps.shown_map), size, maps.control_map, use_map),
         picture(
             "Re-extracted",
             "cl-map",
@@ -431,12 +456,16 @@ def maps(
     total: int,
     notes: Sequence[str] = (),
     archive: Path | None = None,
+    send_to: Sequence[Condition | Tool] = (),
 ) -> str:
     """Return the maps drawn so far out of `total`, under the notes on the picture.
 
-    `files` are each map's file and its preview, `archive` all of them in one file.
+    `files` are each map's file and its preview, `archive` all of them in one file; `send_to` are
+    the apps that may take a map.
     """
-    tiles = "".join(_tile(drawn, paths) for drawn, paths in zip(drawn_maps, files, strict=True))
+    tiles = "".join(
+        _tile(drawn, paths, send_to) for drawn, paths in zip(drawn_maps, files, strict=True)
+    )
     found = [one.control_map for one in drawn_maps if one.control_map is not None]
     facts = [f"{len(found)} of {total} maps", duration(sum(s.seconds for s in drawn_maps))]
     if found:
@@ -450,12 +479,19 @@ def maps(
 </section>"""
 
 
-def _tile(drawn: DrawnMap, paths: tuple[Path, Path] | None) -> str:
+def _tile(
+    drawn: DrawnMap, paths: tuple[Path, Path] | None, send_to: Sequence[Condition | Tool]
+) -> str:
     note = f'<p class="cl-map-note">{escape(drawn.note)}</p>' if drawn.note else ""
     if paths is None or drawn.control_map is None:
         return f"""<figure class="cl-no-map"><div>{note}</div>
       <figcaption><span>{escape(drawn.choice.title)}</span></figcaption></figure>"""
     high, wide = drawn.control_map.shape[:2]
+    annotator = drawn.choice.annotator.name
+    takers = [
+        app for app in send_to if isinstance(app, Condition) and app.annotator.name == annotator
+    ]
+    note += _use(paths[0], takers)
     return picture(drawn.choice.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
 
 

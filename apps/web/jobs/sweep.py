@@ -7,7 +7,7 @@ from typing import Any
 
 from apps.web.jobs.axis import MOST_CELLS, Axis, axis_settings, parsed_axis
 from apps.web.jobs.errors import sentence_of
-from apps.web.jobs.job import Job
+from apps.web.jobs.job import Job, Partial
 from apps.web.jobs.request import checked_control, checked_whole
 from apps.web.jobs.several import combinable
 from apps.web.suite import Suite
@@ -185,10 +185,11 @@ class Sweep:
             return
         try:
             for report in self._job.run():
-                if not isinstance(report, GenerationResult):
+                if isinstance(report, GenerationResult):
+                    if report.images:
+                        yield Cell(column, row, report)
+                elif not isinstance(report, Partial):  # a cell is one image
                     yield report
-                elif report.images:
-                    yield Cell(column, row, report)
         except Exception as error:  # noqa: BLE001 - shown in the cell's place; a bug is logged
             yield Cell(column, row, None, sentence_of(error))
 

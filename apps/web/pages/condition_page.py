@@ -34,7 +34,7 @@ def place_page(
 ) -> None:
     """Place one condition's page and its endpoints in the open `blocks`.
 
-    `send_to` are the other apps of the site that take a result.
+    `send_to` are the apps of the site that take a result, this one first.
     """
     Page(blocks, condition, suite, SingleControl(condition, suite), send_to)
 

@@ -37,13 +37,14 @@ Paths = tuple[Path, Path] | None
 def place_page(
     tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool], blocks: gr.Blocks
 ) -> None:
-    """Place the page and its endpoint in the open `blocks`; it has no results to send."""
-    _MapsPage(tool, suite).build()
+    """Place the page and its endpoint in the open `blocks`; `send_to` may take its maps."""
+    _MapsPage(tool, suite, send_to).build()
 
 
 class _MapsPage:
-    def __init__(self, tool: Tool, suite: Suite):
+    def __init__(self, tool: Tool, suite: Suite, send_to: Sequence[Condition | Tool]):
         self.tool = tool
+        self.send_to = send_to
         self.suite = suite
         self.defaults = suite.defaults(suite.model)
         self.choices = map_choices.every_map_choice()
@@ -141,7 +142,7 @@ class _MapsPage:
                 done, total = len(maps), len(choices)
                 drawing = results.drawing(choices[done], done, total) if done < total else ""
                 archive = self._archive(maps, files, notes) if done == total else None
-                yield drawing, results.maps(maps, files, total, notes, archive)
+                yield drawing, results.maps(maps, files, total, notes, archive, self.send_to)
 
     def _archive(
         self, maps: list[DrawnMap], files: list[Paths], notes: Sequence[str]

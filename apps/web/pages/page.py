@@ -157,12 +157,13 @@ class Page:
 
     def _wire_sent(self, blocks: gr.Blocks) -> None:
         """Take the result that another app sent, if the page's address names one."""
-        sent = gr.Textbox(visible=False)
+        sent, control_map = gr.Textbox(visible=False), gr.Textbox(visible=False)
         blocks.load(
             self.prefill.take_sent,
-            [sent],
+            [sent, control_map],
             self.prefill.outputs,
-            js="() => [new URLSearchParams(location.search).get('from') ?? '']",
+            js="() => ['from', 'map'].map((name) => "
+            "new URLSearchParams(location.search).get(name) ?? '')",
             **AT_ONCE,
             **PRIVATE,
         )

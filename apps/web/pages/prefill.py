@@ -10,10 +10,13 @@ from apps.web.jobs.request import given_picture, path_in, sent_result, uploaded
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
+from core.condition import ALREADY_A_MAP
 from core.images import inner_size, resize
-from core.metadata import read_hashes, read_mask, read_settings
+from core.metadata import read_hashes, read_mask
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
+OF_PICTURE = ("edit", "mask")
+"""What is drawn on a picture does not fit another one."""
 MASK_SIDE = 768
 """The longer side of the picture that a mask is painted on, in pixels."""
 MASK_LOST = "It was made with a mask, which could not be restored."
@@ -102,18 +105,27 @@ class Prefill:
             return gr.skip(), gr.skip()
         return self.open_mask(*values)
 
-    def take_sent(self, sent: str) -> list[Any]:
-        """Start from another app's result: its picture, prompts, and model if it is on offer."""
+    def take_sent(self, sent: str, control_map: str) -> list[Any]:
+        """Start from an app's result: its picture or its control map, and its settings.
+
+        `sent` is the result, `control_map` its map or one without a result; "" for none. The model
+        is the result's if it is on offer.
+        """
         with plain_errors():
-            if not sent:
+            if not sent and not control_map:
                 return self._updates({})
-            path = sent_result(sent)
-            settings, _ = read_settings(path)
+            settings: dict[str, Any] = {}
+            if sent:
+                settings, _ = self._controls.read_png(sent_result(sent))
+            settings = {name: value for name, value in settings.items() if name not in OF_PICTURE}
             model = settings.get("model")
             model = model if model in self._controls.models() else self._suite.model
-            taken = {"image": path} | {n: settings[n] for n in PROMPTS if n in settings}
-            changes = self._controls.defaults(model) | taken
-            changes |= self._controls.sent_updates(path, model)
+            taken = settings | {"image": sent_result(control_map or sent)}
+            changes = self._controls.defaults(model) | taken | {"model": model}
+            if sent:
+                changes |= self._controls.sent_updates(sent_result(sent), model)
+            if control_map:
+                taken["preprocessor"] = changes["preprocessor"] = ALREADY_A_MAP
             note = results.restored_note(self._layout.labels(taken), [], "Taken over")
             return self._updates(changes, model, note)
 

@@ -249,6 +249,8 @@ class ControlSlots:
     def sent_updates(self, path: str, model: str) -> dict[str, Any]:
         """See Controls; the result's first control and another one."""
         found, _ = read_controls(path, combinable())
+        if len(found) > 1:
+            return {}  # it was made here: read_png has its controls
         known = offered(self.suite, model)
         names = [name for name, _ in found[:1] if name in known]
         names += [name for name in known if name not in names][: 2 - len(names)]

@@ -21,13 +21,8 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 SMALLEST_TARGET = 24
 """CSS pixels, WCAG 2.5.8."""
 
-CANVAS = "#canvas"
-"""Gradio's own image editor is not ours to mend."""
-
-TARGETS = """(exclude) =>
-  [...document.querySelectorAll("a, button, summary, input, textarea, select")]
-  .filter((node) => !node.closest(exclude)
-    && node.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true }))
+TARGETS = """() => [...document.querySelectorAll("a, button, summary, input, textarea, select")]
+  .filter((node) => node.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true }))
   .map((node) => {
     const target = /^(radio|checkbox)$/.test(node.type) ? node.closest("label") ?? node : node;
     const { width, height } = target.getBoundingClientRect();
@@ -66,9 +61,7 @@ def _page(browser: Any, scheme: str, screen: str, url: str) -> Iterator[Any]:
 def _faults(page: Any) -> list[str]:
     """What axe-core finds wrong, and targets that are too small."""
     page.evaluate(AXE_SCRIPT)
-    found = page.evaluate(
-        "([rules, exclude]) => axe.run({exclude}, {runOnly: rules})", [RULES, [CANVAS]]
-    )
+    found = page.evaluate("(rules) => axe.run(document, {runOnly: rules})", RULES)
     wrong = [
         f"{rule['id']}: {node['html'][:160]}"
         for rule in found["violations"]
@@ -76,7 +69,7 @@ def _faults(page: Any) -> list[str]:
     ]
     small = [
         f"{width:.0f} x {height:.0f}: {html}"
-        for html, width, height in page.evaluate(TARGETS, CANVAS)
+        for html, width, height in page.evaluate(TARGETS)
         if 0 < min(width, height) < SMALLEST_TARGET - 0.5
     ]
     return wrong + small

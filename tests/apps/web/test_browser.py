@@ -508,10 +508,10 @@ def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
     page.locator("#run").click()
     _finished(page)
     made = page.locator(".cl-made img").evaluate("i => i.src")
-    menu = page.locator(".cl-send")
+    menu = page.locator(".cl-seed .cl-send")
     menu.locator("summary").click()
     links = menu.get_by_role("link")
-    assert links.all_inner_texts().count("Canny edges") == 0, "it is here already"
+    assert links.all_inner_texts()[0] == "Canny edges", "this app first"
     _shot(page, "send-menu")
     with page.context.expect_page() as opened:
         links.get_by_text("Several controls").click()
@@ -526,6 +526,35 @@ def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
     assert _pixels(sent) == _pixels(page.request.get(made).body())
     expect(page.locator("#prompt textarea")).to_have_value("the red ball & <b>more</b>")
     expect(page.locator(".cl-card")).to_have_count(1)
+    target.close()
+
+
+def test_a_control_map_is_used_as_an_input_with_its_settings(page: Any) -> None:
+    _upload(page)
+    page.fill("#prompt textarea", "the red ball")
+    _open_advanced(page)
+    _set(page, "steps", "3")
+    page.locator("#run").click()
+    seed = _finished(page).locator("code").inner_text()
+    given = page.locator(".cl-map img").first.evaluate("i => i.src")
+    page.get_by_text("Use this map").click()
+    _shot(page, "use-map-menu")
+    with page.context.expect_page() as opened:
+        page.locator(".cl-map .cl-send").get_by_role("link", name="Canny edges").click()
+    target = opened.value
+    expect(target.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    expect(target.locator("#prompt textarea")).to_have_value("the red ball")
+    expect(target.get_by_label("None: my image is already a control map")).to_be_checked()
+    shown = target.request.get(target.locator("#image img").evaluate("i => i.src")).body()
+    assert _pixels(shown) == _pixels(page.request.get(given).body())
+    _open_advanced(target)
+    expect(target.locator("#steps input[type=number]")).to_have_value("3")
+    expect(target.locator("#seed input")).to_have_value(seed)
+    target.locator("#run").click()
+    expect(target.locator(".cl-card")).to_be_visible(timeout=PATIENCE_MS)
+    again, made = (one.locator(".cl-made img").evaluate("i => i.src") for one in (target, page))
+    bodies = [target.request.get(one).body() for one in (again, made)]
+    assert _pixels(bodies[0]) == _pixels(bodies[1]), "the map gives what the picture gave"
     target.close()
 
 

@@ -56,8 +56,7 @@ def test_stage_and_results_are_in_sight(page: Any, held: HeldRun, key: str) -> N
 
 def test_the_result_of_a_drawing_is_in_sight(canvas_page: Any) -> None:
     page = canvas_page
-    expect(page.locator('#canvas button[aria-label="Brush"]')).to_be_visible(timeout=PATIENCE_MS)
-    page.locator("#canvas").scroll_into_view_if_needed()
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
     test_browser._stroke(page, (0.4, 0.4), (0.6, 0.6))
     page.locator("#run").click()
     _finished(page)

@@ -16,6 +16,7 @@ import apps
 from apps.web.files import SHEET_CELL, SavedMaps, SavedResult, contact_sheet, save, save_whole
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
+from apps.web.tool import Tool
 from core.condition import Condition, Score
 from core.request import ControlResult, Download, GenerationRequest, GenerationResult, Progress
 from models.registry import Registry
@@ -183,6 +184,15 @@ def test_a_card_leads_to_the_apps_that_take_its_picture(canny: Condition) -> Non
     page = results.results(_result(canny, 50.0), _saved(1), [replace(canny, name="other")])
     assert 'href="other?from=cache/0.png"' in page and 'target="_blank"' in page
     assert "Send to" not in results.results(_result(canny, 50.0), _saved(1))
+
+
+def test_a_control_map_leads_to_the_apps_that_take_it(canny: Condition) -> None:
+    tool = next(app for app in map(apps.find, apps.names()) if isinstance(app, Tool))
+    page = results.results(_result(canny, 50.0), _saved(1), [canny, tool])
+    link = f'href="{canny.name}?from=cache/0.png&amp;map=cache/map.png"'
+    assert page.count(link) == 1 and f'href="{tool.name}?from=cache/0.png"' in page
+    assert f"{tool.name}?from=cache/0.png&amp;map" not in page, "its input is no map"
+    assert "Use this map" not in results.results(_result(canny, 50.0), _saved(1))
 
 
 def test_several_controls_stand_each_with_its_maps_and_score(canny: Condition) -> None:

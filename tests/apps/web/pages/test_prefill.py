@@ -19,8 +19,7 @@ from apps.web.pages.condition_page import SingleControl
 from apps.web.pages.page import Page
 from apps.web.pages.several_page import ControlSlots
 from apps.web.suite import Suite
-from core.condition import Condition
-from core.request import DEFAULTS
+from core.condition import ALREADY_A_MAP, Condition
 
 NEW_STEPS = 4
 """The other model's default; see conftest.suite."""
@@ -108,14 +107,26 @@ def test_a_model_that_is_not_on_offer_leaves_the_pages_own(page: Page) -> None:
     assert model == gr.skip() and "not on offer" in note
 
 
-def test_another_apps_result_brings_picture_prompts_and_its_models_defaults(page: Page) -> None:
+def test_a_result_brings_picture_settings_and_its_models_defaults(page: Page) -> None:
     file = _file(model="other", prompt="a red ball", seed=7)
-    note, _, model, header, *updates = page.prefill.take_sent(f"{file.parent.name}/{file.name}")
+    name = f"{file.parent.name}/{file.name}"
+    note, _, model, header, *updates = page.prefill.take_sent(name, "")
     found = dict(zip(page.layout.fields, updates, strict=True))
     assert (model, found["steps"], found["prompt"]) == ("other", NEW_STEPS, "a red ball")
-    assert found["image"] == str(file) and found["seed"] == DEFAULTS["seed"]
-    assert "Taken over: Input, Prompt." in note and "<span>Other</span>" in header
-    assert page.prefill.take_sent("") == [gr.skip()] * len(page.prefill.outputs)
+    assert found["image"] == str(file) and found["seed"] == 7
+    assert found["preprocessor"] != ALREADY_A_MAP
+    assert "Taken over: Input, Prompt, " in note and "<span>Other</span>" in header
+    assert page.prefill.take_sent("", "") == [gr.skip()] * len(page.prefill.outputs)
+
+
+def test_a_map_is_the_input_as_it_is_with_the_settings_of_its_result(page: Page) -> None:
+    sent, control_map = (_file(prompt="a red ball", seed=seed) for seed in (7, 8))
+    names = [f"{file.parent.name}/{file.name}" for file in (sent, control_map)]
+    for sent_names, prompt in ((names, "a red ball"), (["", names[1]], "")):
+        _, _, _, _, *updates = page.prefill.take_sent(*sent_names)
+        found = dict(zip(page.layout.fields, updates, strict=True))
+        assert found["image"] == str(control_map) and found["preprocessor"] == ALREADY_A_MAP
+        assert found["prompt"] == prompt
 
 
 def test_an_example_that_does_not_exist_is_one_sentence(page: Page) -> None:
