@@ -81,8 +81,10 @@ OPENPOSE = (
 )
 TERMS = "for non-commercial use"
 
-CONFIDENT = 0.35
-"""Probability above which a peak is a joint."""
+SMOOTHING_CELLS = 1.0
+"""Standard deviation of the blur of the joints' probabilities: a ragged peak is not two."""
+CONFIDENT = 0.25
+"""Blurred probability above which a peak is a joint."""
 SAME_PERSON_CELLS = 14.0
 """Joints that vote for necks closer than this belong to one person."""
 MIN_JOINTS = 4
@@ -171,7 +173,8 @@ def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> lis
 
     Every confident peak votes for the position of a neck; close votes make one person.
     """
-    chance = 1 / (1 + np.exp(-joints))
+    blurred = cv2.GaussianBlur(1 / (1 + np.exp(-joints)), (0, 0), SMOOTHING_CELLS)
+    chance = np.asarray(blurred, np.float32).reshape(joints.shape)
     peaks = (cv2.dilate(chance, np.ones((3, 3), np.uint8)) == chance) & (chance > CONFIDENT)
     rows, columns, kinds = np.nonzero(peaks)
     order = np.argsort(-chance[rows, columns, kinds], kind="stable")
@@ -180,8 +183,9 @@ def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> lis
     # Necks first: their own position is the best vote.
     for peak in sorted(order, key=lambda k: kinds[k] != NECK):
         row, column, kind = rows[peak], columns[peak], kinds[peak]
-        position = np.array([column, row], np.float32)
-        vote = position + (0 if kind == NECK else offset[row, column] * OFFSET_SCALE)
+        position = _top_of(chance[:, :, kind], row, column)
+        cell = np.array([column, row], np.float32)
+        vote = cell + (0 if kind == NECK else offset[row, column] * OFFSET_SCALE)
         distances = [float(np.linalg.norm(vote - neck)) for neck in necks]
         free = [
             d if np.isnan(p[kind, 0]) else math.inf for d, p in zip(distances, people, strict=True)
@@ -196,14 +200,26 @@ def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> lis
     return [p for p in people if (~np.isnan(p[:, 0])).sum() >= MIN_JOINTS]
 
 
+def _top_of(chance: NDArray[np.float32], row: int, column: int) -> NDArray[np.float32]:
+    """Return x and y, in cells, of the top of a peak: of the parabolas through its logarithms."""
+    position = np.array([column, row], np.float32)
+    for axis, line, at in ((0, chance[row], column), (1, chance[:, column], row)):
+        if 0 < at < len(line) - 1:
+            before, top, after = np.log(np.maximum(line[at - 1 : at + 2], 1e-6))
+            bend = 2 * top - before - after
+            position[axis] += (after - before) / (2 * bend) if bend > 0 else 0
+    return position
+
+
 def find_diorama(image: RGBImage) -> list[Figure]:
-    """Return the people that Diorama's annotator predicts."""
+    """Return the people that Diorama's annotator predicts, in whole pixels."""
     prediction = predict(image)
     cells = prediction["joints"].shape
     scale = np.array([image.shape[1] / cells[1], image.shape[0] / cells[0]], np.float32)
     half = np.float32(0.5)  # an index is the centre of its cell, or of its pixel
     people = find_people(prediction["joints"], prediction["offset"])
-    return [Figure((person + half) * scale - half) for person in people]
+    # Rounded here, because drawing cuts fractions off, which moves a mirrored person.
+    return [Figure(np.round((person + half) * scale - half)) for person in people]
 
 
 def draw_diorama(image: RGBImage, _: PoseParams) -> ControlMap:

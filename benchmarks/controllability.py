@@ -131,7 +131,7 @@ def true_people(truth: dict[str, np.ndarray], image: RGBImage) -> ControlMap:
     """The people with enough visible joints."""
     visible = truth["keypoints"][:, :, 2] > 0
     joints = np.where(visible[:, :, None], truth["keypoints"][:, :, :2] * STRIDE, np.nan)
-    people = list(joints[visible.sum(1) >= pose.MIN_JOINTS].astype(np.float32))
+    people = list(joints[visible.sum(1) >= pose.MIN_JOINTS].round().astype(np.float32))
     return pose.draw_people(people, *image.shape[:2])
 
 

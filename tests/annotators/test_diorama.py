@@ -5,16 +5,27 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from annotators import _diorama, find_annotator
-from annotators._diorama import SceneAnnotator, batched_prediction, doubt, load_network, predict
+from annotators._diorama import (
+    GRID,
+    MIRRORED_JOINTS,
+    SceneAnnotator,
+    batched_prediction,
+    doubt,
+    load_network,
+    predict,
+)
 from core.condition import Condition, RGBImage
 from core.consistency import Extractor
-from core.images import read_image
+from core.images import read_image, resize
 from core.pipeline import map_notes
 from core.request import ControlRequest
 from models.checkpoints import loading
@@ -37,7 +48,45 @@ def test_batched_predictions_equal_single_ones() -> None:
         assert first.keys() == second.keys()
         assert np.abs(first["depth"] - second["depth"]).mean() < 0.02
         assert (first["classes"].argmax(2) == second["classes"].argmax(2)).mean() > 0.95
-    assert predict(pictures[0]) is not batched[0], "nothing is cached"
+    assert predict(pictures[0]) is not batched[0], "the batch is forgotten"
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3))
+def test_a_mirrored_picture_has_the_mirrored_prediction(seed: int, high: int, wide: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = resize(noise, (wide * GRID, high * GRID))
+    mirrored = predict(np.ascontiguousarray(picture[:, ::-1]))
+    for name, expected in predict(picture).items():
+        found = mirrored[name][:, ::-1].copy()
+        if name in ("normal", "offset"):
+            found[..., 0] *= -1  # x
+        if name == "joints":
+            found = found[..., MIRRORED_JOINTS]
+        assert np.abs(found - expected).max() < 1e-3, name
+
+
+def test_the_maps_and_the_doubt_of_a_picture_cost_one_prediction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predicted = []
+
+    def watched(network: SceneAnnotator, images: list[RGBImage]) -> list[dict[str, Any]]:
+        predicted.append(images)
+        return once(network, images)
+
+    once = _diorama._predict
+    monkeypatch.setattr(_diorama, "_predict", watched)
+    picture = render([make_scene(1)], 256).image[0].numpy().copy()
+    picture[0, 0] = 1, 2, 3  # predicted by no other test
+    for name in ("depth", "normal", "seg", "pose"):
+        annotator = find_annotator(name)
+        annotator.preprocessors[0].draw(picture, annotator.params())
+    doubt(picture)
+    assert len(predicted) == 1
+    before = predict(picture)["depth"].copy()
+    picture[:128] = 0
+    assert not np.array_equal(predict(picture)["depth"], before), "another picture in the array"
 
 
 def pictures_of_other_worlds() -> Iterator[tuple[str, RGBImage]]:

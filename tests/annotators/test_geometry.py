@@ -126,6 +126,20 @@ def test_dioramas_normals_are_mirrored_for_the_map(annotator, monkeypatch):
     assert normal.draw_diorama(PICTURE, NormalParams())[0, 0, 0] < 10
 
 
+def test_noise_in_dioramas_depth_does_not_make_its_normals_rough(annotator, monkeypatch):
+    slope = np.tile(np.linspace(0.5, 1, 128, dtype=np.float32), (128, 1))
+    noise = np.random.default_rng(0).normal(0, 0.003, slope.shape).astype(np.float32)
+
+    def drawn(inverse_depth):
+        monkeypatch.setattr(normal, "predict", lambda _: {"depth": inverse_depth[:, :, None]})
+        picture = np.zeros((256, 256, 3), np.uint8)
+        picture[0] = 255  # not flat
+        return normal.draw_from_diorama_depth(picture, NormalParams(background_threshold=0))
+
+    error = normal.score(drawn(slope), drawn(slope + noise)).metrics["mean angle"]
+    assert error < 5, "without the blur it is above 20"
+
+
 def test_normal_score():
     left = normal.as_map(np.tile(np.array([1, 0, 1], np.float32), (8, 8, 1)))
     right = normal.as_map(np.tile(np.array([-1, 0, 1], np.float32), (8, 8, 1)))

@@ -75,6 +75,15 @@ def test_predictions_are_drawn_at_the_pictures_scale(monkeypatch):
     assert score(draw_people([person(64, 64) * 2], 256, 256), drawn).headline > 75
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.5, 0.8])
+def test_joints_are_found_between_the_cells(shift):
+    keypoints = np.concatenate([person(64 + shift, 64), np.ones((18, 1))], 1)[None]
+    heatmaps, offset, _ = joint_targets(keypoints.astype(np.float32), 128)
+    chance = heatmaps.transpose(1, 2, 0).clip(1e-4, 1 - 1e-4)
+    (found,) = find_people(np.log(chance / (1 - chance)), offset.transpose(1, 2, 0))
+    assert np.abs(found - keypoints[0, :, :2]).max() < 0.15
+
+
 def test_three_joints_are_not_a_person():
     keypoints = np.zeros((1, 18, 3), np.float32)
     keypoints[0, :3, :2], keypoints[0, :3, 2] = [[30, 30], [30, 40], [22, 40]], 1
