@@ -9,9 +9,7 @@ an empty map and unreadable files are skipped and reported.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,15 +24,13 @@ from core.errors import BadInput, SuiteError
 from core.images import fit_size, read_image, resize
 from core.memory import oom_as_device_unavailable
 from core.params import settings_of
-from core.picture_folder import Row, read_folder
+from core.picture_folder import Row, name_of_its_files, read_folder
 from core.request import DEFAULTS, ControlRequest
 from models.catalog.download import shell_bar
 
 SETTINGS, MANIFEST = "annotator.json", "prompt.json"
 MAX_NAMED = 5
 """Number of pictures with empty maps that are reported by name."""
-MAX_NAME, HASH_LENGTH = 255, 12
-"""Bytes of a file's name that Linux allows, and characters of the hash in a name that is cut."""
 
 
 @dataclass
@@ -127,7 +123,7 @@ def _annotate(
     repaired.replace(out / MANIFEST)
     with (out / MANIFEST).open("a", encoding="utf-8") as manifest_file:
         for row in tqdm(rows, unit="picture"):
-            name = _name_of_its_files(row.name)
+            name = name_of_its_files(row.name)
             source, target = f"source/{name}", f"target/{name}"
             if source in done:
                 continue
@@ -152,24 +148,6 @@ def _annotate(
             manifest_file.flush()
             skipped.without_caption += not row.caption
     return skipped
-
-
-def _name_of_its_files(name: str) -> str:
-    """Return the path of a picture's map in OUTPUT_DIR: the picture's own, with .png.
-
-    With the picture's suffix, or cat.jpg and cat.png would share a map. A name that would be too
-    long, or is not UTF-8 (an old archive's), is cut and told apart by a hash.
-    """
-    *folders, last = name.split("/")
-    return "/".join([*(_short_name(folder) for folder in folders), _short_name(last, ".png")])
-
-
-def _short_name(name: str, suffix: str = "") -> str:
-    data = os.fsencode(name)
-    if data.decode("utf-8", "ignore") == name and len(data) <= MAX_NAME - len(suffix):
-        return name + suffix
-    end = f"-{hashlib.sha256(data).hexdigest()[:HASH_LENGTH]}{suffix}"
-    return data[: MAX_NAME - len(end)].decode("utf-8", "ignore") + end
 
 
 def _preprocessor(annotator: Annotator, name: str | None) -> Preprocessor:

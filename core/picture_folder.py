@@ -16,6 +16,7 @@ Every row is checked before it is used, and what cannot be used is named once.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -38,6 +39,8 @@ FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
 """Made beside pictures by macOS, Synology's and QNAP's file servers (thumbnails), and Windows."""
 OTHER_SUFFIXES = (".jfif", ".jpe", ".jxl", ".psd", ".svg", ".pdf", ".tga")
 """Pictures by other names, and those that cannot be read: tried, so that they are named."""
+MAX_NAME, HASH_LENGTH = 255, 12
+"""Bytes of a file's name that Linux allows, and characters of the hash in a name that is cut."""
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """How Windows' editors mark UTF-16; UTF-8's own mark is taken off in any case."""
 
@@ -117,6 +120,24 @@ def _own_files(folder: Path) -> list[Path]:
             for part in path.relative_to(folder).parts
         )
     ]
+
+
+def name_of_its_files(name: str) -> str:
+    """Return the path, in a folder of results, of what is made of a picture: its own, with .png.
+
+    With the picture's suffix, or cat.jpg and cat.png would share a file. A name that would be too
+    long, or is not UTF-8 (an old archive's), is cut and told apart by a hash.
+    """
+    *folders, last = name.split("/")
+    return "/".join([*(_short_name(folder) for folder in folders), _short_name(last, ".png")])
+
+
+def _short_name(name: str, suffix: str = "") -> str:
+    data = os.fsencode(name)
+    if data.decode("utf-8", "ignore") == name and len(data) <= MAX_NAME - len(suffix):
+        return name + suffix
+    end = f"-{hashlib.sha256(data).hexdigest()[:HASH_LENGTH]}{suffix}"
+    return data[: MAX_NAME - len(end)].decode("utf-8", "ignore") + end
 
 
 def check_rows(found: PictureFolder) -> Iterator[Row]:

@@ -25,7 +25,7 @@ RANKS = (
     ("benchmarks",),  # they measure on the held-out scenes that training renders
     ("apps.web.suite", "apps.web.files"),
     ("apps.web.jobs",),
-    ("apps.web.html",),
+    ("apps.web.html", "apps.batch"),
     ("apps.web.pages",),
     ("apps.web.site",),
     ("apps.web.serve",),

@@ -16,7 +16,7 @@ import annotators.__main__
 from annotators import canny
 from annotators.__main__ import main
 from core.condition import Preprocessor
-from core.picture_folder import read_folder
+from core.picture_folder import name_of_its_files, read_folder
 from training.train_control import FolderExamples
 
 
@@ -245,7 +245,7 @@ def test_a_picture_of_any_name_becomes_training_data(pictures, tmp_path, name):
 def test_names_in_the_output_are_possible_and_differ(names):
     parts = [os.fsdecode(name.replace(b"/", b"_").replace(b"\0", b"_")) for name in names]
     assume(parts[0] != parts[1])
-    ours = [annotators.__main__._name_of_its_files(f"folder/{part}") for part in parts]
+    ours = [name_of_its_files(f"folder/{part}") for part in parts]
     assert ours[0] != ours[1]
     for one, part in zip(ours, parts, strict=True):
         folder, _, last = one.partition("/")
