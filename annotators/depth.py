@@ -5,7 +5,9 @@ controlnet-aux), and Yang et al. 2024, "Depth Anything V2" (through transformers
 depth up to scale and shift; so does Diorama's annotator.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from annotators._pretrained import (
     run_detector,
     transformer_preprocessor,
 )
+from annotators._strokes import number
+from annotators._surfaces import Slider, slider_values, soft_cover, surface_editor
 from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
 from core.images import grey_map
 
@@ -98,6 +102,47 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
     )
 
 
+SLIDERS = (
+    Slider("far", "Far", 0, 255, 1, 0, "What is darker than this becomes the farthest: black."),
+    Slider("near", "Near", 0, 255, 1, 255, "What is brighter becomes the nearest: white."),
+    Slider(
+        "contrast", "Contrast", 0.25, 4, 0.05, 1, "Above 1 sets what is near apart from the rest."
+    ),
+    Slider(
+        "tilt_right", "Tilt right", -1, 1, 0.05, 0, "Brings the right nearer, the left farther."
+    ),
+    Slider("tilt_down", "Tilt down", -1, 1, 0.05, 0, "Brings the bottom nearer, the top farther."),
+)
+MOST_LEVELS = 64
+"""That one stroke brings nearer or farther, in grey levels."""
+
+
+def _check_stroke(stroke: Mapping[str, Any]) -> dict[str, float]:
+    return {"by": number(stroke.get("by", 0), "by", -MOST_LEVELS, MOST_LEVELS)}
+
+
+def draw_edit(edit: Mapping[str, Any], control_map: ControlMap) -> ControlMap:
+    """Draw an edit over a depth map: levels, contrast and tilt, then the strokes.
+
+    The grey "far" becomes black and "near" white, with all beyond clipped; "near" below "far" turns
+    near and far round. The result, 0..1, is raised to "contrast". A tilt of 1 adds half the range
+    at one rim and takes it away at the other. Each stroke adds "by" grey levels.
+    """
+    values = slider_values(edit, SLIDERS)
+    height, width = control_map.shape[:2]
+    far, spread = values["far"], values["near"] - values["far"]
+    levels = control_map.astype(np.float32)
+    # Within one grey level there is nothing between near and far.
+    relative = (levels - far) / spread if abs(spread) >= 1 else (levels >= far) * np.float32(1)
+    grey = 255 * relative.clip(0, 1) ** values["contrast"]
+    across, down = (np.linspace(-1, 1, side, dtype=np.float32) for side in (width, height))
+    plane = values["tilt_right"] * across[None, :] + values["tilt_down"] * down[:, None]
+    grey += 127.5 * plane[:, :, None]
+    for stroke in edit["strokes"]:
+        grey += stroke["by"] * soft_cover(stroke, edit["size"], (height, width))
+    return np.asarray(grey.round().clip(0, 255), np.uint8)
+
+
 ANNOTATOR = Annotator(
     name="depth",
     preprocessors=(
@@ -122,4 +167,5 @@ ANNOTATOR = Annotator(
         },
         ("depth",),
     ),
+    editor=surface_editor("depth", SLIDERS, _check_stroke, draw_edit, 40, levels=MOST_LEVELS),
 )

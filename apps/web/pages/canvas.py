@@ -14,7 +14,7 @@ FOLDER = Path(html.__file__).parent / "canvas"
 TEMPLATE = "<div data-canvas></div>"
 """Constant, like all of the component's code: text of a user in a template would be run."""
 START = "openCanvas({{ element, props, trigger, watch }}, {});"
-SHARED = ("core", "strokes")
+SHARED = ("core", "strokes", "surfaces")
 """The files that every editor stands on."""
 
 

@@ -17,7 +17,7 @@ from annotators.seg import as_classes, palette
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from tests.apps.web import test_browser
-from tests.apps.web.test_browser import PATIENCE_MS, SCREENS, _opened, expect
+from tests.apps.web.test_browser import PATIENCE_MS, PHOTOS, SCREENS, _opened, _shot, expect
 
 browser = test_browser.browser
 pytestmark = pytest.mark.slow
@@ -28,8 +28,8 @@ def editors_address(suite: Suite) -> Iterator[str]:
     """The address of a site whose apps have an editor, on the tests' one ControlNet."""
     from apps.web.site import build_site
 
-    conditions = [replace(apps.find(name), weights="canny") for name in ("pose2image", "seg2image")]
-    site = build_site(conditions, suite)
+    known = [app for app in apps.conditions() if app.annotator.editor and app.input == "photo"]
+    site = build_site([replace(app, weights="canny") for app in known], suite)
     options = argparse.Namespace(host=None, port=None, mcp=False)
     yield launch(site, Environment(max_queue=4, output=None), options, block=False)
     site.close(verbose=False)
@@ -42,6 +42,11 @@ def _press(page: Any, x: float, y: float, to: tuple[float, float]) -> None:
     box = screen.bounding_box()
     start = (box["x"] + x * box["width"], box["y"] + y * box["height"])
     end = (box["x"] + to[0] * box["width"], box["y"] + to[1] * box["height"])
+    _drag_pixels(page, start, end)
+
+
+def _drag_pixels(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag with mouse or finger between two places of the window."""
     if page.screen == "phone":
         touch = page.context.new_cdp_session(page)
         for kind, places in (
@@ -75,11 +80,47 @@ def _next_map(page: Any, before: str) -> str:
 
 def _classes_shown(page: Any) -> dict[str, float]:
     """The names of a class map's classes, and their shares of it."""
-    body = page.request.get(page.locator("#map img").evaluate("image => image.src")).body()
-    with Image.open(io.BytesIO(body)) as shown:
-        found = as_classes(np.asarray(shown.convert("RGB")))
+    found = as_classes(_map_pixels(page).astype(np.uint8))
     counts = zip(*np.unique(found, return_counts=True), strict=True)
     return {palette()[0][index]: count / found.size for index, count in counts}
+
+
+def _edit(page: Any) -> np.ndarray:
+    """Open the editor on the map of one of Diorama's scenes; return the map."""
+    page.set_input_files("#image input[type=file]", PHOTOS / "diorama_1.png")
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#edit").click()
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+    return _map_pixels(page)
+
+
+def _map_pixels(page: Any) -> np.ndarray:
+    body = page.request.get(page.locator("#map img").evaluate("image => image.src")).body()
+    with Image.open(io.BytesIO(body)) as shown:
+        return np.asarray(shown.convert("RGB")).astype(int)
+
+
+def _place(page: Any, x: float, y: float) -> tuple[float, float]:
+    """The window's pixel of a place given as shares of the picture."""
+    screen = page.locator("#canvas .cv-screen")
+    screen.scroll_into_view_if_needed()
+    box = screen.bounding_box()
+    side = min(box["width"], box["height"])  # the tests' pictures are square
+    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
+    return left + x * side, top + y * side
+
+
+def _drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag with mouse or finger between two places, given as shares of the picture."""
+    _drag_pixels(page, _place(page, *start), _place(page, *end))
+
+
+def _changed(page: Any, act: Any) -> np.ndarray:
+    """Return the map that stands there once `act` has changed it."""
+    before = _map_shown(page)
+    act()
+    _next_map(page, before)
+    return _map_pixels(page)
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -164,4 +205,40 @@ def test_a_class_is_found_painted_filled_and_replaced_without_a_picture(
         canvas.get_by_label("Undo").click()  # nothing is left, and nobody is told off
         expect(page.locator("#map")).to_be_hidden(timeout=PATIENCE_MS)
         expect(page.locator(".toast-body")).to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_depth_is_painted_nearer_and_farther_and_tilted(
+    browser: Any, editors_address: str, screen: str
+) -> None:
+    with _opened(browser, screen, f"{editors_address}depth2image") as page:
+        before = _edit(page)
+        side = before.shape[0]
+        row, column = round(0.3 * side), round(0.4 * side)
+
+        page.locator("#canvas").get_by_label("Farther", exact=True).click()
+        dark = _changed(page, lambda: _drag(page, (0.2, 0.9), (0.8, 0.9)))
+        low = round(0.9 * side)
+        assert (before - dark)[low, column].mean() == pytest.approx(32, abs=4)
+        page.locator("#canvas").get_by_label("Nearer", exact=True).click()
+        light = _changed(page, lambda: _drag(page, (0.2, 0.3), (0.8, 0.3)))
+        assert (light - dark)[row, column].mean() == pytest.approx(32, abs=4)
+        assert np.array_equal(light[low], dark[low])
+
+        tilt = page.locator("#canvas").get_by_label("Tilt right", exact=True)
+        tilted = _changed(page, lambda: tilt.fill("0.5"))
+        assert (tilted - light)[row, -1].mean() == pytest.approx(64, abs=2)
+        _shot(page, "depth-editor")
+        assert np.array_equal(
+            _changed(page, page.locator("#canvas").get_by_label("Undo").click), light
+        )
+        assert tilt.input_value() == "0"
+
+        page.locator("#hide-editor").click()
+        page.locator("#edit").click()
+        expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+        assert np.array_equal(_map_pixels(page), light), "opened again, it shows the edited map"
+        detected = page.get_by_role("button", name="Back to the detected map")
+        assert np.array_equal(_changed(page, detected.click), before)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

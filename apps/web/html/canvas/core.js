@@ -1,7 +1,7 @@
 // The canvas on which every editor draws: view, pointers, keys, undo, toolbar.
 //
 // An editor adds what its vectors mean: editors.NAME(canvas) returns
-//   tools: [{ name, label, key, icon }]   the first is in hand at the start
+//   tools: [{ name, label, key, icon }]   the first is in hand at the start; icon may be a word
 //   hint: string                          one sentence under the canvas
 //   build(bar)                            optional; adds its own controls to the toolbar
 //   paint(context, value)                 draws a value (null: nothing yet), in picture pixels
@@ -80,15 +80,20 @@ const bar = {
     made.setAttribute("aria-pressed", String(on));
     return made;
   },
-  range: (label, low, high, step, value, change) => {
+  // `change` hears every step, `release` the end of a drag; show(value) moves it from outside.
+  range: (label, low, high, step, value, change, release) => {
     const shown = node("output", {}, String(value));
-    return node("label", { class: "cv-range" }, node("span", {}, label), node("input", {
+    const input = node("input", {
       type: "range", min: low, max: high, step, value, "aria-label": label,
-      oninput: (event) => {
-        shown.textContent = event.target.value;
-        change(Number(event.target.value));
+      oninput: () => {
+        shown.textContent = input.value;
+        change?.(Number(input.value));
       },
-    }), shown);
+      onchange: () => release?.(Number(input.value)),
+    });
+    const made = node("label", { class: "cv-range" }, node("span", {}, label), input, shown);
+    made.show = (next) => { input.value = shown.textContent = next; };
+    return made;
   },
   select: (label, options, value, change) =>
     node("label", { class: "cv-select" }, node("span", {}, label), node("select", {
