@@ -5,6 +5,7 @@ Gu et al. 2022, "Towards Light-weight and Real-time Line Segment Detection" (M-L
 controlnet-aux), which ControlNet was trained with (annotator/mlsd/__init__.py).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,11 @@ from numpy.typing import NDArray
 
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import INFERENCE_LOCK, detector_preprocessor, load_detector
-from core.condition import Annotator, ControlMap, Preprocessor, RGBImage, Score, WebUINames
+from annotators._strokes import checked_point, checked_size, listed
+from core.condition import Annotator, ControlMap, Editor, Preprocessor, RGBImage, Score, WebUINames
 from core.consistency import lines_in, tolerant_f1
+from core.errors import BadInput
+from core.images import resize_map
 from core.params import bounded, checked
 
 MLSD = ("MLSDdetector", (("mlsd_large_512_fp32.pth", 6_341_481),))
@@ -65,18 +69,23 @@ Segments = NDArray[np.float64]
 
 
 def draw_lsd(image: RGBImage, params: MLSDParams) -> ControlMap:
-    """Draw OpenCV's line segments; a line's value is the contrast across it, 0..1."""
+    """Draw OpenCV's line segments."""
+    return _draw_segments(find_lsd(image, params), image.shape[:2])
+
+
+def find_lsd(image: RGBImage, params: MLSDParams) -> Segments:
+    """Return OpenCV's line segments; a line's value is the contrast across it, 0..1."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     smooth = cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
     detected = cv2.createLineSegmentDetector(cv2.LSD_REFINE_STD, 1.0).detect(smooth)[0]
     if detected is None:
-        return np.zeros_like(image)
+        return np.zeros((0, 4))
     segments = np.asarray(detected, np.float64).reshape(-1, 4)
     value = _contrast(np.asarray(grey, np.float64), segments)
     length = np.hypot(segments[:, 2] - segments[:, 0], segments[:, 3] - segments[:, 1])
     kept = (value > params.value_threshold) & (length / 2 > params.distance_threshold)
     strongest = np.argsort(-(value * length)[kept], kind="stable")[:MAX_LINES]
-    return _draw_segments(image, segments[kept][strongest])
+    return segments[kept][strongest]
 
 
 def _contrast(grey: NDArray[np.float64], segments: Segments) -> NDArray[np.float64]:
@@ -97,8 +106,12 @@ def _contrast(grey: NDArray[np.float64], segments: Segments) -> NDArray[np.float
 
 def draw_mlsd(image: RGBImage, params: MLSDParams) -> ControlMap:
     """Draw M-LSD's segments, as ControlNet v1.0 does."""
-    detector = load_detector(*MLSD)
-    return _draw_segments(image, _predict_segments(detector.model, image, params))
+    return _draw_segments(find_mlsd(image, params), image.shape[:2])
+
+
+def find_mlsd(image: RGBImage, params: MLSDParams) -> Segments:
+    """Return M-LSD's segments."""
+    return _predict_segments(load_detector(*MLSD).model, image, params)
 
 
 def _predict_segments(model: Any, image: RGBImage, params: MLSDParams) -> Segments:
@@ -116,11 +129,54 @@ def _predict_segments(model: Any, image: RGBImage, params: MLSDParams) -> Segmen
     return np.asarray(lines, np.float64)
 
 
-def _draw_segments(image: RGBImage, segments: Segments) -> ControlMap:
-    lines = np.zeros(image.shape, np.uint8)
+def _draw_segments(segments: Segments, shape: tuple[int, int]) -> ControlMap:
+    """Draw segments one pixel wide on a map of shape (height, width)."""
+    lines = np.zeros((*shape, 3), np.uint8)
     for x, y, to_x, to_y in segments.astype(int).tolist():
         cv2.line(lines, (x, y), (to_x, to_y), (255, 255, 255), 1)
     return lines
+
+
+FINDERS: dict[str, Callable[[RGBImage, MLSDParams], Segments]] = {
+    "LSD": find_lsd,
+    "MLSD": find_mlsd,
+}
+"""What finds the lines of each preprocessor, by its name."""
+MOST_EDITED = 5000
+"""Lines of an edit."""
+
+
+def check_edit(edit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"size", "lines": [[x0, y0, x1, y1], ...]} with every value checked.
+
+    Raises:
+        BadInput: a value is missing, of the wrong type or out of bounds, or there are too many.
+    """
+    size, lines = checked_size(edit), []
+    for line in listed(edit.get("lines"), "lines", MOST_EDITED):
+        ends = listed(line, "line", 4)
+        if len(ends) != 4:
+            raise BadInput("Each line of the edit must be [x0, y0, x1, y1].")
+        lines.append([*checked_point(ends[:2], size), *checked_point(ends[2:], size)])
+    return {"size": size, "lines": lines}
+
+
+def draw_edit(edit: Mapping[str, Any], control_map: ControlMap) -> ControlMap:
+    """Draw an edit's lines as those that are found: at the edit's size, then resized.
+
+    A line begins and ends in the pixels that its ends lie in.
+    """
+    width, height = edit["size"]
+    lines = np.floor(np.array(edit["lines"], np.float64).reshape(-1, 4))
+    size = (control_map.shape[1], control_map.shape[0])
+    return resize_map(_draw_segments(lines, (height, width)), size, "lines")
+
+
+def begin_edit(preprocessor: Preprocessor, image: RGBImage, params: MLSDParams) -> dict[str, Any]:
+    """Return the edit of the lines that are found in a picture; it draws the same map."""
+    # In whole pixels, as they are drawn: the middle of pixel 0 is at 0.5.
+    pixels = FINDERS[preprocessor.name](image, params).astype(int)
+    return {"size": [image.shape[1], image.shape[0]], "lines": (pixels + 0.5).tolist()}
 
 
 def score(target: ControlMap, extracted: ControlMap) -> Score:
@@ -150,4 +206,5 @@ ANNOTATOR = Annotator(
     webui=WebUINames(
         {"mlsd": "MLSD"}, ("mlsd",), thresholds=("value_threshold", "distance_threshold")
     ),
+    editor=Editor("lines", check_edit, draw_edit, begin_edit),
 )

@@ -1,12 +1,17 @@
-"""LSD on simple pictures, the score of lines, and the wrapped M-LSD."""
+"""LSD on simple pictures, the score of lines, the wrapped M-LSD, and edits of lines."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from annotators import mlsd
 from annotators.mlsd import MLSDParams, draw_lsd, score
+from core.errors import BadInput
+from core.images import resize_map
 
 
 @pytest.fixture
@@ -85,6 +90,8 @@ def test_equals_controlnet_aux_on_the_same_weights(board, monkeypatch):
     ours = mlsd.draw_mlsd(picture, MLSDParams(0.01, 0.01))
     assert theirs.max() == 255
     assert np.array_equal(ours, theirs)
+    edit = begun(picture, "MLSD", MLSDParams(0.01, 0.01))
+    assert edit["lines"] and np.array_equal(drawn_at(edit, 128, 128), ours)
     assert mlsd.draw_mlsd(picture, MLSDParams(2.0, 20.0)).max() == 0  # no lines: not an error
 
     def broken(_):
@@ -93,3 +100,61 @@ def test_equals_controlnet_aux_on_the_same_weights(board, monkeypatch):
     monkeypatch.setattr(detector.model, "forward", broken)
     with pytest.raises(IndexError, match="list index"):
         mlsd.draw_mlsd(picture, MLSDParams())
+
+
+# Edits
+
+EDITOR = mlsd.ANNOTATOR.editor
+
+
+def begun(picture: np.ndarray, preprocessor: str = "LSD", params: MLSDParams | None = None):
+    (way,) = [one for one in mlsd.ANNOTATOR.preprocessors if one.name == preprocessor]
+    return EDITOR.check(EDITOR.begin(way, picture, params or MLSDParams()))
+
+
+def drawn_at(edit, width: int, height: int) -> np.ndarray:
+    return EDITOR.draw(edit, np.zeros((height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("size", [(192, 128), (96, 64), (64, 64), (320, 256)])
+def test_an_untouched_edit_draws_the_detected_map_at_every_size(size):
+    with Image.open("test_imgs/diorama_1.png") as opened:
+        picture = np.asarray(opened.convert("RGB").resize((192, 128)))
+    detected = draw_lsd(picture, MLSDParams())
+    edit = begun(picture)
+    assert len(edit["lines"]) > 3
+    assert np.array_equal(drawn_at(edit, *size), resize_map(detected, size, "lines"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 95)] * 4, st.integers(0, 255)), max_size=5))
+def test_every_untouched_edit_draws_the_detected_map(boxes):
+    picture = np.full((96, 96, 3), 128, np.uint8)
+    for x, y, to_x, to_y, grey in boxes:
+        cv2.rectangle(picture, (x, y), (to_x, to_y), (grey, grey, grey), -1)
+    detected = draw_lsd(picture, MLSDParams())
+    assert np.array_equal(drawn_at(begun(picture), 96, 96), detected)
+
+
+def test_a_line_ends_in_the_pixels_of_its_ends():
+    edit = EDITOR.check({"size": [64, 32], "lines": [[10.0, 8.9, 20.9, 8.0]]})
+    rows, columns = np.nonzero(drawn_at(edit, 64, 32)[:, :, 0])
+    assert set(rows) == {8} and (columns.min(), columns.max()) == (10, 20)
+
+
+def test_a_picture_without_lines_begins_an_empty_edit():
+    edit = begun(np.full((64, 96, 3), 200, np.uint8))
+    assert edit == {"size": [96, 64], "lines": []}
+    assert not drawn_at(edit, 96, 64).any()
+
+
+def test_every_preprocessor_begins_an_edit():
+    assert list(mlsd.FINDERS) == [one.name for one in mlsd.ANNOTATOR.preprocessors]
+
+
+@pytest.mark.parametrize(
+    "lines", [7, {}, [7], [[1, 2, 3]], [[1, 2, 3, 4, 5]], [[1, 2, 3, "4"]], [[1, 2, 3, 1e9]]]
+)
+def test_what_is_no_line_is_refused_in_a_sentence(lines):
+    with pytest.raises(BadInput, match=r"^(The|Each) .*edit.*\.$"):
+        EDITOR.check({"size": [64, 64], "lines": lines})

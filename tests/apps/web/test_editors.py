@@ -242,3 +242,45 @@ def test_depth_is_painted_nearer_and_farther_and_tilted(
         detected = page.get_by_role("button", name="Back to the detected map")
         assert np.array_equal(_changed(page, detected.click), before)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_lines_are_drawn_moved_and_deleted(browser: Any, editors_address: str, screen: str) -> None:
+    with _opened(browser, screen, f"{editors_address}mlsd2image") as page:
+        before = _edit(page)
+        side = before.shape[0]
+
+        def has_line(shown: np.ndarray, *places: tuple[float, float]) -> bool:
+            spots = [(round(y * side), round(x * side)) for x, y in places]
+            return all(shown[r - 2 : r + 3, c - 2 : c + 3].max() == 255 for r, c in spots)
+
+        page.locator("#canvas").get_by_label("Draw a line").click()
+        drawn = _changed(page, lambda: _drag(page, (0.1, 0.1), (0.9, 0.1)))
+        assert not has_line(before, (0.2, 0.1), (0.8, 0.1))
+        assert has_line(drawn, (0.2, 0.1), (0.8, 0.1))
+        page.locator("#canvas").get_by_label("Move lines and ends").click()
+        turned = _changed(page, lambda: _drag(page, (0.9, 0.1), (0.1, 0.9)))
+        assert has_line(turned, (0.1, 0.2), (0.1, 0.8)) and not has_line(turned, (0.8, 0.1))
+        moved = _changed(page, lambda: _drag(page, (0.1, 0.5), (0.05, 0.5)))
+        assert has_line(moved, (0.05, 0.2), (0.05, 0.8)) and not has_line(moved, (0.1, 0.2))
+        _shot(page, "lines-editor")
+        removed = _changed(page, page.locator("#canvas").get_by_label("Delete the line").click)
+        assert np.array_equal(removed, before), "what is left is not what was found"
+        assert np.array_equal(
+            _changed(page, page.locator("#canvas").get_by_label("Undo").click), moved
+        )
+
+        if screen == "desktop":
+            page.locator("#canvas").get_by_label("Draw a line").click()
+            page.keyboard.down("Shift")
+            level = _changed(page, lambda: _drag(page, (0.2, 0.2), (0.7, 0.23)))
+            page.keyboard.up("Shift")
+            assert has_line(level, (0.3, 0.2), (0.6, 0.2)) and not has_line(level, (0.65, 0.23))
+            joined = _changed(page, lambda: _drag(page, (0.5, 0.05), (0.2, 0.21)))
+            below = slice(round(0.2 * side) + 2, round(0.25 * side))
+            assert np.array_equal(joined[below], level[below]), "the end did not snap to the other"
+            page.locator("#canvas").get_by_label("Move lines and ends").click()
+            page.mouse.click(*_place(page, 0.35, 0.125))
+            gone = _changed(page, lambda: page.keyboard.press("Delete"))
+            assert np.array_equal(gone, level)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
