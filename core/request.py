@@ -180,10 +180,10 @@ class GenerationRequest:
     prompt: str = text("", "Prompt", "What the images should show.", argument=1)
     added_prompt: str = text(
         "best quality, extremely detailed", "Added prompt", "Appended to the prompt.",
-        argument=2, row=14)
+        argument=2, row=1)
     negative_prompt: str = text(
         NEGATIVE_PROMPT, "Negative prompt", "What the images should not show.",
-        argument=3, row=15)
+        argument=3, row=1)
     num_samples: int = bounded(
         1, 1, 12, 1, "Images", "How many; each has its own seed.",
         argument=4, row=2)

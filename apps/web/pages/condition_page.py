@@ -73,6 +73,20 @@ class SingleControl:
 
     def place(self, fields: Fields) -> None:
         """See Controls."""
+        # First, so that the map is in sight beside the picture.
+        with gr.Row():
+            self.preview = gr.Button("Preview map", elem_id="preview", size="md")
+            self.edit = gr.Button("Edit map", elem_id="edit", size="md", visible=self.can_edit)
+        self.map = gr.Image(
+            label=MAP_LABEL,
+            format="png",
+            interactive=False,
+            visible=False,
+            height=260,
+            elem_id="map",
+            elem_classes="cl-map",
+            buttons=["download", "fullscreen"],
+        )
         preprocessors = self.annotator.preprocessors
         options = [
             (f"{one.name} ({one.needs})" if one.needs else one.name, one.name)
@@ -93,19 +107,6 @@ class SingleControl:
         if self.annotator.detect_resolution is not None:
             for name in ("detect_resolution", "pixel_perfect"):
                 fields[name] = widget(SETTINGS[name], defaults[name], elem_id=name)
-        with gr.Row():
-            self.preview = gr.Button("Preview map", elem_id="preview", size="md")
-            self.edit = gr.Button("Edit map", elem_id="edit", size="md", visible=self.can_edit)
-        self.map = gr.Image(
-            label=MAP_LABEL,
-            format="png",
-            interactive=False,
-            visible=False,
-            height=260,
-            elem_id="map",
-            elem_classes="cl-map",
-            buttons=["download", "fullscreen"],
-        )
 
     @property
     def can_edit(self) -> bool:

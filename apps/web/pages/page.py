@@ -11,6 +11,7 @@ import gradio as gr
 
 from apps.web.html import results
 from apps.web.jobs.compare import Pair, new_pair, rivals
+from apps.web.jobs.effects import DECIDING, DEPENDENT, without_effect
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.live import Live, live_values
 from apps.web.pages.canvas import Canvas
@@ -23,6 +24,7 @@ from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, runs_at_once
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
+from core.request import SETTINGS
 
 
 class Page:
@@ -123,6 +125,15 @@ class Page:
             queue=False,
             **PRIVATE,
         )
+        for name in DECIDING:
+            fields[name].change(
+                self._tell_effects,
+                [fields[name] for name in DECIDING],
+                [fields[name] for name in DEPENDENT],
+                preprocess=False,
+                queue=False,
+                **PRIVATE,
+            )
         layout.picked_seed.input(
             None, [layout.picked_seed], [fields["seed"]], js="(seed) => seed", **PRIVATE
         )
@@ -224,6 +235,14 @@ class Page:
     def _settle(self, current: CurrentJob, model: str, last_seed: int) -> tuple[Any, ...]:
         header = self.layout.header_of(model, current.speeds.get(model, ""))
         return *self.runs.settle(current, last_seed), header
+
+    def _tell_effects(self, *values: Any) -> list[Any]:
+        """Return updates that disable the settings without effect and say why."""
+        idle = without_effect(dict(zip(DECIDING, values, strict=True)))
+        return [
+            gr.update(interactive=name not in idle, info=idle.get(name, SETTINGS[name].help))
+            for name in DEPENDENT
+        ]
 
     def _offer_comparison(self, model: str) -> tuple[gr.Button, gr.Dropdown]:
         button, choice = self.layout.comparison(model)

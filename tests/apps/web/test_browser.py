@@ -474,6 +474,23 @@ def test_another_model_brings_its_defaults(page: Any) -> None:
     expect(page.locator("#guidance_scale input[type=number]")).to_have_value("5")
 
 
+def test_settings_without_effect_are_disabled_and_say_why(page: Any) -> None:
+    _open_advanced(page)
+    page.locator("#mode").get_by_label("preview").check()
+    steps = page.locator("#steps")
+    expect(steps).to_contain_text("The mode preview sets it to 4.", timeout=PATIENCE_MS)
+    expect(steps.locator("input[type=number]")).to_be_disabled()
+    expect(page.locator("#negative_prompt textarea")).to_be_disabled()
+    _shot(page, "mode-preview")
+    page.locator("#mode").get_by_label("exact").check()
+    expect(steps.locator("input[type=number]")).to_be_enabled(timeout=PATIENCE_MS)
+    expect(steps).not_to_contain_text("sets it")
+    assert (
+        page.locator("#preview").bounding_box()["y"]
+        < page.locator("#preprocessor").bounding_box()["y"]
+    )
+
+
 def test_the_home_page_leads_to_every_app(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(address)
