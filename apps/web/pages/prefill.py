@@ -13,10 +13,12 @@ from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP
 from core.images import inner_size, resize
 from core.metadata import read_hashes, read_mask
+from core.request import SETTINGS_OF_ORIGINAL
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
-OF_PICTURE = ("edit", "mask")
-"""What is drawn on a picture does not fit another one."""
+OF_PICTURE = ("edit", "mask", *SETTINGS_OF_ORIGINAL)
+"""What is drawn on a picture does not fit another one, nor how much of it may change; a map has no
+picture to change at all."""
 MASK_SIDE = 768
 """The longer side of the picture that a mask is painted on, in pixels."""
 MASK_LOST = "It was made with a mask, which could not be restored."

@@ -129,6 +129,16 @@ def test_a_map_is_the_input_as_it_is_with_the_settings_of_its_result(page: Page)
         assert found["prompt"] == prompt
 
 
+def test_how_much_of_a_picture_may_change_is_not_sent_with_what_came_of_it(page: Page) -> None:
+    """The map has no picture to change; the result is another picture."""
+    file = _file(model="tiny", seed=7, denoising_strength=0.5, mask_blur=9)
+    sent = f"{file.parent.name}/{file.name}"
+    for control_map in ("", sent):
+        updates = page.prefill.take_sent(sent, control_map)[-len(page.layout.fields) :]
+        found = dict(zip(page.layout.fields, updates, strict=True))
+        assert (found["seed"], found["denoising_strength"], found["mask_blur"]) == (7, 1.0, 4)
+
+
 def test_an_example_that_does_not_exist_is_one_sentence(page: Page) -> None:
     picture, prompt = page.prefill.take_example(0)
     assert Path(picture).is_file() and prompt
