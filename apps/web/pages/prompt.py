@@ -59,6 +59,7 @@ def place_help(suite: Suite) -> gr.HTML:
         server_functions=[prompt_facts, token_merges],
         apply_default_css=False,
         elem_id="prompt_help",
+        elem_classes="cl-hint",
     )
 
 
