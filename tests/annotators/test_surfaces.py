@@ -12,7 +12,7 @@ from annotators import find_annotator
 from annotators._surfaces import soft_cover
 from core.errors import BadInput
 
-EDITORS = {name: find_annotator(name).editor for name in ("depth",)}
+EDITORS = {name: find_annotator(name).editor for name in ("depth", "normal")}
 
 
 def test_a_soft_stroke_fades_from_its_middle_line_to_half_a_width_beyond_its_rim():

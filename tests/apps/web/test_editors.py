@@ -284,3 +284,25 @@ def test_lines_are_drawn_moved_and_deleted(browser: Any, editors_address: str, s
             gone = _changed(page, lambda: page.keyboard.press("Delete"))
             assert np.array_equal(gone, level)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_direction_is_picked_on_the_ball_and_painted(
+    browser: Any, editors_address: str, screen: str
+) -> None:
+    with _opened(browser, screen, f"{editors_address}normal2image") as page:
+        before = _edit(page)
+        side = before.shape[0]
+        canvas = page.locator("#canvas")
+        ball = canvas.get_by_label("Direction to paint")
+        ball.click(position={"x": 61, "y": 36})
+        assert "right" in ball.get_attribute("aria-valuetext")
+        painted = _changed(page, lambda: _drag(page, (0.3, 0.9), (0.7, 0.9)))
+        x, y, z = painted[round(0.9 * side), side // 2] / 127.5 - 1
+        assert (x, y) == pytest.approx((-25 / 34, 0), abs=0.06) and z > 0.6
+        assert np.array_equal(painted[: side // 2], before[: side // 2])
+        _shot(page, "normals-editor")
+        strength = canvas.get_by_label("Strength", exact=True)
+        flat = _changed(page, lambda: strength.fill("0"))[: side // 2]
+        assert np.abs(flat - [127, 127, 255]).max() <= 1
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -8,6 +8,7 @@ editors.depth = (canvas) => {
       { name: "farther", label: "Farther", key: "f", icon: "Farther" },
     ],
     hint: "Paint what should be nearer (brighter) or farther (darker); the sliders change the whole map.",
+    ground: "#000000",
     build: () => [bar.range("Strength", 1, most, 1, strength, (next) => { strength = next; })],
     strokeOf: () => ({ by: canvas.tool === "farther" ? -strength : strength }),
     colourOf: ({ by }) => (by < 0 ? `rgb(0 0 0 / ${-by / 255})` : `rgb(255 255 255 / ${by / 255})`),

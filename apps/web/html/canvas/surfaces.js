@@ -2,7 +2,7 @@
 //
 // `strokeOf()` returns what a new stroke has besides points and width, `colourOf(stroke)` its
 // colour here. Only Python draws: what stands here until its map has come is an impression.
-const surfaceEditor = (canvas, { tools, hint, strokeOf, colourOf, build }) => {
+const surfaceEditor = (canvas, { tools, hint, ground, strokeOf, colourOf, build }) => {
   let width = canvas.facts.width;
   const pen = strokePen(canvas);
   const now = () => canvas.value ?? { size: canvas.size, strokes: [] };
@@ -32,7 +32,7 @@ const surfaceEditor = (canvas, { tools, hint, strokeOf, colourOf, build }) => {
   return {
     tools,
     hint,
-    ground: "#000000",
+    ground,
     build(toolbar) {
       toolbar.append(
         bar.group("Brush", bar.range("Size", 2, 200, 1, width, (next) => { width = next; }), ...build()),
