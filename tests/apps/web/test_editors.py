@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ import apps
 from annotators.seg import as_classes, palette
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
+from core.condition import ControlMap
+from core.request import GenerationRequest
 from tests.apps.web import test_browser
 from tests.apps.web.test_browser import PATIENCE_MS, PHOTOS, SCREENS, _opened, _shot, expect
 
@@ -306,3 +309,45 @@ def test_a_direction_is_picked_on_the_ball_and_painted(
         flat = _changed(page, lambda: strength.fill("0"))[: side // 2]
         assert np.abs(flat - [127, 127, 255]).max() <= 1
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+SIGHT = """window.seen = [];
+const screen = document.querySelector("#canvas .cv-screen");
+const bright = (share) => screen.getContext("2d")
+  .getImageData(screen.width / 2, Math.round(screen.height * share), 1, 1).data[0];
+const look = () => {
+  window.seen.push([0.25, 0.75].map(bright));
+  requestAnimationFrame(look);
+};
+look();"""
+"""Notes how bright two places of the canvas are in every frame."""
+
+
+def test_strokes_stay_in_sight_until_their_map_is_there(
+    browser: Any, editors_address: str, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_map, both_drawn, maps = suite.pipeline.draw_map, threading.Event(), []
+
+    def late(request: GenerationRequest) -> ControlMap:
+        assert both_drawn.wait(PATIENCE_MS / 1000)
+        maps.append(request.controls[0].edit)
+        return draw_map(request)
+
+    with _opened(browser, "desktop", f"{editors_address}canny2image") as page:
+        page.locator("#edit").click()
+        expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+        page.locator("#canvas").get_by_label("Size").fill("30")
+        monkeypatch.setattr(suite.pipeline, "draw_map", late)
+        page.evaluate(SIGHT)
+        _press(page, 0.4, 0.25, (0.6, 0.25))
+        _press(page, 0.4, 0.75, (0.6, 0.75))
+        both_drawn.set()
+        for _ in range(PATIENCE_MS // 500):
+            page.wait_for_timeout(500)
+            if len(maps) == 2:
+                break
+        page.wait_for_timeout(1500)
+        assert [len(edit["strokes"]) for edit in maps] == [1, 2]
+        for seen in zip(*page.evaluate("window.seen"), strict=True):
+            first = next(frame for frame, bright in enumerate(seen) if bright > 200)
+            assert min(seen[first:]) > 200

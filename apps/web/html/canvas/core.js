@@ -118,6 +118,12 @@ const saveAs = (name, content, type) => {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 };
 
+// The vectors of a value that the server's map does not show yet: those after the first that differs.
+const unshown = (vectors, shown = []) => {
+  const same = vectors.findIndex((one, i) => JSON.stringify(one) !== JSON.stringify(shown[i]));
+  return same < 0 ? [] : vectors.slice(same);
+};
+
 const rounded = (number) => Math.round(number * 10) / 10;
 
 function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, canFollow }) {

@@ -100,19 +100,9 @@ editors.segments = (canvas) => {
   const pen = strokePen(canvas);
   const hasMap = () => "drawn" in canvas.images;
 
-  // The operations that the server's map does not show yet. Where one of those that it shows was
-  // undone, the next map must come first, unless all was emptied since.
-  const pending = (value) => {
-    const ops = value?.ops ?? [];
-    const done = canvas.shown?.ops ?? [];
-    let same = 0;
-    while (same < done.length && JSON.stringify(done[same]) === JSON.stringify(ops[same])) same += 1;
-    const emptied = ops.findLastIndex((op) => op.op === "empty");
-    if (hasMap() && same < done.length) return emptied < same ? [] : ops.slice(emptied);
-    return ops.slice(hasMap() ? same : 0);
-  };
+  // A region that was filled or replaced is seen when the server's map comes.
   const paintAll = (context, value) => {
-    for (const op of pending(value)) {
+    for (const op of unshown(value?.ops ?? [], canvas.shown?.ops)) {
       if (op.op === "empty") {
         context.fillStyle = colours[op.class];
         context.fillRect(0, 0, ...canvas.size);

@@ -95,7 +95,6 @@ editors.strokes = (canvas) => {
   // Over a map of light lines, or in black on paper of its own.
   const [ink, ground] = canvas.facts.over ? ["#ffffff", "#000000"] : ["#111111", "#ffffff"];
   let isMirroring = false;
-  let isDrawn = false;
   const isShape = () => canvas.tool in outline;
   const pen = strokePen(canvas, isShape);
   const isErasing = () => canvas.tool === "eraser";
@@ -179,7 +178,6 @@ editors.strokes = (canvas) => {
       );
     },
     changed() {
-      isDrawn = false;
       this.sides.forEach((input, i) => { input.value = canvas.size[i]; });
     },
     // All of the drawing stays in sight: scaled to fit, in the middle.
@@ -198,10 +196,7 @@ editors.strokes = (canvas) => {
       };
     },
     // What the server has drawn into the map is not painted over it again.
-    paint: (context, value) => paintAll(context, isDrawn ? [] : value?.strokes ?? []),
-    loaded(name) {
-      if (name === "drawn") isDrawn = Boolean(canvas.images.drawn && canvas.facts.over);
-    },
+    paint: (context, value) => paintAll(context, unshown(value?.strokes ?? [], canvas.shown?.strokes)),
     overlay(context) {
       if (pen.points.length) paintAll(context, both(strokeOf(pen.points)));
       if (isMirroring) {

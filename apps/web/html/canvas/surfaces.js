@@ -44,7 +44,7 @@ const surfaceEditor = (canvas, { tools, hint, ground, strokeOf, colourOf, build 
     },
     // What the server has drawn into the map is not painted over it again.
     paint: (context, value) =>
-      paintAll(context, (value?.strokes ?? []).slice(canvas.shown?.strokes?.length ?? 0)),
+      paintAll(context, unshown(value?.strokes ?? [], canvas.shown?.strokes)),
     overlay(context) {
       if (pen.points.length) paintAll(context, [{ points: pen.points, width, ...strokeOf() }]);
     },
