@@ -23,6 +23,7 @@ RANKS = (
     ("apps.web.tool",),  # what the file of a tool fills in, as core's Condition is for the others
     ("apps", "training"),
     ("benchmarks",),  # they measure on the held-out scenes that training renders
+    ("apps.web.sheet",),
     ("apps.web.suite", "apps.web.files"),
     ("apps.web.jobs",),
     ("apps.web.html", "apps.batch"),

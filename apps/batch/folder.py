@@ -17,7 +17,7 @@ from PIL import Image
 
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job
-from apps.web.jobs.sheet import Tile, drawn_sheet
+from apps.web.sheet import Tile, drawn_sheet
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput

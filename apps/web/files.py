@@ -14,8 +14,9 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
 from core.metadata import save_png
 from core.request import ControlResult, GenerationResult
@@ -144,9 +145,8 @@ def write_archive(
             opened.writestr(name, json.dumps(report, indent=2, ensure_ascii=False))
 
 
-SHEET_CELL, SHEET_LABEL, SHEET_GAP = 256, 22, 8
-"""Sides of a contact sheet's pictures, the height of their labels, and the space between."""
 SHEET_COLUMNS = 4
+"""Pictures in a row of a contact sheet."""
 
 
 def contact_sheet(result: GenerationResult) -> RGBImage:
@@ -160,18 +160,11 @@ def contact_sheet(result: GenerationResult) -> RGBImage:
         for headline, seed, image in zip(result.headlines, result.seeds, result.images, strict=True)
     ]
     columns = min(SHEET_COLUMNS, len(cells))
-    wide, high = SHEET_CELL + SHEET_GAP, SHEET_CELL + SHEET_LABEL + SHEET_GAP
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * wide + SHEET_GAP, rows * high + SHEET_GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for index, (label, picture) in enumerate(cells):
-        left, top = SHEET_GAP + index % columns * wide, SHEET_GAP + index // columns * high
-        shown = Image.fromarray(picture)
-        shown.thumbnail((SHEET_CELL, SHEET_CELL))
-        inset = (SHEET_CELL - shown.width) // 2, (SHEET_CELL - shown.height) // 2
-        sheet.paste(shown, (left + inset[0], top + inset[1]))
-        draw.text((left, top + SHEET_CELL + 3), label, "#17212b", font)
-    return np.asarray(sheet)
+    tiles = {
+        (index % columns, index // columns): Tile(picture, label)
+        for index, (label, picture) in enumerate(cells)
+    }
+    return drawn_sheet(tiles, (columns, -(-len(cells) // columns)))
 
 
 def _save_maps(control: ControlResult, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:

@@ -18,7 +18,6 @@ from apps.web.jobs.axis import (
     suggested_values,
 )
 from apps.web.jobs.several import combinable, offered
-from apps.web.jobs.sheet import Tile, drawn_sheet
 from apps.web.jobs.sweep import NO_AXIS, Cell, Sweep, means, new_sweep
 from apps.web.pages.endpoint import PICTURES, help_of, publish
 from apps.web.pages.runs import CurrentJob
@@ -34,6 +33,7 @@ from apps.web.pages.widgets import (
     runs_at_once,
     widget,
 )
+from apps.web.sheet import Tile, drawn_sheet
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apps
-from apps.web.files import SHEET_CELL, SavedMaps, SavedResult, contact_sheet, save, save_whole
+from apps.web.files import SavedMaps, SavedResult, contact_sheet, save, save_whole
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
+from apps.web.sheet import TILE
 from apps.web.tool import Tool
 from core.condition import Condition, Score
 from core.request import ControlResult, Download, GenerationRequest, GenerationResult, Progress
@@ -163,7 +164,7 @@ def test_a_contact_sheet_holds_every_image(
     red = np.zeros((*size, 3), np.uint8) + np.uint8([255, 0, 0])
     sheet = contact_sheet(replace(made, images=(red,) * count))
     long = max(size)
-    area = size[0] * size[1] * min(1, SHEET_CELL / long) ** 2
+    area = size[0] * size[1] * min(1, TILE / long) ** 2
     found = (sheet == [255, 0, 0]).all(axis=2).sum()
     assert found == pytest.approx(count * area, rel=0.03)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageFont
 
-from apps.web.jobs.sheet import EMPTY, LABEL_LINES, PAPER, TILE, Tile, _wrapped, drawn_sheet
+from apps.web.sheet import EMPTY, LABEL_LINES, PAPER, TILE, Tile, _wrapped, drawn_sheet
 
 RED, LIME = (255, 0, 0), (0, 255, 0)
 
