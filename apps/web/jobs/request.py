@@ -217,6 +217,14 @@ def uploaded(path: object) -> str:
     raise BadInput(NOT_AN_UPLOAD)
 
 
+def kept_upload(path: object) -> str:
+    """Return the path of an upload that a browser remembers; "" if it is no longer here."""
+    try:
+        return uploaded(path) if path else ""
+    except BadInput:
+        return ""
+
+
 def own_file(url: str) -> str:
     """Return the path of the upload or result that an address of this server names; "" for others.
 

@@ -115,6 +115,7 @@ class Layout:
                     self._mask()
                 self.stage = gr.HTML(results.empty(app), elem_id="stage")
                 self.result_cards = gr.HTML("", elem_id="results")
+                gr.HTML("<div data-history></div>", elem_id="history")  # history.js fills it
         self.current = gr.State(CurrentJob())
         self.live = gr.State(Live())
         self.last_seed = gr.State(-1)

@@ -54,6 +54,8 @@ class Page:
             self._wire_sent(blocks)
         if "mask" in self.layout.fields:
             self._wire_mask()
+        if isinstance(app, Condition):
+            self._wire_memory(blocks, app)
         self._publish(app.name)
 
     def _publish(self, name: str) -> None:
@@ -175,6 +177,28 @@ class Page:
             self.prefill.outputs,
             js="() => ['from', 'map'].map((name) => "
             "new URLSearchParams(location.search).get(name) ?? '')",
+            **AT_ONCE,
+            **PRIVATE,
+        )
+
+    def _wire_memory(self, blocks: gr.Blocks, condition: Condition) -> None:
+        """Keep the settings in the browser alone, so that they survive a reload."""
+        fields = list(self.layout.fields.values())
+        # Nothing in it is secret: it is the visitor's own, and stays with them.
+        memory = gr.BrowserState(None, storage_key=f"controlloop-{condition.name}", secret="open")
+        gr.on(
+            [field.change for field in fields],
+            None,
+            fields,
+            [memory],
+            js="(...values) => [values]",
+            **PRIVATE,
+        )
+        blocks.load(
+            lambda kept: self.prefill.take_remembered(kept, condition),
+            [memory],
+            self.prefill.outputs,
+            js="(kept) => [/[?&](from|map)=/.test(location.search) ? null : kept]",
             **AT_ONCE,
             **PRIVATE,
         )

@@ -6,14 +6,15 @@ import gradio as gr
 
 from apps.web.html import results
 from apps.web.jobs.mask import edit_of
-from apps.web.jobs.request import given_picture, path_in, sent_result, uploaded
+from apps.web.jobs.request import given_picture, kept_upload, path_in, sent_result, uploaded
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.widgets import plain_errors
 from apps.web.suite import Suite
-from core.condition import ALREADY_A_MAP
+from core.condition import ALREADY_A_MAP, Condition
 from core.images import inner_size, resize
 from core.metadata import read_hashes, read_mask
-from core.request import SETTINGS_OF_ORIGINAL
+from core.params import restored, settings_of
+from core.request import SETTINGS, SETTINGS_OF_ORIGINAL
 
 PROMPTS = ("prompt", "added_prompt", "negative_prompt")
 OF_PICTURE = ("edit", "mask", *SETTINGS_OF_ORIGINAL)
@@ -130,6 +131,30 @@ class Prefill:
                 taken["preprocessor"] = changes["preprocessor"] = ALREADY_A_MAP
             note = results.restored_note(self._layout.labels(taken), [], "Taken over")
             return self._updates(changes, model, note)
+
+    def take_remembered(self, kept: Any, condition: Condition) -> list[Any]:
+        """Fill the page with what the visitor's browser has kept of it, the fields' raw values.
+
+        What is no longer possible, such as a picture that is gone, stays as the page has it.
+        """
+        names = list(self._layout.fields)
+        if not isinstance(kept, list) or len(kept) != len(names):
+            return self._updates({})  # there is nothing, or it is of another version
+        with plain_errors():
+            found = dict(zip(names, kept, strict=True))
+            known = {**SETTINGS, **settings_of(condition.annotator.params)}
+            given = {name: value for name, value in found.items() if name in known}
+            changes, _ = restored(known, {n: v for n, v in given.items() if v is not None})
+            offered = {one.name for one in condition.annotator.preprocessors} | {ALREADY_A_MAP}
+            if changes.get("preprocessor") not in offered:
+                changes.pop("preprocessor", None)
+            model = changes.get("model")
+            if model not in self._controls.models():
+                changes.pop("model", None)
+                model = None
+            if own_upload := kept_upload(path_in(found.get("image"))):
+                changes["image"] = own_upload
+            return self._updates(changes, model)
 
     def _new_defaults(self, old_model: str, model: str, values: dict[str, Any]) -> dict[str, Any]:
         """Return a model's defaults for the settings that are at the old model's defaults."""

@@ -1,0 +1,50 @@
+"""What a visitor's browser keeps: settings over a reload, and results to restore and compare."""
+
+from typing import Any
+
+import pytest
+
+from tests.apps.web import test_browser
+from tests.apps.web.test_browser import PATIENCE_MS, SCREENS, _finished, _opened, _upload, expect
+
+browser = test_browser.browser
+pytestmark = test_browser.pytestmark
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_settings_survive_a_reload_and_results_can_be_restored(
+    browser: Any, address: str, screen: str
+) -> None:
+    with _opened(browser, screen, f"{address}canny2image") as page:
+        prompt = page.locator("#prompt textarea")
+        _upload(page)
+        summary = page.locator(".cl-history summary")
+        for made, text in enumerate(("a red ball", "a blue ball"), start=1):
+            prompt.fill(text)
+            page.locator("#run").click()
+            expect(summary).to_contain_text(f"({made})", timeout=PATIENCE_MS)
+            _finished(page)
+        prompt.fill("a green ball")
+        page.wait_for_function(
+            "localStorage.getItem('controlloop-canny2image') !== null", timeout=PATIENCE_MS
+        )
+        page.wait_for_timeout(500)
+
+        page.reload()
+        expect(prompt).to_have_value("a green ball", timeout=PATIENCE_MS)
+        history = page.locator(".cl-history")
+        expect(history.locator("summary")).to_contain_text("(2)", timeout=PATIENCE_MS)
+        history.locator("summary").click()
+        expect(history.get_by_text("Compare two")).to_be_disabled()
+        for at in range(2):
+            history.locator("input").nth(at).check()
+        history.get_by_text("Compare two").click()
+        beside = page.locator("dialog.cl-beside")
+        expect(beside.locator("img")).to_have_count(2)
+        page.keyboard.press("Escape")
+        expect(beside).to_have_count(0)
+        history.get_by_text("Restore").last.click()
+        expect(prompt).to_have_value("a red ball", timeout=PATIENCE_MS)
+        history.get_by_text("Forget all").click()
+        expect(history).to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
