@@ -27,7 +27,7 @@ from core.condition import RGBImage
 from core.errors import WeightsMissing
 from core.images import fit_size, resize
 from models.catalog.paths import MODELS
-from models.devices import shared_device
+from models.devices import cpu_has_bfloat16, shared_device
 
 FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
@@ -242,7 +242,8 @@ def _predict(network: SceneAnnotator, images: Sequence[RGBImage]) -> list[dict[s
     height, width = (max(GRID, round(side / GRID) * GRID) for side in images[0].shape[:2])
     resized = [cv2.resize(i, (width, height), interpolation=cv2.INTER_AREA) for i in images]
     pixels = torch.from_numpy(np.stack(resized)).to(network.device).permute(0, 3, 1, 2).float()
-    with torch.no_grad():
+    narrow = network.device.type == "cpu" and cpu_has_bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
         output = _steady(network, pixels / 127.5 - 1)
     parts = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in vars(output).items()}
     return [{name: part[k] for name, part in parts.items()} for k in range(len(images))]
@@ -260,7 +261,9 @@ def _steady(network: SceneAnnotator, pixels: Tensor) -> Prediction:
         for view in (pixels, pixels.flip(3))
     )
     pairs = zip(vars(straight).values(), vars(mirrored.mirrored()).values(), strict=True)
-    return Prediction(*((a + b).unflatten(0, (2, -1)).mean(0) / 2 for a, b in pairs))
+    return Prediction(
+        *((a.float() + b.float()).unflatten(0, (2, -1)).mean(0) / 2 for a, b in pairs)
+    )
 
 
 def resize_like(values: Maps, image: RGBImage) -> Maps:

@@ -91,9 +91,14 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         if torch.cuda.get_device_capability(device) >= VOLTA:
             return torch.float16, "this GPU has float16 tensor cores"
         return torch.float32, "this GPU is slow in float16"
-    if _cpu_flags() & CPU_BFLOAT16_FLAGS:
+    if cpu_has_bfloat16():
         return torch.bfloat16, "this processor has bfloat16 instructions"
     return torch.float32, "this processor has no bfloat16 instructions"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this processor has instructions for bfloat16."""
+    return bool(_cpu_flags() & CPU_BFLOAT16_FLAGS)
 
 
 def _cpu_flags() -> set[str]:

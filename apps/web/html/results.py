@@ -515,7 +515,7 @@ def thumbnail(image: RGBImage) -> str:
 def inline(image: RGBImage) -> str:
     """Return a picture as the data URL of a PNG."""
     memory = io.BytesIO()
-    Image.fromarray(image).save(memory, "PNG")
+    Image.fromarray(image).save(memory, "PNG", compress_level=1)  # four times as fast
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
 
 
