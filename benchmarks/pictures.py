@@ -4,7 +4,8 @@
 
 Starts the site with Diorama on the CPU, calls every app over HTTP with an example of its own and a
 fixed seed, and saves `pictures/<app>.jpg`: the input, the map and the result with its score. `page`
-is the page of one app with its results, in Chromium. Examples and seeds were chosen by eye; an app
+is the page of one app with its results, in Chromium; `editing` six things done there with the
+mouse. Examples and seeds were chosen by eye; an app
 that CHOSEN lacks has its first example and seed 0.
 """
 
@@ -21,6 +22,7 @@ from gradio_client import Client, handle_file
 from PIL import Image, ImageDraw, ImageFont
 
 import apps
+from benchmarks._editing import editing_sheet
 from benchmarks._shared import ROOT, served
 
 PICTURES = ROOT / "pictures"
@@ -152,14 +154,25 @@ def screenshot(address: str, name: str) -> Image.Image:
     return shot.convert("RGB")
 
 
+def editing(address: str) -> Image.Image:
+    """Return the sheet of what can be done with the mouse."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - of requirements-dev
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=find_chromium(), args=QUIET)
+        sheet = editing_sheet(browser, address)
+        browser.close()
+    return sheet
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line; `arguments` stand in for the process's own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "names", nargs="*", help="of apps, or page; without any: all", metavar="NAME"
+        "names", nargs="*", help="of apps, page, editing; without any: all", metavar="NAME"
     )
     options = parser.parse_args(arguments)
-    known = [*apps.names(), "page"]
+    known = [*apps.names(), "page", "editing"]
     for name in options.names:
         if name not in known:
             parser.error(f"there is no {name!r}: choose from {', '.join(known)}")
@@ -171,6 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name in names:
             if name == "page":
                 picture = screenshot(address, PAGE)
+            elif name == "editing":
+                picture = editing(address)
             else:
                 found = made(client, name)
                 picture = strip(found)

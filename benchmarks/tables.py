@@ -232,6 +232,23 @@ def throughput() -> str:
     return f"{measured(record)}\n\n{table(head, rows)}\n{same}\n"
 
 
+def live() -> str:
+    """Return how soon a live picture follows the pen, and what becomes of a fast hand."""
+    (record,) = records("live-diorama-cpu")
+    rows = [
+        (name, f"{row['median']:.2f}", f"{row['p95']:.2f}")
+        for name, row in record["seconds"].items()
+    ]
+    hand = record["fast_hand"]
+    same = (
+        f"{record['times_as_fast']:.1f} times as fast. {hand['strokes']} strokes in as many "
+        f"seconds: {hand['lost']} lost, {hand['pictures']} pictures, the last "
+        f"{hand['last_after']:.2f} s after the last stroke."
+    )
+    head = ("from the pen, or the press on Run, to the picture", "median, s", "p95, s")
+    return f"{measured(record)}\n\n{table(head, rows)}\n{same}\n"
+
+
 # The apps
 
 
@@ -258,6 +275,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "modes": modes,
     "throughput": throughput,
+    "live": live,
 }
 
 

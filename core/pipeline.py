@@ -390,9 +390,9 @@ def _control_map(
     extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
     editor, size = extractor.annotator.editor, _size(request)
-    if control.edit is None or editor is None:
+    if control.edit is None or editor is None or editor.begin:
         return _detected_map(extractor, control, request)
-    if editor.begin or editor.is_whole(control.edit):  # the edit says it all
+    if editor.is_whole(control.edit):
         return editor.draw(control.edit, np.zeros((size[1], size[0], 3), np.uint8))
     return editor.draw(control.edit, _detected_map(extractor, control, request))
 
@@ -414,7 +414,13 @@ def _map_at(
     control: ControlRequest,
     resolution: int | None = None,
 ) -> ControlMap:
-    """Draw a control's map, or take the ready one, at (width, height); as Extractor.extract."""
+    """Draw a control's map, or take the ready one, at (width, height); as Extractor.extract.
+
+    An edit that stands for what is found in the picture is drawn instead of it.
+    """
+    editor = extractor.annotator.editor
+    if editor and editor.begin and control.edit is not None:
+        return editor.draw(control.edit, np.zeros((size[1], size[0], 3), np.uint8))
     if control.preprocessor == ALREADY_A_MAP:
         annotator = extractor.annotator
         if annotator.fit_map:

@@ -191,7 +191,7 @@ def test_arguments_are_those_of_the_endpoint():
         if default.startswith("`"):
             assert default.strip("`") == _literal(one["parameter_default"]), name
         else:
-            assert name in ("image", "preprocessor", "mask")
+            assert name in ("image", "preprocessor", "mask", "edit")
 
 
 def _literal(value):

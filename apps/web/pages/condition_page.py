@@ -191,7 +191,10 @@ class SingleControl:
         self.edit.click(begin, **opened)
         self.detected.click(begin_again, **opened)
         canvas.edit(follow, **event | {"outputs": [self.map, canvas]})
-        self.hide.click(lambda: gr.Column(visible=False), None, self.panel, queue=False, **PRIVATE)
+        # Hidden it keeps its undo; for another picture it is made anew.
+        self.hide.click(
+            lambda: gr.Column(visible="hidden"), None, self.panel, queue=False, **PRIVATE
+        )
         for other_picture in (fields["image"].upload, fields["image"].clear):
             other_picture(
                 lambda: (gr.Column(visible=False), None),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +112,16 @@ def test_no_property_of_the_canvas_is_taken_for_an_event() -> None:
             canvas = Canvas(app.annotator.editor, "Editor", render=False)
             assert not hasattr(canvas, "scene")
             json.dumps(canvas.get_config())
+
+
+def test_margins_of_a_filled_map_stay_when_what_was_found_is_edited(suite: Suite) -> None:
+    record = uploaded(Path("test_imgs/chelsea.jpg"))
+    mlsd = apps.find("mlsd2image")
+    usual = {"image": record, "preprocessor": "LSD", "resize_mode": "resize and fill"}
+    values = given(suite, **usual, **asdict(mlsd.annotator.params()))
+    request, _ = checked_request(mlsd, suite, values)
+    pipeline = Pipeline(suite._load)
+    edit = pipeline.begin_edit(request)
+    edited, _ = checked_request(mlsd, suite, values | {"edit": edit})
+    assert len(edit["lines"]) > 20
+    assert np.array_equal(pipeline.draw_map(edited), pipeline.draw_map(request))

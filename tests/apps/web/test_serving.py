@@ -69,8 +69,9 @@ def test_a_file_over_the_limit_is_refused(client: httpx.Client) -> None:
 
 
 def test_only_the_examples_can_be_read(client: httpx.Client, blocks: gr.Blocks) -> None:
-    assert blocks.allowed_paths == [str(ROOT / "test_imgs")]
-    for file, status in (("test_imgs/README.md", 200), ("launch.py", 403)):
+    assert blocks.allowed_paths == [str(ROOT / "test_imgs"), str(ROOT / "pictures")]
+    files = (("test_imgs/README.md", 200), ("pictures/page.jpg", 200), ("launch.py", 403))
+    for file, status in files:
         assert client.get(f"gradio_api/file={ROOT / file}").status_code == status
 
 
