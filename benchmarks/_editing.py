@@ -10,7 +10,7 @@ WINDOW = (1280, 1000)
 WIDE, HIGH, GAP, CAPTION = 620, 470, 12, 34
 """Of each picture in the sheet, in pixels, with the space between them and the text below."""
 SETTLES_MS = 1500
-PATIENCE_MS = 120_000
+PATIENCE_MS = 60_000
 
 
 def editing_sheet(browser: Any, address: str) -> Image.Image:
@@ -104,7 +104,7 @@ def _circle() -> list[tuple[float, float]]:
 def lift_an_arm(page: Any) -> None:
     """Add a person to a pose, lift an arm, and make the picture."""
     _prompt(page, "a person in blue on sand, a sunset")
-    page.locator("#image button[aria-label='Clear']").click()
+    page.get_by_role("button", name="Remove Image").click()
     page.locator("#edit").click()
     page.locator("#canvas .cv-screen").wait_for()
     page.get_by_label("Add a person").select_option("Standing")
@@ -139,8 +139,7 @@ def mend_an_edge(page: Any) -> None:
 
 def compare_strengths(page: Any) -> None:
     """Compare strengths in a grid."""
-    page.locator("#x_values textarea").fill("0.5, 1")
-    page.locator("#y_values textarea").fill("1, 2")
+    page.locator("#x_values textarea").fill("0, 0.5, 1, 1.5")
     page.locator("#run").click()
     page.locator("#stop").wait_for()
     page.locator("#run").wait_for()
