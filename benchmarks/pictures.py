@@ -33,7 +33,7 @@ WINDOW, PAGE_IMAGES = (1280, 1010), 2
 PATIENCE_MS = 120_000
 HIGH, GAP, CAPTION = 256, 8, 36
 """Of a strip, in pixels: its pictures' height, the space between them, and the text below."""
-QUALITY = 88
+QUALITY, QUALITY_OF_SHEET = 88, 78
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
                 found = made(client, name)
                 picture = strip(found)
                 print(name, *(caption for _, caption in found[1:]), flush=True)
-            picture.save(PICTURES / f"{name}.jpg", quality=QUALITY, subsampling=0, optimize=True)
+            quality = QUALITY_OF_SHEET if name == "editing" else QUALITY
+            picture.save(PICTURES / f"{name}.jpg", quality=quality, subsampling=0, optimize=True)
 
 
 if __name__ == "__main__":
