@@ -23,6 +23,8 @@ MOST_FACE_POINTS = 80
 """Some tools leave out the pupils, others add points."""
 BODY_25_TO_18 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
 """OpenPose's later body model, without its middle hip and feet, in the order of the 18."""
+DIGITS = 6
+"""After the point: the map is drawn at whole pixels, cut off, so that 12.999 must not become 13."""
 UNIT = 1.5
 """OpenPose's coordinates are fractions of the picture if none is larger."""
 
@@ -146,6 +148,6 @@ def edit_of(figures: Sequence[Figure], width: int, height: int) -> dict[str, Any
 
 def _places(points: Points) -> list[Any]:
     return [
-        None if not np.isfinite(point).all() else [round(float(x), 2) for x in point]
+        None if not np.isfinite(point).all() else [round(float(x), DIGITS) for x in point]
         for point in points
     ]

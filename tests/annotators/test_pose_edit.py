@@ -27,6 +27,14 @@ def test_an_untouched_edit_draws_the_map_that_was_detected():
     assert np.array_equal(pose.draw_edit(edit, np.zeros((256, 256, 3), np.uint8)), detected)
 
 
+@pytest.mark.parametrize("part", [0.001, 0.9, 0.9999])
+def test_a_joint_just_before_the_next_pixel_stays_in_its_own(part):
+    figure = Figure(np.floor(PEOPLE[0].body) + part)
+    edit = check_edit(edit_of([figure], 256, 256))
+    drawn = pose.draw_edit(edit, np.zeros((256, 256, 3), np.uint8))
+    assert np.array_equal(drawn, pose.draw_figures([figure], 256, 256))
+
+
 def test_a_joint_that_is_not_seen_stays_unseen():
     edit = check_edit(edit_of(PEOPLE[1:2], 256, 256))
     assert edit["people"][0]["body"][4] is None
