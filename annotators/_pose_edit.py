@@ -13,7 +13,7 @@ import numpy as np
 
 from annotators._blazepose import Figure, Points
 from annotators._diorama import JOINTS
-from annotators._strokes import checked_point, checked_size, listed, number
+from annotators._strokes import LARGEST_SIDE, checked_point, checked_size, listed, number
 from core.errors import BadInput
 
 MOST_PEOPLE = 50
@@ -69,7 +69,7 @@ def from_openpose(given: Mapping[str, Any]) -> dict[str, Any]:
         BadInput: it is not that.
     """
     width, height = (
-        number(given.get(f"canvas_{side}"), f"canvas_{side}", 1, 8192)
+        number(given.get(f"canvas_{side}"), f"canvas_{side}", 1, LARGEST_SIDE)
         for side in ("width", "height")
     )
     people = listed(given.get("people"), "people", MOST_PEOPLE)

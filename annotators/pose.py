@@ -29,7 +29,7 @@ from annotators._diorama import (
     predict,
 )
 from annotators._map_checks import MAX_LINES
-from annotators._pose_edit import check_edit, edit_of, figures_in
+from annotators._pose_edit import BODY_25_TO_18, UNIT, check_edit, edit_of, figures_in
 from annotators._pretrained import (
     INFERENCE_LOCK,
     detector_preprocessor,
@@ -561,6 +561,8 @@ ANNOTATOR = Annotator(
         begin_edit,
         facts={
             "joints": JOINT_NAMES,
+            "body25": BODY_25_TO_18,
+            "unit": UNIT,
             "limbs": LIMBS,
             "colours": COLOURS,
             "limbColours": LIMB_COLOURS,

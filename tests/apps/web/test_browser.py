@@ -5,6 +5,7 @@ of the page from every stage.
 """
 
 import argparse
+import base64
 import io
 import json
 import os
@@ -432,6 +433,43 @@ def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) ->
         expect(seed).to_have_text(str(run), timeout=PATIENCE_MS)
         _finished(page)
         assert _lines_in(page, page.locator(".cl-card .cl-map img").first) == drawn
+
+
+def test_a_live_picture_follows_the_pen_and_the_settings(canvas_page: Any) -> None:
+    page = canvas_page
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+    page.locator("#live").click()
+    page.wait_for_timeout(500)
+    assert page.locator(".cl-live").count() == 0, "there is nothing to follow yet"
+
+    def lines_after(act: Any) -> float:
+        """The share of lines in the live picture's map, once another one is there."""
+        shown = page.locator(".cl-live .cl-map img").first
+        before = page.locator(".cl-live").evaluate_all("all => all[0]?.innerHTML ?? ''")
+        act()
+        page.wait_for_function(
+            "before => (document.querySelector('.cl-live')?.innerHTML ?? before) !== before",
+            arg=before,
+            timeout=PATIENCE_MS,
+        )
+        data = base64.b64decode(shown.get_attribute("src").partition(",")[2])
+        with Image.open(io.BytesIO(data)) as control_map:
+            return float((np.asarray(control_map.convert("L")) > 127).mean())
+
+    first = lines_after(lambda: _stroke(page, (0.3, 0.4), (0.6, 0.4)))
+    assert 0.002 < first < 0.1
+    seed = page.locator(".cl-live .cl-bar").inner_text().partition("seed ")[2]
+    second = lines_after(lambda: _stroke(page, (0.4, 0.6), (0.6, 0.7)))
+    assert second > 1.3 * first
+    third = lines_after(lambda: page.locator("#prompt textarea").fill("a blue ball"))
+    assert third == second
+    assert page.locator(".cl-live .cl-bar").inner_text().partition("seed ")[2] == seed
+
+    page.locator("#live").click()
+    last = page.locator(".cl-live").inner_html()
+    _stroke(page, (0.2, 0.2), (0.3, 0.8))
+    page.wait_for_timeout(1500)
+    assert page.locator(".cl-live").inner_html() == last, "it is off"
 
 
 def test_every_map_of_a_picture_stands_in_its_place(

@@ -253,6 +253,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
   let isWaiting = false;
   const ask = () => {
     if (!isLive || !(value || scene.photo)) return; // or there is nothing to follow yet
+    if (!root.getClientRects().length) return; // the editor was hidden, or made anew
     isWaiting = document.hidden;
     if (!isWaiting) trigger("live");
   };

@@ -10,8 +10,6 @@ const POSES = {
 const PARENTS = [1, null, 1, 2, 3, 1, 5, 6, 1, 8, 9, 1, 11, 12, 0, 0, 14, 15];
 const TWINS = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16];
 const WRISTS = [4, 7];
-// OpenPose's later model of 25 points, without the middle hip and the feet.
-const BODY_25 = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
 
 const below = (joint) =>
   PARENTS.flatMap((parent, child) => (parent === joint ? [child, ...below(child)] : []));
@@ -40,7 +38,7 @@ const middleOf = (person) => {
 };
 
 // OpenPose's JSON: lists of x, y, confidence, in pixels or as fractions; zeros are not seen.
-const fromOpenPose = (given, size) => {
+const fromOpenPose = (given, size, { joints: names, body25, unit }) => {
   const frame = Array.isArray(given) ? given[0] : given;
   const [width, height] = [frame.canvas_width ?? size[0], frame.canvas_height ?? size[1]];
   const lists = frame.people.map((one) => ({
@@ -49,7 +47,7 @@ const fromOpenPose = (given, size) => {
     face: one.face_keypoints_2d,
   }));
   const largest = Math.max(...lists.flatMap(({ body }) => body.filter((_, i) => i % 3 < 2)));
-  const isUnit = largest <= 1.5;
+  const isUnit = largest <= unit;
   const points = (list) => Array.from({ length: Math.floor((list ?? []).length / 3) }, (_, i) => {
     const [x, y, sure] = list.slice(3 * i, 3 * i + 3);
     if ((x <= 0 && y <= 0) || !sure) return null;
@@ -60,7 +58,7 @@ const fromOpenPose = (given, size) => {
     const found = hands.map(points).filter((hand) => hand.some(Boolean));
     const dots = points(face);
     return {
-      body: joints.length > 18 ? BODY_25.map((k) => joints[k] ?? null) : joints,
+      body: joints.length > names.length ? body25.map((k) => joints[k] ?? null) : joints,
       ...(found.length ? { hands: found } : {}),
       ...(dots.some(Boolean) ? { face: dots } : {}),
     };
@@ -237,7 +235,7 @@ editors.pose = (canvas) => {
       try {
         const given = JSON.parse(await picked.text());
         chosen = { person: -1, joint: -1 };
-        canvas.commit(fromOpenPose(given, canvas.size));
+        canvas.commit(fromOpenPose(given, canvas.size, canvas.facts));
       } catch (error) {
         console.warn(error);
         canvas.say(`${picked.name} is not OpenPose's JSON: it needs "people" with "pose_keypoints_2d".`);
