@@ -160,6 +160,38 @@ def test_a_joint_is_dragged_and_a_person_added_without_a_picture(
         wrist = saved["people"][0]["pose_keypoints_2d"][12:14]
         height = saved["canvas_height"]
         assert wrist[1] < 0.45 * height, "the wrist was not lifted"
+
+        # The same file, as fractions and in OpenPose's later order of 25 joints, is the same pose.
+        points = np.reshape(saved["people"][0]["pose_keypoints_2d"], (18, 3))
+        points[:, :2] /= (saved["canvas_width"], height)
+        later = np.insert(points, 8, [0.5, 0.5, 1], axis=0)
+        later = np.vstack([later, np.full((6, 3), 0.5)])
+        people = [{"pose_keypoints_2d": later.ravel().tolist()}]
+        opened = {**saved, "people": people}
+        page.locator("#canvas input[type=file]").set_input_files(
+            {
+                "name": "later.json",
+                "mimeType": "application/json",
+                "buffer": json.dumps(opened).encode(),
+            }
+        )
+        with page.expect_download() as download:
+            page.get_by_label("Save OpenPose JSON").click()
+        again = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+        back = again["people"][0]["pose_keypoints_2d"]
+        assert back == pytest.approx(saved["people"][0]["pose_keypoints_2d"], abs=0.11)
+
+        # Hidden, the editor's live picture rests.
+        page.locator("#canvas .cv-more summary").click()  # on a phone the menu lies over the button
+        page.locator("#live").click()
+        expect(page.locator(".cl-live")).to_be_visible(timeout=PATIENCE_MS)
+        page.wait_for_timeout(1500)
+        last = page.locator(".cl-live").inner_html()
+        page.locator("#hide-editor").click()
+        expect(page.locator("#canvas .cv-screen")).to_be_hidden(timeout=PATIENCE_MS)
+        page.locator("#prompt textarea").fill("a green ball")
+        page.wait_for_timeout(1500)
+        assert page.locator(".cl-live").inner_html() == last
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
