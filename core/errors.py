@@ -1,7 +1,12 @@
 """The errors that are raised on purpose: each message is one sentence that a user can act on.
 
-Any other error is a bug and keeps its traceback.
+Any other error is a bug: it keeps its traceback, in the log, under an id that the user is told.
 """
+
+import logging
+import uuid
+
+log = logging.getLogger(__name__)
 
 
 class SuiteError(Exception):
@@ -26,3 +31,13 @@ class DeviceUnavailable(SuiteError):
 
 class Busy(SuiteError):
     """The queue is full."""
+
+
+def bug_sentence(error: BaseException) -> str:
+    """Log a bug under an id; return the sentence that names it.
+
+    Its own text is not shown: it may hold paths, and says nothing to a user.
+    """
+    error_id = uuid.uuid4().hex[:8]
+    log.error("Error %s", error_id, exc_info=error)
+    return f"Something went wrong on our side; the server's log has details under {error_id}."

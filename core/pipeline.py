@@ -6,7 +6,7 @@ nothing between requests but the queue they wait in.
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from core.condition import (
 )
 from core.consistency import Extractor, in_doubt
 from core.diffusion import ControlTrack, Diffusion, batches, is_guided
-from core.errors import SuiteError
+from core.errors import SuiteError, bug_sentence
 from core.guidance import MORE_PROMPT, acts
 from core.images import (
     CROP_AND_RESIZE,
@@ -198,8 +198,8 @@ class Pipeline:
         on_progress is called at every stage and step; every preview_every-th step (0: never) has a
         small preview. on_images gets the result so far whenever images are done. Once cancelled()
         is true, generation ends within a step, and the result holds the images finished so far,
-        perhaps none. If a later image fails, those before it are returned with the reason among the
-        warnings.
+        perhaps none. If a later image fails, however it does, those before it are returned with the
+        reason among the warnings.
 
         Raises:
             SuiteError: bad input, a model that cannot be loaded, or the first image failed.
@@ -219,7 +219,7 @@ class Pipeline:
             if not request.steps_taken:
                 reporter.warnings.append(UNCHANGED)
 
-        with reporter.stage("map"):
+        with reporter.stage("map"), oom_as_device_unavailable():
             extractors = [_extractor(control) for control in request.controls]
             tracks: list[ControlTrack] = []
             for control, extractor in zip(request.controls, extractors, strict=True):
@@ -286,10 +286,11 @@ class Pipeline:
             reporter.warnings += _result_notes(extractors, request, finished)
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
-        except SuiteError as error:
+        except Exception as error:
             if not finished:
                 raise
-            reporter.warn(f"Only {len(finished)} of {len(seeds)} images were made: {error}")
+            reason = str(error) if isinstance(error, SuiteError) else bug_sentence(error)
+            reporter.warn(f"Only {len(finished)} of {len(seeds)} images were made: {reason}")
 
         return so_far()
 
@@ -459,8 +460,8 @@ def _scored(
     tracks: Sequence[ControlTrack],
     images: Sequence[RGBImage],
     seeds: Sequence[int],
-) -> list[_Finished]:
-    finished = []
+) -> Iterator[_Finished]:
+    """Yield each image when it is measured, so that what fails later does not lose it."""
     for image, seed in zip(images, seeds, strict=True):
         found, scores = zip(
             *(
@@ -469,8 +470,7 @@ def _scored(
             ),
             strict=True,
         )
-        finished.append(_Finished(image, found, scores, seed))
-    return finished
+        yield _Finished(image, found, scores, seed)
 
 
 def _result_notes(

@@ -1,5 +1,6 @@
 """The progress of one generation: its reports, timings and warnings, and its cancellation."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from core.condition import RGBImage
 from core.images import to_images
 from core.networks import Networks
 from core.request import Download, Progress
+
+LOGGER = logging.getLogger(__name__)
 
 STAGES = ("prepare", "map", "load", "text", "sample", "decode", "reextract")
 DOWNLOAD_TIMED_S = 2.0
@@ -101,11 +105,19 @@ class ProgressReporter:
         self._last_step = now
         preview = None
         if self.preview_every and step % self.preview_every == 0 and self.on_progress is not None:
-            preview = to_images(torch.nan_to_num(networks.preview(clean[:1])))[0]
+            preview = self._preview(networks, clean)
         self._batch_steps_done = step * batch
         left = self._seconds_left()
         self._report(Progress("sample", step, self.steps, self.images_done, left, preview))
         self.stop_if_cancelled()
+
+    def _preview(self, networks: Networks, clean: Tensor) -> RGBImage | None:
+        try:
+            return to_images(torch.nan_to_num(networks.preview(clean[:1])))[0]
+        except Exception:
+            LOGGER.exception("This run goes on without previews")
+            self.preview_every = 0
+            return None
 
     def finished(self, images: int) -> None:
         """Count images that are decoded and scored."""

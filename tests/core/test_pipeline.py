@@ -12,8 +12,9 @@ from diffusers import LCMScheduler
 from core.condition import ALREADY_A_MAP, Preprocessor
 from core.consistency import Extractor
 from core.diffusion import DECODED_IN_FLOAT32, SAMPLED_IN_FLOAT32
-from core.errors import BadInput, SuiteError
+from core.errors import BadInput, DeviceUnavailable, SuiteError
 from core.images import resize_map
+from core.memory import OUT_OF_MEMORY
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, resolved
 from core.progress import ProgressReporter
 from core.request import Download, GenerationRequest
@@ -453,6 +454,59 @@ def test_a_later_failure_keeps_the_finished_images(condition, image, networks):
     result = Pipeline(lambda *_, **__: broken).generate(ask(condition, image, num_samples=3))
     assert result.seeds == (5,)
     assert "Only 1 of 3" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [(KeyError("/secret"), "Something went wrong on our side"), (MemoryError(), OUT_OF_MEMORY)],
+    ids=["bug", "memory"],
+)
+@pytest.mark.parametrize(
+    ("part", "largest_batch"),
+    [("predict", 1), ("reextract_and_score", 1), ("reextract_and_score", 4)],
+)
+def test_whatever_fails_later_keeps_the_finished_images(
+    condition, image, networks, monkeypatch, failure, part, largest_batch
+):
+    """The seventh image of twelve fails while it is sampled, or while it is scored."""
+    error, told = failure
+    owner = type(networks) if part == "predict" else Extractor
+    work, left = getattr(owner, part), [6 * (4 if part == "predict" else 1)]
+
+    def fails(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return work(*args)
+
+    monkeypatch.setattr(owner, part, fails)
+    networks = replace(networks, largest_batch=largest_batch)
+    result = Pipeline(lambda *_, **__: networks).generate(ask(condition, image, num_samples=12))
+    assert len(result.images) == len(result.scores) == 6
+    warning = result.warnings[-1]
+    assert warning.startswith(f"Only 6 of 12 images were made: {told}") and "secret" not in warning
+
+
+def test_a_preview_that_fails_costs_no_image(condition, image, networks, monkeypatch, caplog):
+    heard = []
+    monkeypatch.setattr(type(networks), "preview", lambda *_: 1 / 0)
+    result = Pipeline(lambda *_, **__: networks).generate(
+        ask(condition, image, num_samples=2), heard.append, preview_every=1
+    )
+    assert len(result.images) == 2 and not result.warnings
+    assert all(one.preview is None for one in heard)
+    assert caplog.text.count("ZeroDivisionError") == 1
+
+
+def test_memory_that_runs_out_while_a_map_is_drawn_is_told(condition, image, pipeline, monkeypatch):
+    for name in ("extract", "__init__"):
+        with monkeypatch.context() as patched, pytest.raises(DeviceUnavailable, match="memory"):
+            patched.setattr(Extractor, name, _no_memory)
+            pipeline.generate(ask(condition, image))
+
+
+def _no_memory(*_, **__):
+    raise MemoryError
 
 
 def test_previews_of_nothing_do_not_hide_it(condition, image, networks):

@@ -2,9 +2,9 @@
 
 import errno
 import logging
-import uuid
 
-from core.errors import SuiteError
+from core.errors import SuiteError, bug_sentence
+from core.memory import OUT_OF_MEMORY, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -12,10 +12,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sentence_of(error: Exception) -> str:
-    """Return a SuiteError's text. Anything else is a bug: log it under an id that is returned.
+    """Return a SuiteError's text, or the id under which a bug was logged.
 
-    A bug's own text is not shown: it may hold paths, and says nothing to a user. A full disk is no
-    bug.
+    A full disk and memory that runs out are no bugs.
     """
     if isinstance(error, SuiteError):
         return str(error)
@@ -25,6 +24,7 @@ def sentence_of(error: Exception) -> str:
             "The server's disk is full, so the result could not be saved: try again when whoever "
             "runs the server has made room."
         )
-    error_id = uuid.uuid4().hex[:8]
-    log.error("Error %s", error_id, exc_info=error)
-    return f"Something went wrong on our side; the server's log has details under {error_id}."
+    if is_out_of_memory(error):
+        log.error("Memory ran out: %s", error)
+        return OUT_OF_MEMORY
+    return bug_sentence(error)

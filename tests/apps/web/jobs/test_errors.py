@@ -28,6 +28,12 @@ def test_a_full_disk_is_no_bug(number: int, caplog: pytest.LogCaptureFixture) ->
     assert "/srv/gradio/x.png" in caplog.text and "Traceback" not in caplog.text
 
 
+def test_memory_that_ran_out_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        assert "too little memory" in sentence_of(_raised(MemoryError("12 GB")))
+    assert "12 GB" in caplog.text and "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), OSError(errno.ENOENT, "gone", "/srv/secret")])
 def test_a_bug_is_logged_under_its_id(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
