@@ -1,35 +1,39 @@
 """Many requests on one device: which are admitted, which has the device, and which share it.
 
-A request is admitted once its model is the one in use. For each batch of its images it takes a
-lease of the device. Requests that wait at the same time and take the same steps share a lease: at
-every step their predictions are made as one batch, and each samples on with its own, so that no
-prompt, map, seed, error or cancel of one affects another. What comes before and after a lease, such
-as drawing maps, scoring and saving, runs while others have the device.
+A request is admitted once its model is the one in use and memory holds its ControlNets beside those
+in use. For each batch of its images it takes a lease of the device. Requests that wait at the same
+time and take the same steps share a lease: at every step their predictions are made as one batch,
+and each samples on with its own, so that no prompt, map, seed, error or cancel of one affects
+another. What comes before and after a lease, such as drawing maps, scoring and saving, runs while
+others have the device.
 
 A request alone pays nothing for this: it gets the networks themselves.
 """
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from core.errors import Busy
-from core.networks import Networks, PredictCall
+from core.networks import Networks, PredictCall, Residuals
 
 LOGGER = logging.getLogger(__name__)
 
 MOST_ADMITTED = 1000
 """Default limit of requests, at work or waiting: each holds a thread and its picture."""
 HEARTBEAT_S = 0.5
-"""Longest time between two calls of a waiting request's OnWait."""
+"""Time between two calls of a waiting request's OnWait."""
 
 OnWait = Callable[[], None]
 """Called now and then while a request waits; raises to give up."""
+Weights = Mapping[Any, int]
+"""What of a model a request needs beside its base, and the bytes of each: its ControlNets."""
 
 
 @dataclass(eq=False)
@@ -49,15 +53,23 @@ class Admission:
 
     alone: bool = True
     """Whether no other request was at work at the same time."""
+    weights: Weights = field(default_factory=dict)
 
 
 class Batcher:
     """The queues for one device. May be used from any number of threads."""
 
-    def __init__(self, most_admitted: int = MOST_ADMITTED) -> None:
-        """Admit at most so many requests, at work or waiting."""
+    def __init__(self, most_admitted: int = MOST_ADMITTED, most_weights: float = math.inf) -> None:
+        """Admit at most so many requests, at work or waiting.
+
+        Those at work need `most_weights` bytes of weights at most, unless one alone needs more.
+        """
         self._most_admitted = most_admitted
-        self._changed = threading.Condition()
+        self._most_weights = most_weights
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        """Notified when a queue moves. A group has a condition of its own, with the same lock:
+        its members call at every step, which must not wake all who wait."""
         self._admitted = 0
         self._model_queue: list[_Ticket] = []
         """Requests that wait until their model may be used, in order of arrival."""
@@ -71,11 +83,13 @@ class Batcher:
         """Held while pictures are encoded or decoded: that is where memory peaks."""
 
     @contextmanager
-    def admitted(self, model: Hashable, on_wait: OnWait) -> Iterator[Admission]:
+    def admitted(
+        self, model: Hashable, on_wait: OnWait, weights: Weights | None = None
+    ) -> Iterator[Admission]:
         """Admit a request for the duration of the block, once no other model is in use.
 
-        So the networks of one model at a time are in memory. No request overtakes one that waits
-        for another model, so that none is starved.
+        So the networks of one model at a time are in memory, with no more ControlNets than fit. No
+        request overtakes one that waits for that, so that none is starved.
 
         Raises:
             Busy: the limit is reached.
@@ -88,11 +102,12 @@ class Batcher:
                 )
             self._admitted += 1
             self._model_queue.append(ticket)
+            admission = Admission(weights=weights or {})
             try:
-                while self._model_queue[0] is not ticket or (
-                    self._at_work and self._model != model
-                ):
-                    self._wait(on_wait)
+                self._wait_until(
+                    lambda: self._model_queue[0] is ticket and self._may_work(model, admission),
+                    on_wait,
+                )
             except BaseException:
                 self._admitted -= 1
                 raise
@@ -100,7 +115,7 @@ class Batcher:
                 self._model_queue.remove(ticket)
                 self._changed.notify_all()
             self._model = model
-            admission = Admission(alone=not self._at_work)
+            admission.alone = not self._at_work
             for other in self._at_work:
                 other.alone = False
             self._at_work.append(admission)
@@ -126,26 +141,34 @@ class Batcher:
             self._lease_queue.append(ticket)
             try:
                 self._begin_next()
-                while ticket.group is None:
-                    self._wait(on_wait)
+                self._wait_until(lambda: ticket.group is not None, on_wait)
             except BaseException:
                 self._give_up(ticket)
                 raise
-        group = ticket.group
+        group = cast(_Group, ticket.group)
         try:
             yield networks if group.size == 1 else cast(Networks, _Member(networks, group))
         finally:
             with self._changed:
                 self._leave(group)
 
-    def _wait(self, on_wait: OnWait) -> None:
-        """Wait for a change or a heartbeat; the lock is also released while `on_wait` runs."""
-        self._changed.wait(HEARTBEAT_S)
-        self._changed.release()
-        try:
-            on_wait()
-        finally:
-            self._changed.acquire()
+    def _may_work(self, model: Hashable, admission: Admission) -> bool:
+        """Tell whether a request may join those at work."""
+        if not self._at_work:
+            return True
+        weights: dict[Any, int] = {}
+        for one in (*self._at_work, admission):
+            weights |= one.weights
+        return self._model == model and sum(weights.values()) <= self._most_weights
+
+    def _wait_until(self, true: Callable[[], bool], on_wait: OnWait) -> None:
+        """Wait, with a call of `on_wait` at every heartbeat, during which the lock is released."""
+        while not self._changed.wait_for(true, HEARTBEAT_S):
+            self._lock.release()
+            try:
+                on_wait()
+            finally:
+                self._lock.acquire()
 
     def _begin_next(self) -> None:
         """Lease the free device to the first in the queue and to those that can share with it."""
@@ -159,7 +182,7 @@ class Batcher:
                 chosen.append(ticket)
                 images += ticket.images
                 most = min(most, ticket.max_batch)
-        self._group = _Group(self._changed, len(chosen))
+        self._group = _Group(threading.Condition(self._lock), len(chosen))
         for ticket in chosen:
             ticket.group = self._group
             self._lease_queue.remove(ticket)
@@ -174,24 +197,29 @@ class Batcher:
 
     def _leave(self, group: "_Group") -> None:
         group.members -= 1
+        group.changed.notify_all()
         if not group.members:
             self._group = None
             self._begin_next()
-        self._changed.notify_all()
+
+
+Method = Literal["predict", "control_residuals"]
+"""Of Networks; each has a twin for several calls, with the suffix _batched."""
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A call whose thread waits for the prediction."""
+    """A call whose thread waits for the result."""
 
     networks: Networks
+    method: Method
     call: PredictCall
-    result: Tensor | Exception | None = None
+    result: Tensor | Residuals | Exception | None = None
 
 
 @dataclass(eq=False)
 class _Group:
-    """Requests that share a lease; their calls are predicted once every member has made one."""
+    """Requests that share a lease; their calls are made together once every member has one."""
 
     changed: threading.Condition
     size: int
@@ -201,36 +229,49 @@ class _Group:
     def __post_init__(self) -> None:
         self.members = self.size
 
-    def predict(self, networks: Networks, call: PredictCall) -> Tensor:
-        """Return the prediction.
+    def run(self, networks: Networks, method: Method, call: PredictCall) -> Tensor | Residuals:
+        """Return what the networks' method returns for the call.
 
-        The last member to call predicts for all; after a member has left, one that waits may.
+        The last member to call runs the calls of all; after a member has left, one that waits may.
 
         Raises:
-            Exception: as Networks.predict for this call alone.
+            Exception: as the method for this call alone.
         """
-        mine = _Pending(networks, call)
+        mine = _Pending(networks, method, call)
         with self.changed:
             self._pending.append(mine)
-            self.changed.notify_all()
-            while mine.result is None and len(self._pending) < self.members:
-                self.changed.wait()
-            batch: list[_Pending] = []
-            if mine.result is None:
-                batch, self._pending = self._pending, batch
-        if batch:
-            _predict(batch)
+        while mine.result is None:
             with self.changed:
                 self.changed.notify_all()
+                self.changed.wait_for(lambda: mine.result is not None or self._is_complete())
+                batch = self._take() if mine.result is None else []
+            if batch:
+                _run(batch)
+        with self.changed:
+            self.changed.notify_all()
         if isinstance(mine.result, Exception):
             raise mine.result
-        return cast(Tensor, mine.result)
+        return mine.result
+
+    def _is_complete(self) -> bool:
+        return len(self._pending) >= self.members
+
+    def _take(self) -> list[_Pending]:
+        """Take the calls to run now out of those that wait.
+
+        Residuals first: whoever asks for them predicts at the same step, as the others wait to do.
+        """
+        first: list[_Pending] = [one for one in self._pending if one.method == "control_residuals"]
+        taken = first or self._pending
+        self._pending = [one for one in self._pending if one not in taken]
+        return taken
 
 
-def _predict(batch: Sequence[_Pending]) -> None:
-    """Predict all as one batch; where that fails, each alone, so that only the faulty one fails."""
+def _run(batch: Sequence[_Pending]) -> None:
+    """Run calls of one method together; where that fails, each alone, so that only one may fail."""
+    batched = getattr(batch[0].networks, f"{batch[0].method}_batched")
     try:
-        results = batch[0].networks.predict_batched([(one.networks, one.call) for one in batch])
+        results = batched([(one.networks, one.call) for one in batch])
     except Exception:  # it rises again from the call that is at fault
         LOGGER.warning("A batch of %d calls failed; each is made alone.", len(batch), exc_info=True)
     else:
@@ -240,13 +281,13 @@ def _predict(batch: Sequence[_Pending]) -> None:
     # Outside the except block, which would keep the batch's tensors: memory may be what failed.
     for one in batch:
         try:
-            one.result = one.networks.predict(one.call)
+            one.result = getattr(one.networks, one.method)(one.call)
         except Exception as error:  # noqa: BLE001 - raised again in its own thread
             one.result = error
 
 
 class _Member:
-    """The networks of one member: its predictions are batched with those of the group."""
+    """The networks of one member: its calls are batched with those of the group."""
 
     def __init__(self, networks: Networks, group: _Group) -> None:
         self._networks, self._group = networks, group
@@ -256,4 +297,8 @@ class _Member:
 
     def predict(self, call: PredictCall) -> Tensor:
         """Return what the networks predict."""
-        return self._group.predict(self._networks, call)
+        return cast(Tensor, self._group.run(self._networks, "predict", call))
+
+    def control_residuals(self, call: PredictCall) -> Residuals:
+        """Return what the networks' controls add."""
+        return cast(Residuals, self._group.run(self._networks, "control_residuals", call))

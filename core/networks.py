@@ -149,6 +149,11 @@ class Networks(Protocol):
         rounding.
         """
 
+    def control_residuals_batched(
+        self, calls: Sequence[tuple["Networks", PredictCall]]
+    ) -> list[Residuals]:
+        """Return what each networks' control_residuals gives for its call, as predict_batched."""
+
     def encode(self, picture: Tensor) -> EncodedPicture:
         """Return the latents of a picture (1, 3, H, W) in [-1, 1]."""
 

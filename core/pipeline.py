@@ -5,6 +5,7 @@ nothing between requests but the queue they wait in.
 """
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from core.batching import MOST_ADMITTED, Admission, Batcher
+from core.batching import MOST_ADMITTED, Admission, Batcher, Weights
 from core.condition import (
     ALREADY_A_MAP,
     ControlMap,
@@ -79,6 +80,13 @@ class Fetch(Protocol):
         """Call `watch` with the progress now and then; what it raises stops the download."""
 
 
+class Weigh(Protocol):
+    """Tells how many bytes of memory the ControlNets of Load take."""
+
+    def __call__(self, model: str, /, *controls: str) -> Weights:
+        """Return the bytes of each, by what identifies it."""
+
+
 LARGEST_DRAWN_SEED = 2**31 - 1
 """A drawn seed also fits v1.0's slider and other tools."""
 COARSE_BEYOND = 4
@@ -117,15 +125,23 @@ class Pipeline:
     """Makes pictures with the networks that `load` returns."""
 
     def __init__(
-        self, load: Load, most_requests: int = MOST_ADMITTED, fetch: Fetch | None = None
+        self,
+        load: Load,
+        most_requests: int = MOST_ADMITTED,
+        fetch: Fetch | None = None,
+        weigh: Weigh | None = None,
+        most_weights: float = math.inf,
     ) -> None:
         """Load nothing yet. Without `fetch`, loading downloads too.
 
         generate may be called from many threads; more than `most_requests` at once are refused.
+        Requests wait while the ControlNets in use, by `weigh`, leave too little of `most_weights`
+        bytes for theirs.
         """
         self._load = load
         self._fetch = fetch
-        self._batcher = Batcher(most_requests)
+        self._weigh: Weigh = weigh or (lambda *_: {})
+        self._batcher = Batcher(most_requests, most_weights)
 
     def fetch(
         self,
@@ -263,12 +279,13 @@ class Pipeline:
 
         try:
             reporter.stop_if_cancelled()
+            names = [control.condition.weights for control in request.controls]
+            weights = self._weigh(request.model, *names)
             with (
-                self._batcher.admitted(request.model, reporter.waiting) as admission,
+                self._batcher.admitted(request.model, reporter.waiting, weights) as admission,
                 oom_as_device_unavailable(),
             ):
                 with reporter.stage("load"):
-                    names = [control.condition.weights for control in request.controls]
                     networks = self._load(request.model, *names, few_step=_few_step(request))
                 reporter.warnings += _prompt_notes(networks, request)
                 reporter.warnings += _sampler_notes(networks, request)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ channel of the first level. Measured with Stable Diffusion 1.5 on a CPU: 42 at 5
 DECODE_NUMBERS = 8
 """Working memory of decoding: so many numbers for each pixel and channel of the decoder's last
 level. Measured: 7; by the tensors alive at once: 6."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -205,27 +207,45 @@ class DiffusersNetworks:
         Equal up to rounding. A batch shares the UNet, the timestep, the UNet's guidance scale, the
         size, and the number of texts and of their chunks.
         """
-        batches: dict[Any, list[int]] = {}
-        for index, (networks, call) in enumerate(calls):
-            moment = (call.timestep, call.guidance_scale)
-            key = (networks.unet, *moment, call.texts.shape, call.latents.shape[1:])
-            batches.setdefault(key, []).append(index)
-        results: dict[int, Tensor] = {}
-        for indices in batches.values():
-            if len(indices) == 1:
-                networks, call = calls[indices[0]]
-                results[indices[0]] = networks.predict(call)
-                continue
-            parts = [_for_batch(*calls[index]) for index in indices]
-            with self._on_device(self.unet, torch.cat([call.latents for _, call in parts])):
-                found = batched.predict(parts)
-            results |= {index: one.float() for index, one in zip(indices, found, strict=True)}
-        return [results[index] for index in range(len(calls))]
+        results = self._batched(calls, batched.predict, lambda one, call: one.predict(call))
+        return [result.float() for result in results]
 
     @torch.no_grad()
     def control_residuals(self, call: PredictCall) -> Residuals:
         """Return what the controls add to the UNet, in the networks' format; see predict."""
         return self._step.control_residuals(call.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    def control_residuals_batched(
+        self, calls: Sequence[tuple[Any, PredictCall]]
+    ) -> list[Residuals]:
+        """Return what each networks' control_residuals gives for its call, as predict_batched."""
+        return self._batched(
+            calls, batched.control_residuals, lambda one, call: one.control_residuals(call)
+        )
+
+    def _batched(
+        self,
+        calls: Sequence[tuple[Any, PredictCall]],
+        together: Callable[[Sequence[tuple[Forward, PredictCall]]], Sequence[Result]],
+        alone: Callable[[Any, PredictCall], Result],
+    ) -> list[Result]:
+        """Return each call's result, with those `together` that can share a batch."""
+        batches: dict[Any, list[int]] = {}
+        for index, (networks, call) in enumerate(calls):
+            moment = (call.timestep, call.guidance_scale)
+            key = (networks.unet, *moment, call.texts.shape, call.latents.shape[1:])
+            batches.setdefault(key, []).append(index)
+        results: dict[int, Result] = {}
+        for indices in batches.values():
+            if len(indices) == 1:
+                results[indices[0]] = alone(*calls[indices[0]])
+                continue
+            parts = [_for_batch(*calls[index]) for index in indices]
+            with self._on_device(self.unet, torch.cat([call.latents for _, call in parts])):
+                found = together(parts)
+            results |= dict(zip(indices, found, strict=True))
+        return [results[index] for index in range(len(calls))]
 
     @torch.no_grad()
     def encode(self, picture: Tensor) -> EncodedPicture:

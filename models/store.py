@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from models.checkpoints.loading import Base, Placement
 
 CONTROL_BYTES = 2 * 2**30
-"""Limit of the loaded ControlNets: two of Stable Diffusion 1.5's in half precision."""
+"""Usual limit of the loaded ControlNets: two of Stable Diffusion 1.5's in half precision."""
 ControlKey = tuple[Path, str, Path | None]
 """Identifies a loaded ControlNet: its path, the order of its map's channels, and the base added to
 it if it is stored as a difference."""
@@ -58,9 +59,17 @@ class Store:
     """
 
     def __init__(
-        self, device: str | None = None, dtype: str | None = None, folder: Path = MODELS
+        self,
+        device: str | None = None,
+        dtype: str | None = None,
+        folder: Path = MODELS,
+        most_control_bytes: int = CONTROL_BYTES,
     ) -> None:
-        """Read the cards in `folder`; choose a device (see choose_device), for annotators too."""
+        """Read the cards in `folder`; choose a device (see choose_device), for annotators too.
+
+        ControlNets that nobody uses are dropped to keep all of them within `most_control_bytes`.
+        """
+        self.most_control_bytes = most_control_bytes
         self.device, self.dtype, self.device_note = choose_device(device, dtype)
         share_device(self.device)
         self.registry = Registry(folder)
@@ -68,6 +77,8 @@ class Store:
         self._base: tuple[tuple[Path, Path | None], Base] | None = None
         self._merged: tuple[Loras, tuple[nn.Module, nn.Module]] | None = None
         self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
+        self._loaded_controls: WeakValueDictionary[ControlKey, nn.Module] = WeakValueDictionary()
+        """Those that are kept, and those that only running requests still use."""
         self._ready: OrderedDict[ReadyKey, tuple[DiffusersNetworks, list[ControlKey]]]
         self._ready = OrderedDict()
         self._hashes: dict[tuple[str, int, int], str] = {}
@@ -96,12 +107,7 @@ class Store:
                     self._controls.move_to_end(key)
                 return networks
         # Not under the lock: a download may take long, and other threads may need none.
-        keys: dict[str, ControlKey] = {}
-        for control in controls or ("",):
-            base_path, path = self.registry.find(model, control)
-            if path:
-                order = self.registry.channel_order(card, control, path)
-                keys[control] = (path, order, base_path if folders.is_difference(path) else None)
+        base_path, keys = self._find(card, controls)
         vae_path = self.registry.find_vae(card)
         with self._lock:
             networks = self._build(card, (base_path, vae_path), keys, loras)
@@ -109,6 +115,25 @@ class Store:
             if len(self._ready) > KEPT_READY:
                 self._ready.popitem(last=False)
             return networks
+
+    def _find(self, card: Card, controls: Iterable[str]) -> tuple[Path, dict[str, ControlKey]]:
+        """Return the paths of a base and its ControlNets, downloaded if necessary."""
+        keys: dict[str, ControlKey] = {}
+        for control in controls or ("",):
+            base_path, path = self.registry.find(card.name, control)
+            if path:
+                order = self.registry.channel_order(card, control, path)
+                keys[control] = (path, order, base_path if folders.is_difference(path) else None)
+        return base_path, keys
+
+    def control_bytes(self, model: str, *controls: str) -> dict[ControlKey, int]:
+        """Return how many bytes each of the ControlNets of `load` takes once it is loaded.
+
+        Raises:
+            SuiteError: as load.
+        """
+        _, keys = self._find(self.registry.card(split(model)[0]), controls)
+        return {key: _parameter_count(key[0]) * self.dtype.itemsize for key in keys.values()}
 
     def hashes(self, model: str, *controls: str) -> dict[str, str]:
         """Return the hashes that networks of `load` have, of the files that are here.
@@ -195,12 +220,11 @@ class Store:
         controlnets = {}
         for control, key in keys.items():
             control_path, order, _ = key
-            if key not in self._controls:
+            controlnet = self._loaded_controls.get(key)
+            if controlnet is None:
                 self._make_room(_parameter_count(control_path) * self.dtype.itemsize, keys.values())
-                self._controls[key] = loading.load_control(
-                    control_path, base.unet, placement, order
-                )
-            controlnets[control] = self._controls[key]
+                controlnet = loading.load_control(control_path, base.unet, placement, order)
+            self._controls[key] = self._loaded_controls[key] = controlnets[control] = controlnet
             self._controls.move_to_end(key)
         self._drop_controls(but=max(len(keys), 1))
         preview_matrix = base.preview_matrix
@@ -246,16 +270,20 @@ class Store:
         """Drop the least recently used until `size` bytes more fit, but none that is needed.
 
         Called before a ControlNet is loaded, so that memory never holds one more than it must.
+        Those that running requests use count too, though dropping one frees nothing yet.
         """
         for key in [key for key in self._controls if key not in needed]:
-            if _bytes(self._controls.values()) + size <= CONTROL_BYTES:
+            if _bytes(self._loaded_controls.values()) + size <= self.most_control_bytes:
                 return
             del self._controls[key]
             self._forget()
 
     def _drop_controls(self, but: int) -> None:
-        """Drop the least recently used beyond CONTROL_BYTES, but none of the `but` latest."""
-        while len(self._controls) > but and _bytes(self._controls.values()) > CONTROL_BYTES:
+        """Drop the least recently used beyond the limit, but none of the `but` latest."""
+        while (
+            len(self._controls) > but
+            and _bytes(self._loaded_controls.values()) > self.most_control_bytes
+        ):
             self._controls.popitem(last=False)
             self._forget()
 

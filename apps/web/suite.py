@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from core.batching import MOST_ADMITTED
+from core.batching import MOST_ADMITTED, Weights
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError, WeightsMissing
 from core.networks import Networks
@@ -54,7 +54,9 @@ class Suite:
         self.runs = min(MOST_RUNS, max_queue)
         """Concurrent runs over all pages."""
         # One more, for the estimate at the start.
-        self.pipeline = Pipeline(self._load, max_queue + 1, self._fetch)
+        self.pipeline = Pipeline(
+            self._load, max_queue + 1, self._fetch, self._weigh, store.most_control_bytes
+        )
         self._cards = {card.name: card for card in store.registry.cards()}
         self._lock = threading.Lock()
         self._state: dict[str, str] = {}
@@ -131,6 +133,9 @@ class Suite:
             except SuiteError as error:
                 log.warning("%s", error)
                 self._note(self.model, str(error))  # for the page's header
+            except Exception:
+                log.exception("Loading %s in the background failed.", self.model)
+                self._note(self.model, NOT_LOADED)
             finally:
                 self._estimating = False
 
@@ -161,41 +166,52 @@ class Suite:
         watch: Callable[[Download], None],
         few_step: bool = False,
     ) -> None:
-        key = self._state_key(model, controls, few_step)
+        self._require(model, controls, few_step)
         try:
             self.store.registry.fetch(model, *controls, watch=watch, few_step=few_step)
         except SuiteError as error:
-            self._note(key, str(error))
+            self._note(model, str(error), few_step)
             raise
 
+    def _weigh(self, model: str, *controls: str) -> Weights:
+        try:
+            return self.store.control_bytes(model, *controls)
+        except SuiteError:
+            return {}  # told when they are loaded
+
     def _load(self, model: str, *controls: str, few_step: bool = False) -> Networks:
-        key = self._state_key(model, controls, few_step)
-        self._note(key, LOADING)
+        self._require(model, controls, few_step)
+        self._note(model, LOADING, few_step)
         try:
             networks = self.store.load(model, *controls, few_step=few_step)
         except SuiteError as error:
-            self._note(key, str(error))
+            self._note(model, str(error), few_step)
             raise
         except Exception:
-            self._note(key, "The model could not be loaded; see the server's log.")
+            self._note(model, NOT_LOADED, few_step)
             raise
         self._note(split(model)[0], READY)  # with LoRAs it is the same model
         return networks
 
-    def _state_key(self, model: str, controls: Sequence[str], few_step: bool) -> str:
-        """Return the key of a model's state; with LoRAs or as few-step it has one of its own.
+    def _require(self, model: str, controls: Sequence[str], few_step: bool) -> None:
+        """Refuse what a model lacks; that is not a state of the model.
 
         Raises:
-            WeightsMissing: it lacks a control or its LCM-LoRA; that is not a state of the model.
+            WeightsMissing: it lacks a control or its LCM-LoRA.
         """
         card = self.store.registry.card(split(model)[0])
         for control in controls:
             self.store.registry.require_control(card, control)
         if few_step:
             self.store.registry.require_few_step(card)
-        return f"{model} few-step" if few_step else model
 
-    def _note(self, model: str, state: str) -> None:
+    def _note(self, model: str, state: str, few_step: bool = False) -> None:
+        """Note a model's state for the header; a version of it, with LoRAs or few-step, has none.
+
+        Visitors type the tags of LoRAs, any number of different ones.
+        """
+        if few_step or model not in self._cards:
+            return
         with self._lock:
             if state != LOADING or self._state.get(model) != READY:
                 self._state[model] = state
@@ -255,6 +271,7 @@ class Suite:
 
 LOADING = "loading the weights …"
 READY = "ready"
+NOT_LOADED = "The model could not be loaded; see the server's log."
 
 
 def duration(seconds: float) -> str:

@@ -6,14 +6,14 @@ concatenated, once for each text: (T, B1 + B2 + ..., C, h, w). What each adds to
 what it would add alone, in the same order.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.networks import ControlInput, PredictCall
+from core.networks import ControlInput, PredictCall, Residuals
 from models.engine.layers import convolve
 from models.engine.unet import (
     Forward,
@@ -47,15 +47,26 @@ def predict(calls: Sequence[tuple[Forward, PredictCall]]) -> list[Tensor]:
     start = torch.cat([convolve(unet.conv_in, channels_last(one.call.latents)) for one in rows])
     skips, x = run_down_and_mid(unet, start, _joint_cache(unet, rows))
     targets = (*skips, x)
-    for network, uses in _by_controlnet(rows).items():
-        with forward.on_device(network, start):
-            _add_controlnet(network, uses, targets, images)
+    for one, depth, residual, scale in _controlnets(rows, start):
+        one.of(targets[depth], images).add_(residual, alpha=scale)
     for one in rows:
         for target, residual in zip(targets, one.call.residuals, strict=False):
             view = one.of(target, images)
             view.add_(residual.reshape(view.shape))
     output = run_up(unet, skips, x, _joint_cache(unet, rows))
     return [one.of(output, images).flatten(0, 1) for one in rows]
+
+
+def control_residuals(calls: Sequence[tuple[Forward, PredictCall]]) -> list[Residuals]:
+    """Return each call's residuals, equal to its own Forward's up to rounding."""
+    rows = _rows(calls)
+    totals: dict[_Rows, dict[int, Tensor]] = {one: {} for one in rows}
+    for one, depth, residual, scale in _controlnets(
+        rows, torch.cat([r.call.latents for r in rows])
+    ):
+        scaled, total = residual.flatten(0, 1) * scale, totals[one].get(depth)
+        totals[one][depth] = scaled if total is None else total.add_(scaled)
+    return [tuple(total.values()) for total in totals.values()]
 
 
 def _rows(calls: Iterable[tuple[Forward, PredictCall]]) -> list[_Rows]:
@@ -80,33 +91,36 @@ def _joint_cache(network: nn.Module, rows: Sequence[_Rows]) -> StepCache:
     return StepCache(joint, caches[0].biases)
 
 
-def _by_controlnet(rows: Sequence[_Rows]) -> dict[nn.Module, list[tuple[_Rows, ControlInput]]]:
+def _controlnets(
+    rows: Sequence[_Rows], latents: Tensor
+) -> Iterator[tuple[_Rows, int, Tensor, float]]:
+    """Run each ControlNet once for all its uses; yield each use's residuals by depth, unscaled.
+
+    Yields the rows, the depth, the residual (T or 1, B, C, h, w) and its scale. `latents` are all
+    images' (see Forward.on_device).
+    """
+    for network, uses in _by_controlnet(rows).items():
+        own = _rows((one.forward, one.call) for one, _ in uses)
+        with rows[0].forward.on_device(network, latents):
+            start = torch.cat(
+                [
+                    convolve(network.conv_in, channels_last(one.call.latents))
+                    + one.forward.encoded_hint(control, one.call.latents)
+                    for one, control in uses
+                ]
+            )
+            residuals = run_controlnet(network, start, _joint_cache(network, own))
+            for depth, residual in enumerate(residuals):
+                for (one, control), source in zip(uses, own, strict=True):
+                    part = source.of(residual, own[-1].last)
+                    yield one, depth, part, control.scales[depth]
+
+
+def _by_controlnet(rows: Sequence[_Rows]) -> dict[Any, list[tuple[_Rows, ControlInput]]]:
     """Return each ControlNet's uses; a request may use one twice."""
-    uses: dict[nn.Module, list[tuple[_Rows, ControlInput]]] = {}
+    uses: dict[Any, list[tuple[_Rows, ControlInput]]] = {}
     for one in rows:
         for control in one.call.active_controls:
             network = one.forward.controlnets[control.name]
             uses.setdefault(network, []).append((one, control))
     return uses
-
-
-def _add_controlnet(
-    network: Any,
-    uses: Sequence[tuple[_Rows, ControlInput]],
-    targets: Sequence[Tensor],
-    images: int,
-) -> None:
-    """Run a ControlNet once for all its uses; add each one's scaled residuals to its own rows."""
-    own = _rows((one.forward, one.call) for one, _ in uses)
-    start = torch.cat(
-        [
-            convolve(network.conv_in, channels_last(one.call.latents))
-            + one.forward.encoded_hint(control, one.call.latents)
-            for one, control in uses
-        ]
-    )
-    residuals = run_controlnet(network, start, _joint_cache(network, own))
-    for depth, (target, residual) in enumerate(zip(targets, residuals, strict=True)):
-        for (one, control), source in zip(uses, own, strict=True):
-            addend = source.of(residual, own[-1].last)
-            one.of(target, images).add_(addend, alpha=control.scales[depth])

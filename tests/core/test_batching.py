@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from core.batching import Batcher
+from core.batching import HEARTBEAT_S, Batcher
 from core.errors import Busy, SuiteError
+from core.networks import PredictCall
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 
 WAIT_S = 30
+CALL = PredictCall(torch.zeros(1, 3, 8, 8), 500, torch.zeros(2, 77, 4))
 
 
 def ask(condition, image, **settings):
@@ -266,3 +268,112 @@ def test_a_float32_retry_does_not_affect_the_others(shared, condition, image):
             wait_until(lambda: len(pipeline._batcher._lease_queue) == 2)
         assert good.result(WAIT_S).dtype == "float16"
         assert bad.result(WAIT_S).dtype == "float32"
+
+
+@pytest.mark.slow
+def test_who_waits_is_asked_at_heartbeats_alone(shared):
+    """Not at each step of those who share the device, hundreds of times a second."""
+    batcher, asked = Batcher(), []
+
+    def step(calls):
+        with batcher.lease(shared, "a", 1, lambda: None, max_batch=2) as networks:
+            while not calls.wait(0.001):
+                networks.predict(CALL)
+
+    stop = threading.Event()
+    with ThreadPoolExecutor(3) as threads:
+        with batcher.lease(shared, "first", 1, lambda: None):
+            for count in (1, 2):
+                threads.submit(step, stop)
+                wait_until(lambda count=count: len(batcher._lease_queue) == count)
+        began = time.monotonic()
+        waiting = threads.submit(take, batcher, shared, lambda: asked.append(time.monotonic()))
+        wait_until(lambda: len(asked) == 2)
+        steps, spent = len(shared.batches), time.monotonic() - began
+        stop.set()
+        waiting.result(WAIT_S)
+    assert steps > 50
+    assert spent > 1.8 * HEARTBEAT_S
+
+
+def take(batcher, networks, on_wait):
+    with batcher.lease(networks, "b", 1, on_wait):
+        pass
+
+
+def test_the_fast_mode_s_controlnets_run_in_the_batch_too(occupied, shared, condition, image):
+    """One thread at a time, also where only some of a lease's controls act at a step."""
+    pipeline, held = occupied
+    busy, together = threading.Lock(), []
+    residuals = shared.control_residuals
+
+    def alone(call):
+        with_lock = busy.acquire(blocking=False)
+        assert with_lock, "another thread of the lease runs a ControlNet"
+        time.sleep(0.002)
+        busy.release()
+        return residuals(call)
+
+    def batched(calls):
+        together.append(len(calls))
+        return [alone(call) for _, call in calls]
+
+    requests = [
+        ask(condition, image, seed=1, mode="fast", steps=12),
+        ask(condition, 255 - image, seed=2, mode="fast", steps=12, control_end=0.5),
+        ask(condition, image, seed=3, mode="fast", steps=12, strength=0.5),
+    ]
+    wanted = [Pipeline(lambda *_, **__: shared).generate(one) for one in requests]
+    shared.control_residuals, shared.control_residuals_batched = alone, batched
+    with ThreadPoolExecutor(3) as threads:
+        with held(waiting=3):
+            made = [threads.submit(pipeline.generate, one) for one in requests]
+        found = [one.result(WAIT_S) for one in made]
+    assert all(map(same, found, wanted))
+    assert set(together) == {2, 3}
+    assert set(shared.batches) == {3}, "who had no residuals to ask for waits at the same step"
+
+
+def test_a_request_waits_until_memory_holds_its_controlnets():
+    """One that needs no more than is in use joins at once, also one that alone is too large."""
+    batcher = Batcher(most_weights=10)
+    order = []
+
+    def use(name, weights):
+        with batcher.admitted("model", lambda: None, weights):
+            order.append(name)
+
+    with ThreadPoolExecutor(3) as threads, batcher.admitted("model", lambda: None, {"a": 6}):
+        use("the same", {"a": 6})
+        use("small", {"b": 4})
+        larger = threads.submit(use, "larger", {"b": 4, "c": 1})
+        wait_until(lambda: len(batcher._model_queue) == 1)
+        after = threads.submit(use, "after it", {"a": 6})
+        wait_until(lambda: len(batcher._model_queue) == 2)
+        assert order == ["the same", "small"]
+    for one in (larger, after):
+        one.result(WAIT_S)
+    assert order[2:] == ["larger", "after it"]
+    use("too large", {"d": 11})
+    assert order[4:] == ["too large"]
+
+
+def test_a_request_loads_after_it_was_admitted(shared, condition, image):
+    """Its ControlNet is not in memory while it waits for others' to leave."""
+    loaded, free = [], threading.Event()
+
+    def load(model, name, **_):
+        loaded.append(model)
+        assert free.wait(WAIT_S)
+        return shared
+
+    pipeline = Pipeline(load, weigh=lambda *_: {threading.get_ident(): 6}, most_weights=10)
+    with ThreadPoolExecutor(2) as threads:
+        made = [threads.submit(pipeline.generate, ask(condition, image)) for _ in range(2)]
+        wait_until(lambda: len(loaded) == 1 and len(pipeline._batcher._model_queue) == 1)
+        time.sleep(0.05)
+        assert len(loaded) == 1
+        free.set()
+        for one in made:
+            assert one.result(WAIT_S).images
+    assert len(loaded) == 2

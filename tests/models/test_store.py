@@ -42,28 +42,48 @@ def test_another_base_drops_the_first_but_not_from_who_holds_it(store: Store) ->
     assert held.decode(torch.zeros(1, 4, 2, 2)).isfinite().all()
 
 
-def test_the_least_recently_used_control_is_dropped(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def three_controls(copy: Path) -> Store:
+    """A store whose model has three equal ControlNets, of which it may hold two."""
     for name in ("second", "third"):
         shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet" / name)
     store = Store("cpu", "float32", copy)
-    first = store.load("tiny", "canny").controlnets["canny"]
-    size = sum(p.numel() * p.element_size() for p in first.parameters())
-    monkeypatch.setattr(store_module, "CONTROL_BYTES", 2 * size)
-    second = store.load("tiny", "second").controlnets["second"]
-    assert store.load("tiny", "canny").controlnets["canny"] is first  # now used more recently
+    (size,) = store.control_bytes("tiny", "canny").values()
+    store.most_control_bytes = 2 * size
+    return store
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_the_least_recently_used_control_is_dropped(three_controls: Store) -> None:
+    store = three_controls
+    first, second = (weakref.ref(store.load("tiny", n).controlnets[n]) for n in ("canny", "second"))
+    store.load("tiny", "canny")  # now used more recently
     store.load("tiny", "third")
-    assert store.load("tiny", "canny").controlnets["canny"] is first
-    assert store.load("tiny", "second").controlnets["second"] is not second
+    assert (first() is None, second() is None) == (False, True)
 
 
-def test_several_controls_share_one_base_and_none_of_them_is_dropped(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_control_in_use_counts_and_is_not_loaded_twice(three_controls: Store) -> None:
+    """Beside one that a running request uses, only one more is kept, not two."""
+    store = three_controls
+    running = store.load("tiny", "canny")
+    others = []
+    for name in ("second", "third", "second", "third"):
+        others.append(weakref.ref(store.load("tiny", name).controlnets[name]))
+        gc.collect()
+        assert sum(ref() is not None for ref in others) == 1
+    assert store.load("tiny", "canny").controlnets["canny"] is running.controlnets["canny"]
+
+
+def test_the_bytes_of_a_control_are_those_it_takes(copy: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        store = Store("cpu", dtype, copy)
+        (told,) = store.control_bytes("tiny", "canny").values()
+        assert told == store_module._bytes(store.load("tiny", "canny").controlnets.values())
+
+
+def test_several_controls_share_one_base_and_none_of_them_is_dropped(copy: Path) -> None:
     shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet/second")
-    store = Store("cpu", "float32", copy)
-    monkeypatch.setattr(store_module, "CONTROL_BYTES", 1)
+    store = Store("cpu", "float32", copy, most_control_bytes=1)
     both = store.load("tiny", "second", "canny")
     assert list(both.controlnets) == ["second", "canny"]
     assert {"controlnet second", "controlnet canny"} <= both.hashes.keys()
@@ -72,7 +92,6 @@ def test_several_controls_share_one_base_and_none_of_them_is_dropped(
     assert all(again.controlnets[name] is both.controlnets[name] for name in both.controlnets)
     alone = store.load("tiny", "canny")
     assert alone.controlnets["canny"] is both.controlnets["canny"]
-    assert store.load("tiny", "second").controlnets["second"] is not both.controlnets["second"]
     with pytest.raises(WeightsMissing, match="seg"):
         store.load("tiny", "canny", "seg")
 
@@ -312,8 +331,7 @@ def test_what_is_dropped_is_freed_before_the_next_is_loaded(
     }
     save_file({k: torch.ones(s) for k, s in factors.items()}, copy / "lora" / "one.safetensors")
     shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet/second")
-    monkeypatch.setattr(store_module, "CONTROL_BYTES", 1)
-    store = Store("cpu", "float32", copy)
+    store = Store("cpu", "float32", copy, most_control_bytes=1)
     held: list[weakref.ref[nn.Module]] = []
     for model in ("tiny", "tiny <lora:one:1>"):
         networks = store.load(model, "canny")
@@ -377,13 +395,9 @@ def test_a_merged_file_is_of_the_first_family_wherever_it_lies(
 
 @pytest.mark.usefixtures("no_collector")
 def test_room_for_a_control_is_made_before_it_is_loaded(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    three_controls: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("second", "third"):
-        shutil.copytree(copy / "tiny/controlnet/canny", copy / "tiny/controlnet" / name)
-    store = Store("cpu", "float32", copy)
-    size = store_module._bytes(store.load("tiny", "canny").controlnets.values())
-    monkeypatch.setattr(store_module, "CONTROL_BYTES", 2 * size)
+    store = three_controls
     held = [weakref.ref(store.load("tiny", n).controlnets[n]) for n in ("canny", "second")]
     real, there = loading.load_control, []
 

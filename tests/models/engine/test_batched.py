@@ -70,6 +70,21 @@ def test_other_prompts_maps_strengths_and_controlnets(pair) -> None:
     assert not torch.allclose(found[0], found[3], atol=1e-3)
 
 
+def test_residuals_alone(pair) -> None:
+    whole, one = pair
+    calls = [
+        call_of(whole, 1, controls=(("depth", 0.7), ("canny", 0.2))),
+        call_of(one, 2, images=2, controls=(("canny", 0.4),)),
+        call_of(whole, 3, controls=(("canny", 1.0),), texts=1),
+        call_of(whole, 4, controls=(("depth", 0.0),)),
+    ]
+    found = whole.control_residuals_batched(calls)
+    for (networks, call), residuals in zip(calls, found, strict=True):
+        wanted = networks.control_residuals(call)
+        torch.testing.assert_close(residuals, wanted, rtol=1e-4, atol=1e-5)
+    assert found[3] == ()
+
+
 def test_residuals_that_were_kept(pair) -> None:
     whole, _ = pair
     first, (_, second) = call_of(whole, 1), call_of(whole, 2, images=2)
