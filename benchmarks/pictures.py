@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 import apps
 from benchmarks._editing import editing_sheet
 from benchmarks._shared import ROOT, served
+from core.provenance import COMPOSITE, packet, read_claims
 
 PICTURES = ROOT / "pictures"
 PAGE = "canny2image"
@@ -182,6 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     with served("launch.py", "--model", "diorama") as address:
         client = Client(address, verbose=False)
         for name in names:
+            generated = True
             if name == "page":
                 picture = screenshot(address, PAGE)
             elif name == "editing":
@@ -189,9 +191,16 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 found = made(client, name)
                 picture = strip(found)
+                generated = any(read_claims(path).source_types for path, _ in found)
                 print(name, *(caption for _, caption in found[1:]), flush=True)
             quality = QUALITY_OF_SHEET if name == "editing" else QUALITY
-            picture.save(PICTURES / f"{name}.jpg", quality=quality, subsampling=0, optimize=True)
+            picture.save(
+                PICTURES / f"{name}.jpg",
+                quality=quality,
+                subsampling=0,
+                optimize=True,
+                xmp=packet(COMPOSITE).encode() if generated else b"",
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The settings of an image, stored in its PNG and read back from ours and other tools' pictures.
 
-We write two text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read, and
-`controlloop`, JSON of the whole request. We also read AUTOMATIC1111 (core/webui.py), Fooocus,
+We write three text chunks: `parameters` in AUTOMATIC1111's layout, which other tools read,
+`controlloop`, JSON of the whole request, and XMP that says that a machine made the picture
+(core/provenance.py). We also read AUTOMATIC1111 (core/webui.py), Fooocus,
 InvokeAI, ComfyUI and others (core/other_tools.py). What is read is untrusted: numbers are clamped,
 unknown names are listed and ignored.
 """
@@ -26,8 +27,16 @@ from core.modes import MODES
 from core.original import original_of
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
 from core.params import restored, settings_of
-from core.png_chunks import is_cut_off, read_bytes, read_texts, without_text, write_png
+from core.png_chunks import (
+    XMP_KEYWORD,
+    is_cut_off,
+    read_bytes,
+    read_texts,
+    without_text,
+    write_png,
+)
 from core.prompt_syntax import unapplied_note
+from core.provenance import mark, source_type_of
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, without_shut_window
 
@@ -48,7 +57,7 @@ KEYWORDS = (
     *("prompt", "workflow"),
     *("negative-prompt", "seed", "steps", "scale", "sampler"),
     *("negative_prompt", "num_inference_steps", "guidance_scale"),
-    "XML:com.adobe.xmp",
+    XMP_KEYWORD,
 )
 """The text chunks that are read, in the order of `read_settings`."""
 CUT_OFF = "The picture is incomplete, and its settings may be lost; please choose it again."
@@ -59,13 +68,15 @@ CONTROLS_READ = 8
 def save_png(
     target: str | Path | IO[bytes], image: RGBImage, result: GenerationResult, index: int
 ) -> None:
-    """Write image `index` of a result, lossless, with its settings; a path is replaced atomically.
+    """Write image `index` of a result, lossless, with its settings and marked as made by a machine.
 
+    A path is replaced atomically.
     Nothing of the uploaded file goes in: its EXIF may hold a location.
     """
     texts = {
         "parameters": webui.text_of(result, index),
         "controlloop": json.dumps(_settings(result, index)),
+        **mark(source_type_of(result.request), result.model),
     }
     write_png(target, image, texts)
 
@@ -143,7 +154,7 @@ def read_settings(source: str | Path | bytes, condition: Condition | None = None
         "Dream": other_tools.from_dream,
         "Comment": other_tools.from_novelai,
         "prompt": lambda text: _from_prompt(text, texts),
-        "XML:com.adobe.xmp": other_tools.from_xmp,
+        XMP_KEYWORD: other_tools.from_xmp,
     }
     notes: list[str] = []
     for keyword, read in readers.items():

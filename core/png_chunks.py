@@ -21,6 +21,8 @@ MAX_TEXT_BYTES = 256 * 1024
 MAX_FILE_BYTES = 100 * 1024 * 1024
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+XMP_KEYWORD = "XML:com.adobe.xmp"
+"""Of the chunk that holds XMP, always an iTXt (XMP Specification part 3, 1.1.5)."""
 DAMAGED = (
     *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError),
     struct.error,
@@ -28,22 +30,27 @@ DAMAGED = (
 """What Pillow's readers raise for a broken file."""
 
 
-def write_png(target: str | Path | IO[bytes], image: RGBImage, texts: Mapping[str, str]) -> None:
+def write_png(
+    target: str | Path | IO[bytes],
+    image: RGBImage,
+    texts: Mapping[str, str],
+    compress_level: int = 6,
+) -> None:
     """Write an image and one text chunk per keyword; a file at a path is replaced whole."""
     info = PngInfo()
     for keyword, text in texts.items():
-        if _means_two_things(text):
+        if keyword == XMP_KEYWORD or _means_two_things(text):
             info.add_itxt(keyword, text)
         else:
             info.add_text(keyword, text)
     picture = Image.fromarray(image)
     if not isinstance(target, str | Path):
-        picture.save(target, format="PNG", pnginfo=info)
+        picture.save(target, format="PNG", pnginfo=info, compress_level=compress_level)
         return
     path = Path(target)
     unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        picture.save(unfinished, format="PNG", pnginfo=info)
+        picture.save(unfinished, format="PNG", pnginfo=info, compress_level=compress_level)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import pytest
 import apps
 from benchmarks import pictures, tables
 from core.pipeline import Pipeline
+from core.provenance import COMPOSITE, read_claims
 from core.request import GenerationRequest
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +156,12 @@ def test_every_table_and_result_is_shown():
 def test_every_app_has_its_row_and_picture():
     rows = re.findall(r"`(\w+)`<br>.*?<img src=\"pictures/(\w+)\.jpg\"", text_of(README))
     assert sorted(rows) == [(name, name) for name in apps.names()]
+
+
+def test_pictures_with_results_in_them_say_so():
+    claims = {one.stem: read_claims(one).source_types for one in pictures.PICTURES.iterdir()}
+    assert claims.pop("annotator") == (), "it shows only maps"
+    assert set(claims.values()) == {(COMPOSITE,)}
 
 
 def test_pictures_are_small_and_used():

@@ -26,6 +26,7 @@ from core.metadata import save_png
 from core.params import settings_of
 from core.picture_folder import PictureFolder, Row, name_of_its_files, read_folder
 from core.png_chunks import read_bytes, write_png
+from core.provenance import COMPOSITE, mark
 from core.request import SETTINGS, GenerationRequest, GenerationResult, Progress
 
 LEDGER, TABLE, SHEET = "done.jsonl", "scores.csv", "contact-{}.png"
@@ -264,7 +265,7 @@ def write_sheets(out: Path, batch: Batch) -> None:
     for start in range(0, len(names), ROWS_OF_SHEET):
         shown = names[start : start + ROWS_OF_SHEET]
         number = start // ROWS_OF_SHEET + 1
-        write_png(out / SHEET.format(number), _sheet(out, batch, shown), {})
+        write_png(out / SHEET.format(number), _sheet(out, batch, shown), mark(COMPOSITE))
 
 
 def _sheet(out: Path, batch: Batch, names: Sequence[str]) -> RGBImage:

@@ -19,6 +19,8 @@ from PIL import Image
 from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
 from core.metadata import save_png
+from core.png_chunks import write_png
+from core.provenance import COMPOSITE, mark
 from core.request import ControlResult, GenerationResult
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ def _with_sheet(result: GenerationResult, saved: SavedResult) -> SavedResult:
     if len(result.images) == 1:
         return saved
     sheet = saved.images[0].with_name("contact-sheet.png")
-    Image.fromarray(contact_sheet(result)).save(sheet)
+    write_png(sheet, contact_sheet(result), mark(COMPOSITE, result.model))
     return replace(saved, sheet=sheet)
 
 
@@ -192,7 +194,10 @@ def new_folder(cache: Path) -> Path:
 
 
 def save_map(control_map: ControlMap, annotator: Annotator, path: Path) -> tuple[Path, Path]:
-    """Write a map and its preview; return both files, the same if the map is its preview."""
+    """Write a map and its preview; return both files, the same if the map is its preview.
+
+    Neither is marked as made by a machine: core/provenance.py says why.
+    """
     Image.fromarray(control_map).save(path)
     picture = annotator.preview(control_map)
     if np.array_equal(picture, control_map):

@@ -18,6 +18,8 @@ from apps.web.jobs.map_choices import DrawnMap, MapChoice
 from apps.web.suite import duration, how_much, long_duration
 from apps.web.tool import Tool
 from core.condition import Condition, RGBImage
+from core.png_chunks import write_png
+from core.provenance import mark, packet, source_type_of
 from core.request import ControlResult, Download, GenerationResult, Progress
 from models.catalog.cards import Card
 
@@ -79,8 +81,8 @@ def escape(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
-    """Return the stage of a run: a preview, the step and the time left."""
+def running(progress: Progress, images: int, preview: str = "") -> str:
+    """Return the stage of a run: a preview (its URL), the step and the time left."""
     total = max(images * progress.steps, 1)
     done = min(progress.image_index * progress.steps + progress.step, total)
     words = STAGES.get(progress.stage, progress.stage.capitalize())
@@ -94,10 +96,8 @@ def running(progress: Progress, images: int, preview: RGBImage | None) -> str:
     if progress.seconds_left is not None:
         details.append(f"about {duration(progress.seconds_left)} left")
     picture = '<div class="cl-frame cl-pulse"></div>'
-    if preview is not None:
-        picture = (
-            f'<div class="cl-frame"><img alt="The picture so far" src="{inline(preview)}"></div>'
-        )
+    if preview:
+        picture = f'<div class="cl-frame"><img alt="The picture so far" src="{preview}"></div>'
     return _under_way(words, done / total, " · ".join(details) or "Esc stops.", picture)
 
 
@@ -211,8 +211,9 @@ def _shared_maps(
 
 def so_far(result: GenerationResult) -> str:
     """Return the images that are done while more are made, with their scores; nothing is saved."""
+    kind = source_type_of(result.request)
     figures = "".join(
-        f"""<figure><img src="{thumbnail(image)}" alt="Image {number}">
+        f"""<figure><img src="{thumbnail(image, kind)}" alt="Image {number}">
       <figcaption><span><b>{"–" if asks_for_nothing(result) else f"{headline:.0f}"}</b></span>
       <span>seed {seed}</span></figcaption></figure>"""
         for number, (image, headline, seed) in enumerate(
@@ -253,7 +254,7 @@ def live(result: GenerationResult) -> str:
   <header class="cl-bar"><div class="cl-score">{score}</div>
     <span>Live · a quick draft, {seconds} · seed {result.seeds[0]}</span></header>
   <div class="cl-live-pair"><figure class="cl-made"><img alt="The live picture" {size}
-    src="{inline(picture)}"></figure><div>{maps}</div></div>
+    src="{inline(picture, source_type_of(result.request))}"></figure><div>{maps}</div></div>
   {_warnings(result.warnings)}
 </section>"""
 
@@ -504,18 +505,19 @@ def file_url(path: Path) -> str:
     return "gradio_api/file=" + quote(str(path))
 
 
-def thumbnail(image: RGBImage) -> str:
-    """Return a small version of a picture as the data URL of a JPEG."""
+def thumbnail(image: RGBImage, source_type: str) -> str:
+    """Return a small version of a generated picture as the data URL of a JPEG, marked as such."""
     memory, small = io.BytesIO(), Image.fromarray(image)
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    small.save(memory, "JPEG", quality=88)
+    small.save(memory, "JPEG", quality=88, xmp=packet(source_type).encode())
     return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode()
 
 
-def inline(image: RGBImage) -> str:
-    """Return a picture as the data URL of a PNG."""
+def inline(image: RGBImage, source_type: str = "") -> str:
+    """Return a picture as the data URL of a PNG; a generated one is marked by its source type."""
     memory = io.BytesIO()
-    Image.fromarray(image).save(memory, "PNG", compress_level=1)  # four times as fast
+    # At this level it is written four times as fast.
+    write_png(memory, image, mark(source_type) if source_type else {}, compress_level=1)
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
 
 

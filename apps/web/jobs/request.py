@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
 
 from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, new_folder, upload_folder
 from apps.web.jobs.job import Job
@@ -20,7 +19,8 @@ from core.condition import ALREADY_A_MAP, Condition, PixelMask, RGBImage
 from core.errors import BadInput
 from core.images import BROWSER_FORMATS, NOTHING, PAPER, bright, open_picture, read_image
 from core.params import settings_of
-from core.png_chunks import read_bytes
+from core.png_chunks import read_bytes, write_png
+from core.provenance import carried
 from core.request import DEFAULTS, SETTINGS, ControlRequest, GenerationRequest
 from models.catalog.cards import Card
 
@@ -179,18 +179,20 @@ def _paper(condition: Condition, edit: object) -> RGBImage:
 def for_browser(record: object) -> str:
     """Return the path of a PNG of a picture that browsers cannot show (HEIC, TIFF); else "".
 
+    It says of its making what the picture said.
     One with transparent parts is left as it is, because what lies under them depends on its use.
 
     Raises:
         BadInput: as given_picture.
     """
     path = uploaded(path_in(record))
-    header = open_picture(read_bytes(path))
+    content = read_bytes(path)
+    header = open_picture(content)
     if header.format in BROWSER_FORMATS or header.has_transparency_data:
         return ""
     picture, _ = given_picture(record)
     shown = new_folder(upload_folder()) / f"{Path(path).stem}.png"
-    Image.fromarray(picture).save(shown)
+    write_png(shown, picture, carried(content))
     return str(shown)
 
 

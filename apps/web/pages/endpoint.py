@@ -16,6 +16,7 @@ from apps.web.pages.widgets import SentPicture, plain_errors, runs_at_once
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.params import Bounds, Setting, plain, settings_of
+from core.provenance import source_type_of
 from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult, Progress
 
 Save = Callable[[GenerationResult], SavedResult]
@@ -194,6 +195,7 @@ class Running:
 
     def __init__(self, job: Job | Pair):
         self._images = job.request.num_samples
+        self._source_type = source_type_of(job.request)
         self._models = job.models if isinstance(job, Pair) else ()
         self._last = Progress("wait", 0, job.request.steps_taken, 0, None, None)
 
@@ -217,7 +219,7 @@ class Running:
         if now.download is not None:
             told |= {"bytes": now.download.bytes_here, "bytes_in_all": now.download.bytes_whole}
         if report is not None and report.preview is not None:
-            told["preview"] = inline(report.preview)
+            told["preview"] = inline(report.preview, self._source_type)
         return told
 
 

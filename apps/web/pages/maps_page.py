@@ -136,7 +136,7 @@ class _MapsPage:
             yield drawing, gr.skip()
             for report in self._drawn(requests):
                 if not isinstance(report, tuple):  # ends here if the tab was closed
-                    yield (results.running(report, 1, None) if report else drawing), gr.skip()
+                    yield (results.running(report, 1) if report else drawing), gr.skip()
                     continue
                 maps, files = report
                 done, total = len(maps), len(choices)

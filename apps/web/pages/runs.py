@@ -17,6 +17,7 @@ from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import BadInput
+from core.provenance import source_type_of
 from core.request import GenerationResult, Progress
 
 STOPPED_EARLY = "Stopped before the first image was finished."
@@ -84,12 +85,14 @@ class Runs:
                 raise
 
     def _watch(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
-        job, preview = current.job, None
+        job, preview = current.job, ""
         assert job is not None  # generate asks
         made: list[tuple[GenerationResult, SavedResult]] = []
+        kind = source_type_of(job.request)
         for report in job.run():
             if isinstance(report, Progress):
-                preview = preview if report.preview is None else report.preview
+                if report.preview is not None:
+                    preview = results.inline(report.preview, kind)
                 shown = results.running(report, job.request.num_samples, preview)
                 yield shown, gr.skip(), gr.skip()
             elif isinstance(report, Partial):

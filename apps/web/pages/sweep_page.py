@@ -38,6 +38,7 @@ from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.png_chunks import write_png
+from core.provenance import COMPOSITE, mark
 from core.request import SETTINGS, SETTINGS_OF_ORIGINAL, Progress
 
 LEFT_OUT = {
@@ -344,7 +345,7 @@ class _SweepPage:
     def _sheet(self, sweep: Sweep, cells: Sequence[Cell]) -> Path:
         """Draw the grid, and return the file of its PNG."""
         path = new_folder(upload_folder()) / "sweep.png"
-        write_png(path, sheet_of(sweep, cells), {})
+        write_png(path, sheet_of(sweep, cells), mark(COMPOSITE))
         self._keep_for_deletion({path})
         return path
 

@@ -17,6 +17,7 @@ from apps.web.suite import Suite
 from core.errors import BadInput
 from core.images import read_image
 from core.metadata import read_settings
+from core.provenance import COMPOSITE, GENERATED, read_claims
 from models.store import Store
 
 CANNY = apps.find("canny2image")
@@ -101,6 +102,10 @@ def test_every_picture_has_its_image_map_and_line(
     assert set(np.unique(control_map)) == {0, 255}
     sheet, _ = read_image(tmp_path / "out" / "contact-1.png")
     assert sheet.shape[0] > 3 * 256 and sheet.shape[1] > 2 * 256
+    for file, kinds in (
+        (first["image"], (GENERATED,)), ("maps/a.png.png", ()), ("contact-1.png", (COMPOSITE,)),
+    ):  # fmt: skip
+        assert read_claims(tmp_path / "out" / file).source_types == kinds
 
 
 def test_what_is_done_is_kept_and_what_has_changed_is_made_again(

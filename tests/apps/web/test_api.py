@@ -20,6 +20,7 @@ from core.condition import Condition
 from core.errors import BadInput
 from core.images import read_image, resize
 from core.metadata import read_controls, read_settings
+from core.provenance import EDITED, GENERATED, read_claims
 from tests.apps.web.conftest import PATIENCE_S, HeldRun
 
 # It needs the whole site.
@@ -77,6 +78,8 @@ def test_a_call_returns_map_images_maps_and_report(client: Client, canny: Condit
     assert np.array_equal(np.asarray(Image.open(found[0])), again), "the image came back exact"
     settings, notes = read_settings(images[1], canny)
     assert (settings["seed"], settings["prompt"], notes) == (6, "the red ball", [])
+    marked = [read_claims(file).source_types for file in (*images, control_map, *found)]
+    assert marked == [(GENERATED,), (GENERATED,), (), (), ()]
 
 
 def test_a_copy_that_failed_is_told_in_the_report(
@@ -125,6 +128,7 @@ def test_only_what_is_masked_changes(client: Client, tmp_path: Path) -> None:
     assert report["seconds"]["encode"] > 0
     settings, _ = read_settings(image)
     assert (settings["denoising_strength"], settings["mask_blur"]) == (0.7, 4)
+    assert read_claims(image).source_types == (EDITED,)
 
 
 @pytest.mark.parametrize("name", ["scribble2image", "scribble2image_interactive"])

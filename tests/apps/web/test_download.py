@@ -163,7 +163,7 @@ def test_what_draws_the_map_comes_before_the_device_is_taken(
             job.stop()
     assert told[-1] is None, "stopped while it came"
     progress = [one for one in told if isinstance(one, Progress) and one.download]
-    assert "<b>Downloading Far: 0 of 0 MB" in results.running(progress[0], 1, None)
+    assert "<b>Downloading Far: 0 of 0 MB" in results.running(progress[0], 1)
     fake.go_on.set()
     (before, *reports) = drawn_map(suite.pipeline, request)
     assert isinstance(before, Progress) and fake.ranges[-1].startswith("bytes=")

@@ -13,8 +13,12 @@ from PIL import Image
 from apps.web.files import new_folder
 from apps.web.jobs.request import for_browser
 from core.images import read_image
+from core.provenance import GENERATED, packet, read_claims
 from tests.apps.web import test_browser
 from tests.apps.web.test_browser import PATIENCE_MS, _finished, _upload, expect
+
+XMP_TAG = 700
+"""Of a TIFF."""
 
 browser, page = test_browser.browser, test_browser.page
 in_a_browser = test_browser.pytestmark
@@ -55,10 +59,13 @@ def test_what_a_browser_shows_stays_the_file_that_it_is(kind: str) -> None:
 
 def test_what_no_browser_shows_becomes_the_png_that_it_is_read_as() -> None:
     memory = io.BytesIO()
-    _gradient().save(memory, "TIFF")
-    for name, data in (("x.tiff", memory.getvalue()), ("x.heic", _heic())):
+    _gradient().save(memory, "TIFF", tiffinfo={XMP_TAG: packet(GENERATED).encode()})
+    for name, data, kinds in (
+        ("x.tiff", memory.getvalue(), (GENERATED,)), ("x.heic", _heic(), ()),
+    ):  # fmt: skip
         shown = for_browser(_record(name, data))
         assert shown.endswith("/x.png")
+        assert read_claims(shown).source_types == kinds
         assert np.array_equal(read_image(shown)[0], read_image(data)[0])
 
 

@@ -1,5 +1,6 @@
 """The page's HTML: nothing from outside becomes markup, and the figures stand where they belong."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -19,6 +20,7 @@ from apps.web.html.comparison import Side, versus
 from apps.web.sheet import TILE
 from apps.web.tool import Tool
 from core.condition import Condition, Score
+from core.provenance import COMPOSITE, EDITED, GENERATED, read_claims
 from core.request import ControlResult, Download, GenerationRequest, GenerationResult, Progress
 from models.registry import Registry
 
@@ -135,6 +137,12 @@ def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path)
         }  # fmt: skip
         report = json.loads(archive.read("report.json"))
         assert archive.read("canny2image-7.png") == whole.images[0].read_bytes()
+        kinds = {one: read_claims(archive.read(one)).source_types for one in names if "png" in one}
+    assert kinds.pop("contact-sheet.png") == (COMPOSITE,)
+    assert {name for name, kind in kinds.items() if kind == (GENERATED,)} == {
+        "canny2image-7.png", "canny2image-8.png",
+    }, "a map shows no generated picture"  # fmt: skip
+    assert not any(kind for name, kind in kinds.items() if "map" in name or "reextr" in name)
     assert report["files"] == ["canny2image-7.png", "canny2image-8.png"]
     assert report["seeds"] == [7, 8]
     page = results.results(result, whole)
@@ -143,6 +151,20 @@ def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path)
     (whole,) = save_whole([(one, save(one, tmp_path, None))])
     assert whole.sheet is None
     assert {whole.archive, *whole.images} <= whole.all()
+
+
+def test_pictures_inside_the_page_are_marked_too_and_maps_are_not(canny: Condition) -> None:
+    made = _result(canny, 20.0)
+    changed = replace(made, request=replace(made.request, denoising_strength=0.5))
+    for result, kind in ((made, GENERATED), (changed, EDITED)):
+        (small,) = _inlined(results.so_far(result))
+        picture, *maps = _inlined(results.live(result))
+        assert read_claims(small).source_types == read_claims(picture).source_types == (kind,)
+        assert [read_claims(one).source_types for one in maps] == [(), ()]
+
+
+def _inlined(page: str) -> list[bytes]:
+    return [base64.b64decode(one) for one in re.findall(r"base64,([^\"]+)", page)]
 
 
 def test_two_models_share_an_archive(canny: Condition, tmp_path: Path) -> None:
@@ -230,13 +252,13 @@ def test_text_from_outside_stays_text(canny: Condition) -> None:
         results.note(HOSTILE),
         results.maps([], [], 1, [HOSTILE]),
         results.restored_note([HOSTILE], [HOSTILE]),
-        results.running(Progress(HOSTILE, 1, 2, 0, None, None), 1, None),
+        results.running(Progress(HOSTILE, 1, 2, 0, None, None), 1),
     ):
         assert "<img src=x" not in page and "&lt;img" in page
 
 
 def test_progress_counts_all_images() -> None:
-    page = results.running(Progress("sample", 10, 20, 1, 75.0, None), 2, None)
+    page = results.running(Progress("sample", 10, 20, 1, 75.0, None), 2)
     assert "image 2 of 2 · step 10 of 20 · about 75 s left" in page
     assert "width:75%" in page
 
@@ -254,7 +276,7 @@ def test_a_download_is_one_sentence_and_a_bar(
     here: float, whole: float, seconds: float | None, sentence: str
 ) -> None:
     download = Download("Far", int(here), int(whole))
-    shown = results.running(Progress("download", 0, 20, 0, seconds, None, download), 1, None)
+    shown = results.running(Progress("download", 0, 20, 0, seconds, None, download), 1)
     assert f"<b>{sentence}</b>" in shown and f"width:{100 * here / whole:.0f}%" in shown
 
 

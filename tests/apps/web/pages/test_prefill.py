@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio.utils import get_upload_folder
 from hypothesis import given, settings
@@ -20,6 +21,8 @@ from apps.web.pages.page import Page
 from apps.web.pages.several_page import ControlSlots
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition
+from core.png_chunks import write_png
+from core.provenance import GENERATED, mark, read_claims
 
 NEW_STEPS = 4
 """The other model's default; see conftest.suite."""
@@ -117,6 +120,15 @@ def test_a_result_brings_picture_settings_and_its_models_defaults(page: Page) ->
     assert found["preprocessor"] != ALREADY_A_MAP
     assert "Taken over: Input, Prompt, " in note and "<span>Other</span>" in header
     assert page.prefill.take_sent("", "") == [gr.skip()] * len(page.prefill.outputs)
+
+
+def test_a_result_sent_on_still_says_that_a_machine_made_it(page: Page) -> None:
+    file = new_folder(Path(get_upload_folder())) / "x.png"
+    write_png(file, np.zeros((8, 8, 3), np.uint8), mark(GENERATED))
+    sent = page.prefill.take_sent(f"{file.parent.name}/{file.name}", "")
+    shown = dict(zip(page.layout.fields, sent[-len(page.layout.fields) :], strict=True))["image"]
+    served = page.layout.fields["image"].postprocess(shown)
+    assert read_claims(served.path).source_types == (GENERATED,)
 
 
 def test_a_map_is_the_input_as_it_is_with_the_settings_of_its_result(page: Page) -> None:
