@@ -128,7 +128,7 @@ def test_the_start_tells_the_header_what_comes(
     suite.model = "far"
     told = []
     note = suite._note
-    suite._note = lambda model, state: (told.append(state), note(model, state))  # type: ignore[method-assign,assignment]
+    suite._note = lambda model, state, *more: (told.append(state), note(model, state, *more))  # type: ignore[method-assign,assignment]
     fake.go_on.set()
     suite.load_in_background(canny).join(60)
     assert any(state.startswith("downloading 0 of ") for state in told)
