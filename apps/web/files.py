@@ -16,6 +16,7 @@ from zipfile import ZipFile
 import numpy as np
 from PIL import Image
 
+from apps.web.janitor import PARTIAL
 from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
 from core.metadata import save_png
@@ -212,7 +213,7 @@ def _keep(path: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{path.name}"
-    partial = target.with_suffix(".part")
+    partial = folder / PARTIAL.format(uuid.uuid4().hex)
     try:
         shutil.copyfile(path, partial)
         partial.replace(target)

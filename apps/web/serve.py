@@ -3,13 +3,15 @@
 import argparse
 import logging
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 HTML = Path(__file__).resolve().parent / "html"
 DEFAULT_QUEUE = 20
 LAST_PORT = 65535
+MOST_HOURS = 24 * 366
+MOST_GIGABYTES = 1_000_000
 GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
 """Variables that Gradio reads on import, with a traceback if one is not a number."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -31,15 +35,16 @@ OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Environment:
-    """CONTROLLOOP_MAX_QUEUE and CONTROLLOOP_OUTPUT; models.store reads the others.
+    """CONTROLLOOP_MAX_QUEUE, _OUTPUT, _RESULTS_HOURS and _RESULTS_GB; models.store reads others.
 
     Of Gradio's own variables, and of proxies, those are checked that would end in a traceback.
     """
 
     max_queue: int
     output: Path | None
-    temp: Path | None = None
-    """Where Gradio keeps uploads and results; None leaves it to Gradio."""
+    limits: Limits = field(default_factory=Limits)
+    own: OwnFolder | None = None
+    """Where Gradio keeps uploads and results; None leaves it to Gradio, and nothing is removed."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -59,8 +64,14 @@ class Environment:
             sys.exit(
                 f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
             )
+        usual = Limits()
+        hours = variables.get("CONTROLLOOP_RESULTS_HOURS") or str(usual.hours)
+        _require_whole("CONTROLLOOP_RESULTS_HOURS", hours, MOST_HOURS)
+        gigabytes = variables.get("CONTROLLOOP_RESULTS_GB") or str(usual.gigabytes)
+        _require_whole("CONTROLLOOP_RESULTS_GB", gigabytes, MOST_GIGABYTES)
         _require_proxies()
-        return cls(int(queue), folder, _temp_folder(variables))
+        limits = Limits(int(hours), int(gigabytes))
+        return cls(int(queue), folder, limits, _own_folder(variables))
 
 
 def _unwritable(folder: Path) -> str:
@@ -74,29 +85,32 @@ def _unwritable(folder: Path) -> str:
     return ""
 
 
-def _temp_folder(variables: Mapping[str, str]) -> Path:
-    """Return a folder for Gradio's files: GRADIO_TEMP_DIR, else its usual one, else a new one.
+def _own_folder(variables: Mapping[str, str]) -> OwnFolder:
+    """Return a folder of this server's own for Gradio's files, in GRADIO_TEMP_DIR if that is set.
 
-    The usual one is shared by all users of the machine, and the first one's alone to write to.
+    Gradio's usual one is shared by all its servers, so that nothing there could be removed.
 
     Raises:
         SystemExit: none can be written to; the message is one line that names what to set.
     """
     given = variables.get("GRADIO_TEMP_DIR")
     if given:
-        problem = _unwritable_cache(folder := Path(given).expanduser().resolve())
-        if problem:
+        folder = Path(given).expanduser().resolve() / "controlloop"
+        if problem := _unwritable(folder):
             sys.exit(
                 f"GRADIO_TEMP_DIR is {given!r}; it must be a folder that can be written to "
                 f"({problem})."
             )
-        return folder
+        return OwnFolder(folder)
     try:
-        usual = Path(tempfile.gettempdir(), "gradio").resolve()
-        if not _unwritable_cache(usual):
-            return usual
-        own = Path(tempfile.mkdtemp(prefix="gradio-"))
-        problem = _unwritable(own)
+        user = (
+            os.getuid() if hasattr(os, "getuid") else 0
+        )  # a temporary folder of Windows is one's own
+        usual = Path(tempfile.gettempdir()).resolve() / f"controlloop-{user}"
+        usual.mkdir(mode=0o700, exist_ok=True)
+        if not _is_ones_own(usual):  # whoever made it could read and change what is in it
+            usual = Path(tempfile.mkdtemp(prefix="controlloop-"))
+        problem = _unwritable(usual)
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:
@@ -104,17 +118,15 @@ def _temp_folder(variables: Mapping[str, str]) -> Path:
             f"There is no folder for temporary files ({problem}): set GRADIO_TEMP_DIR and TMPDIR "
             "to one that can be written to."
         )
-    return own
+    return OwnFolder(usual)
 
 
-def _unwritable_cache(folder: Path) -> str:
-    """Return why Gradio cannot keep files in a folder: it, or one inside, is another user's."""
-    try:
-        inside = [one for one in folder.glob("*") if one.is_dir()]
-    except OSError as error:
-        return error.strerror or type(error).__name__
-    others = not all(os.access(one, os.W_OK | os.X_OK) for one in inside)
-    return "another user's files are there" if others else _unwritable(folder)
+def _is_ones_own(folder: Path) -> bool:
+    """Return whether a folder is no link, and this user's alone to write to."""
+    found = folder.lstat()
+    if not hasattr(os, "getuid"):
+        return stat.S_ISDIR(found.st_mode)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _require_proxies() -> None:
@@ -176,10 +188,16 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
     from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
     from models.store import Store  # noqa: PLC0415
 
-    if environment.temp:
-        os.environ["GRADIO_TEMP_DIR"] = str(environment.temp)  # read when Gradio is imported
+    if environment.own:
+        os.environ["GRADIO_TEMP_DIR"] = str(environment.own.path)  # read when Gradio is imported
     try:
-        return Suite(Store(), model or "", environment.output, environment.max_queue)
+        return Suite(
+            Store(),
+            model or "",
+            environment.output,
+            environment.max_queue,
+            environment.limits.hours,
+        )
     except SuiteError as error:
         sys.exit(str(error))
 
@@ -232,13 +250,27 @@ def launch(
             run_history=False,
             footer_links=["api", "settings"],
             prevent_thread_lock=not block,
-            app_kwargs={"exception_handlers": REFUSALS},
+            app_kwargs={
+                "exception_handlers": REFUSALS,
+                "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
+            },
         )
     except OSError as error:
         if options.port is not None and "empty port" in str(error):
             sys.exit(f"Port {options.port} is in use; choose another with --port.")
         sys.exit(f"The server could not start: {error}")
     return address
+
+
+def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:
+    """Remove old uploads and results, and what was cut off in the operator's folder."""
+    if environment.output:
+        remove_partial_copies(environment.output)
+    if environment.own:
+        kept = (getattr(block, "keep_in_cache", ()) for block in blocks.blocks.values())
+        environment.own.sweep(environment.limits, {Path(file) for files in kept for file in files})
+    for noted in blocks.temp_file_sets:  # for Gradio's own cleaner, which is off
+        noted.clear()
 
 
 def theme() -> "gr.themes.Base":

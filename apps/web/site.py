@@ -7,7 +7,7 @@ import gradio as gr
 
 from apps.web.html import results
 from apps.web.pages.calls import CallableBlocks
-from apps.web.pages.widgets import CACHE, PICTURES
+from apps.web.pages.widgets import PICTURES
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
@@ -37,7 +37,7 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
 
 
 def _new_blocks(title: str) -> gr.Blocks:
-    return CallableBlocks(title=title, analytics_enabled=False, delete_cache=CACHE)
+    return CallableBlocks(title=title, analytics_enabled=False)
 
 
 def _place(

@@ -40,6 +40,7 @@ class Suite:
         model: str = "",
         keep: Path | None = None,
         max_queue: int = MOST_ADMITTED,
+        kept_hours: int = 24,
     ) -> None:
         """Read the cards; nothing is loaded yet. At most max_queue requests are admitted.
 
@@ -51,6 +52,8 @@ class Suite:
         """The model that pages start with."""
         self.keep = keep
         """A folder for copies of all finished images; None keeps none."""
+        self.kept_hours = kept_hours
+        """After which uploads and results are removed."""
         self.runs = min(MOST_RUNS, max_queue)
         """Concurrent runs over all pages."""
         # One more, for the estimate at the start.

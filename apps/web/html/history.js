@@ -1,5 +1,5 @@
 // The visit's results, kept in the browser alone: to look at again, restore, compare and save. The
-// pictures are files of the server, which forgets them after a day; then they leave the list.
+// pictures are files of the server, which forgets them in time; then they leave the list.
 (() => {
   const STORE = "controlloop-history";
   const WAITING = "controlloop-restore"; // a picture whose settings the next page restores

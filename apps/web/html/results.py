@@ -228,6 +228,19 @@ def so_far(result: GenerationResult) -> str:
 </section>"""
 
 
+def retention(hours: int, is_copied: bool) -> str:
+    """Return how long the server keeps a visitor's pictures; `is_copied`: it keeps the images."""
+    days, rest = divmod(hours, 24)
+    number, unit = (hours, "hour") if rest or not days else (days, "day")
+    after = f"{number} {unit}{'s' if number > 1 else ''}"
+    told = (
+        f"Uploads and results are removed from this server after {after}, or sooner if it runs "
+        "short of room."
+    )
+    kept = " Whoever runs it also keeps a copy of every generated image." if is_copied else ""
+    return f'<p class="cl-retention">{told}{kept}</p>'
+
+
 def asks_for_nothing(result: GenerationResult) -> bool:
     """Return whether all control maps are empty, so that there is no score."""
     return all(one.asks_for_nothing for one in result.controls)

@@ -75,7 +75,6 @@ def _received(value: Any, block: gr.Image) -> dict[str, Any]:
         raise BadInput(HOW_TO_SEND)
     # In a file, because Gradio keeps a session's values in memory.
     file = save_bytes_to_cache(bytes_of_data_url(address), "picture", str(upload_folder()))
-    block.temp_files.add(file)  # for delete_cache
     return _uploaded(file)
 
 

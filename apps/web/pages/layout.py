@@ -24,6 +24,7 @@ from apps.web.pages.widgets import (
     example_strip,
     in_rows,
     picture_input,
+    retention_note,
     run_and_stop,
     widget,
 )
@@ -116,6 +117,7 @@ class Layout:
                 self.stage = gr.HTML(results.empty(app), elem_id="stage")
                 self.result_cards = gr.HTML("", elem_id="results")
                 gr.HTML("<div data-history></div>", elem_id="history")  # history.js fills it
+                retention_note(self._suite)
         self.current = gr.State(CurrentJob())
         self.live = gr.State(Live())
         self.last_seed = gr.State(-1)

@@ -19,6 +19,7 @@ from apps.web.pages.widgets import (
     example_strip,
     picture_input,
     plain_errors,
+    retention_note,
     run_and_stop,
     widget,
 )
@@ -69,6 +70,7 @@ class _MapsPage:
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self.stage = gr.HTML("", elem_id="stage")
                 self.results = gr.HTML(results.EMPTY_MAPS, elem_id="results")
+                retention_note(self.suite)
         self._wire()
         self._publish()
 
@@ -155,7 +157,6 @@ class _MapsPage:
         write_archive(
             archive, {one.name: one for one in found}, {"report.json": _report(maps, notes)}
         )
-        self.results.temp_files |= {str(archive)}  # for delete_cache
         return archive
 
     def _drawn(
@@ -173,7 +174,6 @@ class _MapsPage:
             if drawn.control_map is not None:
                 path = folder / drawn.choice.file_name
                 paths = save_map(drawn.control_map, drawn.choice.annotator, path)
-                self.results.temp_files |= {str(path) for path in paths}  # for delete_cache
             maps.append(drawn)
             files.append(paths)
             yield maps, files

@@ -111,7 +111,6 @@ class Runs:
 
     def _shown(self, job: Job | Pair, made: Sequence[tuple[GenerationResult, SavedResult]]) -> str:
         whole = save_whole(made)
-        self.result_cards.temp_files |= {str(path) for one in whole for path in one.all()}
         made = [(result, saved) for (result, _), saved in zip(made, whole, strict=True)]
         if not isinstance(job, Pair):
             card = self.suite.card(job.request.model)
@@ -144,6 +143,4 @@ class Runs:
 
     def save(self, result: GenerationResult) -> SavedResult:
         """Write a result's files where the browser can fetch them."""
-        saved = save(result, upload_folder(), self.suite.keep)
-        self.result_cards.temp_files |= {str(path) for path in saved.all()}  # for delete_cache
-        return saved
+        return save(result, upload_folder(), self.suite.keep)

@@ -29,6 +29,7 @@ from apps.web.pages.widgets import (
     in_rows,
     picture_input,
     plain_errors,
+    retention_note,
     run_and_stop,
     runs_at_once,
     widget,
@@ -127,6 +128,7 @@ class _SweepPage:
             with gr.Column(elem_classes="cl-results-column", elem_id="results-column"):
                 self.stage = gr.HTML("", elem_id="stage")
                 self.results = gr.HTML(grid.EMPTY, elem_id="results")
+                retention_note(self.suite)
         self.current = gr.State(CurrentJob())
         self._wire()
         self._publish()
@@ -338,7 +340,6 @@ class _SweepPage:
                 cells.append(report)
                 if report.result is not None:
                     saved = save(report.result, upload_folder(), self.suite.keep)
-                    self._keep_for_deletion(saved.all())
                     files[report.column, report.row] = saved.images[0]
             yield report
 
@@ -346,11 +347,7 @@ class _SweepPage:
         """Draw the grid, and return the file of its PNG."""
         path = new_folder(upload_folder()) / "sweep.png"
         write_png(path, sheet_of(sweep, cells), mark(COMPOSITE))
-        self._keep_for_deletion({path})
         return path
-
-    def _keep_for_deletion(self, files: set[Path]) -> None:
-        self.results.temp_files |= {str(path) for path in files}  # for delete_cache
 
     def _settle(self, current: CurrentJob) -> tuple[Any, ...]:
         """Reset the buttons after a run that was done, stopped or failed."""

@@ -10,9 +10,11 @@ import gradio as gr
 from gradio.data_classes import ImageData
 from pydantic import Field
 
+from apps.web.html import results
 from apps.web.html.results import escape, example_names
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.request import for_browser, given_picture
+from apps.web.suite import Suite
 from core.errors import BadInput, SuiteError
 from core.params import Bounds, Choice, Json, Setting, Text, Toggle
 from core.request import SETTINGS
@@ -20,9 +22,6 @@ from core.request import SETTINGS
 TEST_IMAGES = Path(__file__).resolve().parents[3] / "test_imgs"
 PICTURES = TEST_IMAGES.parent / "pictures"
 """An example of each app, made by benchmarks.pictures."""
-
-CACHE = (600, 24 * 3600)
-"""Every ten minutes, delete uploads and results older than a day."""
 
 ONE_AT_A_TIME = {"concurrency_id": "every map", "concurrency_limit": 1}
 """For events that draw every map of a picture: they load many networks, of which two are kept."""
@@ -139,6 +138,11 @@ def run_and_stop() -> tuple[gr.Button, gr.Button]:
         elem_classes="cl-hint",
     )
     return run, stop
+
+
+def retention_note(suite: Suite) -> None:
+    """Say how long the server keeps a visitor's pictures, and whether somebody else has them."""
+    gr.HTML(results.retention(suite.kept_hours, suite.keep is not None), elem_classes="cl-hint")
 
 
 def in_rows(names: Collection[str]) -> list[str]:

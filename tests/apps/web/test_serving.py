@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 
 import apps
-from apps.web import files
+from apps.web import files, janitor
 from apps.web.files import save
+from apps.web.html.results import retention
+from apps.web.janitor import Limits
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import Condition
@@ -80,14 +83,53 @@ def test_another_sites_page_may_not_ask(client: httpx.Client) -> None:
     assert "access-control-allow-origin" not in client.get("config", headers=headers).headers
 
 
-@pytest.mark.parametrize("name", [*apps.names(), ""])
-def test_what_a_page_was_given_is_deleted_after_a_day(
+@pytest.mark.parametrize("name", apps.names())
+def test_every_page_says_how_long_pictures_are_kept(
     name: str, suite: Suite, page_of: Callable[[str], Any]
 ) -> None:
-    from apps.web.site import build_site
+    texts = [str(getattr(block, "value", "")) for block in page_of(name).blocks.values()]
+    (note,) = [text for text in texts if "removed from this server" in text]
+    assert note == retention(suite.kept_hours, is_copied=False)
 
-    page = page_of(name) if name else build_site([], suite)
-    assert page.delete_cache == (600, 24 * 3600)
+
+@pytest.mark.parametrize(
+    ("hours", "told"), [(1, "1 hour"), (24, "1 day"), (36, "36 hours"), (48, "2 days")]
+)
+def test_what_is_kept_is_told_in_words(hours: int, told: str) -> None:
+    assert f"after {told}, or sooner" in retention(hours, is_copied=False)
+    assert "also keeps a copy of every generated image" in retention(hours, is_copied=True)
+    assert "copy" not in retention(hours, is_copied=False)
+
+
+@pytest.mark.slow
+def test_a_server_removes_old_files_and_keeps_its_examples(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio's own cleaner is off, so that a restart, too, finds what visitors have made."""
+    from apps.web.site import build_app
+
+    environment = Environment.read({"GRADIO_TEMP_DIR": str(tmp_path)})
+    assert environment.own
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(environment.own.path))
+    page = build_app(apps.find("annotator"), suite)
+    assert page.delete_cache is None
+    for block in page.blocks.values():  # read when Gradio was imported
+        for file in getattr(block, "keep_in_cache", ()):
+            assert Path(file).is_file()
+    old = environment.own.path / "controlloop-old"
+    old.mkdir()
+    page.upload_file_set.add(str(old))
+    clock = time.time
+    monkeypatch.setattr(janitor.time, "time", lambda: clock() + 25 * 3600)
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    launch(page, environment, options, block=False)
+    try:
+        end = time.monotonic() + 60
+        while old.exists() or page.upload_file_set:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        page.close(verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -139,22 +181,56 @@ def test_a_folder_for_uploads_that_takes_no_file_stops_the_start(file: Path) -> 
     assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
 
 
-def test_where_another_user_has_gradios_folder_a_new_one_is_made(
+def _own(variables: dict[str, str]) -> Path:
+    own = Environment.read(variables).own
+    assert own
+    return own.path
+
+
+def test_each_server_has_a_folder_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    usual = tmp_path / "gradio"
-    assert Environment.read({}).temp == usual and usual.is_dir()
-    (usual / "38bc8285").mkdir()
-    assert Environment.read({}).temp == usual
-    # Another user's: root, who may run this, is let in everywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: path != usual / "38bc8285")
-    own = Environment.read({}).temp
-    assert own and own.parent == tmp_path and own.name.startswith("gradio-") and own.is_dir()
-    with pytest.raises(
-        SystemExit, match=r"^GRADIO_TEMP_DIR is .* \(another user's files are there"
-    ):
-        Environment.read({"GRADIO_TEMP_DIR": str(usual)})
+    first = Environment.read({})
+    assert first.own and first.own.path.is_relative_to(tmp_path) and first.own.path.name == "0"
+    assert _own({}).name == "1" and first.own.path.is_dir()
+    given = _own({"GRADIO_TEMP_DIR": str(tmp_path / "given")})
+    assert given.is_relative_to(tmp_path / "given")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users with numbers")
+@pytest.mark.parametrize("squatted", ["a link", "open to all", "another user's"])
+def test_a_folder_that_others_can_change_is_not_used(
+    squatted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    user = os.getuid()
+    usual = tmp_path / f"controlloop-{user}"
+    if squatted == "a link":
+        (tmp_path / "theirs").mkdir()
+        usual.symlink_to(tmp_path / "theirs")
+    else:
+        usual.mkdir()
+        usual.chmod(0o777 if squatted == "open to all" else 0o700)
+    if squatted == "another user's":
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+        usual.rename(tmp_path / f"controlloop-{os.getuid()}")
+    own = _own({})
+    assert own.parent.parent == tmp_path and own.parent.name.startswith("controlloop-")
+    assert own.parent != usual and not list(own.parent.glob("*.png")) and own.is_dir()
+
+
+@pytest.mark.parametrize("name", ["CONTROLLOOP_RESULTS_HOURS", "CONTROLLOOP_RESULTS_GB"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "a day", "1e3", "99999999"])
+def test_a_malformed_limit_stops_the_start_with_its_name(name: str, value: str) -> None:
+    with pytest.raises(SystemExit, match=f"^{name} is '{value}'; it must be a whole number"):
+        Environment.read({name: value})
+
+
+def test_the_limits_of_what_is_kept_are_read() -> None:
+    assert Environment.read({}).limits == Limits(24, 10)
+    read = {"CONTROLLOOP_RESULTS_HOURS": "3", "CONTROLLOOP_RESULTS_GB": "2"}
+    assert Environment.read(read).limits == Limits(hours=3, gigabytes=2)
 
 
 def test_without_any_folder_for_temporary_files_the_start_says_what_to_set(
