@@ -18,12 +18,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from apps.batch.folder import TABLE, FolderRun
+from apps.batch.folder import TABLE, Batch, FolderRun
 from apps.web.jobs.several import combinable
 from apps.web.suite import Suite, how_much
 from core.condition import Condition
 from core.errors import BadInput, SuiteError
-from core.request import Progress
+from core.picture_folder import read_folder
 from models.store import Store
 
 SUFFIX = "2image"
@@ -79,20 +79,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     bar = tqdm(unit=" pictures", disable=None)
-
-    def tell(name: str, progress: Progress | None) -> None:
-        if progress is None:
-            bar.update()
-            bar.set_description(name[-40:])
-        elif progress.download is not None:
-            bar.set_description(f"{progress.download.title}: {how_much(progress.download)}")
-
     try:
         condition = condition_named(options.condition)
         settings = dict(setting_of(one) for one in options.set)
         suite = Suite(Store(), options.model)
         run = FolderRun(suite, condition, options.out, settings, options.prompt)
-        batch = run.run(options.folder, tell)
+        batch = Batch([], {})
+        for report in run.run(read_folder(options.folder)):
+            if isinstance(report, Batch):
+                batch = report
+                bar.update(batch.settled - bar.n)
+                bar.set_description(batch.current[-40:])
+            elif report and report.download is not None:
+                bar.set_description(f"{report.download.title}: {how_much(report.download)}")
     except SuiteError as error:
         bar.close()
         parser.exit(2, f"{error}\n")
@@ -104,8 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, reason in batch.bad.items():
         print(f"{name}: {reason}", file=sys.stderr)
     made = len(batch.done) - batch.kept
-    scores = [score for done in batch.done.values() for score in done.scores if score is not None]
-    mean = f", mean score {sum(scores) / len(scores):.0f} / 100" if scores else ""
+    mean = "" if batch.mean_score is None else f", mean score {batch.mean_score:.0f} / 100"
     print(f"{made} made, {batch.kept} kept, {len(batch.bad)} failed{mean}: {options.out / TABLE}")
     return 1 if batch.bad else 0
 

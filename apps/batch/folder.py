@@ -1,4 +1,4 @@
-"""A folder's pictures through one condition: resumable, with a table of scores and contact sheets.
+"""Many pictures through one condition: resumable, with a table of scores and contact sheets.
 
 Everything is in the folder of the results: `images/` (PNGs with their settings), `maps/`,
 `done.jsonl` (a line for each finished picture), `scores.csv` and `contact-1.png`, `contact-2.png`…
@@ -7,7 +7,7 @@ Everything is in the folder of the results: `images/` (PNGs with their settings)
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ import numpy as np
 from PIL import Image
 
 from apps.web.jobs.errors import sentence_of
-from apps.web.jobs.job import Job
-from apps.web.sheet import Tile, drawn_sheet
+from apps.web.jobs.job import Job, Partial
+from apps.web.sheet import Tile, drawn_sheet, score_words
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
 from core.images import NOTHING, PAPER, read_image
 from core.metadata import save_png
 from core.params import settings_of
-from core.picture_folder import PictureFolder, Row, name_of_its_files, read_folder
+from core.picture_folder import PictureFolder, Row, name_of_its_files
 from core.png_chunks import read_bytes, write_png
 from core.provenance import COMPOSITE, mark
 from core.request import SETTINGS, GenerationRequest, GenerationResult, Progress
@@ -70,10 +70,30 @@ class Batch:
     """By the picture's name."""
     kept: int = 0
     """How many of them were there before."""
+    current: str = ""
+    """The name of the picture that is being made."""
+    sheets: list[Path] = field(default_factory=list)
+    """The contact sheets, once there are some."""
+
+    @property
+    def total(self) -> int:
+        """How many pictures there are, with those that cannot be read."""
+        return len({row.name for row in self.rows} | self.bad.keys())
+
+    @property
+    def settled(self) -> int:
+        """How many pictures are done or have failed."""
+        return len(self.done) + len(self.bad)
+
+    @property
+    def mean_score(self) -> float | None:
+        """The mean of all images' scores; None without any."""
+        scores = [one for done in self.done.values() for one in done.scores if one is not None]
+        return sum(scores) / len(scores) if scores else None
 
 
 class FolderRun:
-    """The settings of a batch and its folders."""
+    """The settings of a batch and the folder of its results."""
 
     def __init__(
         self,
@@ -91,6 +111,8 @@ class FolderRun:
             SuiteError: a setting is unknown or out of bounds, or the model lacks the control.
         """
         self._suite, self._condition, self._out, self._prompt = suite, condition, out, prompt
+        self.stopped = False
+        self._job: Job | None = None
         of_map = settings_of(condition.annotator.params)
         known = (SETTINGS.keys() | of_map.keys()) - {"prompt", "edit"}
         unknown = [name for name in settings if name not in known]
@@ -118,41 +140,48 @@ class FolderRun:
         settings = {**self._settings, "prompt": prompt}
         return GenerationRequest.single(self._condition, image, **settings)
 
-    def run(self, pictures: Path, tell: Callable[[str, Progress | None], None]) -> Batch:
-        """Make what is missing; `tell` is called with a picture's name and its progress.
+    def stop(self) -> None:
+        """Stop within a step; finished pictures are kept. May be called in any thread."""
+        self.stopped = True
+        if self._job is not None:
+            self._job.stop()
 
-        A picture that fails is named in the result, and the next one is made. After a
-        KeyboardInterrupt what is done is kept, and it is raised again.
+    def run(self, found: PictureFolder) -> Iterator[Batch | Progress | None]:
+        """Make what is missing; yield the batch before each picture and at the end.
+
+        In between yields progress and None as Job.run. A picture that fails is named in the batch,
+        and the next one is made. After a KeyboardInterrupt what is done is kept, and it is raised
+        again. Closing the iterator stops the run.
 
         Raises:
-            BadInput: the folder holds no picture, or the results cannot be written.
+            BadInput: the results cannot be written.
         """
-        found = read_folder(pictures)
         batch = Batch(self._outside(found), dict(found.bad))
         try:
             for name in (IMAGES, MAPS):
                 (self._out / name).mkdir(parents=True, exist_ok=True)
             try:
-                self._make(batch, tell)
+                yield from self._make(batch)
             finally:
                 write_table(self._out / TABLE, batch)
-                write_sheets(self._out, batch)
+                batch.sheets = write_sheets(self._out, batch)
         except OSError as error:
             raise BadInput(f"{self._out} cannot be written: {error.strerror or error}.") from error
-        return batch
+        yield batch
 
     def _outside(self, found: PictureFolder) -> list[Row]:
         """Return the rows that are not results of an earlier run in the same folder."""
         out = self._out.resolve()
         return [row for row in found.rows if not row.picture.resolve().is_relative_to(out)]
 
-    def _make(self, batch: Batch, tell: Callable[[str, Progress | None], None]) -> None:
+    def _make(self, batch: Batch) -> Iterator[Batch | Progress | None]:
         before = read_ledger(self._out / LEDGER)
         with (self._out / LEDGER).open("a", encoding="utf-8") as ledger:
             if ledger.tell():
                 ledger.write("\n")  # the last line may have been cut off
             for row in batch.rows:
-                tell(row.name, None)
+                batch.current = row.name
+                yield batch
                 prompt = row.caption or self._prompt
                 try:
                     content = read_bytes(row.picture)
@@ -163,14 +192,30 @@ class FolderRun:
                         batch.kept += 1
                         continue
                     image, notes = read_image(content, self._ground())
-                    job = Job(self._suite.pipeline, self.request_of(image, prompt), notes)
-                    done = self._saved(row, key, prompt, _result(job, row.name, tell))
+                    result = yield from self._result(self.request_of(image, prompt), notes)
+                    if result is None:
+                        return
+                    done = self._saved(row, key, prompt, result)
                 except Exception as error:  # noqa: BLE001 - named in the table; a bug is logged
                     batch.bad[row.name] = sentence_of(error)
                     continue
                 batch.done[row.name] = done
                 ledger.write(json.dumps(asdict(done), ensure_ascii=False) + "\n")
                 ledger.flush()
+
+    def _result(
+        self, request: GenerationRequest, notes: Sequence[str]
+    ) -> Generator[Progress | None, None, GenerationResult | None]:
+        """Make one picture's images; return None if stopped before all were finished."""
+        self._job = Job(self._suite.pipeline, request, notes)
+        if self.stopped:  # until here stop() found no job, from here this one
+            return None
+        for report in self._job.run():
+            if isinstance(report, GenerationResult):
+                return None if report.cancelled else report
+            if not isinstance(report, Partial):
+                yield report
+        return None
 
     def _key(self, content: bytes, prompt: str) -> str:
         settings = {**self._settings, "prompt": prompt, "condition": self._condition.name}
@@ -216,16 +261,6 @@ class FolderRun:
         )
 
 
-def _result(job: Job, name: str, tell: Callable[[str, Progress | None], None]) -> GenerationResult:
-    """Run a job to its end."""
-    for report in job.run():
-        if isinstance(report, GenerationResult) and report.images:
-            return report
-        if isinstance(report, Progress):
-            tell(name, report)
-    raise BadInput("No image was made.")
-
-
 def read_ledger(path: Path) -> dict[str, Done]:
     """Return what earlier runs have finished, by key; a line that was cut off is left out."""
     found: dict[str, Done] = {}
@@ -257,15 +292,18 @@ def write_table(path: Path, batch: Batch) -> None:
             table.writerow({"picture": name, "error": reason})
 
 
-def write_sheets(out: Path, batch: Batch) -> None:
+def write_sheets(out: Path, batch: Batch) -> list[Path]:
     """Draw contact sheets: each picture's map and images with scores, and why one has none."""
     for old in out.glob(SHEET.format("*")):
         old.unlink()
     names = [*batch.done, *batch.bad]
+    sheets: list[Path] = []
     for start in range(0, len(names), ROWS_OF_SHEET):
-        shown = names[start : start + ROWS_OF_SHEET]
-        number = start // ROWS_OF_SHEET + 1
-        write_png(out / SHEET.format(number), _sheet(out, batch, shown), mark(COMPOSITE))
+        sheets.append(out / SHEET.format(len(sheets) + 1))
+        write_png(
+            sheets[-1], _sheet(out, batch, names[start : start + ROWS_OF_SHEET]), mark(COMPOSITE)
+        )
+    return sheets
 
 
 def _sheet(out: Path, batch: Batch, names: Sequence[str]) -> RGBImage:
@@ -286,7 +324,7 @@ def _sheet(out: Path, batch: Batch, names: Sequence[str]) -> RGBImage:
 def _captioned(done: Done) -> Iterator[tuple[str, str]]:
     yield done.control_map, ""
     for file, score in zip(done.images, done.scores, strict=True):
-        yield file, "no score: its map is empty" if score is None else f"{score:.0f} / 100"
+        yield file, score_words(score)
 
 
 def _small(path: Path) -> RGBImage:

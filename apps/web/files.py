@@ -89,17 +89,11 @@ def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResul
     folder = new_folder(cache)
     names = [control.condition.name for control in result.controls]
     images = []
-    note = ""
     for index, seed in enumerate(result.seeds):
         path = folder / f"{'-'.join(names)}-{seed}.png"
         save_png(path, result.images[index], result, index)
-        if keep is not None:
-            try:
-                _keep(path, keep)
-            except OSError as error:
-                log.error("%s could not be copied to %s: %s", path.name, keep, error)
-                note = NOT_KEPT
         images.append(path)
+    note = keep_copies(images, keep)
     maps = []
     for number, (name, control) in enumerate(zip(names, result.controls, strict=True), start=1):
         stem = f"{name}-{number}" if names.count(name) > 1 else name
@@ -206,6 +200,20 @@ def save_map(control_map: ControlMap, annotator: Annotator, path: Path) -> tuple
     shown = path.with_name(f"{path.stem}-shown.png")
     Image.fromarray(picture).save(shown)
     return path, shown
+
+
+def keep_copies(images: Sequence[Path], keep: Path | None) -> str:
+    """Copy images to the folder `keep`, if there is one; return a note if that failed."""
+    note = ""
+    if keep is None:
+        return note
+    for path in images:
+        try:
+            _keep(path, keep)
+        except OSError as error:
+            log.error("%s could not be copied to %s: %s", path.name, keep, error)
+            note = NOT_KEPT
+    return note
 
 
 def _keep(path: Path, folder: Path) -> None:

@@ -20,6 +20,11 @@ ROW_LABELS = 190
 INK, MUTED, EMPTY, PAPER = "#17212b", "#5c6975", "#eef1f3", "#ffffff"
 
 
+def score_words(score: float | None) -> str:
+    """Return an image's score, 0..100, as it stands below it; None where there is none."""
+    return "no score: its map is empty" if score is None else f"{score:.0f} / 100"
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
     """One place of the grid."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from apps.web.html import results
 from apps.web.jobs.sweep import Cell, Sweep, means
+from apps.web.sheet import score_words
 from apps.web.suite import duration
 
 EMPTY = """
@@ -16,14 +17,12 @@ EMPTY = """
 </div></section>"""
 
 
-def under_way(sweep: Sweep, done: int, words: str) -> str:
-    """Return the stage while a cell is made; `words` say what is done for it."""
-    columns, rows = sweep.shape
-    total = columns * rows
+def under_way(done: int, total: int, words: str) -> str:
+    """Return the stage while one of `total` pictures is made; `words` say what is done for it."""
     return f"""
 <div class="cl-stage cl-running" role="status">
   <div class="cl-progress"><b>{results.escape(words)}</b>
-  <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
+  <div class="cl-track"><i style="width:{100 * done / max(total, 1):.0f}%"></i></div>
   <span>picture {min(done + 1, total)} of {total} · Esc stops and keeps what is done</span></div>
 </div>"""
 
@@ -64,17 +63,11 @@ def grid(
         max((len(sweep.rows.label(row)) for row in range(high)), default=0) if sweep.rows else 0
     )
     heads_width = min(150, 16 + 8 * longest) if longest else 0
-    save = (
-        f'<a class="cl-button" href="{results.file_url(sheet)}" '
-        f'download="{html.escape(sheet.name)}">Save the grid as PNG</a>'
-        if sheet
-        else ""
-    )
-    warnings = "".join(f"<li>{results.escape(text)}</li>" for text in notes)
+    save = results.save_link("Save the grid as PNG", sheet) if sheet else ""
     return f"""
 <section class="cl-results">
   <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>{save}</header>
-  {f'<ul class="cl-warnings">{warnings}</ul>' if warnings else ""}
+  {results.warnings_list(notes)}
   <div class="cl-grid" tabindex="0" role="region" aria-label="{html.escape(names)}"
     style="--columns:{wide};--heads:{heads_width}px"><table>
     <caption>{names}</caption>
@@ -104,5 +97,5 @@ def _cell(cell: Cell | None, file: Path | None) -> str:
     if cell.result is None or file is None:
         return f'<td><div class="cl-cell-empty"><p>{results.escape(cell.error)}</p></div></td>'
     size = (cell.result.width, cell.result.height)
-    score = "no score: its map is empty" if cell.headline is None else f"{cell.headline:.0f} / 100"
+    score = score_words(cell.headline)
     return f"<td>{results.picture(score, 'cl-made', results.file_url(file), size, file)}</td>"

@@ -117,6 +117,14 @@ def download_words(progress: Progress) -> str:
     return words
 
 
+def progress_words(progress: Progress) -> str:
+    """Return what is being done, with its step, in words."""
+    words = download_words(progress) or STAGES.get(progress.stage, progress.stage.capitalize())
+    if progress.stage == "sample":
+        return f"{words}, step {progress.step} of {progress.steps}"
+    return words
+
+
 def _under_way(
     words: str, part: float, hint: str, picture: str = '<div class="cl-frame cl-pulse"></div>'
 ) -> str:
@@ -172,7 +180,7 @@ def results(
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
     <span class="cl-actions">{order}{save_links(saved)}</span></header>
-  {_warnings([*result.warnings, saved.note])}
+  {warnings_list([*result.warnings, saved.note])}
   {_what_scores_mean(result, references)}
   {_shared_maps(result, saved, send_to) if batch else ""}
   <div class="cl-cards{batch}">{cards}</div>
@@ -182,11 +190,14 @@ def results(
 def save_links(saved: SavedResult) -> str:
     """Return the links that save a contact sheet, and everything in one archive."""
     links = (("Contact sheet", saved.sheet), ("Save all", saved.archive))
-    return "".join(
+    return "".join(save_link(title, path) for title, path in links if path)
+
+
+def save_link(title: str, path: Path) -> str:
+    """Return the link that saves one file."""
+    return (
         f'<a class="cl-button" href="{file_url(path)}" download="{html.escape(path.name)}">'
         f"{title}</a>"
-        for title, path in links
-        if path
     )
 
 
@@ -268,7 +279,7 @@ def live(result: GenerationResult) -> str:
     <span>Live · a quick draft, {seconds} · seed {result.seeds[0]}</span></header>
   <div class="cl-live-pair"><figure class="cl-made"><img alt="The live picture" {size}
     src="{inline(picture, source_type_of(result.request))}"></figure><div>{maps}</div></div>
-  {_warnings(result.warnings)}
+  {warnings_list(result.warnings)}
 </section>"""
 
 
@@ -290,7 +301,8 @@ def _what_scores_mean(
     return f'<p class="cl-scale">{" ".join(sentences)}</p>' if sentences else ""
 
 
-def _warnings(texts: Sequence[str]) -> str:
+def warnings_list(texts: Sequence[str]) -> str:
+    """Return a list of sentences; nothing for none."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts if text)
     return f'<ul class="cl-warnings">{items}</ul>' if items else ""
 
@@ -488,7 +500,7 @@ def maps(
 <section class="cl-results">
   <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
     <span class="cl-actions">{save_links(SavedResult((), (), archive=archive))}</span></header>
-  {_warnings(notes)}
+  {warnings_list(notes)}
   <div class="cl-maps">{tiles}</div>
 </section>"""
 
@@ -498,8 +510,7 @@ def _tile(
 ) -> str:
     note = f'<p class="cl-map-note">{escape(drawn.note)}</p>' if drawn.note else ""
     if paths is None or drawn.control_map is None:
-        return f"""<figure class="cl-no-map"><div>{note}</div>
-      <figcaption><span>{escape(drawn.choice.title)}</span></figcaption></figure>"""
+        return without_picture(drawn.choice.title, drawn.note)
     high, wide = drawn.control_map.shape[:2]
     annotator = drawn.choice.annotator.name
     takers = [
@@ -507,6 +518,12 @@ def _tile(
     ]
     note += _use(paths[0], takers)
     return picture(drawn.choice.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
+
+
+def without_picture(caption: str, why: str) -> str:
+    """Return the place of a picture that could not be made."""
+    return f"""<figure class="cl-no-map"><div><p class="cl-map-note">{escape(why)}</p></div>
+      <figcaption><span>{escape(caption)}</span></figcaption></figure>"""
 
 
 def _figure(value: float | None) -> str:

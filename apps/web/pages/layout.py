@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import gradio as gr
 
+from apps.batch.uploads import MOST_PICTURES
 from apps.web.html import results
 from apps.web.jobs.compare import rivals
 from apps.web.jobs.job import Job
@@ -31,6 +32,8 @@ from apps.web.pages.widgets import (
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition, Example
+from core.images import SUFFIXES
+from core.picture_folder import CAPTION_SUFFIXES
 from core.request import SETTINGS, SETTINGS_OF_ORIGINAL
 
 CANVAS_SIDE = 512
@@ -104,6 +107,7 @@ class Layout:
         self._controls = controls
         self._defaults = controls.defaults(suite.model)
         self.fields: Fields = {}
+        self.many: tuple[gr.File, gr.Button] | None = None
         self.header = gr.HTML(self.header_of(suite.model), elem_classes="cl-header")
         with gr.Row(elem_classes="cl-columns"):
             with gr.Column(elem_classes="cl-input"):
@@ -185,6 +189,8 @@ class Layout:
             self.other_model = gr.Dropdown(
                 **choice, label="Model to compare with", container=False, elem_id="other"
             )
+        if isinstance(self._app, Condition) and not drawn_here:
+            self.many = _many_pictures()
 
     def _canvas(self) -> Canvas:
         """Place the canvas of an app whose input is drawn in the page."""
@@ -268,3 +274,24 @@ def _drawing(picture: Path) -> dict[str, Any]:
     """Return the strokes of an example's drawing, which stand beside its picture."""
     edit: dict[str, Any] = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
     return edit
+
+
+def _many_pictures() -> tuple[gr.File, gr.Button]:
+    """Place the section that runs the page's settings on many pictures."""
+    with gr.Accordion(
+        "Many pictures at once", open=False, elem_classes="cl-section", elem_id="many"
+    ):
+        gr.HTML(
+            '<p class="cl-told">Every picture is made with the settings of this page. A text '
+            "file of its name (cat.jpg, cat.txt) is its prompt in place of the one above.</p>",
+            padding=False,
+        )
+        files = gr.File(
+            label=f"Pictures or ZIPs, up to {MOST_PICTURES} pictures",
+            file_count="multiple",
+            file_types=[*SUFFIXES, ".zip", *CAPTION_SUFFIXES, ".jsonl", ".csv"],
+            height=140,
+            elem_id="many-files",
+        )
+        button = gr.Button("Run all of them", elem_id="run-many")
+    return files, button

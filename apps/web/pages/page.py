@@ -4,11 +4,13 @@ layout.py has the widgets, prefill.py fills them, runs.py runs the jobs; conditi
 several_page.py (several) have what depends on the controls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
+from apps.batch.uploads import UploadRun
+from apps.web.files import new_folder, upload_folder
 from apps.web.html import results
 from apps.web.jobs.compare import Pair, new_pair, rivals
 from apps.web.jobs.effects import DECIDING, DEPENDENT, without_effect
@@ -70,10 +72,14 @@ class Page:
 
     def _wire_runs(self) -> None:
         layout, fields = self.layout, list(self.layout.fields.values())
-        for button, begin, own_inputs in (
+        ways: list[tuple[gr.Button, Callable[..., Any], list[Any]]] = [
             (layout.run_button, self._begin, []),
             (layout.compare_button, self._begin_pair, [layout.other_model]),
-        ):
+        ]
+        if layout.many is not None:
+            files, button = layout.many
+            ways.append((button, self._begin_many, [files]))
+        for button, begin, own_inputs in ways:
             begun = button.click(
                 begin,
                 [layout.current, *own_inputs, *fields],
@@ -250,6 +256,15 @@ class Page:
         """Begin a run with two models."""
         return self.runs.begin(
             current, lambda: self._new_pair({"other": other} | self.layout.values_of(values))
+        )
+
+    def _begin_many(self, current: CurrentJob, files: Any, *values: Any) -> tuple[Any, ...]:
+        """Begin a run with every picture of a list of files."""
+        condition, given = self.runs.app, self.layout.values_of(values)
+        assert isinstance(condition, Condition)  # others have no such button
+        return self.runs.begin(
+            current,
+            lambda: UploadRun(self.suite, condition, given, files, new_folder(upload_folder())),
         )
 
     def _new_pair(self, given: dict[str, Any]) -> Pair:

@@ -6,9 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from apps.web.files import SavedResult, save, save_whole, upload_folder
-from apps.web.html import results
+from apps.batch.folder import TABLE, Batch
+from apps.batch.uploads import UploadRun
+from apps.web.files import (
+    SavedResult,
+    keep_copies,
+    save,
+    save_whole,
+    upload_folder,
+    write_archive,
+)
+from apps.web.html import grid, results
 from apps.web.html.comparison import Side, versus
+from apps.web.html.many import many
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.job import Job, Partial
 from apps.web.jobs.sweep import Sweep
@@ -20,7 +30,9 @@ from core.errors import BadInput
 from core.provenance import source_type_of
 from core.request import GenerationResult, Progress
 
+AnyJob = Job | Pair | Sweep | UploadRun
 STOPPED_EARLY = "Stopped before the first image was finished."
+STOPPED_BATCH = "Stopped: {} of {} pictures are done."
 BUSY = "A run is already in progress; wait until it ends, or stop it first."
 
 
@@ -31,7 +43,7 @@ class CurrentJob:
     """
 
     def __init__(self) -> None:
-        self.job: Job | Pair | Sweep | None = None
+        self.job: AnyJob | None = None
         self.speeds: dict[str, str] = {}
         """What Suite.measured said of the visitor's last run with each model."""
         self._lock = threading.Lock()
@@ -39,7 +51,7 @@ class CurrentJob:
     def __deepcopy__(self, _: Any) -> "CurrentJob":
         return CurrentJob()
 
-    def begin(self, new_job: Callable[[], Job | Pair | Sweep]) -> None:
+    def begin(self, new_job: Callable[[], AnyJob]) -> None:
         """Hold the job that `new_job` returns.
 
         Raises:
@@ -67,7 +79,7 @@ class Runs:
         self.send_to = send_to
         self.result_cards = result_cards
 
-    def begin(self, current: CurrentJob, new_job: Callable[[], Job | Pair]) -> tuple[Any, ...]:
+    def begin(self, current: CurrentJob, new_job: Callable[[], AnyJob]) -> tuple[Any, ...]:
         """Check everything before the event queues; return updates of Run, Stop and stage."""
         with plain_errors():
             current.begin(new_job)
@@ -77,7 +89,8 @@ class Runs:
         """Run the job; yield updates of the stage, of the result cards and of the last seed."""
         with plain_errors():
             try:
-                for stage, cards, seed in self._watch(current) if current.job else ():
+                watch = self._watch_many if isinstance(current.job, UploadRun) else self._watch
+                for stage, cards, seed in watch(current) if current.job else ():
                     last_seed = seed if isinstance(seed, int) else last_seed
                     yield stage, cards, seed
             except Exception:
@@ -86,7 +99,7 @@ class Runs:
 
     def _watch(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
         job, preview = current.job, ""
-        assert job is not None  # generate asks
+        assert isinstance(job, Job | Pair)  # generate asks
         made: list[tuple[GenerationResult, SavedResult]] = []
         kind = source_type_of(job.request)
         for report in job.run():
@@ -108,6 +121,37 @@ class Runs:
                 yield results.note(STOPPED_EARLY), gr.skip(), gr.skip()
             else:
                 yield gr.skip(), gr.skip(), gr.skip()
+
+    def _watch_many(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
+        """Show every picture of a batch as soon as it is done."""
+        job, settled, batch = current.job, 0, Batch([], {})
+        assert isinstance(job, UploadRun)  # generate asks
+        for report in job.run():
+            if isinstance(report, Progress):
+                words = f"{batch.current}: {results.progress_words(report)}"
+                yield grid.under_way(settled, batch.total, words), gr.skip(), gr.skip()
+            elif isinstance(report, Batch):
+                batch, settled = report, report.settled
+                yield gr.skip(), many(batch, job.out), gr.skip()
+            else:
+                yield gr.skip(), gr.skip(), gr.skip()
+        yield "", self._finished_batch(job, batch), gr.skip()
+
+    def _finished_batch(self, job: UploadRun, batch: Batch) -> str:
+        """Return the HTML of a batch with all that can be saved of it."""
+        images = [job.out / image for done in batch.done.values() for image in done.images]
+        maps = [job.out / done.control_map for done in batch.done.values()]
+        notes = [keep_copies(images, self.suite.keep)]
+        if job.stopped:
+            notes.insert(0, STOPPED_BATCH.format(len(batch.done), batch.total))
+        table, archive = job.out / TABLE, job.out / "controlloop.zip"
+        kept = [*images, *maps, *batch.sheets, table]
+        write_archive(archive, {str(path.relative_to(job.out)): path for path in kept}, {})
+        links = {"Scores (CSV)": table} | {
+            f"Contact sheet {number}" if len(batch.sheets) > 1 else "Contact sheet": sheet
+            for number, sheet in enumerate(batch.sheets, start=1)
+        }
+        return many(batch, job.out, links | {"Save all": archive}, notes)
 
     def _shown(self, job: Job | Pair, made: Sequence[tuple[GenerationResult, SavedResult]]) -> str:
         whole = save_whole(made)

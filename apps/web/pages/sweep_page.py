@@ -314,14 +314,15 @@ class _SweepPage:
             cells: list[Cell] = []
             files: Files = {}
             wide, high = sweep.shape
-            yield grid.under_way(sweep, 0, "Waiting for the machine"), grid.grid(sweep, [], {})
+            yield grid.under_way(0, wide * high, results.STAGES["wait"]), grid.grid(sweep, [], {})
             for report in self._made(sweep, cells, files):
                 if isinstance(report, Cell):
                     words = results.STAGES["sample"]
                     shown = grid.grid(sweep, cells, files, notes=sweep.notes)
-                    yield grid.under_way(sweep, len(cells), words), shown
+                    yield grid.under_way(len(cells), wide * high, words), shown
                 elif report:
-                    yield grid.under_way(sweep, len(cells), _words(report)), gr.skip()
+                    words = results.progress_words(report)
+                    yield grid.under_way(len(cells), wide * high, words), gr.skip()
                 else:
                     yield gr.skip(), gr.skip()  # ends here if the tab was closed
             sheet = self._sheet(sweep, cells) if cells else None
@@ -425,13 +426,6 @@ def _choices(known: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _whole(given: dict[str, Any]) -> dict[str, Any]:
     """Return the page's values with those that it has no widgets for."""
     return {**given, "preprocessor": "", "params": {}}
-
-
-def _words(progress: Progress) -> str:
-    words = results.download_words(progress) or results.STAGES.get(progress.stage, progress.stage)
-    if progress.stage == "sample":
-        return f"{words}, step {progress.step} of {progress.steps}"
-    return words
 
 
 def sheet_of(sweep: Sweep, cells: Sequence[Cell]) -> Any:

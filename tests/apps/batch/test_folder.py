@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from apps.web.suite import Suite
 from core.errors import BadInput
 from core.images import read_image
 from core.metadata import read_settings
+from core.picture_folder import read_folder
 from core.provenance import COMPOSITE, GENERATED, read_claims
 from models.store import Store
 
@@ -68,11 +69,17 @@ def pictures(tmp_path: Path) -> Path:
 Run = Callable[..., Batch]
 
 
+def last_of(reports: Iterable[object]) -> Batch:
+    batch = list(reports)[-1]
+    assert isinstance(batch, Batch)
+    return batch
+
+
 @pytest.fixture
 def run(suite: Suite, pictures: Path, tmp_path: Path) -> Run:
     def do(prompt: str = "a ball", **settings: Any) -> Batch:
-        batch = FolderRun(suite, CANNY, tmp_path / "out", SMALL | settings, prompt)
-        return batch.run(pictures, lambda *_: None)
+        folder_run = FolderRun(suite, CANNY, tmp_path / "out", SMALL | settings, prompt)
+        return last_of(folder_run.run(read_folder(pictures)))
 
     return do
 
@@ -167,9 +174,8 @@ def test_results_inside_the_folder_are_no_input(
     suite: Suite, pictures: Path, made: list[str]
 ) -> None:
     for _ in range(2):
-        batch = FolderRun(suite, CANNY, pictures / "out", SMALL, "a ball").run(
-            pictures, lambda *_: None
-        )
+        folder_run = FolderRun(suite, CANNY, pictures / "out", SMALL, "a ball")
+        batch = last_of(folder_run.run(read_folder(pictures)))
         assert set(batch.done) == {"a.png", "inside/b.jpg"}
     assert len(made) == 2
 

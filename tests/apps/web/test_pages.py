@@ -439,7 +439,7 @@ def test_a_page_restores_a_picture_that_is_no_png(
     assert (named["control_start"], named["preprocessor"]) == (0.1, "Canny")
 
 
-@pytest.mark.parametrize(("name", "runs"), [("annotator", 1), ("canny2image", 2)])
+@pytest.mark.parametrize(("name", "runs"), [("annotator", 1), ("canny2image", 3)])
 def test_the_buttons_come_back_after_a_failure_too(
     page_of: Callable[[str], Any], name: str, runs: int
 ) -> None:

@@ -1,0 +1,47 @@
+"""The images of a batch as HTML. Text from outside is escaped here; page.css styles the classes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from apps.batch.folder import Batch
+from apps.web.html import results
+from apps.web.sheet import score_words
+from apps.web.suite import duration
+
+
+def many(
+    batch: Batch, folder: Path, links: Mapping[str, Path] | None = None, notes: Sequence[str] = ()
+) -> str:
+    """Return the images so far with their scores, and the pictures without one with the reason.
+
+    `folder` is that of the batch's files; `links` are files to save, by what they are.
+    """
+    facts = [f"{len(batch.done)} of {batch.total} pictures"]
+    if batch.bad:
+        facts.append(f"{len(batch.bad)} failed")
+    if batch.mean_score is not None:
+        facts.append(f"mean score {batch.mean_score:.0f} / 100")
+    facts.append(duration(sum(done.seconds for done in batch.done.values())))
+    tiles = [
+        _tile(folder / image, done.name, score)
+        for done in batch.done.values()
+        for image, score in zip(done.images, done.scores, strict=True)
+    ]
+    tiles += [results.without_picture(name, why) for name, why in batch.bad.items()]
+    save = "".join(results.save_link(title, path) for title, path in (links or {}).items())
+    return f"""
+<section class="cl-results">
+  <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>
+    <span class="cl-actions">{save}</span></header>
+  {results.warnings_list(notes)}
+  <div class="cl-maps">{"".join(tiles)}</div>
+</section>"""
+
+
+def _tile(file: Path, name: str, score: float | None) -> str:
+    with Image.open(file) as opened:
+        size = opened.size
+    caption = f"{name}: {score_words(score)}"
+    return results.picture(caption, "cl-made", results.file_url(file), size, file)
