@@ -82,6 +82,7 @@
 
   let wasRunning = false;
   let wentElsewhere = false;
+  let followUntil = 0;
   for (const kind of ["wheel", "touchmove"]) {
     document.addEventListener(kind, () => { wentElsewhere = true; }, { passive: true });
   }
@@ -93,10 +94,12 @@
   };
   const followRun = () => {
     const now = running();
-    if (now === wasRunning) return;
-    wasRunning = now;
-    if (now) wentElsewhere = false;
-    bringIntoSight();
+    if (now !== wasRunning) {
+      wasRunning = now;
+      if (now) wentElsewhere = false;
+      followUntil = performance.now() + 1000; // what stands above changes its height a little later
+    }
+    if (performance.now() < followUntil) bringIntoSight();
   };
 
   // What Gradio has no option for

@@ -13,7 +13,7 @@ from apps.web.pages.canvas import Canvas
 from apps.web.pages.endpoint import Endpoint, endpoint_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
-from apps.web.pages.widgets import PRIVATE, plain_errors, widget
+from apps.web.pages.widgets import CLOSED_IN_BROWSER, PRIVATE, plain_errors, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
@@ -159,7 +159,11 @@ class SingleControl:
         for name in ("preprocessor", *self.params):
             fields[name].input(redraw, **event)
         fields["image"].change(
-            lambda: gr.Image(value=None, visible=False), None, [self.map], queue=False, **PRIVATE
+            None,
+            None,
+            self.map,
+            js="() => ({__type__: 'update', value: null, visible: false})",
+            **PRIVATE,
         )
         if self.can_edit:
             self._wire_editor(fields, event)
@@ -196,13 +200,7 @@ class SingleControl:
             lambda: gr.Column(visible="hidden"), None, self.panel, queue=False, **PRIVATE
         )
         for other_picture in (fields["image"].upload, fields["image"].clear):
-            other_picture(
-                lambda: (gr.Column(visible=False), None),
-                None,
-                [self.panel, canvas],
-                queue=False,
-                **PRIVATE,
-            )
+            other_picture(None, None, [self.panel, canvas], **CLOSED_IN_BROWSER)
 
     def _open_editor(self, given: dict[str, Any]) -> Iterator[Any]:
         """Show the editor on the map, with the page's edit or the one that stands for the map.

@@ -22,7 +22,7 @@ from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
 from apps.web.pages.prompt import wire_help, wire_style
 from apps.web.pages.runs import CurrentJob, Runs
-from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, runs_at_once
+from apps.web.pages.widgets import AT_ONCE, CLOSED_IN_BROWSER, FEW_AT_ONCE, PRIVATE, runs_at_once
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
@@ -217,9 +217,7 @@ class Page:
         layout.mask_button.click(self.prefill.open_mask, fields, panel, **event)
         self.restored.then(self.prefill.show_mask, fields, panel, **event)
         for begins_anew in (layout.unmask_button.click, layout.fields["image"].change):
-            begins_anew(
-                lambda: (gr.Column(visible=False), None), None, panel, queue=False, **PRIVATE
-            )
+            begins_anew(None, None, panel, **CLOSED_IN_BROWSER)
 
     def _wire_live(self) -> None:
         """Make a picture at once whenever the canvas asks for one."""

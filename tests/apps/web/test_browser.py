@@ -332,6 +332,7 @@ def test_mistakes_are_told_and_nothing_is_lost(page: Any, tmp_path: Path) -> Non
     expect(page.locator("#prompt textarea")).to_have_value("kept")
     _shot(page, "8-mistake")
     toast.get_by_test_id("toast-close").click()
+    expect(toast).to_have_count(0)
 
     (tmp_path / "text.png").write_text("hello")
     page.set_input_files("#image input[type=file]", tmp_path / "text.png")

@@ -61,7 +61,6 @@ def test_only_what_is_painted_changes_and_a_file_brings_the_mask_back(
 ) -> None:
     photo = read_image(PHOTOS / "coffee.jpg")[0]
     _upload(page)
-    page.wait_for_timeout(1000)  # the new picture has put away the mask of the one before
     expect(page.locator("#mask-panel")).to_be_hidden()
     page.locator("#paint-mask").click()
     expect(page.locator("#mask .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
