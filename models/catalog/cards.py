@@ -8,6 +8,7 @@ in, and `taesd`, a tiny autoencoder that decodes the pictures shown while sampli
 A card that only adds other ControlNets to a base has `base_of = "<name of that base's card>"`.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -160,6 +161,17 @@ class Card:
     def preprocessor(self, control: str) -> str:
         """Return the preprocessor that the card has for a ControlNet."""
         return self.controls[control].preprocessor if control in self.controls else ""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The ADE20K indices of all that it was trained to draw, by its own annotator's config.
+
+        Empty for a base without an annotator of its own.
+        """
+        config = self.base_folder / "annotator" / "config.json"
+        if self.file or not config.is_file():
+            return ()
+        return tuple(json.loads(config.read_text(encoding="utf-8"))["classes"])
 
     def control_names(self) -> list[str]:
         """Return every ControlNet this model knows, in alphabetical order."""

@@ -195,6 +195,13 @@ class SingleControl:
         self.edit.click(begin, **opened)
         self.detected.click(begin_again, **opened)
         canvas.edit(follow, **event | {"outputs": [self.map, canvas]})
+        fields["model"].change(
+            lambda model: gr.update(scene=self._of_model(model)),
+            [fields["model"]],
+            [canvas],
+            queue=False,
+            **PRIVATE,
+        )
         # Hidden it keeps its undo; for another picture it is made anew.
         self.hide.click(
             lambda: gr.Column(visible="hidden"), None, self.panel, queue=False, **PRIVATE
@@ -210,7 +217,12 @@ class SingleControl:
         edit, has_picture = given.get("edit") or None, bool(path_in(given["image"]))
         if not edit and not has_picture:
             side = self.suite.defaults(given["model"])["image_resolution"]
-            scene = {"size": [side, side], "photo": "", "drawn": ""}
+            scene = {
+                "size": [side, side],
+                "photo": "",
+                "drawn": "",
+                **self._of_model(given["model"]),
+            }
             yield gr.Column(visible=True), gr.update(value=None, scene=scene), gr.skip()
             return
         drawn = None
@@ -225,7 +237,13 @@ class SingleControl:
         size = (drawn.shape[1], drawn.shape[0])
         photo = results.inline(resize(request.controls[0].image, size)) if has_picture else ""
         scene = {"size": list(size), "photo": photo, "drawn": results.inline(drawn), "shows": edit}
+        scene |= self._of_model(given["model"])
         yield gr.Column(visible=True), gr.update(value=found, scene=scene), gr.skip()
+
+    def _of_model(self, model: object) -> dict[str, Any]:
+        """Return what the canvas is told of a model, as part of its scene."""
+        card = self.suite.card(model)
+        return {"model": {"title": card.title, "classes": list(card.classes)}}
 
     def _maps(self, given: dict[str, Any]) -> Iterator[tuple[RGBImage | None, str]]:
         """Draw the map; yield it, as it is shown, and its label, which also tells of downloads.

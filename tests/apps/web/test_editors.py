@@ -19,6 +19,7 @@ from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
 from core.condition import ControlMap
 from core.request import GenerationRequest
+from models.catalog.cards import Card
 from tests.apps.web import test_browser
 from tests.apps.web.test_browser import PATIENCE_MS, PHOTOS, SCREENS, _opened, _shot, expect
 
@@ -241,6 +242,37 @@ def test_a_class_is_found_painted_filled_and_replaced_without_a_picture(
         expect(page.locator("#map")).to_be_hidden(timeout=PATIENCE_MS)
         expect(page.locator(".toast-body")).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_classes_that_the_model_knows_come_first_and_have_a_mark(
+    browser: Any, editors_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = palette()[0].index("lake")
+    known = property(lambda card: (lake,) if card.name == "tiny" else ())
+    monkeypatch.setattr(Card, "classes", known)
+    with _opened(browser, "desktop", f"{editors_address}seg2image") as page:
+        page.locator("#edit").click()
+        canvas = page.locator("#canvas")
+        expect(canvas.locator(".cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+        field, options = canvas.get_by_role("combobox"), canvas.get_by_role("option")
+        field.click()
+        expect(options.first).to_have_text("lake✓ Tiny")
+        expect(options.filter(has_text="✓")).to_have_count(1)
+        options.first.click()
+        _press(page, 0.45, 0.5, (0.55, 0.5))
+        screen = canvas.locator(".cv-screen").bounding_box()
+        page.mouse.move(screen["x"] + screen["width"] / 2, screen["y"] + screen["height"] / 2)
+        expect(canvas.locator(".cv-hint")).to_have_text("Here: lake (✓ Tiny knows it).")
+        page.get_by_role("button", name="Advanced options").click()
+        page.locator("#model input").click()
+        page.get_by_role("option", name="Other").click()
+        for _ in range(PATIENCE_MS // 500):  # an open list stays as it is
+            field.blur()
+            field.click()
+            if not options.filter(has_text="✓").count():
+                break
+            page.wait_for_timeout(500)
+        expect(options.first).to_have_text("sky")
 
 
 @pytest.mark.parametrize("screen", SCREENS)

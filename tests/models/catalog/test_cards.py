@@ -1,5 +1,6 @@
 """Cards say what a model is; a malformed one is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from models.catalog.cards import Card, read_card
 from models.catalog.paths import MODELS
 from tests.conftest import CARD
 from tests.models.conftest import OTHER_CARD
+from training.diorama.world import ADE20K
 
 
 @pytest.fixture
@@ -45,6 +47,13 @@ def test_the_families_of_controls_share_one_base(shipped: dict[str, Card]) -> No
         assert all(source.licence for source in card.controls.values())
         reversed_ = {c for c in card.controls if card.channel_order(c) == "bgr"}
         assert reversed_ == ({"normal"} if name == "sd15_v10" else set())
+
+
+def test_a_card_tells_the_classes_that_its_world_has(shipped: dict[str, Card]) -> None:
+    assert shipped["diorama"].classes == tuple(sorted(ADE20K.values()))
+    assert shipped["sd15"].classes == ()
+    own = replace(shipped["diorama"], file=Path("mine.safetensors"))
+    assert own.classes == (), "a checkpoint of the visitor's own was trained elsewhere"
 
 
 @pytest.mark.parametrize("text", ["a sunset", "{prompt} and {prompt}", ""])

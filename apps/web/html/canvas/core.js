@@ -160,6 +160,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     get value() { return value; },
     get size() { return value?.size ?? scene.size ?? [512, 512]; },
     get scale() { return view.scale; },
+    get scene() { return scene; },
     images: {}, // what lies under the drawing, by name: "photo" and "drawn" from the server
     shown: null, // the value that images.drawn shows
     opacity: { photo: 1, drawn: 1 },

@@ -3,7 +3,8 @@ ICONS.replace = "M4 8h13M13 4l4 4-4 4M20 16H7M11 12l-4 4 4 4";
 ICONS.pick = "M4 20l2-5 8-8 3 3-8 8zM13 6l3-3 5 5-3 3z";
 
 // A text field with the list of classes that it finds; keyboard and reader know it as a combobox.
-const classField = (names, swatch, own, choose) => {
+// First come the classes that the model knows, `model().classes`, then `own()`, the map's.
+const classField = (names, swatch, own, model, choose) => {
   const list = node("ul", { class: "options cv-list", role: "listbox", id: "cv-classes", "aria-label": "Classes" });
   let current = 0;
   let active = -1;
@@ -25,8 +26,10 @@ const classField = (names, swatch, own, choose) => {
   const fill = (words) => {
     const asked = words.trim().toLowerCase();
     const present = own();
+    const { title, classes } = model();
     const rank = (index) => (present.includes(index) ? present.indexOf(index) - names.length : 0)
-      + (asked && names[index].startsWith(asked) ? -2 * names.length : 0);
+      + (asked && names[index].startsWith(asked) ? -2 * names.length : 0)
+      + (classes.includes(index) ? -4 * names.length : 0);
     const found = names.map((_, index) => index)
       .filter((index) => names[index].includes(asked))
       .sort((a, b) => rank(a) - rank(b) || a - b);
@@ -34,7 +37,8 @@ const classField = (names, swatch, own, choose) => {
       role: "option", id: `cv-class-${index}`, "aria-selected": "false",
       onpointerdown: (event) => event.preventDefault(), // the field keeps the focus
       onclick: () => take(index),
-    }, swatch(index), names[index])));
+    }, swatch(index), names[index],
+    ...(classes.includes(index) ? [node("span", { class: "cv-known" }, `✓ ${title}`)] : []))));
     if (!found.length) list.append(node("li", { class: "cv-none" }, "No class has such a name."));
     mark(found.length ? 0 : -1);
   };
@@ -142,6 +146,8 @@ editors.segments = (canvas) => {
     return [...areas.keys()].sort((a, b) => areas.get(b) - areas.get(a));
   };
 
+  // The page's model and the classes that it knows: none where it was trained with other data.
+  const model = () => canvas.scene.model ?? { title: "", classes: [] };
   const swatch = (index) => {
     const made = node("span", { class: "cv-swatch" });
     made.style.background = colours[index];
@@ -153,7 +159,7 @@ editors.segments = (canvas) => {
     showChips();
     canvas.redraw(true);
   };
-  const field = classField(names, swatch, present, (index) => {
+  const field = classField(names, swatch, present, model, (index) => {
     choose(index);
     if (canvas.tool === "pick") canvas.use("paint");
   });
@@ -186,8 +192,10 @@ editors.segments = (canvas) => {
   const says = (found) => {
     if (found === undefined) return HINT;
     const [here, chosen] = [names[found], names[current]];
+    const { title, classes } = model();
+    const known = classes.includes(found) ? ` (✓ ${title} knows it)` : "";
     if (canvas.tool === "pick") return `Take ${here} to paint with.`;
-    if (found === current || canvas.tool === "paint") return `Here: ${here}.`;
+    if (found === current || canvas.tool === "paint") return `Here: ${here}${known}.`;
     return canvas.tool === "fill" ? `Make this ${here} ${chosen}.`
       : `Make all ${here} of the map ${chosen}.`;
   };
