@@ -44,6 +44,9 @@ STRIDE = 2
 """Side of the picture divided by side of the prediction."""
 GRID = 32
 """The picture's sides must be multiples of this: the network halves it five times."""
+SHIFTS = ((0, 0), (3, 3), (1, 2), (2, 1))
+"""Pixels, x and y, that a picture is moved by for the mean of its predictions: each place on a grid
+of four once, so that the mean hardly depends on where such a grid lies on the picture."""
 HEAD_WIDTH = 64
 MAX_ENTROPY = 0.45
 """Of the classes, in nats, the mean over a picture's pixels. One of 500 held-out scenes lies above,
@@ -250,20 +253,37 @@ def _predict(network: SceneAnnotator, images: Sequence[RGBImage]) -> list[dict[s
 
 
 def _steady(network: SceneAnnotator, pixels: Tensor) -> Prediction:
-    """Return the mean prediction for pictures (B, 3, H, W), their mirror images, and both of these
-    moved by a pixel.
+    """Return the mean prediction for pictures (B, 3, H, W), moved by SHIFTS, and their mirrors.
 
-    A cell lies at the first pixel of 2 x 2; so the four predict each of them, and the mean lies at
-    their centre. A mirrored picture has the same mean, and one moved by a pixel nearly the same.
+    A mirrored picture has the same mean, and one moved by a pixel nearly the same. A cell lies at
+    the first pixel of 2 x 2; the shifts predict each of the four equally often, so the mean lies at
+    their centre.
     """
-    straight, mirrored = (
-        network(torch.cat([view, functional.pad(view, (0, 1, 0, 1), "replicate")[:, :, 1:, 1:]]))
-        for view in (pixels, pixels.flip(3))
+    height, width = pixels.shape[2:]
+    # Of a larger picture a pixel is less, and four more predictions cost more.
+    shifts = SHIFTS if min(height, width) <= TRAINING_RESOLUTION else SHIFTS[:2]
+
+    def moved_back(part: Tensor, x: int, y: int) -> Tensor:
+        cells = functional.pad(part, (x // STRIDE, 0, y // STRIDE, 0), "replicate")
+        return cells[:, :, : part.shape[2], : part.shape[3]]
+
+    def mean_of(view: Tensor) -> Prediction:
+        larger = functional.pad(view, (0, GRID, 0, GRID), "replicate")
+        moved = network(torch.cat([larger[:, :, y : y + height, x : x + width] for x, y in shifts]))
+        parts = (part.float().chunk(len(shifts)) for part in vars(moved).values())
+        return Prediction(
+            *(
+                torch.stack([moved_back(p, *s) for p, s in zip(part, shifts, strict=True)]).mean(0)
+                for part in parts
+            )
+        )
+
+    pairs = zip(
+        vars(mean_of(pixels)).values(),
+        vars(mean_of(pixels.flip(3)).mirrored()).values(),
+        strict=True,
     )
-    pairs = zip(vars(straight).values(), vars(mirrored.mirrored()).values(), strict=True)
-    return Prediction(
-        *((a.float() + b.float()).unflatten(0, (2, -1)).mean(0) / 2 for a, b in pairs)
-    )
+    return Prediction(*((a + b) / 2 for a, b in pairs))
 
 
 def resize_like(values: Maps, image: RGBImage) -> Maps:
