@@ -1,48 +1,67 @@
 """Finished images as lossless PNGs with their settings, in a folder that Gradio serves."""
 
+import errno
+import io
 import json
 import logging
 import os
-import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image
 
 from apps.web.janitor import PARTIAL
 from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
 from core.metadata import save_png
 from core.png_chunks import write_png
-from core.provenance import COMPOSITE, mark
+from core.provenance import COMPOSITE, mark, source_type_of
 from core.request import ControlResult, GenerationResult
 
 log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 LARGEST_UPLOAD_MB = 30
 LARGEST_UPLOAD = LARGEST_UPLOAD_MB * 2**20
 """In bytes, of a picture's file."""
 
-NOT_KEPT = (
+NOT_COPIED = (
     "Not every image could be copied to the server's folder; save here what you want to keep."
 )
+NOT_SAVED = (
+    "The server's disk {problem}, so these are kept on this page alone: {lost}; save what you want "
+    "to keep."
+)
+NO_SETTINGS = "The settings could not be written into image {}."
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A PNG that could not be written, for the page that shows it."""
+
+    name: str
+    png: bytes
+
+
+File = Path | InMemory
 
 
 @dataclass(frozen=True)
 class SavedMaps:
     """The files of one control's maps; tuples have one entry per image."""
 
-    control_map: Path
-    reextracted: tuple[Path, ...]
-    shown_map: Path
-    shown_reextracted: tuple[Path, ...]
+    control_map: File
+    reextracted: tuple[File, ...]
+    shown_map: File
+    shown_reextracted: tuple[File, ...]
     """The two above as the page shows them: their previews, or the same files if they are their own
     preview."""
 
@@ -51,24 +70,16 @@ class SavedMaps:
 class SavedResult:
     """The files of one run."""
 
-    images: tuple[Path, ...]
+    images: tuple[File, ...]
     """In the result's order."""
     maps: tuple[SavedMaps, ...]
     """One for each control, in the result's order."""
     note: str = ""
     """What went wrong while saving, for the page; "" if nothing did."""
-    sheet: Path | None = None
+    sheet: File | None = None
     """All images on one picture."""
     archive: Path | None = None
     """A ZIP of the images, maps, sheet and report."""
-
-    def all(self) -> set[Path]:
-        """Return all files, each once."""
-        found = {*self.images}
-        for maps in self.maps:
-            found |= {maps.control_map, maps.shown_map}
-            found |= {*maps.reextracted, *maps.shown_reextracted}
-        return found | {path for path in (self.sheet, self.archive) if path}
 
 
 def upload_folder() -> Path:
@@ -81,65 +92,147 @@ def upload_folder() -> Path:
     )
 
 
-def save(result: GenerationResult, cache: Path, keep: Path | None) -> SavedResult:
-    """Write a result's files into a new folder under `cache`, and copy the images to `keep`.
+class RunFiles:
+    """The files of one run in a folder of its own, each written as soon as there is its picture.
 
-    A copy that fails is logged and noted, so that a full disk does not lose the images.
+    What the disk does not take stays in memory, and `note` says so: no picture is lost for it.
     """
-    folder = new_folder(cache)
-    names = [control.condition.name for control in result.controls]
-    images = []
-    for index, seed in enumerate(result.seeds):
-        path = folder / f"{'-'.join(names)}-{seed}.png"
-        save_png(path, result.images[index], result, index)
-        images.append(path)
-    note = keep_copies(images, keep)
-    maps = []
-    for number, (name, control) in enumerate(zip(names, result.controls, strict=True), start=1):
-        stem = f"{name}-{number}" if names.count(name) > 1 else name
-        maps.append(_save_maps(control, result.seeds, folder, stem))
-    return SavedResult(tuple(images), tuple(maps), note)
+
+    def __init__(self, cache: Path, keep: Path | None = None) -> None:
+        """Write nothing yet; the images are also copied to `keep`."""
+        self._cache, self._keep = cache, keep
+        self._folder: Path | None = None
+        self._files: dict[str, File] = {}
+        self._lost: dict[str, str] = {}
+        """What could not be written, in words, with the reason."""
+        self._others: dict[str, None] = {}
+        """Further sentences for the note, each once."""
+
+    @property
+    def note(self) -> str:
+        """What went wrong so far, for the user; "" if nothing did."""
+        notes = list(self._others)
+        if self._lost:
+            problem = next(iter(self._lost.values()))
+            notes.insert(0, NOT_SAVED.format(problem=problem, lost=", ".join(self._lost)))
+        return " ".join(notes)
+
+    def save(self, result: GenerationResult, with_sheet: bool = False) -> SavedResult:
+        """Write what is not written yet of a result, which may have got more images since."""
+        names = [control.condition.name for control in result.controls]
+        images = tuple(
+            self._image(f"{'-'.join(names)}-{seed}.png", result, index)
+            for index, seed in enumerate(result.seeds)
+        )
+        maps = []
+        for number, (name, control) in enumerate(zip(names, result.controls, strict=True), start=1):
+            stem = f"{name}-{number}" if names.count(name) > 1 else name
+            maps.append(self._maps(control, result.seeds, stem))
+        sheet = None
+        if with_sheet and len(result.images) > 1:
+            sheet = self.picture(
+                "contact-sheet.png",
+                "the contact sheet",
+                lambda: _png(contact_sheet(result), mark(COMPOSITE, result.model)),
+            )
+        return SavedResult(images, tuple(maps), self.note, sheet)
+
+    def save_map(
+        self, control_map: ControlMap, annotator: Annotator, stem: str
+    ) -> tuple[File, File]:
+        """Write a map and its preview; return both files, the same if the map is its preview.
+
+        Neither is marked as made by a machine: core/provenance.py says why.
+        """
+        file = self.picture(f"{stem}.png", "the maps", lambda: _png(control_map))
+        shown = annotator.preview(control_map)
+        if np.array_equal(shown, control_map):
+            return file, file
+        return file, self.picture(f"{stem}-shown.png", "the maps", lambda: _png(shown))
+
+    def picture(self, name: str, what: str, encode: Callable[[], bytes]) -> File:
+        """Return the file of a picture, written unless it is there; `what` it is, for the note."""
+        if name not in self._files:
+            png = encode()
+            path = self._write(name, what, lambda path: path.write_bytes(png))
+            self._files[name] = path or InMemory(name, png)
+        return self._files[name]
+
+    def archive(
+        self, name: str, files: Mapping[str, File], reports: Mapping[str, Mapping[str, Any]]
+    ) -> Path | None:
+        """Write a ZIP of files and of reports as JSON, by their names in it; None if it fails."""
+        return self._write(name, "the archive", lambda path: _zip(path, files, reports))
+
+    def _image(self, name: str, result: GenerationResult, index: int) -> File:
+        is_new = name not in self._files
+        what = f"image {index + 1}"
+        file = self.picture(name, what, lambda: self._encoded(result, index))
+        if is_new and (note := keep_copies([file], self._keep)):
+            self._others[note] = None
+        return file
+
+    def _encoded(self, result: GenerationResult, index: int) -> bytes:
+        memory = io.BytesIO()
+        try:
+            save_png(memory, result.images[index], result, index)
+        except Exception:
+            log.exception("The settings could not be written")
+            self._others[NO_SETTINGS.format(index + 1)] = None
+            return _png(result.images[index], mark(source_type_of(result.request), result.model))
+        return memory.getvalue()
+
+    def _maps(self, control: ControlResult, seeds: Sequence[int], stem: str) -> SavedMaps:
+        annotator = control.condition.annotator
+        control_map, shown_map = self.save_map(
+            control.control_map, annotator, f"{stem}-control-map"
+        )
+        found = [
+            self.save_map(reextracted, annotator, f"{stem}-{seed}-reextracted")
+            for seed, reextracted in zip(seeds, control.reextracted, strict=True)
+        ]
+        return SavedMaps(
+            control_map,
+            reextracted=tuple(file for file, _ in found),
+            shown_map=shown_map,
+            shown_reextracted=tuple(shown for _, shown in found),
+        )
+
+    def _write(self, name: str, what: str, write: Callable[[Path], object]) -> Path | None:
+        """Write a file of the run's folder; note the failure and return None if it cannot be."""
+        try:
+            if self._folder is None:
+                self._folder = new_folder(self._cache)
+            self._folder.mkdir(exist_ok=True)  # the janitor may have needed the room
+            path = self._folder / name
+            _replace(path, write)
+        except OSError as error:
+            log.error("%s could not be written: %s", name, error)
+            self._lost[what] = "is full" if error.errno in FULL else "cannot be written to"
+            return None
+        return path
 
 
-def save_whole(results: Sequence[tuple[GenerationResult, SavedResult]]) -> list[SavedResult]:
-    """Add a contact sheet to each result of several images, and one archive of all to the first.
+def save_whole(runs: Sequence[tuple[GenerationResult, RunFiles]]) -> list[SavedResult]:
+    """Save results, each of several images with a contact sheet, the first with an archive of all.
 
     Of two models' results, each has a folder of its own in the archive, named by its model.
     """
-    with_sheets: list[SavedResult] = []
-    files: dict[str, Path] = {}
+    whole: list[SavedResult] = []
+    files: dict[str, File] = {}
     reports: dict[str, dict[str, Any]] = {}
-    for result, without_sheet in results:
-        saved = _with_sheet(result, without_sheet)
-        with_sheets.append(saved)
-        folder = f"{result.model}/" if len(results) > 1 else ""
-        maps = [path for one in saved.maps for path in (one.control_map, *one.reextracted)]
+    for result, run in runs:
+        saved = run.save(result, with_sheet=True)
+        whole.append(saved)
+        folder = f"{result.model}/" if len(runs) > 1 else ""
+        maps = [file for one in saved.maps for file in (one.control_map, *one.reextracted)]
         kept = [*saved.images, *maps, *([saved.sheet] if saved.sheet else [])]
-        files |= {f"{folder}{path.name}": path for path in kept}
-        names = [path.name for path in saved.images]
+        files |= {f"{folder}{file.name}": file for file in kept}
+        names = [file.name for file in saved.images]
         reports[f"{folder}report.json"] = result.report() | {"files": names}
-    archive = with_sheets[0].images[0].with_name("controlloop.zip")
-    write_archive(archive, files, reports)
-    return [replace(with_sheets[0], archive=archive), *with_sheets[1:]]
-
-
-def _with_sheet(result: GenerationResult, saved: SavedResult) -> SavedResult:
-    if len(result.images) == 1:
-        return saved
-    sheet = saved.images[0].with_name("contact-sheet.png")
-    write_png(sheet, contact_sheet(result), mark(COMPOSITE, result.model))
-    return replace(saved, sheet=sheet)
-
-
-def write_archive(
-    archive: Path, files: Mapping[str, Path], reports: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Write a ZIP of files and of reports as JSON, both by their names in it."""
-    with ZipFile(archive, "w") as opened:  # stored: PNGs are compressed already
-        for name, path in files.items():
-            opened.write(path, name)
-        for name, report in reports.items():
-            opened.writestr(name, json.dumps(report, indent=2, ensure_ascii=False))
+    first = runs[0][1]
+    archive = first.archive("controlloop.zip", files, reports)
+    return [replace(whole[0], archive=archive, note=first.note), *whole[1:]]
 
 
 SHEET_COLUMNS = 4
@@ -164,23 +257,6 @@ def contact_sheet(result: GenerationResult) -> RGBImage:
     return drawn_sheet(tiles, (columns, -(-len(cells) // columns)))
 
 
-def _save_maps(control: ControlResult, seeds: Sequence[int], folder: Path, stem: str) -> SavedMaps:
-    annotator = control.condition.annotator
-    control_map, shown_map = save_map(
-        control.control_map, annotator, folder / f"{stem}-control-map.png"
-    )
-    files_and_previews = [
-        save_map(reextracted, annotator, folder / f"{stem}-{seed}-reextracted.png")
-        for seed, reextracted in zip(seeds, control.reextracted, strict=True)
-    ]
-    return SavedMaps(
-        control_map,
-        reextracted=tuple(file for file, _ in files_and_previews),
-        shown_map=shown_map,
-        shown_reextracted=tuple(preview for _, preview in files_and_previews),
-    )
-
-
 def new_folder(cache: Path) -> Path:
     """Make a folder for the files of one run."""
     folder = cache / f"controlloop-{uuid.uuid4().hex}"
@@ -188,42 +264,62 @@ def new_folder(cache: Path) -> Path:
     return folder
 
 
-def save_map(control_map: ControlMap, annotator: Annotator, path: Path) -> tuple[Path, Path]:
-    """Write a map and its preview; return both files, the same if the map is its preview.
-
-    Neither is marked as made by a machine: core/provenance.py says why.
-    """
-    Image.fromarray(control_map).save(path)
-    picture = annotator.preview(control_map)
-    if np.array_equal(picture, control_map):
-        return path, path
-    shown = path.with_name(f"{path.stem}-shown.png")
-    Image.fromarray(picture).save(shown)
-    return path, shown
+def _png(picture: RGBImage, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    memory = io.BytesIO()
+    write_png(memory, picture, texts)
+    return memory.getvalue()
 
 
-def keep_copies(images: Sequence[Path], keep: Path | None) -> str:
+def keep_copies(images: Sequence[File], keep: Path | None) -> str:
     """Copy images to the folder `keep`, if there is one; return a note if that failed."""
     note = ""
     if keep is None:
         return note
-    for path in images:
+    for image in images:
+        png = image.png if isinstance(image, InMemory) else image.read_bytes()
         try:
-            _keep(path, keep)
+            _copy(png, keep, image.name)
         except OSError as error:
-            log.error("%s could not be copied to %s: %s", path.name, keep, error)
-            note = NOT_KEPT
+            log.error("%s could not be copied to %s: %s", image.name, keep, error)
+            note = NOT_COPIED
     return note
 
 
-def _keep(path: Path, folder: Path) -> None:
-    """Copy a picture atomically and under a name of its own."""
+def _copy(png: bytes, folder: Path, name: str) -> None:
+    """Write a picture under a name of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{path.name}"
-    partial = folder / PARTIAL.format(uuid.uuid4().hex)
+    target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{name}"
+    _replace(target, lambda path: path.write_bytes(png))
+
+
+def write_archive(
+    archive: Path, files: Mapping[str, File], reports: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write a ZIP of files and of reports as JSON, both by their names in it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _replace(archive, lambda path: _zip(path, files, reports))
+
+
+def _zip(target: Path, files: Mapping[str, File], reports: Mapping[str, Mapping[str, Any]]) -> None:
+    with ZipFile(target, "w") as opened:  # stored: PNGs are compressed already
+        for name, file in files.items():
+            if isinstance(file, InMemory):
+                opened.writestr(name, file.png)
+            else:
+                opened.write(file, name)
+        for name, report in reports.items():
+            opened.writestr(name, json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name first, so that none is broken where the server is killed."""
+    partial = target.with_name(PARTIAL.format(uuid.uuid4().hex))
     try:
-        shutil.copyfile(path, partial)
+        write(partial)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from apps.web.files import File
 from apps.web.html import results
 from apps.web.jobs.sweep import Cell, Sweep, means
 from apps.web.sheet import score_words
@@ -30,8 +30,8 @@ def under_way(done: int, total: int, words: str) -> str:
 def grid(
     sweep: Sweep,
     cells: Sequence[Cell],
-    files: Mapping[tuple[int, int], Path],
-    sheet: Path | None = None,
+    files: Mapping[tuple[int, int], File],
+    sheet: File | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """Return the grid with the cells so far; `files` are their pictures, by (column, row).
@@ -91,7 +91,7 @@ def _side(sweep: Sweep, row: int) -> str:
     return f'<th scope="row"><span>{results.escape(sweep.rows.label(row))}</span></th>'
 
 
-def _cell(cell: Cell | None, file: Path | None) -> str:
+def _cell(cell: Cell | None, file: File | None) -> str:
     if cell is None:
         return '<td><div class="cl-cell-empty" aria-label="not made yet"></div></td>'
     if cell.result is None or file is None:

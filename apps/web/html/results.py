@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from apps.web.files import SavedMaps, SavedResult
+from apps.web.files import File, InMemory, SavedMaps, SavedResult
 from apps.web.jobs.map_choices import DrawnMap, MapChoice
 from apps.web.suite import duration, how_much, long_duration
 from apps.web.tool import Tool
@@ -193,7 +193,7 @@ def save_links(saved: SavedResult) -> str:
     return "".join(save_link(title, path) for title, path in links if path)
 
 
-def save_link(title: str, path: Path) -> str:
+def save_link(title: str, path: File) -> str:
     """Return the link that saves one file."""
     return (
         f'<a class="cl-button" href="{file_url(path)}" download="{html.escape(path.name)}">'
@@ -351,12 +351,12 @@ def _result_card(
 </article>"""
 
 
-def _send(image: Path, send_to: Sequence[Condition | Tool]) -> str:
+def _send(image: File, send_to: Sequence[Condition | Tool]) -> str:
     """Return links to the apps that take a result; they open in a new tab to keep this page."""
     return _menu("Send to", "Opens an app with this image and its settings", send_to, image=image)
 
 
-def _use(control_map: Path, send_to: Sequence[Condition | Tool], image: Path | None = None) -> str:
+def _use(control_map: File, send_to: Sequence[Condition | Tool], image: File | None = None) -> str:
     """Return links to the apps that take a map, with the settings of the image made from it."""
     takers = [app for app in send_to if isinstance(app, Condition)]
     title = "Opens an app with this control map as its input"
@@ -367,16 +367,17 @@ def _menu(
     name: str,
     title: str,
     apps: Sequence[Condition | Tool],
-    image: Path | None = None,
-    control_map: Path | None = None,
+    image: File | None = None,
+    control_map: File | None = None,
 ) -> str:
     """Return a menu of links to apps that start from files of a run; see Prefill.take_sent."""
-    if not apps:
+    files = [("from", image), ("map", control_map)]
+    if not apps or any(isinstance(file, InMemory) for _, file in files):
         return ""
     query = "&amp;".join(
         f"{key}={quote(f'{path.parent.name}/{path.name}')}"
-        for key, path in (("from", image), ("map", control_map))
-        if path
+        for key, path in files
+        if isinstance(path, Path)
     )
     links = "".join(
         f'<li><a href="{html.escape(app.name)}?{query}" target="_blank" rel="noopener">'
@@ -442,7 +443,7 @@ def _compare(maps: SavedMaps, index: int, size: tuple[int, int]) -> str:
 
 
 def picture(
-    caption: str, kind: str, url: str, size: tuple[int, int], file: Path, note: str = ""
+    caption: str, kind: str, url: str, size: tuple[int, int], file: File, note: str = ""
 ) -> str:
     """Return a picture that can be enlarged and saved; `note` is HTML."""
     caption = html.escape(caption)
@@ -478,7 +479,7 @@ def drawing(choice: MapChoice, done: int, total: int) -> str:
 
 def maps(
     drawn_maps: Sequence[DrawnMap],
-    files: Sequence[tuple[Path, Path] | None],
+    files: Sequence[tuple[File, File] | None],
     total: int,
     notes: Sequence[str] = (),
     archive: Path | None = None,
@@ -506,7 +507,7 @@ def maps(
 
 
 def _tile(
-    drawn: DrawnMap, paths: tuple[Path, Path] | None, send_to: Sequence[Condition | Tool]
+    drawn: DrawnMap, paths: tuple[File, File] | None, send_to: Sequence[Condition | Tool]
 ) -> str:
     note = f'<p class="cl-map-note">{escape(drawn.note)}</p>' if drawn.note else ""
     if paths is None or drawn.control_map is None:
@@ -530,9 +531,11 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{0 if abs(value) < SMALLEST else value:.3g}"
 
 
-def file_url(path: Path) -> str:
+def file_url(file: File) -> str:
     """Return the URL of a file; relative, so that it works behind a proxy."""
-    return "gradio_api/file=" + quote(str(path))
+    if isinstance(file, InMemory):
+        return "data:image/png;base64," + base64.b64encode(file.png).decode()
+    return "gradio_api/file=" + quote(str(file))
 
 
 def thumbnail(image: RGBImage, source_type: str) -> str:

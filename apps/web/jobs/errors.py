@@ -1,14 +1,12 @@
 """Any exception as one sentence for a user."""
 
-import errno
 import logging
 
+from apps.web.files import FULL
 from core.errors import SuiteError, bug_sentence
 from core.memory import OUT_OF_MEMORY, is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sentence_of(error: Exception) -> str:

@@ -139,7 +139,7 @@ class Job:
 
         def told(result: GenerationResult) -> None:
             if len(result.images) < self.request.num_samples:
-                report(Partial(result))
+                report(Partial(self._plain(result)))
 
         model, prompt = self.request.model, self.request.full_prompt
         result = self._pipeline.generate(
@@ -149,10 +149,12 @@ class Job:
             preview_every=PREVIEW_EVERY,
             on_images=told,
         )
-        # Saved settings name the plain model, which is on offer; the tags are in the prompt.
-        request = replace(result.request, model=model)
-        notes = (*self._notes, *_idle_tags(request.negative_prompt))
-        return replace(result, request=request, warnings=(*notes, *result.warnings))
+        notes = (*self._notes, *_idle_tags(self.request.negative_prompt))
+        return replace(self._plain(result), warnings=(*notes, *result.warnings))
+
+    def _plain(self, result: GenerationResult) -> GenerationResult:
+        """Have saved settings name the plain model, which is on offer: tags are in the prompt."""
+        return replace(result, request=replace(result.request, model=self.request.model))
 
 
 def _idle_tags(negative_prompt: str) -> list[str]:

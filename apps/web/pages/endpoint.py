@@ -1,13 +1,14 @@
 """A page's API endpoint: its fields as named, typed arguments with defaults."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from apps.web.files import SavedResult
+from apps.web.files import File, RunFiles, SavedResult
 from apps.web.html.results import STAGES, inline
 from apps.web.jobs.compare import Pair
 from apps.web.jobs.errors import sentence_of
@@ -15,11 +16,11 @@ from apps.web.jobs.job import Job, Partial
 from apps.web.pages.widgets import SentPicture, plain_errors, runs_at_once
 from apps.web.suite import Suite
 from core.condition import Condition
+from core.errors import SuiteError
 from core.params import Bounds, Setting, plain, settings_of
 from core.provenance import source_type_of
 from core.request import PARAMS_ARGUMENT, SETTINGS, GenerationResult, Progress
 
-Save = Callable[[GenerationResult], SavedResult]
 MASK_ARGUMENT = 25
 """Where the mask stands among an endpoint's arguments."""
 PICTURES = {
@@ -28,6 +29,11 @@ PICTURES = {
     "it must not; without it all of it may. Not for drawings and ready maps.",
 }
 """What is said of the arguments that are pictures."""
+
+NOTHING_SAVED = (
+    "The images were made, but the server's disk is full or cannot be written to: try again when "
+    "whoever runs the server has made room."
+)
 
 Outputs = tuple[Any, ...]
 Answer = Callable[[dict[str, Any]], Iterator[Outputs]]
@@ -42,7 +48,7 @@ class Endpoint:
     arguments: dict[str, tuple[gr.components.Component, str]]
     """In order, each with its widget and its help."""
     control_map: gr.components.Component
-    pick: Callable[[list[str]], Any]
+    pick: Callable[[list[str | None]], Any]
     """From the files of the control maps to the value of control_map."""
 
     def of_two_models(self) -> "Endpoint":
@@ -145,8 +151,8 @@ def publish(
 def answer(
     suite: Suite,
     start: Callable[[dict[str, Any]], Job | Pair],
-    save: Save,
-    pick: Callable[[list[str]], Any],
+    new_files: Callable[[], RunFiles],
+    pick: Callable[[list[str | None]], Any],
 ) -> Answer:
     """Return the function that runs one call; `pick` as in Endpoint."""
 
@@ -156,12 +162,16 @@ def answer(
             running = Running(job)
             made: list[tuple[GenerationResult, SavedResult]] = []
             failed = []
+            files = new_files()
             try:
                 for report in job.run():
                     if isinstance(report, GenerationResult):
                         suite.measured(report)
-                        made.append((report, save(report)))
-                    elif not isinstance(report, Partial):
+                        made.append((report, files.save(report)))
+                        files = new_files()  # for the other model
+                    elif isinstance(report, Partial):
+                        files.save(report.result)  # now, so that nothing later can lose them
+                    else:
                         # Ends here if the caller has disconnected.
                         yield None, None, None, running.told(report, len(made))
             except Exception as error:
@@ -176,10 +186,13 @@ def answer(
                 for _, saved in made
                 for found in zip(*(maps.reextracted for maps in saved.maps), strict=True)
             ]
+            images = paths_of(file for _, saved in made for file in saved.images)
+            if not images and made[0][0].images:
+                raise SuiteError(NOTHING_SAVED)
             yield (
-                pick([str(maps.control_map) for maps in made[0][1].maps]),
-                [str(path) for _, saved in made for path in saved.images],
-                [str(path) for found in by_image for path in found],
+                pick([next(iter(paths_of([maps.control_map])), None) for maps in made[0][1].maps]),
+                images,
+                paths_of(file for found in by_image for file in found),
                 {"models": reports, "warnings": failed} if isinstance(job, Pair) else reports[0],
             )
 
@@ -221,6 +234,11 @@ class Running:
         if report is not None and report.preview is not None:
             told["preview"] = inline(report.preview, self._source_type)
         return told
+
+
+def paths_of(files: Iterable[File]) -> list[str]:
+    """Return the paths of the files that are on the disk."""
+    return [str(file) for file in files if isinstance(file, Path)]
 
 
 def _report(result: GenerationResult, saved: SavedResult) -> dict[str, Any]:

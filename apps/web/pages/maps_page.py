@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from apps.web.files import new_folder, save_map, upload_folder, write_archive
+from apps.web.files import File, RunFiles, upload_folder
 from apps.web.html import results
 from apps.web.jobs import map_choices
 from apps.web.jobs.map_choices import DrawnMap, MapChoice, chosen_map_choices, draw_maps
 from apps.web.jobs.request import given_picture
+from apps.web.pages.endpoint import NOTHING_SAVED, paths_of
 from apps.web.pages.widgets import (
     FEW_AT_ONCE,
     ONE_AT_A_TIME,
@@ -26,12 +27,13 @@ from apps.web.pages.widgets import (
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
+from core.errors import SuiteError
 from core.params import settings_of
 from core.request import GenerationRequest, Progress
 
 NO_DOWNLOADS = "Without downloads"
 
-Paths = tuple[Path, Path] | None
+Files = tuple[File, File] | None
 """A map's file and its preview; None if there is no map."""
 
 
@@ -136,46 +138,43 @@ class _MapsPage:
             choices = list(requests)
             drawing = results.drawing(choices[0], 0, len(choices))
             yield drawing, gr.skip()
-            for report in self._drawn(requests):
+            run = RunFiles(upload_folder())
+            for report in self._drawn(requests, run):
                 if not isinstance(report, tuple):  # ends here if the tab was closed
                     yield (results.running(report, 1) if report else drawing), gr.skip()
                     continue
                 maps, files = report
                 done, total = len(maps), len(choices)
                 drawing = results.drawing(choices[done], done, total) if done < total else ""
-                archive = self._archive(maps, files, notes) if done == total else None
-                yield drawing, results.maps(maps, files, total, notes, archive, self.send_to)
+                archive = self._archive(run, maps, files, notes) if done == total else None
+                told = [*notes, run.note]
+                yield drawing, results.maps(maps, files, total, told, archive, self.send_to)
 
     def _archive(
-        self, maps: list[DrawnMap], files: list[Paths], notes: Sequence[str]
+        self, run: RunFiles, maps: list[DrawnMap], files: list[Files], notes: Sequence[str]
     ) -> Path | None:
-        """Write all maps and the report into one ZIP; None if there is no map."""
-        found = [paths[0] for paths in files if paths]
+        """Write all maps and the report into one ZIP; None if there is no map, or no room."""
+        found = {pair[0].name: pair[0] for pair in files if pair}
         if not found:
             return None
-        archive = found[0].with_name("control-maps.zip")
-        write_archive(
-            archive, {one.name: one for one in found}, {"report.json": _report(maps, notes)}
-        )
-        return archive
+        return run.archive("control-maps.zip", found, {"report.json": _report(maps, notes)})
 
     def _drawn(
-        self, requests: Mapping[MapChoice, GenerationRequest]
-    ) -> Iterator[tuple[list[DrawnMap], list[Paths]] | Progress | None]:
+        self, requests: Mapping[MapChoice, GenerationRequest], run: RunFiles
+    ) -> Iterator[tuple[list[DrawnMap], list[Files]] | Progress | None]:
         """Yield the maps drawn so far and their files, after each; in between as `draw_maps`."""
-        folder = new_folder(upload_folder())
         maps: list[DrawnMap] = []
-        files: list[Paths] = []
+        files: list[Files] = []
         for drawn in draw_maps(self.suite.pipeline, requests):
             if not isinstance(drawn, DrawnMap):
                 yield drawn
                 continue
-            paths = None
+            pair = None
             if drawn.control_map is not None:
-                path = folder / drawn.choice.file_name
-                paths = save_map(drawn.control_map, drawn.choice.annotator, path)
+                stem = drawn.choice.file_name.removesuffix(".png")
+                pair = run.save_map(drawn.control_map, drawn.choice.annotator, stem)
             maps.append(drawn)
-            files.append(paths)
+            files.append(pair)
             yield maps, files
 
     def _checked(
@@ -213,18 +212,19 @@ class _MapsPage:
             with plain_errors(as_html=False):
                 requests, notes = self._checked(image, names, image_resolution)
                 maps: list[DrawnMap] = []
-                files: list[Paths] = []
+                files: list[Files] = []
                 yield None, _progress([choice.name for choice in requests], 0)
-                for report in self._drawn(requests):
+                run = RunFiles(upload_folder())
+                for report in self._drawn(requests, run):
                     maps, files = report if isinstance(report, tuple) else (maps, files)
                     if len(maps) < len(requests):
                         # Ends here if the caller has disconnected.
                         yield None, _progress([choice.name for choice in requests], len(maps))
                     else:
-                        yield (
-                            [str(paths[0]) for paths in files if paths],
-                            _report(maps, notes),
-                        )
+                        paths = paths_of(pair[0] for pair in files if pair)
+                        if not paths and any(files):
+                            raise SuiteError(NOTHING_SAVED)
+                        yield paths, _report(maps, [*notes, *filter(None, [run.note])])
 
         see.__name__ = self.tool.name
         gr.Button(visible=False).click(

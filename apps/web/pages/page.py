@@ -44,7 +44,7 @@ class Page:
         self.controls = controls
         self.layout = Layout(app, suite, controls)
         self.prefill = Prefill(self.layout, suite, controls)
-        self.runs = Runs(app, suite, send_to, self.layout.result_cards)
+        self.runs = Runs(app, suite, send_to)
         self._wire_runs()
         self._wire_settings()
         wire_help(blocks, self.layout.fields)
@@ -63,11 +63,11 @@ class Page:
     def _publish(self, name: str) -> None:
         """Publish the endpoint `/<name>`, and `/<name>_compare` if there are models to compare."""
         endpoint, runs = self.controls.endpoint(self.layout.fields), self.suite.runs
-        answered = answer(self.suite, self.controls.job, self.runs.save, endpoint.pick)
+        answered = answer(self.suite, self.controls.job, self.runs.new_files, endpoint.pick)
         offer(name, endpoint, answered, runs)
         models, weights = self.controls.models(), self.controls.weights
         if any(rivals(self.suite, model, weights) for model in models):
-            compared = answer(self.suite, self._new_pair, self.runs.save, endpoint.pick)
+            compared = answer(self.suite, self._new_pair, self.runs.new_files, endpoint.pick)
             offer(f"{name}_compare", endpoint.of_two_models(), compared, runs)
 
     def _wire_runs(self) -> None:

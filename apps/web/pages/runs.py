@@ -8,18 +8,12 @@ import gradio as gr
 
 from apps.batch.folder import TABLE, Batch
 from apps.batch.uploads import UploadRun
-from apps.web.files import (
-    SavedResult,
-    keep_copies,
-    save,
-    save_whole,
-    upload_folder,
-    write_archive,
-)
+from apps.web.files import RunFiles, keep_copies, save_whole, upload_folder, write_archive
 from apps.web.html import grid, results
 from apps.web.html.comparison import Side, versus
 from apps.web.html.many import many
 from apps.web.jobs.compare import Pair
+from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job, Partial
 from apps.web.jobs.sweep import Sweep
 from apps.web.pages.widgets import plain_errors
@@ -72,12 +66,10 @@ class Runs:
         app: Condition | Tool,
         suite: Suite,
         send_to: Sequence[Condition | Tool],
-        result_cards: gr.HTML,
     ):
         self.app = app
         self.suite = suite
         self.send_to = send_to
-        self.result_cards = result_cards
 
     def begin(self, current: CurrentJob, new_job: Callable[[], AnyJob]) -> tuple[Any, ...]:
         """Check everything before the event queues; return updates of Run, Stop and stage."""
@@ -100,7 +92,8 @@ class Runs:
     def _watch(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
         job, preview = current.job, ""
         assert isinstance(job, Job | Pair)  # generate asks
-        made: list[tuple[GenerationResult, SavedResult]] = []
+        made: list[tuple[GenerationResult, RunFiles]] = []
+        files = self.new_files()
         kind = source_type_of(job.request)
         for report in job.run():
             if isinstance(report, Progress):
@@ -109,13 +102,15 @@ class Runs:
                 shown = results.running(report, job.request.num_samples, preview)
                 yield shown, gr.skip(), gr.skip()
             elif isinstance(report, Partial):
+                files.save(report.result)  # now, so that nothing later can lose them
                 # Two models' images stand side by side once they are saved.
                 done = gr.skip() if isinstance(job, Pair) else results.so_far(report.result)
                 yield gr.skip(), done, gr.skip()
             elif isinstance(report, GenerationResult) and report.images:
                 speed = self.suite.measured(report)
                 current.speeds |= {report.request.model: speed} if speed else {}
-                made.append((report, self.save(report)))
+                made.append((report, files))
+                files = self.new_files()  # for the other model
                 yield "", self._shown(job, made), report.seeds[0]
             elif isinstance(report, GenerationResult) or job.stopped:
                 yield results.note(STOPPED_EARLY), gr.skip(), gr.skip()
@@ -146,16 +141,19 @@ class Runs:
             notes.insert(0, STOPPED_BATCH.format(len(batch.done), batch.total))
         table, archive = job.out / TABLE, job.out / "controlloop.zip"
         kept = [*images, *maps, *batch.sheets, table]
-        write_archive(archive, {str(path.relative_to(job.out)): path for path in kept}, {})
         links = {"Scores (CSV)": table} | {
             f"Contact sheet {number}" if len(batch.sheets) > 1 else "Contact sheet": sheet
             for number, sheet in enumerate(batch.sheets, start=1)
         }
-        return many(batch, job.out, links | {"Save all": archive}, notes)
+        try:
+            write_archive(archive, {str(path.relative_to(job.out)): path for path in kept}, {})
+            links["Save all"] = archive
+        except OSError as error:
+            notes.append(sentence_of(error))
+        return many(batch, job.out, links, notes)
 
-    def _shown(self, job: Job | Pair, made: Sequence[tuple[GenerationResult, SavedResult]]) -> str:
-        whole = save_whole(made)
-        made = [(result, saved) for (result, _), saved in zip(made, whole, strict=True)]
+    def _shown(self, job: Job | Pair, runs: Sequence[tuple[GenerationResult, RunFiles]]) -> str:
+        made = [(result, saved) for (result, _), saved in zip(runs, save_whole(runs), strict=True)]
         if not isinstance(job, Pair):
             card = self.suite.card(job.request.model)
             # A checkpoint of the visitor's own is another model than the one that was measured.
@@ -185,6 +183,6 @@ class Runs:
             current.job.stop()
         return gr.Button(value="Stopping …")
 
-    def save(self, result: GenerationResult) -> SavedResult:
-        """Write a result's files where the browser can fetch them."""
-        return save(result, upload_folder(), self.suite.keep)
+    def new_files(self) -> RunFiles:
+        """Return the files of a new run, where the browser can fetch them."""
+        return RunFiles(upload_folder(), self.suite.keep)

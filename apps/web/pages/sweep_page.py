@@ -1,14 +1,14 @@
 """The page of sweeps, a grid over any two settings, and its endpoint."""
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import apps
-from apps.web.files import new_folder, save, upload_folder
+from apps.web.files import File, RunFiles, upload_folder
 from apps.web.html import grid, results
 from apps.web.jobs.axis import (
     HOW_NUMBERS,
@@ -19,7 +19,7 @@ from apps.web.jobs.axis import (
 )
 from apps.web.jobs.several import combinable, offered
 from apps.web.jobs.sweep import NO_AXIS, Cell, Sweep, means, new_sweep
-from apps.web.pages.endpoint import PICTURES, help_of, publish
+from apps.web.pages.endpoint import NOTHING_SAVED, PICTURES, help_of, paths_of, publish
 from apps.web.pages.runs import CurrentJob
 from apps.web.pages.widgets import (
     FEW_AT_ONCE,
@@ -38,6 +38,7 @@ from apps.web.sheet import Tile, drawn_sheet
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
+from core.errors import SuiteError
 from core.png_chunks import write_png
 from core.provenance import COMPOSITE, mark
 from core.request import SETTINGS, SETTINGS_OF_ORIGINAL, Progress
@@ -84,7 +85,7 @@ ABOUT = {
 }
 """The help of arguments that are no settings of a request."""
 
-Files = dict[tuple[int, int], Path]
+Files = dict[tuple[int, int], File]
 """The pictures of the cells, by (column, row)."""
 
 
@@ -340,15 +341,22 @@ class _SweepPage:
             if isinstance(report, Cell):
                 cells.append(report)
                 if report.result is not None:
-                    saved = save(report.result, upload_folder(), self.suite.keep)
+                    saved = RunFiles(upload_folder(), self.suite.keep).save(report.result)
+                    self._note(sweep, saved.note)
                     files[report.column, report.row] = saved.images[0]
             yield report
 
-    def _sheet(self, sweep: Sweep, cells: Sequence[Cell]) -> Path:
+    def _sheet(self, sweep: Sweep, cells: Sequence[Cell]) -> File:
         """Draw the grid, and return the file of its PNG."""
-        path = new_folder(upload_folder()) / "sweep.png"
-        write_png(path, sheet_of(sweep, cells), mark(COMPOSITE))
-        return path
+        run, memory = RunFiles(upload_folder()), io.BytesIO()
+        write_png(memory, sheet_of(sweep, cells), mark(COMPOSITE))
+        file = run.picture("sweep.png", "the grid", memory.getvalue)
+        self._note(sweep, run.note)
+        return file
+
+    def _note(self, sweep: Sweep, note: str) -> None:
+        if note and note not in sweep.notes:
+            sweep.notes.append(note)
 
     def _settle(self, current: CurrentJob) -> tuple[Any, ...]:
         """Reset the buttons after a run that was done, stopped or failed."""
@@ -380,8 +388,11 @@ class _SweepPage:
                         None,
                         {"stage": stage, "cell": len(cells), "cells": wide * high},
                     )
-                pictures = [str(files[place]) for place in sorted(files, key=_by_row)]
-                yield str(self._sheet(sweep, cells)), pictures, report_of(sweep, cells)
+                sheet = paths_of([self._sheet(sweep, cells)])
+                pictures = paths_of(files[place] for place in sorted(files, key=_by_row))
+                if not sheet and not pictures:
+                    raise SuiteError(NOTHING_SAVED)
+                yield (sheet or [None])[0], pictures, report_of(sweep, cells)
 
         # In the API, a dropdown would allow only its initial choices.
         widgets = dict(self.fields)

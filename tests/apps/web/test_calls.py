@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import http.server
 import json
 import threading
@@ -18,6 +19,7 @@ from gradio_client import Client, handle_file
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from apps.web import files
 from apps.web.jobs.job import Job
 from apps.web.pages.widgets import plain_errors
 from core.errors import BadInput
@@ -227,6 +229,17 @@ def test_an_address_within_the_servers_network_is_not_fetched(
 
 
 # Errors
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_after_the_images_were_made(
+    address: str, upload: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "new_folder", full)
+    assert "server's disk is full" in _error(_named(address, image=upload))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """What a server started without options allows, and what a start refuses: the safe defaults."""
 
 import argparse
-import logging
 import os
 import re
 import subprocess
@@ -9,24 +8,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import httpx
-import numpy as np
 import pytest
 
 import apps
-from apps.web import files, janitor
-from apps.web.files import save
+from apps.web import janitor
 from apps.web.html.results import retention
 from apps.web.janitor import Limits
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
-from core.condition import Condition
-from tests.apps.web.html.test_results import _result
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -274,25 +268,3 @@ def test_behind_a_proxy_the_server_reaches_itself(monkeypatch: pytest.MonkeyPatc
 def test_a_folder_is_left_empty_by_the_check(tmp_path: Path) -> None:
     environment = Environment.read({"CONTROLLOOP_OUTPUT": str(tmp_path / "new")})
     assert environment.output == tmp_path / "new" and not list(environment.output.iterdir())
-
-
-def test_a_full_disk_costs_the_copy_but_not_the_picture(
-    canny: Condition,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def full(source: Path, target: Path) -> Any:
-        target.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    result = replace(_result(canny, 50.0), images=(np.zeros((64, 128, 3), np.uint8),))
-    cache, keep = tmp_path / "cache", tmp_path / "keep"
-    assert save(result, cache, keep).note == ""
-    monkeypatch.setattr(files.shutil, "copyfile", full)
-    with caplog.at_level(logging.ERROR):
-        saved = save(result, cache, keep)
-    assert "could be copied" in saved.note and str(tmp_path) not in saved.note
-    assert "No space left" in caplog.text and str(keep) in caplog.text
-    assert all(path.is_file() for path in saved.all())
-    assert len(list(keep.iterdir())) == 1, "half a file would pass for a picture"

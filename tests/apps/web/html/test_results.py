@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apps
-from apps.web.files import SavedMaps, SavedResult, contact_sheet, save, save_whole
+from apps.web.files import RunFiles, SavedMaps, SavedResult, contact_sheet, save_whole
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
 from apps.web.sheet import TILE
@@ -126,7 +126,7 @@ def test_images_are_shown_while_more_are_made(canny: Condition) -> None:
 
 def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path) -> None:
     result = _result(canny, 20.0, 90.0)
-    (whole,) = save_whole([(result, save(result, tmp_path, None))])
+    (whole,) = save_whole([(result, RunFiles(tmp_path))])
     assert whole.archive and whole.sheet
     with ZipFile(whole.archive) as archive:
         names = set(archive.namelist())
@@ -148,9 +148,8 @@ def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path)
     page = results.results(result, whole)
     assert 'download="controlloop.zip"' in page and 'download="contact-sheet.png"' in page
     one = _result(canny, 20.0)
-    (whole,) = save_whole([(one, save(one, tmp_path, None))])
+    (whole,) = save_whole([(one, RunFiles(tmp_path))])
     assert whole.sheet is None
-    assert {whole.archive, *whole.images} <= whole.all()
 
 
 def test_pictures_inside_the_page_are_marked_too_and_maps_are_not(canny: Condition) -> None:
@@ -169,7 +168,7 @@ def _inlined(page: str) -> list[bytes]:
 
 def test_two_models_share_an_archive(canny: Condition, tmp_path: Path) -> None:
     first = _result(canny, 20.0)
-    pair = [(one, save(one, tmp_path, None)) for one in (first, replace(first, model="other"))]
+    pair = [(one, RunFiles(tmp_path)) for one in (first, replace(first, model="other"))]
     whole = save_whole(pair)
     with ZipFile(whole[0].archive) as archive:
         assert {"tiny/canny2image-7.png", "other/canny2image-7.png"} <= set(archive.namelist())
@@ -285,10 +284,10 @@ def test_files_are_exact_and_kept_apart(canny: Condition, tmp_path: Path) -> Non
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
     result = replace(_result(canny, 50.0), images=(noise,))
-    first = save(result, tmp_path / "cache", tmp_path / "keep")
-    second = save(result, tmp_path / "cache", None)
+    first = RunFiles(tmp_path / "cache", tmp_path / "keep").save(result)
+    second = RunFiles(tmp_path / "cache").save(result)
     assert np.array_equal(np.asarray(Image.open(first.images[0])), noise)
-    assert not first.all() & second.all()
+    assert first.images[0].parent != second.images[0].parent
     maps = first.maps[0]
     assert maps.shown_map == maps.control_map, "a map shown as it is needs no second file"
     kept = list((tmp_path / "keep").iterdir())

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -125,8 +124,7 @@ def test_what_fails_in_the_second_leaves_the_first_alone_on_the_page(
         raise BadInput("No more.")
 
     job = Job(FakePipeline(), REQUEST)  # type: ignore[arg-type]
-    runs = Runs(canny, family, (), SimpleNamespace())  # type: ignore[arg-type]
-    monkeypatch.setattr(runs, "save", lambda _: None)
+    runs = Runs(canny, family, ())
     monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
     monkeypatch.setattr(family, "measured", lambda _: None)
     told = []
