@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from apps.batch.folder import Batch, FolderRun
-from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB
+from apps.web.files import LARGEST_UPLOAD, LARGEST_UPLOAD_MB, upload_folder
 from apps.web.jobs.request import path_in, uploaded
 from apps.web.suite import Suite
 from core.condition import Condition
@@ -76,7 +76,8 @@ class UploadRun:
             BadInput: there is no picture among the files, or there are too many.
         """
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            # Where the janitor finds it if the server is killed.
+            with tempfile.TemporaryDirectory(dir=upload_folder()) as folder:
                 yield from self._run.run(pictures_of(self._files, Path(folder)))
         finally:
             self.finished = True
