@@ -14,17 +14,18 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from annotators import annotator_names, find_annotator
 from core.condition import Annotator, Preprocessor
 from core.consistency import Extractor, in_doubt
 from core.errors import BadInput, SuiteError
+from core.files import ESCAPED, path_inside, write_whole
 from core.images import fit_size, read_image, resize
 from core.memory import oom_as_device_unavailable
 from core.params import settings_of
 from core.picture_folder import Row, name_of_its_files, read_folder
+from core.png_chunks import write_png
 from core.request import DEFAULTS, ControlRequest
 from models.catalog.download import shell_bar
 
@@ -60,7 +61,7 @@ def annotate_folder(extractor: Extractor, pictures: Path, out: Path, resolution:
     rows = [row for row in found.rows if not row.picture.resolve().is_relative_to(out.resolve())]
     try:
         for name in ("source", "target"):
-            (out / name).mkdir(parents=True, exist_ok=True)
+            path_inside(out, name).mkdir(parents=True, exist_ok=True)
         _keep_settings(extractor, resolution, out)
         return _annotate(extractor, rows, out, resolution, Skipped(found.bad))
     except OSError as error:
@@ -81,7 +82,8 @@ def _keep_settings(extractor: Extractor, resolution: int, out: Path) -> None:
     except ValueError:
         before = {}
     if not before and not _read_manifest(out / MANIFEST):
-        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(settings, indent=2) + "\n"
+        write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8"))
     elif not before:
         raise BadInput(
             f"{out} has maps but no {SETTINGS} with their settings: choose another folder."
@@ -118,10 +120,12 @@ def _annotate(
 ) -> Skipped:
     lines = _read_manifest(out / MANIFEST)
     done = {json.loads(line)["source"] for line in lines}
-    repaired = out / f"{MANIFEST}.new"  # without a line that was cut off
-    repaired.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    repaired.replace(out / MANIFEST)
-    with (out / MANIFEST).open("a", encoding="utf-8") as manifest_file:
+    repaired = "".join(f"{line}\n" for line in lines)  # without a line that was cut off
+    write_whole(
+        out / MANIFEST,
+        lambda partial: partial.write_text(repaired, encoding="utf-8", errors=ESCAPED),
+    )
+    with (out / MANIFEST).open("a", encoding="utf-8", errors=ESCAPED) as manifest_file:
         for row in tqdm(rows, unit="picture"):
             name = name_of_its_files(row.name)
             source, target = f"source/{name}", f"target/{name}"
@@ -139,10 +143,12 @@ def _annotate(
             if annotator.empty_message and annotator.is_empty(control_map):
                 skipped.empty.append(row.name)
                 continue
-            for path in (out / source, out / target):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(control_map).save(out / source)
-            Image.fromarray(resize(picture, size, resolution)).save(out / target)
+            for file, image in (
+                (source, control_map),
+                (target, resize(picture, size, resolution)),
+            ):
+                path_inside(out, file).parent.mkdir(parents=True, exist_ok=True)
+                write_png(out / file, image, {})
             line = {"source": source, "target": target, "prompt": row.caption}
             manifest_file.write(json.dumps(line, ensure_ascii=False) + "\n")
             manifest_file.flush()

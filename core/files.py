@@ -1,9 +1,19 @@
-"""Files below a folder, and names that differ only in how a system spells them."""
+"""Files below a folder, names that differ only in how a system spells them, and whole writing."""
 
 import os
 import unicodedata
+import uuid
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+
+from core.errors import BadInput
+
+PARTIAL = ".controlloop-{}.part"
+"""The name of a file that is being written."""
+ESCAPED = "backslashreplace"
+"""The `errors` of text that holds files' names: odd bytes are written as escapes, which JSON reads
+back."""
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -69,3 +79,36 @@ def _by_plain_name(folder: Path, changed: int) -> dict[str, list[str]]:
     for path in folder.iterdir():
         names.setdefault(plain_name(path.name), []).append(path.name)
     return names
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file under another name, then give it its own, in place of any other.
+
+    So no file is broken where the program is killed, and a link is replaced, not followed.
+
+    Raises:
+        OSError: as `write`; nothing is left of the file.
+    """
+    partial = target.with_name(PARTIAL.format(uuid.uuid4().hex))
+    try:
+        write(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file to be written, by its name from a folder of results on.
+
+    Raises:
+        BadInput: a link there leads elsewhere, where something may be overwritten.
+    """
+    path = folder
+    for part in Path(name).parts:
+        path /= part
+        if path.is_symlink():
+            raise BadInput(
+                f"{path} is a symbolic link, and results are not written through one: please "
+                "delete it, or choose another folder."
+            )
+    return path

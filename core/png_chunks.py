@@ -3,7 +3,6 @@
 Everything read here is hostile until checked: lengths are capped before anything is unpacked.
 """
 
-import secrets
 import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from core.condition import RGBImage
 from core.errors import BadInput
+from core.files import write_whole
 
 MAX_TEXT_BYTES = 256 * 1024
 """The longest text chunk that is read, unpacked; our own are below 20 kB."""
@@ -47,13 +47,10 @@ def write_png(
     if not isinstance(target, str | Path):
         picture.save(target, format="PNG", pnginfo=info, compress_level=compress_level)
         return
-    path = Path(target)
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        picture.save(unfinished, format="PNG", pnginfo=info, compress_level=compress_level)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(
+        Path(target),
+        lambda path: picture.save(path, format="PNG", pnginfo=info, compress_level=compress_level),
+    )
 
 
 def _means_two_things(text: str) -> bool:

@@ -6,6 +6,7 @@ Everything is in the folder of the results: `images/` (PNGs with their settings)
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from apps.web.sheet import Tile, drawn_sheet, score_words
 from apps.web.suite import Suite
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
+from core.files import ESCAPED, path_inside, write_whole
 from core.images import NOTHING, PAPER, read_image
 from core.metadata import save_png
 from core.params import settings_of
@@ -159,7 +161,7 @@ class FolderRun:
         batch = Batch(self._outside(found), dict(found.bad))
         try:
             for name in (IMAGES, MAPS):
-                (self._out / name).mkdir(parents=True, exist_ok=True)
+                path_inside(self._out, name).mkdir(parents=True, exist_ok=True)
             try:
                 yield from self._make(batch)
             finally:
@@ -176,7 +178,7 @@ class FolderRun:
 
     def _make(self, batch: Batch) -> Iterator[Batch | Progress | None]:
         before = read_ledger(self._out / LEDGER)
-        with (self._out / LEDGER).open("a", encoding="utf-8") as ledger:
+        with path_inside(self._out, LEDGER).open("a", encoding="utf-8", errors=ESCAPED) as ledger:
             if ledger.tell():
                 ledger.write("\n")  # the last line may have been cut off
             for row in batch.rows:
@@ -241,7 +243,7 @@ class FolderRun:
         ]
         control_map = f"{MAPS}/{own}"
         for file in (*files, control_map):
-            (self._out / file).parent.mkdir(parents=True, exist_ok=True)
+            path_inside(self._out, file).parent.mkdir(parents=True, exist_ok=True)
         for index, file in enumerate(files):
             save_png(self._out / file, result.images[index], result, index)
         (control,) = result.controls
@@ -265,7 +267,7 @@ def read_ledger(path: Path) -> dict[str, Done]:
     """Return what earlier runs have finished, by key; a line that was cut off is left out."""
     found: dict[str, Done] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 done = Done(**json.loads(line))
             except (ValueError, TypeError):
@@ -279,17 +281,19 @@ def write_table(path: Path, batch: Batch) -> None:
     metrics = list(
         dict.fromkeys(name for one in batch.done.values() for m in one.metrics for name in m)
     )
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [*FIRST_COLUMNS, *metrics, *LAST_COLUMNS])
-        table.writeheader()
-        for done in batch.done.values():
-            for index, image in enumerate(done.images):
-                row = {"picture": done.name, "image": image, "seed": done.seeds[index]}
-                row |= {"score": done.scores[index], **done.metrics[index]}
-                last = (done.seconds, done.prompt, " ".join(done.warnings), "")
-                table.writerow(row | dict(zip(LAST_COLUMNS, last, strict=True)))
-        for name, reason in batch.bad.items():
-            table.writerow({"picture": name, "error": reason})
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, [*FIRST_COLUMNS, *metrics, *LAST_COLUMNS])
+    table.writeheader()
+    for done in batch.done.values():
+        for index, image in enumerate(done.images):
+            row = {"picture": done.name, "image": image, "seed": done.seeds[index]}
+            row |= {"score": done.scores[index], **done.metrics[index]}
+            last = (done.seconds, done.prompt, " ".join(done.warnings), "")
+            table.writerow(row | dict(zip(LAST_COLUMNS, last, strict=True)))
+    for name, reason in batch.bad.items():
+        table.writerow({"picture": name, "error": reason})
+    whole = text.getvalue().encode("utf-8", ESCAPED)
+    write_whole(path, lambda partial: partial.write_bytes(whole))
 
 
 def write_sheets(out: Path, batch: Batch) -> list[Path]:

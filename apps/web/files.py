@@ -17,9 +17,9 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from apps.web.janitor import PARTIAL
 from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
+from core.files import write_whole
 from core.metadata import save_png
 from core.png_chunks import write_png
 from core.provenance import COMPOSITE, mark, source_type_of
@@ -205,7 +205,7 @@ class RunFiles:
                 self._folder = new_folder(self._cache)
             self._folder.mkdir(exist_ok=True)  # the janitor may have needed the room
             path = self._folder / name
-            _replace(path, write)
+            write_whole(path, write)
         except OSError as error:
             log.error("%s could not be written: %s", name, error)
             self._lost[what] = "is full" if error.errno in FULL else "cannot be written to"
@@ -290,7 +290,7 @@ def _copy(png: bytes, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     target = folder / f"{stamp}-{uuid.uuid4().hex[:6]}-{name}"
-    _replace(target, lambda path: path.write_bytes(png))
+    write_whole(target, lambda path: path.write_bytes(png))
 
 
 def write_archive(
@@ -301,7 +301,7 @@ def write_archive(
     Raises:
         OSError: it cannot be written.
     """
-    _replace(archive, lambda path: _zip(path, files, reports))
+    write_whole(archive, lambda path: _zip(path, files, reports))
 
 
 def _zip(target: Path, files: Mapping[str, File], reports: Mapping[str, Mapping[str, Any]]) -> None:
@@ -313,13 +313,3 @@ def _zip(target: Path, files: Mapping[str, File], reports: Mapping[str, Mapping[
                 opened.write(file, name)
         for name, report in reports.items():
             opened.writestr(name, json.dumps(report, indent=2, ensure_ascii=False))
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name first, so that none is broken where the server is killed."""
-    partial = target.with_name(PARTIAL.format(uuid.uuid4().hex))
-    try:
-        write(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -20,14 +20,14 @@ from pathlib import Path
 import anyio
 from filelock import FileLock, Timeout
 
+from core.files import PARTIAL
+
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 60
 RECENT_S = 60
 """What is younger stays, however little room there is: it is being written or fetched."""
 LOCK = ".lock"
-PARTIAL = ".controlloop-{}.part"
-"""The name of a copy that is being written into the operator's folder."""
 LONGEST_COPY_S = 3600
 
 

@@ -252,3 +252,33 @@ def test_names_in_the_output_are_possible_and_differ(names):
         assert folder == "folder" and last.endswith(".png") and len(last.encode()) <= 255
         if part.isascii() and len(part) <= 251:
             assert last == f"{part}.png"
+
+
+@pytest.mark.parametrize("name", ["source", "prompt.json", "annotator.json", "target/one.jpg.png"])
+def test_nothing_is_written_through_a_link(pictures, tmp_path, name, capsys):
+    (pictures / "broken.png").unlink()
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    if name == "source":
+        elsewhere.mkdir()
+    else:
+        elsewhere.write_text("")
+    link.symlink_to(elsewhere)
+    command = ["canny", str(pictures), str(tmp_path / "out"), "--resolution", "128"]
+    if name.endswith(".json"):
+        assert main(command) == 0 and not link.is_symlink()
+    else:
+        with pytest.raises(SystemExit):
+            main(command)
+        assert f"{name} is a symbolic link" in capsys.readouterr().err
+    assert not (list(elsewhere.iterdir()) if elsewhere.is_dir() else elsewhere.read_text())
+
+
+def test_a_caption_with_half_a_character_is_kept(pictures, tmp_path):
+    (pictures / "broken.png").unlink()
+    line = {"file_name": "one.jpg", "text": "half \ud83d"}
+    (pictures / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    for _ in range(2):
+        assert main(["canny", str(pictures), str(tmp_path / "out"), "--resolution", "128"]) == 0
+    (row,) = (tmp_path / "out" / "prompt.json").read_text(encoding="utf-8").splitlines()
+    assert json.loads(row)["prompt"] == "half \ud83d"

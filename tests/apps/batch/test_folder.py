@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,67 @@ def test_a_mistake_in_the_command_is_one_sentence(
     nothing = ("canny", tmp_path / "nothing", "--out", tmp_path / "out", "--model", "tiny")
     assert shell(*nothing) == 2
     assert "There is no folder" in capsys.readouterr().err
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
+
+
+@pytest.fixture
+def not_utf8(pictures: Path) -> str:
+    try:
+        save_edge(pictures / NOT_UTF8, 25)
+    except OSError:
+        pytest.skip("this system takes no such name")
+    return NOT_UTF8
+
+
+@pytest.mark.parametrize("prompt", ["a ball", "fail"])
+def test_a_name_that_is_not_utf8_is_one_among_others(
+    run: Run, made: list[str], not_utf8: str, tmp_path: Path, prompt: str
+) -> None:
+    first = run(prompt=prompt)
+    assert not_utf8 in (first.done if prompt == "a ball" else first.bad)
+    again = run(prompt=prompt)
+    assert again.kept == len(first.done), "what is done is read back by the same name"
+    assert "caf\\udce9.png" in {row["picture"] for row in table(tmp_path)}
+
+
+def test_a_ledger_that_is_not_utf8_loses_only_its_line(
+    run: Run, made: list[str], tmp_path: Path
+) -> None:
+    run()
+    with (tmp_path / "out" / "done.jsonl").open("ab") as ledger:
+        ledger.write(b'{"key": "caf\xe9"}\n')
+    assert run().kept == 2
+
+
+@pytest.mark.parametrize("name", ["done.jsonl", "images", "maps", "images/inside"])
+def test_nothing_is_written_through_a_link(
+    run: Run, made: list[str], tmp_path: Path, name: str
+) -> None:
+    link, elsewhere = tmp_path / "out" / name, tmp_path / "elsewhere"
+    link.parent.mkdir(parents=True)
+    if name.endswith(".jsonl"):
+        elsewhere.write_text("mine")
+    else:
+        elsewhere.mkdir()
+    link.symlink_to(elsewhere)
+    if name == "images/inside":
+        assert "symbolic link" in run().bad["inside/b.jpg"]
+    else:
+        with pytest.raises(BadInput, match=f"{name} is a symbolic link"):
+            run()
+    assert (
+        list(elsewhere.iterdir()) == [] if elsewhere.is_dir() else elsewhere.read_text() == "mine"
+    )
+
+
+def test_a_link_in_a_files_place_is_replaced(run: Run, made: list[str], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (tmp_path / "out").mkdir()
+    for name in ("scores.csv", "contact-1.png"):
+        (tmp_path / "out" / name).symlink_to(elsewhere)
+    run()
+    assert elsewhere.read_text() == "mine"
+    assert len(table(tmp_path)) == 3 and not (tmp_path / "out" / "scores.csv").is_symlink()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from apps.web import janitor
 from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
+from core.files import PARTIAL
 
 HOUR = 3600.0
 
@@ -196,7 +197,7 @@ def test_whatever_one_sweep_raises_the_next_one_comes(
 
 
 def test_copies_that_were_cut_off_are_removed_and_pictures_are_not(tmp_path: Path) -> None:
-    partial, fresh = (tmp_path / janitor.PARTIAL.format(name) for name in ("old", "fresh"))
+    partial, fresh = (tmp_path / PARTIAL.format(name) for name in ("old", "fresh"))
     picture = tmp_path / "20260101-000000-abcdef-canny2image-5.png"
     for file in (partial, fresh, picture):
         file.touch()
