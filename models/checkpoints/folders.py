@@ -133,8 +133,14 @@ def inspect_control(path: Path, unet: dict[str, Any]) -> None:
         WeightsMissing: the file, or the folder's config, does not exist.
         WeightsMismatch: it is something else, or made for another base.
     """
+    other_blocks = WeightsMismatch(
+        f"The ControlNet in {shown(path)} has other blocks than this model's UNet: "
+        "choose one made for it."
+    )
     if not path.is_dir():
         _require(path, identify(read_shapes(path)), (CONTROLNET, MERGED), unet)
+        if unet.get("mid_block_type", "") is None:
+            raise other_blocks
         return
     config = read_json(path / "config.json")
     kind = str(config.get("_class_name", "something else"))
@@ -144,10 +150,7 @@ def inspect_control(path: Path, unet: dict[str, Any]) -> None:
     if any(
         config.get(name) != unet.get(name) for name in ("block_out_channels", "layers_per_block")
     ):
-        raise WeightsMismatch(
-            f"The ControlNet in {shown(path)} has other blocks than this model's UNet: "
-            "choose one made for it."
-        )
+        raise other_blocks
 
 
 def is_difference(path: Path) -> bool:

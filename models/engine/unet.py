@@ -262,7 +262,8 @@ def _guidance_embedding(guidance_scale: float, width: int) -> Tensor:
 
 def _levels(network: Any) -> Iterator[Any]:
     yield from network.down_blocks
-    yield network.mid_block
+    if network.mid_block is not None:
+        yield network.mid_block
     yield from getattr(network, "up_blocks", ())
 
 
@@ -298,6 +299,8 @@ def run_down_and_mid(network: Any, x: Tensor, cache: StepCache) -> tuple[list[Te
         for downsampler in level.downsamplers or ():
             x = convolve(downsampler.conv, x)
             skips.append(x)
+    if network.mid_block is None:  # a distilled UNet, as BK-SDM-Tiny
+        return skips, x.clone()  # residuals are added in place
     first, *others = network.mid_block.resnets
     x = _residual_block(first, x, cache)
     for transformer, block in zip(network.mid_block.attentions, others, strict=True):

@@ -76,6 +76,23 @@ def test_a_folder_of_a_distilled_lcm(
         torch.testing.assert_close(loaded.predict(told), distilled.predict(told))
 
 
+def test_a_folder_of_a_unet_without_a_middle_block(
+    models_folder: Path,
+    networks: DiffusersNetworks,
+    control: dict[str, Tensor],
+    tmp_path: Path,
+) -> None:
+    """As BK-SDM-Tiny's; diffusers' ControlNets always have one."""
+    distilled = replace(networks, unet=tiny_unet(mid_block_type=None))
+    save_networks(distilled, tmp_path / "tiny")
+    shutil.copy(models_folder / "tiny.toml", tmp_path)
+    assert_same(Store("cpu", "float32", tmp_path).load("tiny", "canny"), distilled, "canny")
+    file = tmp_path / "canny.safetensors"
+    save_file(control_state(control), file)
+    with pytest.raises(WeightsMismatch, match="other blocks"):
+        inspect_control(file, dict(distilled.unet.config))
+
+
 def test_control_changes_the_prediction(networks: DiffusersNetworks) -> None:
     assert not torch.allclose(outputs(networks)[1], outputs(networks, "canny")[1], atol=1e-2)
 

@@ -29,6 +29,8 @@ DIORAMA = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
+WITHOUT_MIDDLE = {"layers_per_block": 1, "mid_block_type": None}
+"""As BK-SDM-Tiny's; every ControlNet of diffusers has a middle block."""
 LINEAR = {"use_linear_projection": True, "transformer_layers_per_block": 2}
 
 
@@ -38,7 +40,8 @@ class Example:
     def __init__(self, changes: dict[str, Any], images: int = 1, texts: int = 2) -> None:
         torch.manual_seed(0)
         self.unet = tiny_unet(**changes)
-        self.controlnets = {name: tiny_controlnet(self.unet) for name in ("canny", "depth")}
+        like = tiny_unet(**(changes | {"mid_block_type": "UNetMidBlock2DCrossAttn"}))
+        self.controlnets = {name: tiny_controlnet(like) for name in ("canny", "depth")}
         self.forward = Forward(self.unet, self.controlnets)
         self.latents = torch.randn(images, 4, 16, 8)
         self.texts = torch.randn(texts, 77, TEXT_WIDTH)
@@ -101,7 +104,11 @@ class Example:
         ).sample
 
 
-@pytest.mark.parametrize("changes", [SD15, DIORAMA, LINEAR], ids=["sd15", "diorama", "linear"])
+@pytest.mark.parametrize(
+    "changes",
+    [SD15, DIORAMA, LINEAR, WITHOUT_MIDDLE],
+    ids=["sd15", "diorama", "linear", "no-middle"],
+)
 @pytest.mark.parametrize(("images", "texts"), [(1, 2), (3, 2), (2, 1)])
 def test_it_is_diffusers_own_result(changes: dict[str, Any], images: int, texts: int) -> None:
     example = Example(changes, images, texts)
@@ -238,7 +245,11 @@ def test_prompts_share_the_pass_up_to_cross_attention(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [SD15, DIORAMA, LINEAR], ids=["sd15", "diorama", "linear"])
+@pytest.mark.parametrize(
+    "changes",
+    [SD15, DIORAMA, LINEAR, WITHOUT_MIDDLE],
+    ids=["sd15", "diorama", "linear", "no-middle"],
+)
 def test_in_bfloat16_it_is_no_further_from_float32(changes: dict[str, Any]) -> None:
     """Where this processor has kernels for bfloat16, they are what runs here."""
     ours, theirs = [], []
