@@ -180,7 +180,8 @@ def test_options_and_variables_are_those_of_the_program(monkeypatch):
     sources = [path for one in ("core", "models", "annotators", "apps")
                for path in (ROOT / one).rglob("*.py")]  # fmt: skip
     read = {name for path in sources for name in re.findall(r"CONTROLLOOP_[A-Z_]+", text_of(path))}
-    assert set(re.findall(r"CONTROLLOOP_[A-Z_]+", told)) == read
+    told += section(text_of(APPS), "For operators")
+    assert set(re.findall(r"CONTROLLOOP_[A-Z_]+[A-Z]", told)) == read
 
 
 def test_arguments_are_those_of_the_endpoint():
@@ -190,9 +191,7 @@ def test_arguments_are_those_of_the_endpoint():
 
     page = build_app(apps.find("depth2image"), Suite(Store("cpu"), "diorama"))
     found = page.get_api_info()["named_endpoints"]["/depth2image"]["parameters"]
-    rows = re.findall(
-        r"^\| `(\w+)` \| (.*?) \|", text_of(ROOT / "apps" / "README.md"), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", section(text_of(APPS), "Endpoints"), re.MULTILINE)
     assert [name for name, _ in rows] == [one["parameter_name"] for one in found]
     for (name, default), one in zip(rows, found, strict=True):
         if default.startswith("`"):
