@@ -11,7 +11,7 @@ import colorsys
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -104,6 +104,14 @@ Disc = tuple[float, float, float]
 """A joint in a map: x, y and its person's size, in pixels."""
 TOUCH_PX = 2
 """Regions this close touch: blended colours may lie between them."""
+TOUCHED = np.stack(
+    np.meshgrid(*[np.arange(-TOUCH_PX, TOUCH_PX + 1)] * 2, indexing="ij"), -1
+).reshape(-1, 2)
+"""From a pixel to those that it touches, in rows and columns (25, 2)."""
+PIXELS_AT_ONCE = 4096
+"""Of a component, whose neighbours are looked at together."""
+DISTANCES_AT_ONCE = 2**20
+"""Between joints, computed together."""
 WRISTS = (4, 7)
 FINGER_DISTANCE = 5
 """Tolerance of a finger's colour: some joints' colours are 8 away."""
@@ -178,26 +186,23 @@ def find_people(joints: NDArray[np.float32], offset: NDArray[np.float32]) -> lis
     peaks = (cv2.dilate(chance, np.ones((3, 3), np.uint8)) == chance) & (chance > CONFIDENT)
     rows, columns, kinds = np.nonzero(peaks)
     order = np.argsort(-chance[rows, columns, kinds], kind="stable")
-    people: list[Person] = []
-    necks: list[NDArray[np.float32]] = []
+    people = np.full((len(order), JOINTS, 2), np.nan, np.float32)
+    necks = np.full((len(order), 2), np.inf, np.float32)
+    count = 0
     # Necks first: their own position is the best vote.
     for peak in sorted(order, key=lambda k: kinds[k] != NECK):
         row, column, kind = rows[peak], columns[peak], kinds[peak]
         position = _top_of(chance[:, :, kind], row, column)
         cell = np.array([column, row], np.float32)
         vote = cell + (0 if kind == NECK else offset[row, column] * OFFSET_SCALE)
-        distances = [float(np.linalg.norm(vote - neck)) for neck in necks]
-        free = [
-            d if np.isnan(p[kind, 0]) else math.inf for d, p in zip(distances, people, strict=True)
-        ]
-        if free and min(free) < SAME_PERSON_CELLS:
-            people[int(np.argmin(free))][kind] = position
-        elif not distances or min(distances) >= SAME_PERSON_CELLS:
-            person = np.full((JOINTS, 2), np.nan, np.float32)
-            person[kind] = position
-            people.append(person)
-            necks.append(vote)
-    return [p for p in people if (~np.isnan(p[:, 0])).sum() >= MIN_JOINTS]
+        distances = np.linalg.norm(vote - necks[:count], axis=1)
+        free = np.where(np.isnan(people[:count, kind, 0]), distances, np.inf)
+        if count and free.min() < SAME_PERSON_CELLS:
+            people[free.argmin(), kind] = position
+        elif not count or distances.min() >= SAME_PERSON_CELLS:
+            people[count, kind], necks[count] = position, vote
+            count += 1
+    return [p for p in people[:count] if (~np.isnan(p[:, 0])).sum() >= MIN_JOINTS]
 
 
 def _top_of(chance: NDArray[np.float32], row: int, column: int) -> NDArray[np.float32]:
@@ -337,7 +342,7 @@ def joints_in(control_map: ControlMap) -> list[list[Disc]]:
     hands = hands_in(control_map)
     body = control_map.max(axis=2) > 0
     _, figure = cv2.connectedComponents(body.astype(np.uint8))
-    body &= ~hands
+    sizes = _sizes(figure * (body & ~hands), int(figure.max()))
     joints = [_regions(control_map, colour) for colour in COLOURS]
     limbs = [_regions(control_map, colour) for colour in LIMB_COLOURS] if hands.any() else []
     discs: list[list[Disc]] = []
@@ -349,12 +354,23 @@ def joints_in(control_map: ControlMap) -> list[list[Disc]]:
         centres = [(regions.centre(number), regions.pixel(number)) for number in numbers]
         if limbs and kind in WRISTS:
             centres += _hidden_wrists(kind, ended, joints, limbs, hands)
-        discs.append([])
-        for (x, y), pixel in centres:
-            ys, xs = np.nonzero((figure == figure[pixel]) & body)
-            size = math.sqrt(float(np.ptp(xs) + 1) * (np.ptp(ys) + 1)) if len(xs) else 1.0
-            discs[-1].append((x, y, size))
+        discs.append([(x, y, float(sizes[figure[pixel]])) for (x, y), pixel in centres])
     return discs
+
+
+def _sizes(figure: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+    """Return the size of each figure of labels (H, W) from 1 to `count`; of one without pixels 1.
+
+    The size is the square root of the area of its bounding box.
+    """
+    places = np.nonzero(figure)
+    numbers, area = figure[places], np.ones(count + 1)
+    for axis in places:
+        low, high = np.full(count + 1, np.iinfo(np.int64).max), np.zeros(count + 1, np.int64)
+        np.minimum.at(low, numbers, axis)
+        np.maximum.at(high, numbers, axis)
+        area *= np.where(low <= high, high - low + 1, 1)
+    return np.sqrt(area)
 
 
 def hands_in(control_map: ControlMap) -> NDArray[np.bool_]:
@@ -376,29 +392,44 @@ def hands_in(control_map: ControlMap) -> NDArray[np.bool_]:
         ]
         for ends in (WRISTS, (COLOURS.index(HAND_COLOUR),))
     )
-    for number in dots.numbers:
-        dot = dots.labels == number
-        wide = max(dots.stats[number, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]) > MAX_DISC_PX
-        at_arm = any(limb.touching(dot) for limb in forearms)
-        if wide or (at_arm and not any(limb.touching(dot) for limb in legs)):
-            certain |= dot
+    sides = dots.stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
+    at_arm, at_leg = (
+        set[int]().union(*(dots.touching(limb.mask) for limb in limbs))
+        for limbs in (forearms, legs)
+    )
+    on_hand = [k for k in dots.numbers if sides[k] > MAX_DISC_PX or k in at_arm - at_leg]
+    certain |= np.isin(dots.labels, on_hand)
     _, labels = cv2.connectedComponents(possible.astype(np.uint8))
     return np.isin(labels, np.unique(labels[certain]))
 
 
 @dataclass(frozen=True)
 class _Regions:
-    """The connected components of one colour in a map, numbered from 1."""
+    """The connected components of one colour in a map, numbered from 1.
+
+    A map may have tens of thousands of them, so nothing looks at the whole map for each.
+    """
 
     labels: NDArray[np.int32]
     stats: NDArray[np.int32]
     centres: NDArray[np.float64]
 
-    @property
-    def numbers(self) -> list[int]:
-        """The components large enough not to be specks between two blended colours."""
+    @cached_property
+    def large(self) -> NDArray[np.bool_]:
+        """By number, whether a component is no speck between two blended colours."""
         large = self.stats[:, cv2.CC_STAT_AREA] >= JOINT_RADIUS
-        return [k for k in np.flatnonzero(large).tolist() if k]
+        large[0] = False
+        return np.asarray(large, bool)
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Those components."""
+        return np.flatnonzero(self.large).tolist()
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Where they are (H, W)."""
+        return np.asarray(self.large[self.labels], bool)
 
     def centre(self, number: int) -> tuple[float, float]:
         x, y = self.centres[number].tolist()
@@ -406,14 +437,42 @@ class _Regions:
 
     def pixel(self, number: int) -> tuple[int, int]:
         """Return the row and column of one of a component's pixels; its centre may not be one."""
-        row, column = np.argwhere(self.labels == number)[0].tolist()
-        return row, column
+        left, row, width = self.stats[number, : cv2.CC_STAT_HEIGHT].tolist()
+        inside = self.labels[row, left : left + width] == number
+        return row, left + int(inside.argmax())
+
+    def pixels(self, number: int) -> NDArray[np.intp]:
+        """Return the rows and columns (N, 2) of a component's pixels, in the map's order."""
+        order, ends = self._order
+        return order[ends[number - 1] : ends[number]]
+
+    @cached_property
+    def _order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """All pixels (N, 2) by component, and how many there are up to each."""
+        pixels = np.argwhere(self.labels)
+        numbers = self.labels[pixels[:, 0], pixels[:, 1]]
+        ends = np.bincount(numbers, minlength=len(self.stats)).cumsum()
+        return pixels[numbers.argsort(kind="stable")], ends
 
     def touching(self, mask: NDArray[np.bool_]) -> set[int]:
         """Return the components that touch a mask (H, W)."""
         side = 2 * TOUCH_PX + 1
         grown = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8))
-        return set(np.unique(self.labels[grown > 0]).tolist()) & set(self.numbers)
+        return self._numbers_in(self.labels[grown > 0])
+
+    def touching_pixels(self, pixels: NDArray[np.intp]) -> set[int]:
+        """Return the components that touch any of the pixels (N, 2)."""
+        found: set[int] = set()
+        last = np.array(self.labels.shape) - 1
+        for start in range(0, len(pixels), PIXELS_AT_ONCE):
+            near = pixels[start : start + PIXELS_AT_ONCE, None] + TOUCHED
+            rows, columns = np.moveaxis(near.clip(0, last), 2, 0)
+            found |= self._numbers_in(self.labels[rows, columns])
+        return found
+
+    def _numbers_in(self, labels: NDArray[np.int32]) -> set[int]:
+        numbers = np.unique(labels)
+        return set(numbers[self.large[numbers]].tolist())
 
 
 def _near(control_map: ControlMap, colour: tuple[int, ...], distance: int) -> NDArray[np.bool_]:
@@ -438,11 +497,12 @@ def _without_hands(
 ) -> tuple[list[int], set[_Limb]]:
     """Return the regions of a joint's colour that are joints, not hands, and the limbs they end."""
     ends: dict[int, set[_Limb]] = {}
+    joint_limbs = [k for k, limb in enumerate(LIMBS) if kind in limb and limbs[k].numbers]
     for number in regions.numbers:
-        region = regions.labels == number
-        joint_limbs = [k for k, limb in enumerate(LIMBS) if kind in limb]
-        ends[number] = {(k, limb) for k in joint_limbs for limb in limbs[k].touching(region)}
-    kept = [number for number in ends if not hands[regions.labels == number].any()]
+        region = regions.pixels(number)
+        ends[number] = {(k, limb) for k in joint_limbs for limb in limbs[k].touching_pixels(region)}
+    on_hands = set(np.unique(regions.labels[hands]).tolist())
+    kept = [number for number in ends if number not in on_hands]
     ended = set().union(*(ends[number] for number in kept))
     # Regions on a hand: those that end most limbs first, lest a finger on a knee replaces the knee.
     for number in sorted(ends.keys() - set(kept), key=lambda n: -len(ends[n])):
@@ -463,12 +523,12 @@ def _hidden_wrists(
     wrists = []
     (forearm, elbow) = next((k, a) for k, (a, b) in enumerate(LIMBS) if b == wrist)
     for number in limbs[forearm].numbers:
-        arm = limbs[forearm].labels == number
-        elbows = joints[elbow].touching(arm)
+        arm = limbs[forearm].pixels(number)
+        elbows = joints[elbow].touching_pixels(arm)
         if (forearm, number) in ended or not elbows:
             continue
         start = np.array(joints[elbow].centre(min(elbows)))
-        points = np.argwhere(arm)[:, ::-1]
+        points = arm[:, ::-1]
         end = points[np.square(points - start).sum(1).argmax()]
         x, y = end.tolist()
         near = TOUCH_PX
@@ -489,21 +549,46 @@ def score(target: ControlMap, extracted: ControlMap) -> Score:
     for target_discs, extracted_discs, sigma in zip(
         joints_in(target), joints_in(extracted), OKS_SIGMAS, strict=True
     ):
-        pairs = sorted(
-            (math.hypot(a[0] - b[0], a[1] - b[1]), i, j)
-            for i, a in enumerate(target_discs)
-            for j, b in enumerate(extracted_discs)
+        wanted, found = (
+            np.array(discs, np.float64).reshape(-1, 3) for discs in (target_discs, extracted_discs)
         )
-        matched_target: set[int] = set()
-        matched_extracted: set[int] = set()
-        for distance, i, j in pairs:
-            if i not in matched_target and j not in matched_extracted:
-                matched_target.add(i)
-                matched_extracted.add(j)
-                total += math.exp(-(distance**2) / (2 * (2 * sigma * target_discs[i][2]) ** 2))
-        count += len(target_discs) + len(extracted_discs) - len(matched_target)
+        first, second = matched(wanted[:, :2], found[:, :2])
+        squares = np.square(wanted[first, :2] - found[second, :2]).sum(1)
+        total += float(np.exp(-squares / (2 * (2 * sigma * wanted[first, 2]) ** 2)).sum())
+        count += len(wanted) + len(found) - len(first)
     oks = total / count if count else float(np.array_equal(target, extracted))
     return Score(100 * oks, "OKS", {"OKS": oks})
+
+
+def matched(
+    first: NDArray[np.float64], second: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Match points (N, 2) and (M, 2) one to one, the nearest pair first; return pairs of indices.
+
+    As if all pairs were sorted by their distance, then by their indices. Whoever is the other's
+    nearest is matched at once: nothing nearer can take either.
+    """
+    left, right = np.arange(len(first)), np.arange(len(second))
+    pairs: list[NDArray[np.intp]] = [np.zeros((2, 0), np.intp)]
+    while len(left) and len(right):
+        nearest = _nearest(first[left], second[right])
+        mutual = _nearest(second[right], first[left])[nearest] == np.arange(len(left))
+        pairs.append(np.stack([left[mutual], right[nearest[mutual]]]))
+        left, right = left[~mutual], np.delete(right, nearest[mutual])
+    both = np.concatenate(pairs, 1)
+    return both[0], both[1]
+
+
+def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return for each point (N, 2) the index (N,) of the nearest of the others (M, 2)."""
+    step = max(1, DISTANCES_AT_ONCE // len(others))
+    found = np.empty(len(points), np.intp)
+    for start in range(0, len(points), step):
+        x, y = np.moveaxis(points[start : start + step, None], 2, 0)  # apart: sum(2) is slow
+        squares = np.square(x - others[:, 0])
+        squares += np.square(y - others[:, 1])
+        found[start : start + step] = squares.argmin(1)
+    return found
 
 
 def map_warning(control_map: ControlMap) -> str:

@@ -1,7 +1,9 @@
 """Poses: grouping joints, drawing as OpenPose does, and the score."""
 
 import colorsys
+import math
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,8 @@ from controlnet_aux.open_pose import OpenposeDetector, PoseResult, draw_poses
 from controlnet_aux.open_pose.body import Body, BodyResult, Keypoint
 from controlnet_aux.open_pose.face import Face
 from controlnet_aux.open_pose.hand import Hand
+from hypothesis import given
+from hypothesis import strategies as st
 
 from annotators import pose
 from annotators._blazepose import Figure
@@ -113,6 +117,40 @@ def test_score():
     alone = draw_people([person(32, 45) * 2], 256, 256)
     assert score(two, alone).headline == pytest.approx(50, abs=1)
     assert score(alone, two).headline == pytest.approx(50, abs=1)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=30))
+def test_joints_are_matched_as_if_all_pairs_were_sorted(points):
+    """By distance, then by the target's and the other's index."""
+    two = np.array([place for *place, side in points if side % 2], np.float64).reshape(-1, 2)
+    one = np.array([place for *place, side in points if side % 2 == 0], np.float64).reshape(-1, 2)
+    pairs = sorted(
+        (math.hypot(*(a - b)), i, j) for i, a in enumerate(one) for j, b in enumerate(two)
+    )
+    wanted: dict[int, int] = {}
+    for _, i, j in pairs:
+        if i not in wanted and j not in wanted.values():
+            wanted[i] = j
+    first, second = pose.matched(one, two)
+    assert dict(zip(first.tolist(), second.tolist(), strict=True)) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_hands", [False, True])
+def test_a_map_full_of_joints_is_scored_in_time(with_hands):
+    """Small squares in joints' colours: hundreds of seconds if each were compared with the map."""
+    squares = np.zeros((512, 1536, 3), np.uint8)
+    for number, x in enumerate(range(0, 1536, 4)):
+        squares[:, x : x + 3] = pose.COLOURS[number % len(pose.COLOURS)]
+    if with_hands:
+        squares[:, ::40] = pose.FINGER_ONLY_COLOURS[0]
+    squares[::4] = 0
+    began = time.perf_counter()
+    joints = sum(map(len, joints_in(squares)))
+    one = draw_people([person(64, 64) * 2], 512, 1536)
+    low, high = score(squares, one).headline, score(squares, squares).headline
+    assert joints > 1000 and low < 5 and high == 100
+    assert time.perf_counter() - began < 20
 
 
 # Hands and faces
