@@ -11,6 +11,7 @@ to 0.99 where neighbours are 12 to 40 apart: quantisation hides such rims. Encod
 again with the file's own tables gains 0.003 in a second and 0.01 in twelve, so it is not done.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ HALVED_NORM = float(np.square(HALVED).sum()) / 16
 """Sum of the squares of what one pixel's colour becomes, halved and enlarged."""
 CHUNK = 4096
 """Colours compared with the palette at once."""
+MOST_PIXELS, MOST_COMPARED = 2**22, 2**25
+"""Pixels of a map that is restored, and pixels times classes; of a larger map every second, third,
+… pixel is taken. Both take about ten seconds."""
 NEAR = 24
 """Distance in RGB within which a flat patch has a class's colour."""
 FLAT_PATCH_PX = 9
@@ -54,18 +58,28 @@ ROUNDS = 3
 
 def nearest(picture: ControlMap, colours: NDArray[np.uint8]) -> tuple[Classes, Floats]:
     """Return each pixel's nearest colour of (N, 3) and its distance in RGB, both (H, W)."""
-    found, inverse = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
-    classes, distance = np.empty(len(found), np.uint8), np.empty(len(found), np.float32)
+    numbers = picture.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    found, inverse = np.unique(numbers, return_inverse=True)
+    rgb = np.stack([found >> 16, found >> 8 & 255, found & 255], 1).astype(np.float32)
+    palette = colours.astype(np.float32)
+    # |a - b|² = |a|² - 2 a·b + |b|²: whole numbers below 2**24, which float32 holds exactly.
+    offsets = np.square(palette).sum(1)
+    classes, squares = np.empty(len(found), np.uint8), np.square(rgb).sum(1)
     for start in range(0, len(found), CHUNK):
         part = slice(start, start + CHUNK)
-        squares = np.square(found[part, None].astype(np.int32) - colours.astype(np.int32)).sum(2)
-        classes[part], distance[part] = squares.argmin(1), np.sqrt(squares.min(1))
+        compared = offsets - 2 * (rgb[part] @ palette.T)
+        classes[part] = compared.argmin(1)
+        squares[part] += compared.min(1)
     inverse = inverse.reshape(picture.shape[:2])
-    return classes[inverse], distance[inverse]
+    return classes[inverse], np.sqrt(squares)[inverse]
 
 
 def restored_classes(picture: ControlMap, colours: NDArray[np.uint8]) -> Classes | None:
-    """Return the classes of a map drawn in `colours` (N, 3); None if it is no such map."""
+    """Return the classes of a map drawn in `colours` (N, 3); None if it is no such map.
+
+    They have the map's size, or a fraction of it beyond MOST_PIXELS or MOST_COMPARED.
+    """
+    picture = _thinned(picture, MOST_PIXELS)
     smooth = np.asarray(cv2.medianBlur(picture, 5), np.uint8)
     classes, distance = nearest(smooth, colours)
     flat = _is_uniform(classes, 3) & (distance < NEAR)
@@ -73,6 +87,7 @@ def restored_classes(picture: ControlMap, colours: NDArray[np.uint8]) -> Classes
         return None
     counts = np.bincount(classes[flat], minlength=len(colours))
     present = np.flatnonzero(counts >= FLAT_PATCH_PX)
+    picture = _thinned(picture, MOST_COMPARED // max(1, len(present)))
     given, palette = _to_ycbcr(picture), _to_ycbcr(colours[None, present])[0]
     fits = [
         _Fit(given, palette, lossy, lossy_transposed, norm).solve()
@@ -83,6 +98,12 @@ def restored_classes(picture: ControlMap, colours: NDArray[np.uint8]) -> Classes
     ]
     _, best = min(fits, key=lambda fit: fit[0])
     return np.asarray(present[best], np.uint8)
+
+
+def _thinned(picture: ControlMap, most: int) -> ControlMap:
+    """Return every n-th row and column, so that at most so many pixels are left."""
+    step = math.ceil(math.sqrt(max(1, picture.shape[0] * picture.shape[1] / most)))
+    return np.ascontiguousarray(picture[::step, ::step])
 
 
 def _to_ycbcr(rgb: NDArray[np.uint8]) -> Floats:
@@ -133,8 +154,12 @@ class _Fit:
 
     def solve(self) -> tuple[float, Classes]:
         """Return the mean squared error of the best classes found, and the classes."""
-        distances = [np.square(self.given - colour).sum(2) for colour in self.palette]
-        classes = np.stack(distances).argmin(0).astype(np.uint8)
+        classes = np.zeros(self.given.shape[:2], np.uint8)
+        least = np.full(classes.shape, np.inf, np.float32)
+        for k, colour in enumerate(self.palette):
+            distance = np.square(self.given - colour).sum(2)
+            nearer = distance < least
+            classes[nearer], least[nearer] = k, distance[nearer]
         uncertain = np.nonzero(~_is_uniform(classes, INNER_PX))
         allowed = np.ones(len(self.palette), bool)
         classes = self._swept(classes, uncertain, allowed)

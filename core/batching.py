@@ -13,7 +13,7 @@ A request alone pays nothing for this: it gets the networks themselves.
 import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -22,16 +22,12 @@ from torch import Tensor
 
 from core.errors import Busy
 from core.networks import Networks, PredictCall, Residuals
+from core.shares import OnWait, wait_until
 
 LOGGER = logging.getLogger(__name__)
 
 MOST_ADMITTED = 1000
 """Default limit of requests, at work or waiting: each holds a thread and its picture."""
-HEARTBEAT_S = 0.5
-"""Time between two calls of a waiting request's OnWait."""
-
-OnWait = Callable[[], None]
-"""Called now and then while a request waits; raises to give up."""
 Weights = Mapping[Any, int]
 """What of a model a request needs beside its base, and the bytes of each: its ControlNets."""
 
@@ -104,7 +100,8 @@ class Batcher:
             self._model_queue.append(ticket)
             admission = Admission(weights=weights or {})
             try:
-                self._wait_until(
+                wait_until(
+                    self._changed,
                     lambda: self._model_queue[0] is ticket and self._may_work(model, admission),
                     on_wait,
                 )
@@ -141,7 +138,7 @@ class Batcher:
             self._lease_queue.append(ticket)
             try:
                 self._begin_next()
-                self._wait_until(lambda: ticket.group is not None, on_wait)
+                wait_until(self._changed, lambda: ticket.group is not None, on_wait)
             except BaseException:
                 self._give_up(ticket)
                 raise
@@ -160,15 +157,6 @@ class Batcher:
         for one in (*self._at_work, admission):
             weights |= one.weights
         return self._model == model and sum(weights.values()) <= self._most_weights
-
-    def _wait_until(self, true: Callable[[], bool], on_wait: OnWait) -> None:
-        """Wait, with a call of `on_wait` at every heartbeat, during which the lock is released."""
-        while not self._changed.wait_for(true, HEARTBEAT_S):
-            self._lock.release()
-            try:
-                on_wait()
-            finally:
-                self._lock.acquire()
 
     def _begin_next(self) -> None:
         """Lease the free device to the first in the queue and to those that can share with it."""

@@ -16,7 +16,7 @@ from core.condition import (
     Score,
     of_one_colour,
 )
-from core.images import fit_size, resize, resize_map
+from core.images import drawing_size, resize, resize_map
 
 Mask = NDArray[np.bool_]
 """(H, W), true on the lines."""
@@ -65,11 +65,22 @@ class Extractor:
         self, image: RGBImage, size: tuple[int, int], resolution: int | None
     ) -> RGBImage:
         """Return the picture at the size that its map is drawn at."""
+        drawn_at = self._drawn_at(image)
+        if drawn_at is None:
+            return resize(image, size, resolution)
+        return resize(image, drawn_at, self.detect_resolution)
+
+    def _drawn_at(self, image: RGBImage) -> tuple[int, int] | None:
+        """Return the (width, height) at which a picture's map is drawn; None for the output's."""
         height, width = image.shape[:2]
         if self.detect_resolution is None:
-            return resize(image, size, resolution)
-        drawn_at = fit_size(width, height, self.detect_resolution)
-        return resize(image, drawn_at, self.detect_resolution)
+            return None
+        return drawing_size(width, height, self.detect_resolution)
+
+    def pixels(self, image: RGBImage) -> int:
+        """Return how many pixels a picture has as its map is drawn; 0 for those of the output."""
+        width, height = self._drawn_at(image) or (0, 0)
+        return width * height
 
     def begin_edit(
         self, image: RGBImage, size: tuple[int, int], resolution: int | None = None

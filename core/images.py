@@ -28,6 +28,7 @@ from torch import Tensor
 from core.condition import ControlMap, Interpolation, PixelMask, RGBImage
 from core.errors import BadInput
 from core.png_chunks import DAMAGED, read_bytes, without_text
+from core.shares import Shares
 
 LOGGER = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF's orientation, what turns a stored picture upright."""
+DECODING = Shares(2 * MAX_PIXELS)
+"""Of the pixels that may be decoded at the same time in this process: each takes some 10 bytes."""
+MOST_DRAWN_PIXELS = 2**22
+"""Of the picture that a map is drawn from: Diorama's annotator takes up to 500 bytes for each."""
 _ASK_FOR = "Please save it as PNG or JPEG and try again."
 
 
@@ -112,14 +117,18 @@ def read_image(
         part = "page" if picture.format == "TIFF" else "frame of the animation"
         notes.append(f"Only the first {part} is used.")
     try:
-        if isinstance(picture, TiffImageFile):
-            _let_libtiff_read_ycbcr(picture)
-        picture.load()
-        turn = UPRIGHT.get(_orientation(picture))
-        pixels = _to_rgb(picture if turn is None else picture.transpose(turn), ground, notes)
+        with DECODING.taken(picture.width * picture.height):
+            return _decode(picture, ground, notes), notes
     except DAMAGED as error:
         raise BadInput(f"The picture is incomplete or damaged. {_ASK_FOR}") from error
-    return pixels, notes
+
+
+def _decode(picture: Image.Image, ground: int | None, notes: list[str]) -> RGBImage:
+    if isinstance(picture, TiffImageFile):
+        _let_libtiff_read_ycbcr(picture)
+    picture.load()
+    turn = UPRIGHT.get(_orientation(picture))
+    return _to_rgb(picture if turn is None else picture.transpose(turn), ground, notes)
 
 
 def _shrink_while_decoding(picture: JpegImageFile, notes: list[str]) -> None:
@@ -382,6 +391,18 @@ def fit_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     check_shape(width, height)
     scale = resolution / min(width, height)
     wide, high = (max(GRID, round(side * scale / GRID) * GRID) for side in (width, height))
+    return wide, high
+
+
+def drawing_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Return the size at which a picture's map is drawn: fit_size, within MOST_DRAWN_PIXELS.
+
+    Only strips longer than 4:1 at a high resolution are drawn smaller than that was asked for.
+    """
+    wide, high = fit_size(width, height, resolution)
+    while wide * high > MOST_DRAWN_PIXELS:
+        resolution -= GRID
+        wide, high = fit_size(width, height, resolution)
     return wide, high
 
 

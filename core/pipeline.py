@@ -27,8 +27,10 @@ from core.errors import SuiteError, bug_sentence
 from core.guidance import MORE_PROMPT, acts
 from core.images import (
     CROP_AND_RESIZE,
+    MOST_DRAWN_PIXELS,
     RESIZE_AND_FILL,
     center_crop_to_aspect,
+    drawing_size,
     filled,
     fit_size,
     inner_size,
@@ -52,6 +54,7 @@ from core.request import (
     GenerationResult,
     Progress,
 )
+from core.shares import OnWait, Shares
 
 LOGGER = logging.getLogger(__name__)
 
@@ -94,6 +97,10 @@ COARSE_BEYOND = 4
 CROPPED = (
     "{title}: its picture was centre-cropped, because its aspect ratio is not the first control's."
 )
+DRAWN_SMALLER = (
+    "{title}: the map was drawn at {width} x {height}, because a strip at detect resolution "
+    "{resolution} takes too much memory."
+)
 GUESSED = (
     "{title}: guess mode is on, so its control mode is more control; switch guess mode off to have "
     "more prompt."
@@ -121,6 +128,15 @@ DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt shown in the warning."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    image: RGBImage
+    reextracted: tuple[ControlMap, ...]
+    """One for each control, as the scores."""
+    scores: tuple[Score, ...]
+    seed: int
+
+
 class Pipeline:
     """Makes pictures with the networks that `load` returns."""
 
@@ -142,6 +158,8 @@ class Pipeline:
         self._fetch = fetch
         self._weigh: Weigh = weigh or (lambda *_: {})
         self._batcher = Batcher(most_requests, most_weights)
+        self._drawing = Shares(MOST_DRAWN_PIXELS)
+        """Of the pixels that maps are drawn from at the same time."""
 
     def fetch(
         self,
@@ -174,15 +192,19 @@ class Pipeline:
             return False
         return True
 
-    def draw_map(self, request: GenerationRequest) -> ControlMap:
+    def draw_map(self, request: GenerationRequest, on_wait: OnWait = lambda: None) -> ControlMap:
         """Return the first control's map as `generate` would use it, without touching a model.
+
+        on_wait is called now and then while others' maps are drawn.
 
         Raises:
             BadInput: the picture cannot be fitted or its map not drawn.
             DeviceUnavailable: memory ran out.
+            Exception: what on_wait raises.
         """
         control = _resolved_control(request.controls[0], request)
-        return _control_map(_extractor(control), control, request)
+        with self._drawing.taken(_drawn_pixels(control, request), on_wait):
+            return _control_map(_extractor(control), control, request)
 
     def begin_edit(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the edit that stands for the first control's detected map.
@@ -196,7 +218,8 @@ class Pipeline:
         control = _resolved_control(request.controls[0], request)
         if control.preprocessor == ALREADY_A_MAP:
             return {}
-        with oom_as_device_unavailable():
+        pixels = _drawn_pixels(control, request)
+        with self._drawing.taken(pixels), oom_as_device_unavailable():
             return _extractor(control).begin_edit(
                 control.image, _size(request), request.image_resolution
             )
@@ -214,8 +237,9 @@ class Pipeline:
         on_progress is called at every stage and step; every preview_every-th step (0: never) has a
         small preview. on_images gets the result so far whenever images are done. Once cancelled()
         is true, generation ends within a step, and the result holds the images finished so far,
-        perhaps none. If a later image fails, however it does, those before it are returned with the
-        reason among the warnings.
+        perhaps none, and no controls if their maps still waited for others' to be drawn. If a later
+        image fails, however it does, those before it are returned with the reason among the
+        warnings.
 
         Raises:
             SuiteError: bad input, a model that cannot be loaded, or the first image failed.
@@ -235,19 +259,8 @@ class Pipeline:
             if not request.steps_taken:
                 reporter.warnings.append(UNCHANGED)
 
-        with reporter.stage("map"), oom_as_device_unavailable():
-            extractors = [_extractor(control) for control in request.controls]
-            tracks: list[ControlTrack] = []
-            for control, extractor in zip(request.controls, extractors, strict=True):
-                image = _cropped(control, request)
-                if image.shape != control.image.shape:
-                    reporter.warnings.append(CROPPED.format(title=control.condition.title))
-                control_map = _control_map(extractor, replace(control, image=image), request)
-                tracks.append(ControlTrack(control, control_map))
-                notes = map_notes(control, control_map)
-                of = f"{control.condition.title}: " if len(request.controls) > 1 else ""
-                reporter.warnings += [f"{of}{note}" for note in notes]
-
+        extractors: list[Extractor] = []
+        tracks: list[ControlTrack] = []
         finished: list[_Finished] = []
         networks, admission = None, Admission()
 
@@ -278,6 +291,12 @@ class Pipeline:
             )
 
         try:
+            with reporter.stage("map"), oom_as_device_unavailable():
+                extractors = [_extractor(control) for control in request.controls]
+                tracks = [
+                    self._track(control, extractor, request, reporter)
+                    for control, extractor in zip(request.controls, extractors, strict=True)
+                ]
             reporter.stop_if_cancelled()
             names = [control.condition.weights for control in request.controls]
             weights = self._weigh(request.model, *names)
@@ -297,10 +316,11 @@ class Pipeline:
                         images = to_images(pictures)
                         if original is not None:
                             images = [original.kept_in(image) for image in images]
-                        finished += _scored(extractors, tracks, images, batch)
+                        finished += self._scored(extractors, tracks, images, batch, reporter)
                     reporter.finished(len(batch))
                     _tell(on_images, so_far)
-            reporter.warnings += _result_notes(extractors, request, finished)
+            with self._drawing.taken(size[0] * size[1]):
+                reporter.warnings += _result_notes(extractors, request, finished)
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))
         except Exception as error:
@@ -310,6 +330,45 @@ class Pipeline:
             reporter.warn(f"Only {len(finished)} of {len(seeds)} images were made: {reason}")
 
         return so_far()
+
+    def _track(
+        self,
+        control: ControlRequest,
+        extractor: Extractor,
+        request: GenerationRequest,
+        reporter: ProgressReporter,
+    ) -> ControlTrack:
+        """Return a control with its map; warn of what is unusual about them."""
+        image = _cropped(control, request)
+        if image.shape != control.image.shape:
+            reporter.warnings.append(CROPPED.format(title=control.condition.title))
+        reporter.warnings += _strip_notes(control)
+        with self._drawing.taken(_drawn_pixels(control, request), reporter.waiting):
+            control_map = _control_map(extractor, replace(control, image=image), request)
+            notes = map_notes(control, control_map)
+        of = f"{control.condition.title}: " if len(request.controls) > 1 else ""
+        reporter.warnings += [f"{of}{note}" for note in notes]
+        return ControlTrack(control, control_map)
+
+    def _scored(
+        self,
+        extractors: Sequence[Extractor],
+        tracks: Sequence[ControlTrack],
+        images: Sequence[RGBImage],
+        seeds: Sequence[int],
+        reporter: ProgressReporter,
+    ) -> Iterator[_Finished]:
+        """Yield each image when it is measured, so that what fails later does not lose it."""
+        for image, seed in zip(images, seeds, strict=True):
+            measured = []
+            for extractor, track in zip(extractors, tracks, strict=True):
+                pixels = max(image.shape[0] * image.shape[1], extractor.pixels(image))
+                with self._drawing.taken(pixels, reporter.stop_if_cancelled):
+                    measured.append(extractor.reextract_and_score(image, track.control_map))
+            found, scores = zip(*measured, strict=True)
+            yield _Finished(image, found, scores, seed)
+            if seed != seeds[-1]:  # of many controls and a large map it takes seconds
+                reporter.stop_if_cancelled()
 
 
 def _tell(
@@ -404,6 +463,12 @@ def _fetch_preprocessor(preprocessor: Preprocessor, reporter: ProgressReporter) 
         )
 
 
+def _drawn_pixels(control: ControlRequest, request: GenerationRequest) -> int:
+    """Return how many pixels the drawing of a control's map works on."""
+    size = _size(request)
+    return max(size[0] * size[1], _extractor(control).pixels(control.image))
+
+
 def _control_map(
     extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
@@ -448,6 +513,20 @@ def _map_at(
         return extractor.extract(control.image, size, resolution)
 
 
+def _strip_notes(control: ControlRequest) -> list[str]:
+    """Return a note if a long picture's map is drawn smaller than was asked for."""
+    height, width = control.image.shape[:2]
+    resolution = control.detect_resolution
+    if resolution is None or control.preprocessor == ALREADY_A_MAP:
+        return []
+    drawn_at = drawing_size(width, height, resolution)
+    if drawn_at == fit_size(width, height, resolution):
+        return []
+    title = control.condition.title
+    wide, high = drawn_at
+    return [DRAWN_SMALLER.format(title=title, width=wide, height=high, resolution=resolution)]
+
+
 def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
     """Return a warning if the picture or the map is unusual for its kind; at most one."""
     annotator, preprocessor = control.condition.annotator, _preprocessor(control)
@@ -461,33 +540,6 @@ def map_notes(control: ControlRequest, control_map: ControlMap) -> list[str]:
 
 
 # Results and warnings
-
-
-@dataclass(frozen=True, eq=False)
-class _Finished:
-    image: RGBImage
-    reextracted: tuple[ControlMap, ...]
-    """One for each control, as the scores."""
-    scores: tuple[Score, ...]
-    seed: int
-
-
-def _scored(
-    extractors: Sequence[Extractor],
-    tracks: Sequence[ControlTrack],
-    images: Sequence[RGBImage],
-    seeds: Sequence[int],
-) -> Iterator[_Finished]:
-    """Yield each image when it is measured, so that what fails later does not lose it."""
-    for image, seed in zip(images, seeds, strict=True):
-        found, scores = zip(
-            *(
-                extractor.reextract_and_score(image, track.control_map)
-                for extractor, track in zip(extractors, tracks, strict=True)
-            ),
-            strict=True,
-        )
-        yield _Finished(image, found, scores, seed)
 
 
 def _result_notes(

@@ -231,7 +231,8 @@ def launch(
         mcp_server.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    blocks.queue(max_size=environment.max_queue)
+    # Closed: a call that is posted to its own address would pass by the queue and its limits.
+    blocks.queue(max_size=environment.max_queue, api_open=False)
     _bypass_proxies(options.host)
     try:
         _, address, _ = blocks.launch(

@@ -1,6 +1,7 @@
 """Class maps that lost their exact colours: JPEG, WebP, soft rims."""
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import apps
+from annotators._lossy_classes import MOST_PIXELS, nearest
 from annotators.seg import as_classes, as_map, fit_map, map_colours, palette, score
 from core.condition import ALREADY_A_MAP, ControlMap
 from core.images import read_image
@@ -126,6 +128,53 @@ def test_classes_by_exact_colour_else_by_the_nearest() -> None:
     near[0, 0, 0] += 3
     near[0, 1, 0] += 1
     assert as_classes(near)[0].tolist() == [2, ROAD]
+
+
+@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([1, 3, 40, 256]))
+@settings(max_examples=25, deadline=None)
+def test_the_nearest_colour_is_found_exactly(seed: int, spread: int) -> None:
+    """As by every distance in whole numbers; of equally near ones it is the first."""
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, spread, (7, 5, 3), np.uint8)
+    colours = rng.integers(0, spread, (9, 3), np.uint8)
+    squares = np.square(picture[:, :, None].astype(int) - colours.astype(int)).sum(3)
+    classes, distance = nearest(picture, colours)
+    assert np.array_equal(classes, squares.argmin(2))
+    assert np.array_equal(distance, np.sqrt(squares.min(2).astype(np.float32)))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_the_score_is_the_mean_over_the_classes_in_either_map(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 6, (2, 8, 8)) * 29
+    found = score(as_map(first.astype(np.uint8)), as_map(second.astype(np.uint8))).metrics
+    overlaps = [
+        ((first == k) & (second == k)).sum() / ((first == k) | (second == k)).sum()
+        for k in {*first.flat, *second.flat}
+    ]
+    assert found["mIoU"] == pytest.approx(np.mean(overlaps))
+    assert found["pixel accuracy"] == pytest.approx((first == second).mean())
+
+
+@pytest.mark.slow
+def test_a_map_of_a_million_colours_is_scored_in_time() -> None:
+    """A photograph given as a map: seconds for each image, if every colour were compared alone."""
+    noise = np.random.default_rng(0).integers(0, 256, (768, 1536, 3), np.uint8)
+    began = time.perf_counter()
+    assert score(noise, as_map(np.zeros((768, 1536), np.uint8))).headline < 5
+    assert time.perf_counter() - began < 8
+
+
+@pytest.mark.slow
+def test_a_huge_lossy_map_is_restored_within_bounds() -> None:
+    """At a fraction of its size; every class of the palette stays apart."""
+    huge = as_map(np.arange(150, dtype=np.uint8).reshape(10, 15).repeat(224, 0).repeat(224, 1))
+    lossy = encoded(huge, "JPEG", quality=90)
+    assert lossy.shape[0] * lossy.shape[1] > MOST_PIXELS
+    found = fit_map(lossy, (960, 640))
+    wanted = cv2.resize(huge, (960, 640), interpolation=cv2.INTER_NEAREST)
+    assert score(wanted, found).metrics["pixel accuracy"] > 0.95
 
 
 @pytest.mark.slow

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.batching import HEARTBEAT_S, Batcher
+from core.batching import Batcher
 from core.errors import Busy, SuiteError
 from core.networks import PredictCall
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
+from core.shares import HEARTBEAT_S
 
 WAIT_S = 30
 CALL = PredictCall(torch.zeros(1, 3, 8, 8), 500, torch.zeros(2, 77, 4))

@@ -3,7 +3,10 @@
 import contextlib
 import io
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -18,10 +21,12 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from core import images
 from core.errors import BadInput
 from core.images import (
+    MOST_DRAWN_PIXELS,
     NOTHING,
     PAPER,
     RESIZE_AND_FILL,
     RESIZE_MODES,
+    drawing_size,
     filled,
     fit_size,
     inner_size,
@@ -680,3 +685,40 @@ def test_pixel_perfect_is_the_rule_of_sd_webui_controlnet(mode, width, height, s
     """The smaller scale if the rest is filled, else the larger, times the picture's short side."""
     wanted = fill if mode == RESIZE_AND_FILL else crop
     assert pixel_perfect_resolution(width, height, size, mode) == wanted
+
+
+def test_only_long_strips_are_drawn_smaller():
+    """Up to 4:1 every detect resolution is kept; beyond, the area is."""
+    for width, height in ((100, 100), (400, 100), (100, 399)):
+        for resolution in (128, 512, 1024):
+            assert drawing_size(width, height, resolution) == fit_size(width, height, resolution)
+    for width, height in ((800, 100), (100, 500)):
+        wide, high = drawing_size(width, height, 1024)
+        assert MOST_DRAWN_PIXELS / 2 < wide * high <= MOST_DRAWN_PIXELS
+        assert max(wide, high) / min(wide, high) == pytest.approx(max(width, height) / 100, rel=0.1)
+
+
+def test_pictures_are_decoded_one_after_the_other_where_they_are_large(tmp_path, monkeypatch):
+    """Not more pixels at once than DECODING allows, whoever asks."""
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64)).save(path)
+    now, most, lock = [0], [0], threading.Lock()
+    decode = images._decode
+
+    def counted(*given):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.01)
+        found = decode(*given)
+        with lock:
+            now[0] -= 1
+        return found
+
+    monkeypatch.setattr(images, "_decode", counted)
+    for pixels, together in ((2 * 64 * 64, 2), (64 * 64 - 1, 1)):
+        monkeypatch.setattr(images.DECODING, "amount", pixels)
+        most[0] = 0
+        with ThreadPoolExecutor(6) as threads:
+            assert len(list(threads.map(lambda _: read_image(path), range(6)))) == 6
+        assert most[0] == together

@@ -1,5 +1,8 @@
 """The pipeline on a fake model that paints the control map."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ from core.condition import ALREADY_A_MAP, Preprocessor
 from core.consistency import Extractor
 from core.diffusion import DECODED_IN_FLOAT32, SAMPLED_IN_FLOAT32
 from core.errors import BadInput, DeviceUnavailable, SuiteError
-from core.images import resize_map
+from core.images import MOST_DRAWN_PIXELS, resize_map
 from core.memory import OUT_OF_MEMORY
 from core.pipeline import EMPTY_MAP_GIVEN, Pipeline, image_seeds, resolved
 from core.progress import ProgressReporter
@@ -255,6 +258,67 @@ def test_a_map_is_drawn_at_its_own_resolution(condition, image):
     Pipeline(None).draw_map(ask(condition, image, detect_resolution=192))
     (control,) = resolved(ask(condition, image, detect_resolution=192)).controls
     assert control.detect_resolution is None
+
+
+@pytest.fixture
+def slow_eyes(condition):
+    """The condition at detect resolution 1024, whose drawings count how many run at once."""
+    lock, now, most, sizes = threading.Lock(), [0], [0], []
+
+    def draw(picture, params):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+            sizes.append(picture.shape[:2])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return picture
+
+    annotator = replace(
+        condition.annotator,
+        preprocessors=(Preprocessor("Slow", draw),),
+        detect_resolution=1024,
+    )
+    return replace(condition, annotator=annotator), most, sizes
+
+
+def test_large_maps_are_drawn_one_after_the_other(pipeline, slow_eyes):
+    """Those of requests, those re-extracted from results and those only looked at together."""
+    own, most, sizes = slow_eyes
+    strip = np.zeros((100, 800, 3), np.uint8)
+    request = ask(own, strip, steps=1)
+    with ThreadPoolExecutor(6) as threads:
+        made = [threads.submit(pipeline.generate, request) for _ in range(3)]
+        drawn = [threads.submit(pipeline.draw_map, request) for _ in range(3)]
+        assert all(one.result(60).shape == (256, 2048, 3) for one in drawn)
+        results = [one.result(60) for one in made]
+    assert most == [1] and len(sizes) == 9
+    assert {high * wide <= MOST_DRAWN_PIXELS for high, wide in sizes} == {True}
+    (note,) = [one for one in results[0].warnings if "takes too much memory" in one]
+    assert f"drawn at {sizes[0][1]} x {sizes[0][0]}" in note and "resolution 1024" in note
+
+
+@pytest.mark.slow
+def test_a_request_stopped_while_it_waits_to_draw_draws_nothing(pipeline, slow_eyes):
+    own, _, sizes = slow_eyes
+    request = ask(own, np.zeros((64, 64, 3), np.uint8))
+    with pipeline._drawing.taken(MOST_DRAWN_PIXELS):
+        result = pipeline.generate(request, cancelled=lambda: True)
+    assert (result.cancelled, result.images, result.controls, sizes) == (True, (), (), [])
+
+
+def test_a_stop_is_heard_between_the_scores_of_two_images(networks, pipeline, condition, image):
+    """Scoring may take seconds; what is scored is kept."""
+    networks.largest_batch, scored = 4, []
+    one = condition.annotator
+    own = replace(
+        condition,
+        annotator=replace(one, score=lambda *maps: (scored.append(1), one.score(*maps))[1]),
+    )
+    request = ask(own, image, num_samples=4)
+    result = pipeline.generate(request, cancelled=lambda: len(scored) == 2)
+    assert result.cancelled and len(result.images) == len(scored) == 2
 
 
 @pytest.mark.parametrize(("side", "enlarged"), [(270, True), (300, False)])

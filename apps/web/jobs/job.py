@@ -1,16 +1,20 @@
 """Generations and map drawings in threads of their own, watched and stopped from outside."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from core.batching import HEARTBEAT_S
 from core.condition import ControlMap
 from core.pipeline import Pipeline
+from core.progress import Stopped
 from core.request import GenerationRequest, GenerationResult, Progress
+from core.shares import HEARTBEAT_S
 from models.catalog.lora_tags import tags_in
+
+log = logging.getLogger(__name__)
 
 PREVIEW_EVERY = 2
 """Steps between two live previews."""
@@ -75,9 +79,16 @@ def drawn_map(
     """
     stopped = threading.Event()
 
+    def stop_if_left() -> None:
+        if stopped.is_set():
+            raise Stopped
+
     def draw(report: Report) -> ControlMap | None:
-        if pipeline.fetch(request, report, stopped.is_set, map_only=True):
-            return pipeline.draw_map(request)
+        try:
+            if pipeline.fetch(request, report, stopped.is_set, map_only=True):
+                return pipeline.draw_map(request, stop_if_left)
+        except Stopped:
+            log.info("Whoever asked for a map has left before it was drawn.")
         return None
 
     for told in watched(draw, stopped):

@@ -166,6 +166,8 @@ def answer(
             try:
                 for report in job.run():
                     if isinstance(report, GenerationResult):
+                        if not report.controls:  # stopped before its maps were drawn
+                            continue
                         suite.measured(report)
                         made.append((report, files.save(report)))
                         files = new_files()  # for the other model
