@@ -22,6 +22,8 @@ class FakeHub:
         self.files = dict(files)
         self.ranges: list[str] = []
         """What of a file was asked for, in order."""
+        self.refusals: list[int] = []
+        """HTTP statuses of the next answers; 200 is what is asked for."""
         self.go_on = threading.Event()
         """For a test that lets something wait in before_piece."""
         self.before_piece: Callable[[int], bool] = lambda sent: True
@@ -35,10 +37,22 @@ class _Answer(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def _refuses(self) -> bool:
+        status = self.fake.refusals.pop(0) if self.fake.refusals else 200
+        if status == 200:
+            return False
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return True
+
     def do_HEAD(self) -> None:
-        self._send(None)
+        if not self._refuses():
+            self._send(None)
 
     def do_GET(self) -> None:
+        if self._refuses():
+            return
         if self.path.startswith("/api/models/"):
             body = json.dumps({"id": "someone/it", "sha": REVISION}).encode()
             self.send_response(200)

@@ -11,8 +11,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from filelock import FileLock, Timeout
 from huggingface_hub import (
@@ -24,7 +26,14 @@ from huggingface_hub import (
     hf_hub_url,
     hf_raise_for_status,
 )
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm
 
@@ -35,6 +44,7 @@ from models.catalog.paths import shown
 LOGGER = logging.getLogger(__name__)
 LOGGER.addHandler(logging.NullHandler())  # without a log, the shell shows the error alone
 
+Answer = TypeVar("Answer")
 Watch = Callable[[int, int], None]
 """Called now and then with the bytes that are here and the total; raises to stop."""
 
@@ -48,6 +58,12 @@ MAX_LOST = 5
 """A download fails after so many lost connections without a byte between them."""
 PAUSE_S = 1.0
 """Seconds between a lost connection and the next try, and between checks of another's download."""
+BUSY = (429, 500, 502, 503, 504)
+"""HTTP statuses of a hub that is asked again."""
+MAX_BUSY = 5
+"""Tries of one question to a busy hub; between them PAUSE_S, doubled each time, or what it asks."""
+LONGEST_PAUSE_S = 60
+"""Of what a busy hub asks for."""
 PART = ".part"
 """Suffix of a partial file."""
 PARTIAL = 206
@@ -83,9 +99,10 @@ def fetch(source: Source, title: str, destination: Path, watch: Watch | None = N
     folder = snapshot(source)  # the cache first: a pinned revision never changes
     if not _missing(source, folder):
         return folder
+    watch = watch or (lambda here, whole: None)
     try:
-        _reach_hub(source)
-        _download(source, watch or (lambda here, whole: None))
+        _patiently(lambda: _reach_hub(source), lambda: watch(0, sum(source.files.values())))
+        _download(source, watch)
         return folder
     except NETWORK_ERRORS as error:
         LOGGER.warning("%s was not fetched: %r", source.hub, error)
@@ -136,8 +153,57 @@ def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         problem = f"{error.filename or constants.HF_HUB_CACHE} cannot be written to or read"
         return problem, "set HF_HOME to a folder of your own and try again"
+    if isinstance(error, HfHubHTTPError) and (told := _explain_refusal(error)):
+        return told
     words = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
     return words, "connect and try again"
+
+
+def _explain_refusal(error: HfHubHTTPError) -> tuple[str, str] | None:
+    """Return the same of an answer of the hub; None for one that says itself what is wrong."""
+    status = _status(error)
+    if status in BUSY:
+        return f"the hub is too busy (HTTP {status})", "try again in a few minutes"
+    if isinstance(error, GatedRepoError) or status == HTTPStatus.FORBIDDEN:
+        problem = f"the hub does not give it to everybody (HTTP {status})"
+        return problem, "accept its terms on its page there, log in with `hf auth login`, try again"
+    missing = EntryNotFoundError | RepositoryNotFoundError | RevisionNotFoundError
+    if isinstance(error, missing) or status == HTTPStatus.NOT_FOUND:
+        problem = f"the hub does not have it, or not for everybody (HTTP {status})"
+        return problem, "log in with `hf auth login` if it is private, choose another model"
+    if status == HTTPStatus.UNAUTHORIZED:
+        problem = f"the hub does not accept this machine's token (HTTP {status})"
+        return problem, "log in again with `hf auth login`"
+    return None
+
+
+def _status(error: HfHubHTTPError) -> int:
+    response = getattr(error, "response", None)  # an error without an answer has none
+    return int(response.status_code) if response is not None else 0
+
+
+def _patiently(ask: Callable[[], Answer], report: Callable[[], None]) -> Answer:
+    """Return what `ask` returns, which is called again while the hub is too busy to answer.
+
+    `report` is called in between; what it raises ends the wait.
+
+    Raises:
+        HfHubHTTPError: it stays too busy, or refuses.
+    """
+    for tries in range(1, MAX_BUSY + 1):
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if _status(error) not in BUSY or tries == MAX_BUSY:
+                raise
+            asked = str(error.response.headers.get("Retry-After", ""))
+            LOGGER.warning("The hub is too busy: %r", error)
+        pause = float(asked) if asked.isdecimal() else PAUSE_S * 2**tries
+        until = time.monotonic() + min(pause, LONGEST_PAUSE_S)
+        while time.monotonic() < until:
+            report()
+            time.sleep(PAUSE_S)
+    raise AssertionError("the last try returns or raises")
 
 
 def _reach_hub(source: Source) -> None:
@@ -182,11 +248,14 @@ def _download(source: Source, watch: Watch) -> None:
     for name, roughly in sizes.items():
         path = inside(source, name)
         url = hf_hub_url(source.hub, path, revision=source.revision)
-        facts = get_hf_file_metadata(url, timeout=HUB_SECONDS)
-        sizes[name] = facts.size or roughly
 
         def report(here: int, before: int = before) -> None:
             watch(before + here, max(sum(sizes.values()), before + here))
+
+        facts = _patiently(
+            partial(get_hf_file_metadata, url, timeout=HUB_SECONDS), partial(report, 0)
+        )
+        sizes[name] = facts.size or roughly
 
         blob = _repository(source) / "blobs" / str(facts.etag)
         _receive_in_turn(url, blob, facts.size, report)
@@ -229,7 +298,7 @@ def _receive(url: str, part: Path, size: int | None, report: Callable[[int], Non
         if here == size:
             return
         try:
-            _stream(url, part, report)
+            _patiently(lambda: _stream(url, part, report), lambda: report(_size(part)))
             if size is None:
                 return
         except HfHubHTTPError:

@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ LOGGER = logging.getLogger(__name__)
 KERNELS = ("attention", "groupnorm", "matmul", "winograd")
 """The sources in SOURCES, without their suffix."""
 SOURCES = Path(__file__).parent
+ROOT = 0
+"""The user id of the superuser."""
 FLAGS = ("-std=c++17", "-fPIC", "-fopenmp")
 
 
@@ -125,18 +128,55 @@ def kernel(name: str) -> ctypes.CDLL | None:
     texts = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
     version = hashlib.sha256(b"".join([*texts, " ".join(flags).encode()])).hexdigest()[:16]
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlloop"
-        library = cache / f"{name}-{version}.so"
-        if not library.exists():
-            LOGGER.info("Compiling the kernel '%s' for this processor, once.", name)
-            cache.mkdir(parents=True, exist_ok=True)
-            _compile([compiler, *flags], source, library)
-        found = ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(_library(name, version, [compiler, *flags], source)))
     # RuntimeError: a user without a home, as in a container.
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        LOGGER.warning("The kernel '%s' cannot be compiled, so a slower one runs: %s", name, error)
+        LOGGER.warning("The kernel '%s' cannot be used, so a slower one runs: %s", name, error)
+        if isinstance(error, subprocess.CalledProcessError):
+            LOGGER.warning("%s", error.stderr.decode(errors="replace").strip())
         return None
-    return found
+
+
+def _library(name: str, version: str, compiler: list[str], source: Path) -> Path:
+    """Return a kernel's library in the cache, compiled if it is not there or is damaged.
+
+    Its name ends in the hash of its content: a loader may crash on a file that was cut.
+
+    Raises:
+        OSError: the cache is not this user's alone, or cannot be written to.
+        RuntimeError: there is no home.
+        subprocess.CalledProcessError: it does not compile.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "controlloop"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _require_own(cache)
+    for library in cache.glob(f"{name}-{version}-*.so"):
+        _require_own(library)
+        if library.stem.endswith(_digest(library)):
+            return library
+        LOGGER.warning("%s is damaged and is compiled again.", library)
+        library.unlink()
+    LOGGER.info("Compiling the kernel '%s' for this processor, once.", name)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        whole = _compile(compiler, source, Path(folder))
+        library = cache / f"{name}-{version}-{_digest(whole)}.so"
+        whole.replace(library)  # atomic: another process may do the same
+    return library
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _require_own(path: Path) -> None:
+    """Refuse what another user could change: it would run here.
+
+    Raises:
+        OSError: it is another user's, or others may write to it.
+    """
+    facts, user = path.stat(), getattr(os, "getuid", lambda: 0)()
+    if facts.st_uid not in (user, ROOT) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{path} is another user's, or others can write to it: delete it.")
 
 
 def is_supported(target: Target) -> bool:
@@ -146,15 +186,15 @@ def is_supported(target: Target) -> bool:
     return all(features.get(feature) for feature in target.features)
 
 
-def _compile(compiler: list[str], source: Path, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        part, whole = Path(folder, "part.o"), Path(folder, library.name)
-        commands: list[list[str | Path]] = [
-            [*compiler, "-c", source, "-o", part],
-            # Without -fopenmp, so that loading finds torch's OpenMP: a second one would have its
-            # own threads, and both would spin on the same cores.
-            [compiler[0], "-shared", part, "-o", whole],
-        ]
-        for command in commands:
-            subprocess.run(command, check=True, capture_output=True)
-        whole.replace(library)  # atomic: another process may do the same
+def _compile(compiler: list[str], source: Path, folder: Path) -> Path:
+    """Compile a kernel in a folder; return the library."""
+    part, whole = folder / "part.o", folder / "whole.so"
+    commands: list[list[str | Path]] = [
+        [*compiler, "-c", source, "-o", part],
+        # Without -fopenmp, so that loading finds torch's OpenMP: a second one would have its own
+        # threads, and both would spin on the same cores.
+        [compiler[0], "-shared", part, "-o", whole],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
+    return whole

@@ -1,5 +1,6 @@
 """What the hub has comes with its progress, stops, goes on, and fails in one sentence."""
 
+import shutil
 import socket
 import threading
 import time
@@ -223,9 +224,61 @@ def test_without_a_hub_several_models_wait_for_one_question(
 
 def test_a_file_that_the_hub_does_not_have_is_one_sentence(fake: FakeHub, tmp_path: Path) -> None:
     del fake.files["someone/far/unet/big.safetensors"]
-    with pytest.raises(WeightsMissing, match=r"^Far needs .* but 404[^\n]*: connect[^\n]*\.$"):
+    with pytest.raises(
+        WeightsMissing, match=r"^Far needs .* hub does not have it.*404\): log in [^\n]*\.$"
+    ):
         _fetch(tmp_path)
     assert set(download.to_download(FAR)) == {"big.safetensors"}
+
+
+@pytest.mark.parametrize("status", download.BUSY)
+def test_a_busy_hub_is_asked_again(
+    status: int, fake: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of its questions: for the repository, for a file's facts, for its bytes."""
+    for answered in (0, 1, 2):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        fake.refusals = [200] * answered + [status] * 2
+        told: list[int] = []
+        assert _fetch(tmp_path, lambda here, _, told=told: told.append(here)).is_dir()
+        assert fake.refusals == [] and told
+    assert "too busy" in caplog.text
+
+
+def test_a_hub_that_stays_busy_is_one_sentence_and_can_be_left(
+    fake: FakeHub, tmp_path: Path
+) -> None:
+    fake.refusals = [503] * download.MAX_BUSY
+    with pytest.raises(
+        WeightsMissing, match=r"hub is too busy \(HTTP 503\): try again in a few min"
+    ):
+        _fetch(tmp_path)
+    assert fake.refusals == []
+    fake.refusals = [503] * download.MAX_BUSY
+
+    def stop(*_: int) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        _fetch(tmp_path, stop)
+    assert len(fake.refusals) == download.MAX_BUSY - 1
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (
+            401,
+            r"does not accept this machine's token \(HTTP 401\): log in again with `hf auth login`",
+        ),
+        (403, r"not give it to everybody \(HTTP 403\): accept its terms on its page there, log in"),
+        (404, r"does not have it, or not for everybody \(HTTP 404\): log in"),
+    ],
+)
+def test_a_refusal_says_what_to_do(status: int, told: str, fake: FakeHub, tmp_path: Path) -> None:
+    fake.refusals = [status]
+    with pytest.raises(WeightsMissing, match=told):
+        _fetch(tmp_path)
 
 
 def test_what_came_damaged_is_thrown_away(fake: FakeHub, tmp_path: Path) -> None:

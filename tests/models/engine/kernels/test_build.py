@@ -1,6 +1,7 @@
 """The kernels compile for both targets, and Python reads from them what both must agree on."""
 
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,67 @@ def test_every_kernel_compiles(name: str) -> None:
 
 def test_the_app_never_uses_the_portable_build() -> None:
     assert build.target is build.AVX512
+
+
+@pytest.fixture
+def cache(compiled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache, and one small kernel that compiles at once."""
+    (tmp_path / "tiny.cpp").write_text('extern "C" int answer() { return 42; }', encoding="utf-8")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "controlloop"
+
+
+def answer() -> int | None:
+    build.kernel.cache_clear()
+    found = kernel("tiny")
+    return found.answer() if found else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["portable"], indirect=True)
+def test_a_library_that_was_cut_is_compiled_again(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert answer() == 42
+    (library,) = cache.iterdir()
+    whole = library.read_bytes()
+    library.unlink()  # a new file: this process has the old one's pages in memory
+    library.write_bytes(whole[: len(whole) // 2])
+    assert answer() == 42
+    (again,) = cache.iterdir()
+    assert again.read_bytes() == whole and "compiled again" in caplog.text
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["portable"], indirect=True)
+@pytest.mark.parametrize("what", ["folder", "library"])
+def test_what_others_can_write_is_not_loaded(
+    cache: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    assert answer() == 42
+    (cache if what == "folder" else next(cache.iterdir())).chmod(0o777)
+    assert answer() is None
+    assert "others can write to it" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["portable"], indirect=True)
+def test_another_users_cache_is_not_used(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answer() == 42
+    monkeypatch.setattr(build, "ROOT", -1)
+    monkeypatch.setattr(build.os, "getuid", lambda: 12345)
+    assert answer() is None and "another user's" in caplog.text
+
+
+@pytest.mark.parametrize("compiled", ["portable"], indirect=True)
+def test_the_compilers_message_is_told(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (build.SOURCES / "tiny.cpp").write_text("int answer() { return forty_two; }", encoding="utf-8")
+    assert answer() is None
+    assert "forty_two" in caplog.text
 
 
 @pytest.mark.slow
