@@ -4,7 +4,7 @@
 """
 
 import apps
-from apps.web.serve import Environment, arguments, launch, make_suite
+from apps.web.serve import Environment, arguments, launch, load_first, make_suite
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
 
     site = build_site([apps.find(name) for name in apps.names() if name in wanted], suite)
     for condition in [one for one in apps.conditions() if one.name in wanted][:1]:
-        suite.load_in_background(condition)
+        load_first(suite, condition)
     launch(site, environment, options)
 
 

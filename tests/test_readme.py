@@ -17,6 +17,7 @@ from benchmarks import pictures, tables
 from core.pipeline import Pipeline
 from core.provenance import COMPOSITE, read_claims
 from core.request import GenerationRequest
+from models.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 README, APPS = ROOT / "README.md", ROOT / "apps" / "README.md"
@@ -156,6 +157,23 @@ def test_every_table_and_result_is_shown():
 def test_every_app_has_its_row_and_picture():
     rows = re.findall(r"`(\w+)`<br>.*?<img src=\"pictures/(\w+)\.jpg\"", text_of(README))
     assert sorted(rows) == [(name, name) for name in apps.names()]
+
+
+def test_the_front_matter_is_one_that_spaces_take():
+    """The builder installs this Gradio beside requirements.txt."""
+    matter = text_of(README).split("---\n")[1]
+    fields = dict(line.split(": ", 1) for line in matter.splitlines())
+    assert f"gradio[mcp]=={fields['sdk_version']}\n" in text_of(ROOT / "requirements.txt")
+    assert fields["python_version"].startswith('"'), "YAML would read 3.10 as 3.1"
+    assert len(fields["short_description"]) <= 60
+    assert (ROOT / fields["app_file"]).is_file() and fields["sdk"] == "gradio"
+
+
+def test_a_space_preloads_just_what_sd15_reads():
+    preloaded = re.findall(r'^  - "(\S+) (\S+) (\w{40})"$', text_of(APPS), re.MULTILINE)
+    registry = Registry()
+    sources = [one.source for one in registry.remotes(registry.card("sd15"), ["canny"])]
+    assert preloaded == [(one.hub, ",".join(one.files), one.revision) for one in sources]
 
 
 def test_pictures_with_results_in_them_say_so():

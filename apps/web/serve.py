@@ -1,6 +1,7 @@
 """Starts the server: command line, environment, theme, and limits on uploads and queue."""
 
 import argparse
+import importlib
 import logging
 import os
 import stat
@@ -8,9 +9,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import apps
 from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
 from apps.web.tool import Tool
 from core.condition import Condition
@@ -30,6 +33,8 @@ GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_POR
 """Variables that Gradio reads on import, with a traceback if one is not a number."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 """Variables of proxies, in capitals or not."""
+ON_ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+"""Whether this is a Space that lends a GPU for the seconds of a request; as `spaces` reads it."""
 OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -185,21 +190,41 @@ def _port(text: str) -> int:
 
 def make_suite(model: str | None, environment: Environment) -> "Suite":
     """Return the suite; exit with one line if the model or the device is not available."""
-    from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
-    from models.store import Store  # noqa: PLC0415
-
     if environment.own:
         os.environ["GRADIO_TEMP_DIR"] = str(environment.own.path)  # read when Gradio is imported
+    if ON_ZERO_GPU:
+        importlib.import_module("spaces")  # pretends a GPU, so before torch is asked for one
+    from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
+    from apps.web.zero_gpu import RUNS, LentGPU  # noqa: PLC0415
+    from core.pipeline import Pipeline  # noqa: PLC0415
+    from models.store import Store  # noqa: PLC0415
+
     try:
-        return Suite(
-            Store(),
+        store = Store()
+        suite = Suite(
+            store,
             model or "",
             environment.output,
             environment.max_queue,
             environment.limits.hours,
+            partial(LentGPU, store, apps.conditions()) if ON_ZERO_GPU else Pipeline,
         )
     except SuiteError as error:
         sys.exit(str(error))
+    if ON_ZERO_GPU:
+        suite.runs = min(suite.runs, RUNS)
+    return suite
+
+
+def load_first(suite: "Suite", condition: Condition) -> None:
+    """Load the first model's weights while the server starts, or before it where a GPU is lent.
+
+    There the weights go with each process that gets a GPU, if this thread has placed them.
+    """
+    if ON_ZERO_GPU:
+        suite.load_now(condition)
+    else:
+        suite.load_in_background(condition)
 
 
 def serve_one(app: Condition | Tool) -> None:
@@ -211,7 +236,7 @@ def serve_one(app: Condition | Tool) -> None:
 
     page = build_app(app, suite)
     if isinstance(app, Condition):  # a tool needs no model
-        suite.load_in_background(app)
+        load_first(suite, app)
     launch(page, environment, options)
 
 

@@ -26,9 +26,11 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     """Build the home page and a page for each app, tools last; all share one queue."""
     apps = sorted(apps, key=lambda app: isinstance(app, Tool))
     with _new_blocks("ControlLoop") as site:
+        site.more_pages = bool(apps)
         page = results.home(apps, PICTURES, suite.card(suite.model), suite.cards())
         gr.HTML(page, elem_classes="cl-header")
-    for app in apps:
+    for place, app in enumerate(apps, start=1):
+        site.more_pages = place < len(apps)
         short_title = app.title.partition(" (")[0]  # so that the navigation bar is one row
         # Placed in the route itself: rendering a Blocks of its own takes Gradio twice as long.
         with site.route(short_title, f"/{app.name}"):
@@ -36,7 +38,7 @@ def build_site(apps: Sequence[Condition | Tool], suite: Suite) -> gr.Blocks:
     return site
 
 
-def _new_blocks(title: str) -> gr.Blocks:
+def _new_blocks(title: str) -> CallableBlocks:
     return CallableBlocks(title=title, analytics_enabled=False)
 
 

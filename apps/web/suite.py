@@ -41,8 +41,11 @@ class Suite:
         keep: Path | None = None,
         max_queue: int = MOST_ADMITTED,
         kept_hours: int = 24,
+        pipeline: Callable[..., Pipeline] = Pipeline,
     ) -> None:
         """Read the cards; nothing is loaded yet. At most max_queue requests are admitted.
+
+        `pipeline` makes a Pipeline from its arguments.
 
         Raises:
             BadInput: there is no such model.
@@ -57,7 +60,7 @@ class Suite:
         self.runs = min(MOST_RUNS, max_queue)
         """Concurrent runs over all pages."""
         # One more, for the estimate at the start.
-        self.pipeline = Pipeline(
+        self.pipeline = pipeline(
             self._load, max_queue + 1, self._fetch, self._weigh, store.most_control_bytes
         )
         self._cards = {card.name: card for card in store.registry.cards()}
@@ -122,6 +125,14 @@ class Suite:
         names = [one.name for one in condition.annotator.preprocessors]
         preferred = self.card(model).preprocessor(condition.weights)
         return preferred if preferred in names else names[0]
+
+    def load_now(self, condition: Condition) -> None:
+        """Download and load the first model's weights in this thread; it is not timed."""
+        try:
+            self._fetch(self.model, condition.weights, watch=lambda _: None)
+            self._load(self.model, condition.weights)
+        except SuiteError as error:
+            log.warning("%s", error)  # the page's header says it too
 
     def load_in_background(self, condition: Condition) -> threading.Thread:
         """Download the first model's weights and time it, while the server already answers."""

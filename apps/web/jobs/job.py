@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -50,7 +51,8 @@ def watched(
         except BaseException as error:  # noqa: BLE001 - raised again in the watching thread
             reports.put(error)
 
-    threading.Thread(target=do, name="work", daemon=True).start()
+    # With the caller's context, in which Gradio keeps the visitor's request, and ZeroGPU finds it.
+    threading.Thread(target=copy_context().run, args=[do], name="work", daemon=True).start()
     try:
         while True:
             try:

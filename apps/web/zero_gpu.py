@@ -1,0 +1,149 @@
+"""ZeroGPU, the Spaces of Hugging Face that lend a GPU for the seconds of a request.
+
+The process that serves the pages has no GPU there: `spaces` pretends one, so that weights can be
+placed on it before the server starts. What `spaces.GPU` wraps runs in a process that is forked with
+those weights and gets the GPU; all that goes in and comes out is pickled. Elsewhere nothing of this
+is used, and `spaces` need not be installed.
+
+Source: huggingface.co/docs/hub/spaces-zerogpu, and spaces 0.51.
+"""
+
+import importlib
+import math
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apps.web.jobs.errors import sentence_of
+from apps.web.jobs.job import Partial, Report, watched
+from core.condition import Condition
+from core.errors import DeviceUnavailable, SuiteError
+from core.images import fit_size
+from core.pipeline import Pipeline
+from core.request import GenerationRequest, GenerationResult, Progress
+from core.wire import packed, unpacked
+from models.devices import share_device
+from models.store import Store
+
+RUNS = 4
+"""Requests that wait for a GPU at once: a wait of more than a minute is refused there, so the
+others wait in the page's own queue."""
+START_S, LONGEST_S = 20, 120
+"""Seconds for placing the weights and the first step of a new process, and the most to ask for: a
+visitor without an account has two minutes a day. What is not used costs nothing, but those who ask
+for less are served first."""
+STEP_S = 0.015
+"""Of a network's step at 512 x 512: twice what it takes on an H100 (benchmarks/README.md), because
+ZeroGPU lends half of an H200."""
+
+
+def gpu_seconds(request: GenerationRequest) -> int:
+    """Return for how long a GPU is asked, an upper estimate: after it the run is ended."""
+    height, width = request.controls[0].image.shape[:2]
+    wide, high = fit_size(width, height, request.image_resolution)
+    networks = 1 + len(request.controls)
+    steps = request.num_samples * request.steps_taken * networks * wide * high / 512**2
+    return min(LONGEST_S, START_S + math.ceil(steps * STEP_S))
+
+
+class LentGPU(Pipeline):
+    """Makes pictures in a process that has a GPU for as long."""
+
+    def __init__(self, store: Store, conditions: Iterable[Condition], *parts: Any) -> None:
+        """Wrap what runs there; `parts` are Pipeline's own arguments.
+
+        Maps that are drawn alone are drawn on this process's CPU.
+        """
+        super().__init__(*parts)
+        self._store = store
+        self._conditions = {one.name: one for one in conditions}
+        share_device(torch.device("cpu"))
+        gpu = importlib.import_module("spaces").GPU
+        self._on_gpu: Callable[..., Iterator[bytes]] = gpu(
+            self._work, duration=lambda _given, _stop, seconds: seconds
+        )
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        preview_every: int = 0,
+        on_images: Callable[[GenerationResult], None] | None = None,
+    ) -> GenerationResult:
+        """Make the request's pictures as Pipeline.generate does.
+
+        Raises:
+            SuiteError: as Pipeline.generate, or no GPU is lent.
+        """
+        # The other process is told by a file: it shares no memory, only the disk.
+        stop = Path(tempfile.gettempdir(), f"controlloop-stop-{uuid.uuid4().hex}")
+        given = packed((request, preview_every))
+        made: GenerationResult | None = None
+        try:
+            for data in self._on_gpu(given, str(stop), gpu_seconds(request)):
+                report = unpacked(data, self._conditions)
+                if isinstance(report, SuiteError):
+                    raise report
+                if isinstance(report, Progress) and on_progress:
+                    on_progress(report)
+                elif isinstance(report, Partial):
+                    made = report.result
+                    if on_images:
+                        on_images(made)
+                elif isinstance(report, GenerationResult):
+                    made = report
+                if cancelled and cancelled():
+                    stop.touch()
+        except Exception as error:  # noqa: BLE001 - raised again, or told beside what is made
+            refused = _as_ours(error)
+            if made is None:
+                raise refused from None
+            images = f"{len(made.images)} of {request.num_samples} images were made"
+            return replace(
+                made, warnings=(*made.warnings, f"Only {images}: {sentence_of(refused)}")
+            )
+        finally:
+            stop.unlink(missing_ok=True)
+        assert made is not None, "the last report is the result"
+        return made
+
+    def _work(self, given: bytes, stop: str, seconds: int) -> Iterator[bytes]:
+        """Make the pictures, in the process with the GPU; yield reports, the result last.
+
+        `seconds` is for the wrapper alone.
+        """
+        request, preview_every = unpacked(given, self._conditions)
+        share_device(self._store.device)
+        # Not the one that was forked: another thread may have held its lock at that moment.
+        pipeline = Pipeline(self._store.load)
+        closed = threading.Event()
+
+        def generate(report: Report) -> GenerationResult:
+            return pipeline.generate(
+                request,
+                on_progress=report,
+                cancelled=lambda: closed.is_set() or Path(stop).exists(),
+                preview_every=preview_every,
+                on_images=lambda result: report(Partial(result)),
+            )
+
+        try:
+            for report in watched(generate, closed):
+                yield packed(report)
+        except SuiteError as error:
+            yield packed(error)
+
+
+def _as_ours(error: Exception) -> Exception:
+    """Return Gradio's error, in which `spaces` says why there is no GPU, as one of ours."""
+    said = getattr(error, "message", None)
+    if isinstance(error, SuiteError) or not hasattr(error, "title") or said is None:
+        return error
+    return DeviceUnavailable(f"{error.title}: {said!s}")

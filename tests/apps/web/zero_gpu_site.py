@@ -1,0 +1,14 @@
+"""launch.py as ZeroGPU runs it, on a machine without a GPU: the process that gets one has none.
+
+Run by test_spaces.py, with the variables of such a Space. Everything else is `spaces`' own.
+"""
+
+import spaces.zero.torch
+
+for name in ("unpatch", "init", "move"):
+    setattr(spaces.zero.torch, name, lambda *_, **__: None)
+
+if __name__ == "__main__":
+    import launch
+
+    launch.main()
