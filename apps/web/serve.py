@@ -4,9 +4,13 @@ import argparse
 import importlib
 import logging
 import os
+import signal
+import socket
 import stat
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import apps
 from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
+from apps.web.libraries import check_libraries, load_torchvision
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
@@ -24,17 +29,31 @@ if TYPE_CHECKING:
 
     from apps.web.suite import Suite
 
+log = logging.getLogger(__name__)
+
 HTML = Path(__file__).resolve().parent / "html"
 DEFAULT_QUEUE = 20
 LAST_PORT = 65535
 MOST_HOURS = 24 * 366
 MOST_GIGABYTES = 1_000_000
-GRADIO_NUMBERS = ("GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS", "GRADIO_NODE_NUM_PORTS")
-"""Variables that Gradio reads on import, with a traceback if one is not a number."""
+GRADIO_NUMBERS = {
+    "GRADIO_SERVER_PORT": (1, LAST_PORT),
+    "GRADIO_NUM_PORTS": (1, LAST_PORT),
+    "GRADIO_NODE_SERVER_PORT": (1, LAST_PORT),
+    "GRADIO_NODE_NUM_PORTS": (1, LAST_PORT),
+    "GRADIO_NUM_WORKERS": (0, 1000),
+    "GRADIO_DEFAULT_CONCURRENCY_LIMIT": (1, 1000),
+    "GRADIO_ANALYTICS_MAX_EVENTS": (1, 10**9),
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": (1, 10**9),
+    "GRADIO_DEBUG": (0, 1),
+}
+"""Variables that Gradio reads as numbers, with a traceback if one is not, and their bounds."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 """Variables of proxies, in capitals or not."""
 ON_ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 """Whether this is a Space that lends a GPU for the seconds of a request; as `spaces` reads it."""
+FETCHING_S = 3.0
+"""How long results of the last requests can still be fetched when the server ends."""
 OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -59,10 +78,19 @@ class Environment:
             SystemExit: one is malformed; the message is one line that names it.
         """
         queue = variables.get("CONTROLLOOP_MAX_QUEUE") or str(DEFAULT_QUEUE)
-        _require_whole("CONTROLLOOP_MAX_QUEUE", queue, 1000)
-        for name in GRADIO_NUMBERS:
+        _require_whole("CONTROLLOOP_MAX_QUEUE", queue, 1, 1000)
+        for name, bounds in GRADIO_NUMBERS.items():
             if name in variables:
-                _require_whole(name, variables[name], LAST_PORT)
+                _require_whole(name, variables[name], *bounds)
+        root_path = variables.get("GRADIO_ROOT_PATH", "")
+        if root_path and not root_path.startswith(("/", "http://", "https://")):
+            sys.exit(
+                f"GRADIO_ROOT_PATH is {root_path!r}; it must be a path that starts with / or a URL."
+            )
+        if name := variables.get("GRADIO_SERVER_NAME"):
+            if ":" in name:
+                sys.exit(f"GRADIO_SERVER_NAME is {name!r}; please give an IPv6 address by --host.")
+            _require_own_address("GRADIO_SERVER_NAME", name)
         output = variables.get("CONTROLLOOP_OUTPUT")
         folder = Path(output).expanduser().resolve() if output else None
         if folder is not None and _unwritable(folder):
@@ -71,9 +99,9 @@ class Environment:
             )
         usual = Limits()
         hours = variables.get("CONTROLLOOP_RESULTS_HOURS") or str(usual.hours)
-        _require_whole("CONTROLLOOP_RESULTS_HOURS", hours, MOST_HOURS)
+        _require_whole("CONTROLLOOP_RESULTS_HOURS", hours, 1, MOST_HOURS)
         gigabytes = variables.get("CONTROLLOOP_RESULTS_GB") or str(usual.gigabytes)
-        _require_whole("CONTROLLOOP_RESULTS_GB", gigabytes, MOST_GIGABYTES)
+        _require_whole("CONTROLLOOP_RESULTS_GB", gigabytes, 1, MOST_GIGABYTES)
         _require_proxies()
         limits = Limits(int(hours), int(gigabytes))
         return cls(int(queue), folder, limits, _own_folder(variables))
@@ -177,9 +205,28 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _require_whole(name: str, text: str, most: int) -> None:
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        sys.exit(f"{name} is {text!r}; it must be a whole number from 1 to {most}.")
+def _require_whole(name: str, text: str, least: int, most: int) -> None:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        sys.exit(f"{name} is {text!r}; it must be a whole number from {least} to {most}.")
+
+
+def _require_own_address(name: str, host: str) -> None:
+    """Refuse an address that is not this machine's, which Gradio takes for a port in use.
+
+    Raises:
+        SystemExit: the message is one line that names what was given.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as listening:
+            listening.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        sys.exit(
+            f"{name} is {host!r}, which is no address of this machine ({reason}); use 127.0.0.1 "
+            "for this machine alone, or 0.0.0.0 for all who can reach it."
+        )
 
 
 def _port(text: str) -> int:
@@ -190,6 +237,7 @@ def _port(text: str) -> int:
 
 def make_suite(model: str | None, environment: Environment) -> "Suite":
     """Return the suite; exit with one line if the model or the device is not available."""
+    check_libraries()
     if environment.own:
         os.environ["GRADIO_TEMP_DIR"] = str(environment.own.path)  # read when Gradio is imported
     if ON_ZERO_GPU:
@@ -243,7 +291,10 @@ def serve_one(app: Condition | Tool) -> None:
 def launch(
     blocks: "gr.Blocks", environment: Environment, options: argparse.Namespace, block: bool = True
 ) -> str:
-    """Serve pages with the suite's theme and limits; returns the address if not blocking."""
+    """Serve pages with the suite's theme and limits; returns the address if not blocking.
+
+    Blocking, it returns when the process is asked to stop and all running requests are finished.
+    """
     from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415 - as above
     from apps.web.pages import first_paint  # noqa: PLC0415
     from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
@@ -258,10 +309,13 @@ def launch(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # Closed: a call that is posted to its own address would pass by the queue and its limits.
     blocks.queue(max_size=environment.max_queue, api_open=False)
-    _bypass_proxies(options.host)
+    host = options.host.strip("[]") if options.host else None
+    if host:
+        _require_own_address("--host", host)
+    _bypass_proxies(host)
     try:
         _, address, _ = blocks.launch(
-            server_name=options.host,
+            server_name=f"[{host}]" if host and ":" in host else host,  # as in a URL
             server_port=options.port,
             mcp_server=options.mcp,
             theme=theme(),
@@ -275,7 +329,7 @@ def launch(
             ssr_mode=False,
             run_history=False,
             footer_links=["api", "settings"],
-            prevent_thread_lock=not block,
+            prevent_thread_lock=True,
             app_kwargs={
                 "exception_handlers": REFUSALS,
                 "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
@@ -285,7 +339,35 @@ def launch(
         if options.port is not None and "empty port" in str(error):
             sys.exit(f"Port {options.port} is in use; choose another with --port.")
         sys.exit(f"The server could not start: {error}")
+    if block:
+        threading.Thread(target=load_torchvision, name="torchvision", daemon=True).start()
+        _serve_until_stopped(blocks)
     return address
+
+
+def _serve_until_stopped(blocks: "gr.Blocks") -> None:
+    """Wait for SIGTERM or Ctrl+C; then refuse what is new, and end when what runs is finished."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            os._exit(1)  # asked twice: files are written whole, so none can break
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    while not asked.wait(0.5):  # without a limit, Windows would not hear Ctrl+C
+        pass
+    blocks.is_closing = True  # type: ignore[attr-defined] # CallableBlocks refuses
+    was_busy = False
+    while blocks._queue.get_active_worker_count():
+        if not was_busy:
+            log.info("Finishing what runs, and refusing what is new; ask again to stop at once.")
+        was_busy = True
+        time.sleep(0.1)
+    if was_busy:
+        time.sleep(FETCHING_S)
+    blocks.close(verbose=False)
 
 
 def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:

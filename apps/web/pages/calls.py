@@ -28,8 +28,14 @@ HOW_TO_SEND = (
 FETCH_FAILED = "The picture could not be fetched from its address; please upload it instead."
 
 
+CLOSING = "The server is about to restart: please try again in a minute."
+
+
 class CallableBlocks(gr.Blocks):
     """Blocks whose endpoints give every value that is missing or null its default."""
+
+    is_closing = False
+    """Whether what is new is refused; what runs goes on."""
 
     more_pages = False
     """Whether another page follows the one that is being built."""
@@ -53,6 +59,8 @@ class CallableBlocks(gr.Blocks):
         self, block_fn: BlockFunction, inputs: list[Any], *others: Any, **options: Any
     ) -> list[Any]:
         """Read a call's values as Gradio does; what is wrong with an endpoint's is a sentence."""
+        if self.is_closing and block_fn.queue:
+            raise gr.Error(CLOSING, title="Not yet", print_exception=False)
         if block_fn.api_visibility != "public":
             return await super().preprocess_data(block_fn, inputs, *others, **options)
         given = [*inputs, *[None] * (len(block_fn.inputs) - len(inputs))]

@@ -3,6 +3,8 @@
 import argparse
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,15 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
 
 import apps
 from apps.web import janitor
 from apps.web.html.results import retention
 from apps.web.janitor import Limits
-from apps.web.serve import Environment, launch
+from apps.web.serve import GRADIO_NUMBERS, Environment, launch
 from apps.web.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,6 +138,14 @@ def test_a_server_removes_old_files_and_keeps_its_examples(
         ("GRADIO_SERVER_PORT", ""),
         ("GRADIO_SERVER_PORT", "70000"),
         ("GRADIO_NUM_PORTS", "many"),
+        ("GRADIO_NUM_WORKERS", "two"),
+        ("GRADIO_NODE_SERVER_PORT", "x"),
+        ("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "all"),
+        ("GRADIO_ANALYTICS_MAX_EVENTS", ""),
+        ("GRADIO_DEBUG", "yes"),
+        ("GRADIO_ROOT_PATH", "site"),
+        ("GRADIO_SERVER_NAME", "203.0.113.7"),
+        ("GRADIO_SERVER_NAME", "::1"),
     ],
 )
 def test_a_malformed_variable_of_gradio_stops_the_start_with_its_name(
@@ -141,8 +154,92 @@ def test_a_malformed_variable_of_gradio_stops_the_start_with_its_name(
     with pytest.raises(SystemExit) as stopped:
         Environment.read({name: value})
     message = str(stopped.value)
-    assert message.startswith(f"{name} is {value!r}; ") and "\n" not in message
-    assert Environment.read({name: "7870"}).output is None
+    assert message.startswith(f"{name} is {value!r}") and "\n" not in message
+
+
+def test_every_number_that_gradio_reads_is_checked() -> None:
+    """Those that would end the start with a traceback, looked up in Gradio's own source."""
+    read = re.compile(r"int\(\s*os\.(?:getenv|environ\.get)\(\s*[\"'](GRADIO_\w+)")
+    folder = Path(gr.__file__).parent
+    names = {name for file in folder.glob("*.py") for name in read.findall(file.read_text("utf-8"))}
+    assert "GRADIO_SERVER_PORT" in names and names <= GRADIO_NUMBERS.keys()
+
+
+def test_variables_of_gradio_that_fit_are_taken() -> None:
+    fitting = {name: str(least) for name, (least, _) in GRADIO_NUMBERS.items()}
+    others = {"GRADIO_ROOT_PATH": "/site", "GRADIO_SERVER_NAME": "127.0.0.1"}
+    assert Environment.read(fitting | others).output is None
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid", "256.1.1.1", "a" * 300])
+def test_a_host_that_is_not_this_machines_is_named(host: str, blocks: gr.Blocks) -> None:
+    options = argparse.Namespace(host=host, port=None, mcp=False)
+    with pytest.raises(SystemExit) as stopped:
+        launch(blocks, Environment(max_queue=1, output=None), options, block=False)
+    message = str(stopped.value)
+    assert message.startswith(f"--host is {host!r}, which is no address of this machine")
+    assert "\n" not in message and "in use" not in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])
+def test_an_address_of_this_machine_is_served_however_it_is_written(host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Textbox(label="Nothing")
+    options = argparse.Namespace(host=host, port=None, mcp=False)
+    address = launch(page, Environment(max_queue=1, output=None), options, block=False)
+    assert httpx.get(address, trust_env=False, timeout=60).status_code == 200
+    page.close(verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of Unix")
+def test_asked_to_stop_a_server_finishes_what_runs_and_refuses_what_is_new(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--only", "canny2image", "--port", str(port)]
+    command = [sys.executable, str(ROOT / "launch.py"), *options]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path), "CONTROLLOOP_MODEL": "diorama"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _answers(address)
+            client = Client(address, verbose=False, download_files=tmp_path / "downloads")
+            given = {"image": handle_file(ROOT / "test_imgs" / "coffee.jpg"), "num_samples": 8}
+            running = client.submit(**given, steps=40, api_name="/canny2image")
+            end = time.monotonic() + 120
+            while not any(told[3].get("step") for told in running.outputs()):
+                assert time.monotonic() < end and not running.done()
+                time.sleep(0.05)
+            server.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            with pytest.raises(AppError, match="about to restart"):
+                client.predict(**given, api_name="/canny2image")
+            _, images, _, report = running.result(timeout=120)
+            assert len(images) == len(report["seeds"]) == 8
+            for image in images:
+                Image.open(image).load()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+
+
+def _answers(address: str) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            httpx.get(address, trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        else:
+            return
 
 
 def test_a_malformed_port_is_one_line_and_no_traceback() -> None:
