@@ -23,6 +23,7 @@ from core.condition import ALREADY_A_MAP, Condition, PixelMask, RGBImage
 from core.errors import BadInput
 from core.exif_texts import read_exif_texts
 from core.images import bright, open_picture, read_image
+from core.marking import write_marked
 from core.modes import MODES
 from core.original import original_of
 from core.other_tools import NOT_PLAIN, UNREADABLE, parsed
@@ -33,10 +34,9 @@ from core.png_chunks import (
     read_bytes,
     read_texts,
     without_text,
-    write_png,
 )
 from core.prompt_syntax import unapplied_note
-from core.provenance import mark, source_type_of
+from core.provenance import source_type_of
 from core.request import SETTINGS, ControlRequest, GenerationRequest, GenerationResult
 from core.restoring import Restored, without_shut_window
 
@@ -76,9 +76,8 @@ def save_png(
     texts = {
         "parameters": webui.text_of(result, index),
         "controlloop": json.dumps(_settings(result, index)),
-        **mark(source_type_of(result.request), result.model),
     }
-    write_png(target, image, texts)
+    write_marked(target, image, source_type_of(result.request), result.model, texts)
 
 
 def _settings(result: GenerationResult, index: int) -> dict[str, Any]:

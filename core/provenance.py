@@ -22,6 +22,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
+from core.content_credentials import read_manifest
 from core.errors import BadInput
 from core.images import open_picture
 from core.png_chunks import MAX_TEXT_BYTES, SIGNATURE, XMP_KEYWORD, read_bytes, read_texts
@@ -68,7 +69,7 @@ class Claims:
     tools: tuple[str, ...] = ()
     """The programs that are named."""
     has_manifest: bool = False
-    """Whether there is a C2PA manifest, which may be signed; it is not checked here."""
+    """Whether there is a C2PA manifest; core/content_credentials.py reads it."""
 
 
 def source_type_of(request: GenerationRequest) -> str:
@@ -183,8 +184,6 @@ def told(claims: Claims) -> str:
     lines = lines or ["It claims no digital source type; that does not say how it was made."]
     lines += [f"Model: {one}" for one in claims.systems]
     lines += [f"Program: {one}" for one in claims.tools]
-    if claims.has_manifest:
-        lines.append("It has a C2PA manifest.")
     return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in lines)
 
 
@@ -198,7 +197,11 @@ def main(arguments: list[str] | None = None) -> None:
     failed = False
     for file in parser.parse_args(arguments).files:
         try:
-            said = told(read_claims(file))
+            data = read_bytes(file)
+            claims = read_claims(data)
+            said = told(claims)
+            if claims.has_manifest:
+                said += "\n" + read_manifest(data)
         except BadInput as error:
             said, failed = str(error), True
         print(f"{file}\n  " + said.replace("\n", "\n  "))

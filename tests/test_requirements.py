@@ -13,8 +13,10 @@ OURS = ("core", "models", "annotators", "apps", "training", "benchmarks")
 RUNNING, CHECKING = ROOT / "requirements.txt", ROOT / "requirements-dev.txt"
 OPTIONAL = {
     "ai_edge_litert": "runs BlazePose; in requirements-blazepose.txt",
+    "cryptography": "comes with c2pa-python, whose tests make certificates with it",
     "lycoris": "made the tensors that LoRAs are tested against; reading them needs it no more",
     "openvino": "a competitor that the speed benchmark runs where it is installed",
+    "spaces": "is on every Space; its tests need requirements-dev.txt",
     "triton": "comes with torch where there is a GPU for it",
 }
 

@@ -24,11 +24,12 @@ from core.condition import ALREADY_A_MAP, Condition, RGBImage
 from core.errors import BadInput
 from core.files import ESCAPED, path_inside, write_whole
 from core.images import NOTHING, PAPER, read_image
+from core.marking import write_marked
 from core.metadata import save_png
 from core.params import settings_of
 from core.picture_folder import PictureFolder, Row, name_of_its_files
 from core.png_chunks import read_bytes, write_png
-from core.provenance import COMPOSITE, mark
+from core.provenance import COMPOSITE
 from core.request import SETTINGS, GenerationRequest, GenerationResult, Progress
 
 LEDGER, TABLE, SHEET = "done.jsonl", "scores.csv", "contact-{}.png"
@@ -304,9 +305,8 @@ def write_sheets(out: Path, batch: Batch) -> list[Path]:
     sheets: list[Path] = []
     for start in range(0, len(names), ROWS_OF_SHEET):
         sheets.append(out / SHEET.format(len(sheets) + 1))
-        write_png(
-            sheets[-1], _sheet(out, batch, names[start : start + ROWS_OF_SHEET]), mark(COMPOSITE)
-        )
+        shown = names[start : start + ROWS_OF_SHEET]
+        write_marked(sheets[-1], _sheet(out, batch, shown), COMPOSITE)
     return sheets
 
 

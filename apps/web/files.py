@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from zipfile import ZipFile
 
@@ -20,9 +19,10 @@ import numpy as np
 from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
 from core.files import write_whole
+from core.marking import write_marked
 from core.metadata import save_png
 from core.png_chunks import write_png
-from core.provenance import COMPOSITE, mark, source_type_of
+from core.provenance import COMPOSITE, source_type_of
 from core.request import ControlResult, GenerationResult
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class RunFiles:
             sheet = self.picture(
                 "contact-sheet.png",
                 "the contact sheet",
-                lambda: _png(contact_sheet(result), mark(COMPOSITE, result.model)),
+                lambda: _marked(contact_sheet(result), COMPOSITE, result.model),
             )
         return SavedResult(images, tuple(maps), self.note, sheet)
 
@@ -179,7 +179,7 @@ class RunFiles:
         except Exception:
             log.exception("The settings could not be written")
             self._others[NO_SETTINGS.format(index + 1)] = None
-            return _png(result.images[index], mark(source_type_of(result.request), result.model))
+            return _marked(result.images[index], source_type_of(result.request), result.model)
         return memory.getvalue()
 
     def _maps(self, control: ControlResult, seeds: Sequence[int], stem: str) -> SavedMaps:
@@ -264,9 +264,15 @@ def new_folder(cache: Path) -> Path:
     return folder
 
 
-def _png(picture: RGBImage, texts: Mapping[str, str] = MappingProxyType({})) -> bytes:
+def _png(picture: RGBImage) -> bytes:
     memory = io.BytesIO()
-    write_png(memory, picture, texts)
+    write_png(memory, picture, {})
+    return memory.getvalue()
+
+
+def _marked(picture: RGBImage, source_type: str, system: str) -> bytes:
+    memory = io.BytesIO()
+    write_marked(memory, picture, source_type, system)
     return memory.getvalue()
 
 

@@ -39,8 +39,8 @@ from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
-from core.png_chunks import write_png
-from core.provenance import COMPOSITE, mark
+from core.marking import write_marked
+from core.provenance import COMPOSITE
 from core.request import SETTINGS, SETTINGS_OF_ORIGINAL, Progress
 
 LEFT_OUT = {
@@ -349,7 +349,7 @@ class _SweepPage:
     def _sheet(self, sweep: Sweep, cells: Sequence[Cell]) -> File:
         """Draw the grid, and return the file of its PNG."""
         run, memory = RunFiles(upload_folder()), io.BytesIO()
-        write_png(memory, sheet_of(sweep, cells), mark(COMPOSITE))
+        write_marked(memory, sheet_of(sweep, cells), COMPOSITE)
         file = run.picture("sweep.png", "the grid", memory.getvalue)
         self._note(sweep, run.note)
         return file

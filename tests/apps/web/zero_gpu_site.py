@@ -3,12 +3,12 @@
 Run by test_spaces.py, with the variables of such a Space. Everything else is `spaces`' own.
 """
 
+import runpy
+
 import spaces.zero.torch
 
 for name in ("unpatch", "init", "move"):
     setattr(spaces.zero.torch, name, lambda *_, **__: None)
 
 if __name__ == "__main__":
-    import launch
-
-    launch.main()
+    runpy.run_path("launch.py", run_name="__main__")
