@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from annotators import depth, find_annotator
-from benchmarks._controlnetpp_metrics import EVALUATIONS, Statistics
+from benchmarks._controlnetpp_metrics import EVALUATIONS, SPREAD, Statistics
 from benchmarks._shared import at_strength, psnr, record_failure, round_trip, save_sheet
 from core.condition import ALREADY_A_MAP, Annotator, Condition, ControlMap, Preprocessor, RGBImage
 from core.consistency import Extractor
@@ -232,7 +232,7 @@ def measure(
     strengths: tuple[float, ...],
     sheet: Path | None,
 ) -> dict[str, Any]:
-    """Evaluate the conditions on the examples; returns the benchmark's JSON, the paper's included.
+    """Evaluate the conditions on the examples; returns the JSON, published results too.
 
     A condition or picture that fails is reported on stderr and in "failed".
 
@@ -249,7 +249,7 @@ def measure(
         "steps": SETTINGS["steps"],
         "guidance_scale": SETTINGS["guidance_scale"],
         "conditions": {},
-        "paper": {},
+        "published": {},
         "failed": {},
     }
     psnrs: list[float] = []
@@ -264,9 +264,9 @@ def measure(
             if not evaluator.psnrs:
                 raise BadInput("None of the pictures can be used.")
             result["conditions"][name] = evaluator.summary()
-            result["paper"][name] = evaluator.evaluation.paper
+            result["published"][name] = evaluator.evaluation.published
             psnrs += evaluator.psnrs
-            print_condition(name, result["conditions"][name], evaluator.evaluation.paper)
+            print_condition(name, result["conditions"][name], evaluator.evaluation.published)
             if sheet:
                 save_sheet(evaluator.rows, sheet, name)
     if not psnrs:
@@ -276,14 +276,17 @@ def measure(
     return result
 
 
-def print_condition(name: str, summary: dict[str, Any], paper: dict[str, float]) -> None:
-    """Print a condition's results, and the paper's on its own data."""
+def print_condition(name: str, summary: dict[str, Any], published: dict[str, float]) -> None:
+    """Print a condition's results, and those that papers report on their own data."""
     lower = "" if summary["higher_is_better"] else "  (lower is better)"
     cells = {"oracle": summary["oracle"], **summary["strength"]}
     ours = "  ".join(f"{key}: {value:.4g}" for key, value in cells.items())
-    theirs = "  ".join(f"{key} {value:.4g}" for key, value in paper.items())
+    theirs = "  ".join(f"{key} {value:.4g}" for key, value in published.items())
     print(" " * 79, end="\r")
-    print(f"  {name:8} {summary['metric']:8} {ours}{lower}   in the paper: {theirs}", flush=True)
+    print(f"  {name:8} {summary['metric']:8} {ours}{lower}", flush=True)
+    spread = SPREAD.get(summary["metric"])
+    others = f"; others' repetitions differ by up to {spread:g}" if spread else ""
+    print(f"  {'':8} {'':8} published: {theirs}{others}", flush=True)
 
 
 def print_totals(result: dict[str, Any]) -> None:

@@ -273,13 +273,13 @@ def test_the_json_follows_the_contract_with_the_papers_results(model, extractors
     assert code == 0 and result["protocol"] == "controlnet++" and result["scenes"] == 2
     assert (result["guidance_scale"], result["resolution"], result["images"]) == (7.5, 256, 2)
     assert {"model", "steps", "autoencoder_psnr", "prompt_colour_accuracy"} < result.keys()
-    assert list(result["conditions"]) == list(result["paper"]) == list(CONTROLS)
+    assert list(result["conditions"]) == list(result["published"]) == list(CONTROLS)
     for name, summary in result["conditions"].items():
         assert summary["metric"] == _controlnetpp_metrics.EVALUATIONS[name].metric
         assert summary["strength"].keys() == {"1"} and summary["pictures"] == 2
         assert summary["headline"].keys() == {"oracle", "1"}
-    assert result["paper"]["canny"] == {"ControlNet": 34.65, "ControlNet++": 37.04}
-    assert "in the paper: ControlNet 34.65  ControlNet++ 37.04" in out
+    assert result["published"]["canny"]["ControlNet++"] == 37.04
+    assert "published: ControlNet 34.65  ControlNet++ 37.04  CPO 39.28" in out
     assert "(lower is better)" in out
     with Image.open(sheet.with_name("sheet-seg.png")) as picture:
         assert picture.size == (4 * 256, 2 * 256)
