@@ -147,17 +147,19 @@ class Pipeline:
         fetch: Fetch | None = None,
         weigh: Weigh | None = None,
         most_weights: float = math.inf,
+        most_seconds: float = math.inf,
     ) -> None:
         """Load nothing yet. Without `fetch`, loading downloads too.
 
         generate may be called from many threads; more than `most_requests` at once are refused.
         Requests wait while the ControlNets in use, by `weigh`, leave too little of `most_weights`
-        bytes for theirs.
+        bytes for theirs. One that has been at work for most_seconds is ended.
         """
         self._load = load
         self._fetch = fetch
         self._weigh: Weigh = weigh or (lambda *_: {})
         self._batcher = Batcher(most_requests, most_weights)
+        self._most_seconds = most_seconds
         self._drawing = Shares(MOST_DRAWN_PIXELS)
         """Of the pixels that maps are drawn from at the same time."""
 
@@ -246,7 +248,12 @@ class Pipeline:
             Busy: too many requests are waiting.
         """
         reporter = ProgressReporter(
-            on_progress, cancelled, preview_every, request.steps_taken, request.num_samples
+            on_progress,
+            cancelled,
+            preview_every,
+            request.steps_taken,
+            request.num_samples,
+            self._most_seconds,
         )
         with reporter.stage("prepare"):
             request = resolved(request)

@@ -1,6 +1,7 @@
 """The progress of one generation: its reports, timings and warnings, and its cancellation."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from core.condition import RGBImage
+from core.errors import SuiteError
 from core.images import to_images
 from core.networks import Networks
 from core.request import Download, Progress
@@ -35,6 +37,8 @@ class ProgressReporter:
     """Steps from one preview to the next; 0 for none."""
     steps: int
     images: int
+    most_seconds: float = math.inf
+    """That the stages may take together; waiting between them does not count."""
     warnings: list[str] = field(default_factory=list)
     images_done: int = 0
     was_cancelled: bool = False
@@ -46,6 +50,7 @@ class ProgressReporter:
     """Finished steps of the current batch, summed over its images."""
     _seconds_waited: float = 0.0
     """Spent between two stages, waiting for the device."""
+    _stage_began: float | None = None
     _stage_ended: float = 0.0
     _download_start: tuple[str, float, int] | None = None
     """Its title, when it started, and the bytes that were here already."""
@@ -56,10 +61,21 @@ class ProgressReporter:
             self.warnings.append(warning)
 
     def stop_if_cancelled(self) -> None:
-        """Raise Stopped if the caller has cancelled."""
+        """Raise Stopped if the caller has cancelled.
+
+        Raises:
+            Stopped: the caller has.
+            SuiteError: it took too long.
+        """
         if self.cancelled is not None and self.cancelled():
             self.was_cancelled = True
             raise Stopped
+        running = 0.0 if self._stage_began is None else time.perf_counter() - self._stage_began
+        if sum(self.seconds.values()) + running > self.most_seconds:
+            raise SuiteError(
+                f"A request may take {self.most_seconds:.0f} seconds here, and this one took more: "
+                "please choose fewer images or steps, or a smaller image resolution."
+            )
 
     def waiting(self) -> None:
         """Report that other requests have the device; stop if cancelled."""
@@ -82,14 +98,14 @@ class ProgressReporter:
     def stage(self, name: str) -> Iterator[None]:
         """Report a stage (one of STAGES, or "encode"), and add up its seconds."""
         self._report(Progress(name, 0, self.steps, self.images_done, self._seconds_left(), None))
-        started = time.perf_counter()
+        started = self._stage_began = time.perf_counter()
         self._last_step = None
         if name == "sample":
             self._seconds_waited += started - self._stage_ended
         try:
             yield
         finally:
-            self._stage_ended = time.perf_counter()
+            self._stage_began, self._stage_ended = None, time.perf_counter()
             spent = self._stage_ended - started
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 

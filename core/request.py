@@ -268,6 +268,13 @@ class GenerationRequest:
         return steps_taken(self.steps, self.denoising_strength)
 
     @property
+    def work(self) -> int:
+        """What sampling costs: pixels times steps times images."""
+        height, width = self.controls[0].image.shape[:2]
+        wide, high = fit_size(width, height, self.image_resolution)
+        return wide * high * self.steps_taken * self.num_samples
+
+    @property
     def full_prompt(self) -> str:
         """The prompt and the added prompt, joined by a comma if both are set."""
         return ", ".join(part for part in (self.prompt, self.added_prompt) if part.strip())

@@ -16,6 +16,7 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from apps.web.limits import RequestLimits
 from apps.web.sheet import Tile, drawn_sheet
 from core.condition import Annotator, ControlMap, RGBImage
 from core.files import write_whole
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
-LARGEST_UPLOAD_MB = 30
+LARGEST_UPLOAD_MB = RequestLimits.read().max_upload_mb
 LARGEST_UPLOAD = LARGEST_UPLOAD_MB * 2**20
 """In bytes, of a picture's file."""
 

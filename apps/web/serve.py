@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import apps
 from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
 from apps.web.libraries import check_libraries, load_torchvision
+from apps.web.limits import RequestLimits, read_whole, require_whole
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
@@ -59,7 +60,9 @@ OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Environment:
-    """CONTROLLOOP_MAX_QUEUE, _OUTPUT, _RESULTS_HOURS and _RESULTS_GB; models.store reads others.
+    """CONTROLLOOP_MAX_QUEUE, _OUTPUT, _RESULTS_HOURS, _RESULTS_GB and those of RequestLimits.
+
+    models.store reads others.
 
     Of Gradio's own variables, and of proxies, those are checked that would end in a traceback.
     """
@@ -69,6 +72,7 @@ class Environment:
     limits: Limits = field(default_factory=Limits)
     own: OwnFolder | None = None
     """Where Gradio keeps uploads and results; None leaves it to Gradio, and nothing is removed."""
+    requests: RequestLimits = field(default_factory=RequestLimits)
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -77,11 +81,11 @@ class Environment:
         Raises:
             SystemExit: one is malformed; the message is one line that names it.
         """
-        queue = variables.get("CONTROLLOOP_MAX_QUEUE") or str(DEFAULT_QUEUE)
-        _require_whole("CONTROLLOOP_MAX_QUEUE", queue, 1, 1000)
+        queue = read_whole(variables, "CONTROLLOOP_MAX_QUEUE", DEFAULT_QUEUE, 1000)
+        requests = RequestLimits.read(variables)
         for name, bounds in GRADIO_NUMBERS.items():
             if name in variables:
-                _require_whole(name, variables[name], *bounds)
+                require_whole(name, variables[name], *bounds)
         root_path = variables.get("GRADIO_ROOT_PATH", "")
         if root_path and not root_path.startswith(("/", "http://", "https://")):
             sys.exit(
@@ -98,13 +102,12 @@ class Environment:
                 f"CONTROLLOOP_OUTPUT is {output!r}; it must be a folder that can be written to."
             )
         usual = Limits()
-        hours = variables.get("CONTROLLOOP_RESULTS_HOURS") or str(usual.hours)
-        _require_whole("CONTROLLOOP_RESULTS_HOURS", hours, 1, MOST_HOURS)
-        gigabytes = variables.get("CONTROLLOOP_RESULTS_GB") or str(usual.gigabytes)
-        _require_whole("CONTROLLOOP_RESULTS_GB", gigabytes, 1, MOST_GIGABYTES)
+        limits = Limits(
+            read_whole(variables, "CONTROLLOOP_RESULTS_HOURS", usual.hours, MOST_HOURS),
+            read_whole(variables, "CONTROLLOOP_RESULTS_GB", usual.gigabytes, MOST_GIGABYTES),
+        )
         _require_proxies()
-        limits = Limits(int(hours), int(gigabytes))
-        return cls(int(queue), folder, limits, _own_folder(variables))
+        return cls(queue, folder, limits, _own_folder(variables), requests)
 
 
 def _unwritable(folder: Path) -> str:
@@ -205,11 +208,6 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _require_whole(name: str, text: str, least: int, most: int) -> None:
-    if not text.isdecimal() or not least <= int(text) <= most:
-        sys.exit(f"{name} is {text!r}; it must be a whole number from {least} to {most}.")
-
-
 def _require_own_address(name: str, host: str) -> None:
     """Refuse an address that is not this machine's, which Gradio takes for a port in use.
 
@@ -246,12 +244,15 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
     from apps.web.zero_gpu import RUNS, LentGPU  # noqa: PLC0415
     from core.content_credentials import Signer  # noqa: PLC0415
     from core.marking import sign_with  # noqa: PLC0415
+    from core.images import DECODING  # noqa: PLC0415
     from core.pipeline import Pipeline  # noqa: PLC0415
     from models.store import Store  # noqa: PLC0415
 
+    limits = environment.requests
+    DECODING.amount = limits.max_decoded_mp * 10**6
     try:
         sign_with(Signer.read())
-        store = Store()
+        store = Store(most_control_bytes=limits.controlnet_gb * 2**30)
         suite = Suite(
             store,
             model or "",
@@ -259,6 +260,7 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
             environment.max_queue,
             environment.limits.hours,
             partial(LentGPU, store, apps.conditions()) if ON_ZERO_GPU else Pipeline,
+            limits,
         )
     except SuiteError as error:
         sys.exit(str(error))
@@ -301,6 +303,7 @@ def launch(
     from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415 - as above
     from apps.web.pages import first_paint  # noqa: PLC0415
     from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
+    from apps.web.pages.visitors import limit_visitors  # noqa: PLC0415
     from apps.web.pages.widgets import PICTURES, TEST_IMAGES  # noqa: PLC0415
 
     first_paint.install()
@@ -312,6 +315,9 @@ def launch(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # Closed: a call that is posted to its own address would pass by the queue and its limits.
     blocks.queue(max_size=environment.max_queue, api_open=False)
+    limit_visitors(blocks, environment.requests.max_per_visitor)
+    if os.environ.get("SPACE_ID"):  # whose only way in is its proxy, which says who asks
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     host = options.host.strip("[]") if options.host else None
     if host:
         _require_own_address("--host", host)

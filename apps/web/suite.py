@@ -1,6 +1,7 @@
 """What all pages of a process share: the models on offer, the pipeline, measured speeds."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.web.limits import RequestLimits
 from core.batching import MOST_ADMITTED, Weights
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError, WeightsMissing
@@ -42,10 +44,11 @@ class Suite:
         max_queue: int = MOST_ADMITTED,
         kept_hours: int = 24,
         pipeline: Callable[..., Pipeline] = Pipeline,
+        limits: RequestLimits | None = None,
     ) -> None:
         """Read the cards; nothing is loaded yet. At most max_queue requests are admitted.
 
-        `pipeline` makes a Pipeline from its arguments.
+        `pipeline` makes a Pipeline from its arguments. Without `limits` a request has none.
 
         Raises:
             BadInput: there is no such model.
@@ -59,9 +62,15 @@ class Suite:
         """After which uploads and results are removed."""
         self.runs = min(MOST_RUNS, max_queue)
         """Concurrent runs over all pages."""
+        self.limits = limits
         # One more, for the estimate at the start.
         self.pipeline = pipeline(
-            self._load, max_queue + 1, self._fetch, self._weigh, store.most_control_bytes
+            self._load,
+            max_queue + 1,
+            self._fetch,
+            self._weigh,
+            store.most_control_bytes,
+            limits.max_seconds if limits else math.inf,
         )
         self._cards = {card.name: card for card in store.registry.cards()}
         self._lock = threading.Lock()
@@ -119,6 +128,20 @@ class Suite:
         except WeightsMissing:
             return False
         return True
+
+    def require_work(self, *requests: GenerationRequest) -> None:
+        """Refuse requests that together take more work than one may.
+
+        Raises:
+            BadInput: they do.
+        """
+        work = sum(one.work for one in requests) / 1e6
+        if self.limits and work > self.limits.max_work:
+            raise BadInput(
+                f"This asks for {math.ceil(work)} million pixels times steps times images, and at "
+                f"most {self.limits.max_work} million are made at once here: please choose fewer "
+                "images or steps, or a smaller image resolution."
+            )
 
     def usual_preprocessor(self, condition: Condition, model: str) -> str:
         """Return the name of the preprocessor to start with: the model card's, or the first."""

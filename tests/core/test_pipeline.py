@@ -321,6 +321,28 @@ def test_a_stop_is_heard_between_the_scores_of_two_images(networks, pipeline, co
     assert result.cancelled and len(result.images) == len(scored) == 2
 
 
+def test_a_request_ends_when_it_has_been_at_work_for_too_long(networks, condition, image):
+    """What is finished by then is kept; waiting for others does not count."""
+    predict, pipeline = networks.predict, Pipeline(lambda *_, **__: networks, most_seconds=0.5)
+    slow_from = 9
+
+    def slowly(call):
+        time.sleep(0.2 * (len(networks.calls) >= slow_from))
+        return predict(call)
+
+    networks.predict = slowly
+    with ThreadPoolExecutor(1) as threads:
+        with pipeline._batcher.lease(networks, "another", 1, lambda: None):
+            made = threads.submit(pipeline.generate, ask(condition, image, num_samples=9))
+            time.sleep(0.6)
+        result = made.result(60)
+    assert 2 <= len(result.images) < 9 and not result.cancelled
+    assert "of 9 images were made: A request may take 0 seconds here" in result.warnings[-1]
+    slow_from = 0
+    with pytest.raises(SuiteError, match="and this one took more: please choose fewer images"):
+        pipeline.generate(ask(condition, image))
+
+
 @pytest.mark.parametrize(("side", "enlarged"), [(270, True), (300, False)])
 @pytest.mark.parametrize("resolution", ["image_resolution", "detect_resolution"])
 def test_the_resolution_asked_for_decides_how_a_picture_is_resized(

@@ -132,7 +132,9 @@ def new_job(condition: Condition, suite: Suite, given: Mapping[str, Any]) -> Job
     Raises:
         SuiteError: as checked_request.
     """
-    return Job(suite.pipeline, *checked_request(condition, suite, given))
+    request, notes = checked_request(condition, suite, given)
+    suite.require_work(request)
+    return Job(suite.pipeline, request, notes)
 
 
 def given_mask(record: object) -> PixelMask:

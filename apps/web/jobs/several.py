@@ -61,4 +61,6 @@ def new_several_job(suite: Suite, given: Mapping[str, Any]) -> Job:
         control, new_notes = checked_control(known[name], suite, card.name, values)
         controls.append(control)
         notes += [note for note in new_notes if note not in notes]  # the picture may be shared
-    return Job(suite.pipeline, *checked_whole(card, controls, given, notes))
+    request, notes = checked_whole(card, controls, given, notes)
+    suite.require_work(request)
+    return Job(suite.pipeline, request, notes)

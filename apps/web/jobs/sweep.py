@@ -105,6 +105,8 @@ class Sweep:
         refused = [one for one in self._requests.values() if isinstance(one, SuiteError)]
         if len(refused) == len(self._requests):
             raise refused[0]
+        made = [one for one in self._requests.values() if isinstance(one, GenerationRequest)]
+        suite.require_work(*made)
 
     @property
     def shape(self) -> tuple[int, int]:
