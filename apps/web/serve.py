@@ -243,8 +243,8 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
     from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
     from apps.web.zero_gpu import RUNS, LentGPU  # noqa: PLC0415
     from core.content_credentials import Signer  # noqa: PLC0415
-    from core.marking import sign_with  # noqa: PLC0415
     from core.images import DECODING  # noqa: PLC0415
+    from core.marking import sign_with  # noqa: PLC0415
     from core.pipeline import Pipeline  # noqa: PLC0415
     from models.store import Store  # noqa: PLC0415
 
