@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from annotators._lines_in_map import Segments, lines_of
 from annotators._map_checks import line_map_warning
 from annotators._pretrained import INFERENCE_LOCK, detector_preprocessor, load_detector
 from annotators._strokes import checked_point, checked_size, listed
@@ -62,10 +63,6 @@ class MLSDParams:
 
     def __post_init__(self) -> None:
         checked(self)
-
-
-Segments = NDArray[np.float64]
-"""(N, 4): x1, y1, x2, y2 of the two ends, in pixels."""
 
 
 def draw_lsd(image: RGBImage, params: MLSDParams) -> ControlMap:
@@ -179,6 +176,13 @@ def begin_edit(preprocessor: Preprocessor, image: RGBImage, params: MLSDParams) 
     return {"size": [image.shape[1], image.shape[0]], "lines": (pixels + 0.5).tolist()}
 
 
+def read_edit(control_map: ControlMap) -> dict[str, Any]:
+    """Return the edit of the lines in a ready map; {} for none."""
+    lines = lines_of(lines_in(control_map))
+    size = [control_map.shape[1], control_map.shape[0]]
+    return {"size": size, "lines": (lines + 0.5).tolist()} if len(lines) else {}
+
+
 def score(target: ControlMap, extracted: ControlMap) -> Score:
     """Compare two line maps of one size: F1 of their pixels with two pixels' tolerance.
 
@@ -206,5 +210,5 @@ ANNOTATOR = Annotator(
     webui=WebUINames(
         {"mlsd": "MLSD"}, ("mlsd",), thresholds=("value_threshold", "distance_threshold")
     ),
-    editor=Editor("lines", check_edit, draw_edit, begin_edit),
+    editor=Editor("lines", check_edit, draw_edit, begin_edit, read_edit),
 )

@@ -9,9 +9,10 @@ Papandreou et al. 2018 ("PersonLab").
 
 import colorsys
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import combinations, product
 from typing import Any
 
 import cv2
@@ -29,7 +30,14 @@ from annotators._diorama import (
     predict,
 )
 from annotators._map_checks import MAX_LINES
-from annotators._pose_edit import BODY_25_TO_18, UNIT, check_edit, edit_of, figures_in
+from annotators._pose_edit import (
+    BODY_25_TO_18,
+    MOST_PEOPLE,
+    UNIT,
+    check_edit,
+    edit_of,
+    figures_in,
+)
 from annotators._pretrained import (
     INFERENCE_LOCK,
     detector_preprocessor,
@@ -118,6 +126,13 @@ FINGER_DISTANCE = 5
 MAX_DISC_PX = 2 * JOINT_RADIUS + 3
 SMALLEST_DISC_PX = 1.5
 """Radius below which a joint no longer counts as one."""
+DRAWN_SHARE, SEEN_SHARE = 0.95, 0.3
+"""Of a limb's middle line: so much is not black, and more than so much has its colour; joints and
+other limbs may lie over the rest."""
+SHORT_RADII = 5
+"""A limb of less than so many joints' radii need not be seen: others may cover it."""
+COVERED_SHARE = 0.5
+"""What a limb counts as that its own joints cover."""
 FINGER_ONLY_COLOURS = tuple(
     finger
     for finger in FINGER_COLOURS
@@ -280,6 +295,13 @@ def begin_edit(preprocessor: Preprocessor, image: RGBImage, _: Any) -> dict[str,
     return edit_of(FINDERS[preprocessor.name](image), width, height)
 
 
+def read_edit(control_map: ControlMap) -> dict[str, Any]:
+    """Return the edit of the people in a ready map, without hands and faces; {} for nobody."""
+    height, width = control_map.shape[:2]
+    figures = [Figure(person) for person in people_in(control_map)]
+    return edit_of(figures, width, height) if figures else {}
+
+
 def draw_edit(edit: Mapping[str, Any], control_map: ControlMap) -> ControlMap:
     """Draw an edit's people, as those that are found."""
     height, width = control_map.shape[:2]
@@ -371,6 +393,79 @@ def _sizes(figure: NDArray[np.int32], count: int) -> NDArray[np.float64]:
         np.maximum.at(high, numbers, axis)
         area *= np.where(low <= high, high - low + 1, 1)
     return np.sqrt(area)
+
+
+def people_in(control_map: ControlMap) -> list[Person]:
+    """Return the people in a pose map: its joints, grouped by the limbs between them.
+
+    Where the joint between two groups is missing they are one person if no limb longer than those
+    in sight parts them; drawn again they look the same. A map of more than MOST_PEOPLE has none.
+    """
+    joints = joints_in(control_map)
+    if max(map(len, joints)) > MOST_PEOPLE:
+        return []
+    places = {
+        (kind, k): np.array(disc[:2])
+        for kind, discs in enumerate(joints)
+        for k, disc in enumerate(discs)
+    }
+    person_of = {joint: dict([joint]) for joint in places}
+
+    def join(a: _Joint, b: _Joint) -> None:
+        first, second = person_of[a], person_of[b]
+        first |= second
+        for joint in second.items():
+            person_of[joint] = first
+
+    # The best seen first; of those that their joints cover, the shortest.
+    limbs = sorted(_limbs_in(control_map, places))
+    for _, _, a, b in limbs:
+        if not person_of[a].keys() & person_of[b].keys():
+            join(a, b)
+    longest = max((length for _, length, _, _ in limbs), default=0)
+    apart = {pair: math.dist(*(places[one] for one in pair)) for pair in combinations(places, 2)}
+    for (a, b), distance in sorted(apart.items(), key=lambda item: item[1]):
+        if distance <= longest and not _would_touch(person_of[a], person_of[b]):
+            join(a, b)
+    people = []
+    for found in {id(person): person for person in person_of.values()}.values():
+        people.append(np.full((JOINTS, 2), np.nan))
+        for joint in found.items():
+            people[-1][joint[0]] = np.round(places[joint])
+    return people
+
+
+def _would_touch(first: Mapping[int, int], second: Mapping[int, int]) -> bool:
+    """Return whether two groups of joints, by kind, share a kind or would have a limb between."""
+    return bool(first.keys() & second.keys()) or any(
+        (a in first and b in second) or (b in first and a in second) for a, b in LIMBS
+    )
+
+
+_Joint = tuple[int, int]
+"""Its kind, and which of the map's."""
+
+
+def _limbs_in(
+    control_map: ControlMap, places: Mapping[_Joint, Person]
+) -> Iterator[tuple[float, float, _Joint, _Joint]]:
+    """Yield what may be limbs: the unseen share of each, its length in pixels, and its joints."""
+    radius = _disc_radius(control_map)
+    drawn = control_map.max(axis=2) > min(map(max, LIMB_COLOURS)) - COLOUR_DISTANCE
+    for (a, b), colour in zip(LIMBS, LIMB_COLOURS, strict=True):
+        coloured = _near(control_map, colour, COLOUR_DISTANCE)
+        ends = ([joint for joint in places if joint[0] == kind] for kind in (a, b))
+        for one, other in product(*ends):
+            start, end = places[one], places[other]
+            length = math.dist(start, end)
+            along = np.linspace(0, 1, math.ceil(length) + 1)
+            x, y = np.round(start + along[:, None] * (end - start)).astype(int).T
+            between = np.abs(along - 0.5) * length < length / 2 - radius  # not on their discs
+            seen = coloured[y, x][between]
+            share = float(seen.mean()) if len(seen) else COVERED_SHARE
+            is_seen = share > SEEN_SHARE or length < SHORT_RADII * radius
+            if is_seen and drawn[y, x].mean() > DRAWN_SHARE:
+                yield 1 - share, length, one, other
 
 
 def hands_in(control_map: ControlMap) -> NDArray[np.bool_]:
@@ -644,6 +739,7 @@ ANNOTATOR = Annotator(
         check_edit,
         draw_edit,
         begin_edit,
+        read_edit,
         facts={
             "joints": JOINT_NAMES,
             "body25": BODY_25_TO_18,

@@ -116,6 +116,8 @@ class Editor:
     begin: Callable[[Preprocessor, RGBImage, Any], dict[str, Any]] | None = None
     """begin(preprocessor, picture, params) -> the edit that stands for what is found in the
     picture, such as its skeletons; None if an edit is drawn over the map instead."""
+    read: Callable[[ControlMap], dict[str, Any]] | None = None
+    """read(ready map) -> the edit that stands for what it shows; {} if nothing can be read."""
     is_whole: Callable[[Mapping[str, Any]], bool] = lambda _: False
     """is_whole(checked edit) -> whether nothing of the detected map can be left, so that none is
     drawn. Where there is `begin` it never can."""

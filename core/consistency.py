@@ -136,8 +136,8 @@ def tolerant_f1(wanted: Mask, found: Mask, tolerance_px: int) -> float:
         return 1.0
     if not wanted.any() or not found.any():
         return 0.0
-    precision = float(_dilated(wanted, tolerance_px)[found].mean())
-    recall = float(_dilated(found, tolerance_px)[wanted].mean())
+    precision = float(dilated(wanted, tolerance_px)[found].mean())
+    recall = float(dilated(found, tolerance_px)[wanted].mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -199,7 +199,8 @@ def _ssim(
     return float(whole[... if mirrored else inner].mean()), float(structure[inner].mean())
 
 
-def _dilated(mask: Mask, radius_px: int) -> Mask:
+def dilated(mask: Mask, radius_px: int) -> Mask:
+    """Return where a mask (H, W) is within a distance, the larger of dx and dy."""
     side = 2 * radius_px + 1
     return np.asarray(
         cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)), dtype=bool

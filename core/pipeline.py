@@ -101,6 +101,8 @@ DRAWN_SMALLER = (
     "{title}: the map was drawn at {width} x {height}, because a strip at detect resolution "
     "{resolution} takes too much memory."
 )
+LARGEST_READ = 1024
+"""Longer side in pixels at which a ready map is read; joints and lines are seen in smaller ones."""
 GUESSED = (
     "{title}: guess mode is on, so its control mode is more control; switch guess mode off to have "
     "more prompt."
@@ -209,19 +211,19 @@ class Pipeline:
             return _control_map(_extractor(control), control, request)
 
     def begin_edit(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the edit that stands for the first control's detected map.
+        """Return the edit that stands for the first control's map, detected or given.
 
-        It is {} if there is none: the editor draws over the map, or the map was given.
+        It is {} if there is none: the editor draws over the map, or cannot read the given one.
 
         Raises:
             BadInput: the picture cannot be fitted or looked at.
             DeviceUnavailable: memory ran out.
         """
         control = _resolved_control(request.controls[0], request)
-        if control.preprocessor == ALREADY_A_MAP:
-            return {}
         pixels = _drawn_pixels(control, request)
         with self._drawing.taken(pixels), oom_as_device_unavailable():
+            if control.preprocessor == ALREADY_A_MAP:
+                return _read_map(_extractor(control), control)
             return _extractor(control).begin_edit(
                 control.image, _size(request), request.image_resolution
             )
@@ -474,6 +476,16 @@ def _drawn_pixels(control: ControlRequest, request: GenerationRequest) -> int:
     """Return how many pixels the drawing of a control's map works on."""
     size = _size(request)
     return max(size[0] * size[1], _extractor(control).pixels(control.image))
+
+
+def _read_map(extractor: Extractor, control: ControlRequest) -> dict[str, Any]:
+    """Return the edit that stands for a ready map; {} if nothing can be read."""
+    editor = extractor.annotator.editor
+    if not editor or not editor.read:
+        return {}
+    height, width = control.image.shape[:2]
+    side = min(max(height, width), LARGEST_READ)
+    return editor.read(_map_at(inner_size(width, height, (side, side)), extractor, control))
 
 
 def _control_map(

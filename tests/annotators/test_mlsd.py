@@ -158,3 +158,29 @@ def test_every_preprocessor_begins_an_edit():
 def test_what_is_no_line_is_refused_in_a_sentence(lines):
     with pytest.raises(BadInput, match=r"^(The|Each) .*edit.*\.$"):
         EDITOR.check({"size": [64, 64], "lines": lines})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(4, 250), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_lines_are_read_from_a_ready_map(lines):
+    lines = [line for line in lines if np.hypot(line[2] - line[0], line[3] - line[1]) > 20]
+    ready = drawn_at(EDITOR.check({"size": [256, 256], "lines": lines}), 256, 256)
+    edit = mlsd.read_edit(ready)
+    assert bool(edit) == bool(lines)
+    if lines:
+        assert score(ready, drawn_at(EDITOR.check(edit), 256, 256)).headline > 95
+
+
+def test_a_line_that_others_cross_is_read_as_one():
+    lines = [[20, 30, 240, 70], [60, 10, 80, 250], [200, 5, 170, 245], [15, 200, 245, 180]]
+    ready = drawn_at({"size": [256, 256], "lines": lines}, 256, 256)
+    read = np.array(mlsd.read_edit(ready)["lines"])
+    assert len(read) == 4
+    for line in lines:
+        either_way = [np.abs(read - [*line[2 * k :], *line[: 2 * k]]).max(axis=1) for k in (0, 1)]
+        assert np.min(either_way) < 3
+
+
+def test_a_texture_is_no_lines():
+    noise = np.random.default_rng(0).random((256, 256)) > 0.5
+    assert mlsd.read_edit(np.repeat(noise[:, :, None] * np.uint8(255), 3, axis=2)) == {}

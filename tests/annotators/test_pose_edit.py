@@ -126,3 +126,44 @@ def test_any_people_are_drawn_and_stay_the_same_when_checked_again(bodies):
     assert check_edit(edit) == edit
     drawn = pose.draw_edit(edit, np.zeros((96, 128, 3), np.uint8))
     assert drawn.shape == (96, 128, 3)
+
+
+STANDING = np.array(
+    [
+        *([0, 8], [0, 18], [-10, 19], [-13, 34], [-15, 48], [10, 19], [13, 34], [15, 48], [-6, 50]),
+        *([-7, 73], [-8, 96], [6, 50], [7, 73], [8, 96], [-2, 6], [2, 6], [-5, 7], [5, 7]),
+    ]
+)
+"""A person of 100 pixels."""
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(2, 4.5), st.floats(-0.5, 0.5), st.sets(st.integers(0, 17), max_size=3)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_people_who_stand_apart_are_read_from_a_ready_map(people):
+    drawn = []
+    for k, (scale, lean, missing) in enumerate(people):
+        body = np.round(STANDING * scale + [100 + 170 * k, 20])
+        body[:, 0] += np.round(lean * body[:, 1] / 10)
+        body[list(missing)] = np.nan
+        drawn.append(body)
+    given_map = pose.draw_people(drawn, 480, 540)
+    edit = check_edit(pose.read_edit(given_map))
+    again = pose.draw_edit(edit, np.zeros_like(given_map))
+    assert pose.score(given_map, again).headline > 97
+    assert (again != given_map).any(axis=2).mean() < 0.003
+    if not any(missing for *_, missing in people):
+        assert len(edit["people"]) == len(people)
+
+
+def test_nothing_is_read_from_what_is_no_pose():
+    assert pose.read_edit(np.zeros((64, 64, 3), np.uint8)) == {}
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    edit = pose.read_edit(noise)
+    assert edit == {} or check_edit(edit)

@@ -17,6 +17,7 @@ from apps.web.pages.widgets import CLOSED_IN_BROWSER, PRIVATE, plain_errors, wid
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
+from core.consistency import dilated, lines_in
 from core.images import resize
 from core.metadata import read_settings
 from core.params import settings_of
@@ -24,6 +25,9 @@ from core.pipeline import map_notes
 from core.request import SETTINGS, SETTINGS_OF_ORIGINAL
 
 MAP_LABEL = "Control map"
+PARTLY_READ = "Only a part of it could be read. While it is edited, the rest is left out."
+READ_WITHIN_PX, MOSTLY_READ = 2, 0.92
+"""Of a given map's bright pixels more than so many must be as near to those of what was read."""
 NO_ORIGINAL = (
     "It was made by changing a picture (denoising strength {:g}); here there is none to change."
 )
@@ -234,6 +238,12 @@ class SingleControl:
         with plain_errors():
             request, _ = checked_request(self.condition, self.suite, given | {"edit": edit})
             found = edit or self.suite.pipeline.begin_edit(request) or None
+        if found and not edit and given["preprocessor"] == ALREADY_A_MAP:
+            whole = drawn
+            for shown, _ in self._maps(given | {"edit": found}):
+                if shown is not None:
+                    drawn = shown
+                    yield gr.skip(), gr.skip(), _map_image(shown, _label_of_read(whole, shown))
         size = (drawn.shape[1], drawn.shape[0])
         photo = results.inline(resize(request.controls[0].image, size)) if has_picture else ""
         scene = {"size": list(size), "photo": photo, "drawn": results.inline(drawn), "shows": edit}
@@ -297,6 +307,13 @@ class SingleControl:
     def endpoint(self, fields: Fields) -> Endpoint:
         """See Controls."""
         return endpoint_of(self.condition, fields)
+
+
+def _label_of_read(given_map: RGBImage, read: RGBImage) -> str:
+    """Return the label of a map that was given, and is drawn of what could be read in it."""
+    lines = lines_in(given_map)
+    kept = dilated(lines_in(read), READ_WITHIN_PX)[lines].mean() if lines.any() else 1
+    return MAP_LABEL if kept > MOSTLY_READ else f"{MAP_LABEL}: {PARTLY_READ}"
 
 
 def _map_image(shown: RGBImage | None, label: str) -> Any:
