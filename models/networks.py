@@ -148,19 +148,7 @@ class DiffusersNetworks:
             )
         if sampler != "ddim":
             raise BadInput(f"The sampler '{sampler}' is not known: use ddim or lcm.")
-        # Imported here, because diffusers takes seconds to import.
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415
-
-        config = dict(self.scheduler_config)
-        if config.get("timestep_spacing") == "trailing":
-            return DDIMScheduler.from_config(config, clip_sample=False)
-        return DDIMScheduler.from_config(
-            config,
-            timestep_spacing="leading",
-            steps_offset=1,
-            clip_sample=False,
-            set_alpha_to_one=False,
-        )
+        return ddim_scheduler(self.scheduler_config)
 
     def fit_prompt(self, prompt: str) -> tuple[int, str]:
         """Return how many tokens of the prompt are read, and the text that is not."""
@@ -305,6 +293,22 @@ class DiffusersNetworks:
         twin = copy.copy(self)  # not replace: what the forward pass has cached stays valid
         twin.vae = _in_float32(self.vae)
         return twin
+
+
+def ddim_scheduler(config: Mapping[str, Any]) -> Any:
+    """Return diffusers' DDIM with a model's betas and prediction type, as make_scheduler says."""
+    # Imported here, because diffusers takes seconds to import.
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: PLC0415
+
+    if config.get("timestep_spacing") == "trailing":
+        return DDIMScheduler.from_config(dict(config), clip_sample=False)
+    return DDIMScheduler.from_config(
+        dict(config),
+        timestep_spacing="leading",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
 
 
 def _on_device(

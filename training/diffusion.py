@@ -1,4 +1,4 @@
-"""The noise schedule, training target and loss weight of the base model and the ControlNets."""
+"""Diorama's noise schedule; the training target and loss weight of any base and its ControlNets."""
 
 import torch
 from diffusers import DDIMScheduler
@@ -32,6 +32,7 @@ class NoisyTarget:
     def __init__(
         self, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator
     ) -> None:
+        """Draw timesteps and noise; the scheduler's prediction type decides the target."""
         count = len(latents)
         # Stratified: one timestep from each of `count` equal intervals. Still uniform, with a less
         # noisy gradient.
@@ -40,9 +41,13 @@ class NoisyTarget:
         self.timesteps = timesteps.to(latents.device)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         self.noisy = scheduler.add_noise(latents, noise, self.timesteps)
-        self._velocity = scheduler.get_velocity(latents, noise, self.timesteps)
         alpha = scheduler.alphas_cumprod.to(latents.device)[self.timesteps]
         self._alpha = alpha.reshape(-1, 1, 1, 1)
+        self._predicts_noise = scheduler.config.prediction_type == "epsilon"
+        if self._predicts_noise:  # Stable Diffusion's plain loss: every timestep weighs the same
+            self.target, self._weight = noise, torch.ones_like(alpha)
+            return
+        self.target = scheduler.get_velocity(latents, noise, self.timesteps)
         snr = alpha / (1 - alpha)
         # A plain v loss weighs the error in the clean latents by SNR + 1 (Salimans & Ho 2022); it
         # is capped at low noise, as in Min-SNR (Hang et al. 2023). Min-SNR's own weight, SNR alone,
@@ -50,13 +55,16 @@ class NoisyTarget:
         self._weight = (snr + 1).clamp_max(MAX_WEIGHT) / (snr + 1)
 
     def loss(self, prediction: Tensor) -> Tensor:
-        """The weighted mean squared error of a v prediction (B, 4, h, w)."""
-        error = (prediction.float() - self._velocity).square().mean((1, 2, 3))
+        """The weighted mean squared error of a prediction (B, 4, h, w)."""
+        error = (prediction.float() - self.target).square().mean((1, 2, 3))
         loss: Tensor = (self._weight * error).sum() / self._weight.sum()
         return loss
 
     def clean(self, prediction: Tensor) -> Tensor:
-        """The clean latents (B, 4, h, w) that a v prediction implies."""
+        """The clean latents (B, 4, h, w) that a prediction implies."""
         signal, noise = self._alpha.sqrt(), (1 - self._alpha).sqrt()
+        if self._predicts_noise:
+            denoised: Tensor = (self.noisy - noise * prediction.float()) / signal
+            return denoised
         clean: Tensor = signal * self.noisy - noise * prediction.float()
         return clean

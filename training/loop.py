@@ -39,7 +39,7 @@ class RunConfig:
 
 
 def add_run_options(
-    parser: argparse.ArgumentParser, folder: str, steps: int, learning_rate: float
+    parser: argparse.ArgumentParser, folder: str, steps: int, learning_rate: float | None
 ) -> None:
     """Add the options that all training commands share."""
     parser.add_argument(

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from models.networks import encode
 from training.diffusion import NoisyTarget, make_scheduler
 from training.diorama.dataset import Pictures, PictureSource
 from training.diorama.grounding import AttentionRecorder, Grounding
@@ -99,30 +100,44 @@ def make_unet(size: int) -> UNet2DConditionModel:
     )
 
 
-def cached_latents(folder: Path, data: PictureSource, autoencoder: Path, device: str) -> Tensor:
-    """(N, 4, h, w) float16 latents of all pictures, cached in `folder`.
+def cached_latents(folder: Path, data: PictureSource, vae: nn.Module, device: str) -> list[Tensor]:
+    """The latents (C, h, w) of each picture, on the CPU, cached in `folder`.
 
-    The file's name contains a hash of the encoder's weights and the pictures' fingerprint.
+    The file's name contains a hash of the encoder's weights and the pictures' fingerprint. For an
+    AutoencoderKL the channels are those of the mean and then of the standard deviation, from which
+    `drawn_latents` draws.
     """
-    vae = AutoencoderTiny.from_pretrained(autoencoder)
-    weights = b"".join(p.detach().half().numpy().tobytes() for p in vae.encoder.parameters())
+    tiny = isinstance(vae, AutoencoderTiny)
+    encoder: Any = vae.encoder
+    weights = b"".join(p.detach().half().cpu().numpy().tobytes() for p in encoder.parameters())
     names = (data.size, hashlib.sha256(weights).hexdigest()[:8], data.fingerprint)
     path = folder / f"latents-{'-'.join(str(name) for name in names if name)}.pt"
     if path.exists():
-        cached: Tensor = torch.load(path, weights_only=True)
+        cached = list(torch.load(path, weights_only=True, mmap=True))
         if len(cached) == len(data):
             return cached
-    encoder = vae.to(device, memory_format=torch.channels_last).encoder
-    encoded = []
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-        for k in range(0, len(data), 16):
-            pictures = data.batch(range(k, min(k + 16, len(data))))
-            encoded.append(encoder(pixels(pictures, device)).half().cpu())
+    encoded: list[Tensor] = []
+    # One by one where a batch may have several sizes, and where one picture is work enough.
+    chunk = 16 if tiny and isinstance(data, Pictures) else 1
+    with torch.autocast(device, torch.bfloat16, enabled=tiny):
+        for k in range(0, len(data), chunk):
+            pictures = data.batch(range(k, min(k + chunk, len(data))))
+            found = encode(vae, pixels(pictures, device), torch.float32)
+            mean, std = found.mean, found.std
+            encoded += (mean.half() if std is None else torch.cat([mean, std], 1)).cpu()
             if k % 1600 == 0:
                 print(f"latents {k}/{len(data)}", flush=True)
-    latents = torch.cat(encoded)
-    torch.save(latents, path)
-    return latents
+    torch.save(encoded, path)
+    return encoded
+
+
+def drawn_latents(cached: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    """Latents (B, channels, h, w) in float32 from cached ones, drawn if these have a deviation."""
+    cached = cached.float()
+    if cached.shape[1] == channels:
+        return cached
+    mean, std = cached.chunk(2, 1)
+    return mean + std * torch.randn(mean.shape, generator=generator)
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -143,17 +158,19 @@ def sample_latents(  # noqa: PLR0913, PLR0917 - a sampler's arguments
     guidance: float = 3.0,
     control: nn.Module | None = None,
     maps: Tensor | None = None,
+    scheduler: DDIMScheduler | None = None,
+    precision: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """Sample latents (B, 4, h, w) with DDIM, for training; the apps' sampler is `core.pipeline`.
 
     `text` (B, 77, C) and `empty` (1, 77, C) are the encoded prompts, `maps` (B, 3, H, W) in [0, 1]
-    the control maps.
+    the control maps. The schedule is Diorama's, if no other is given.
     """
-    scheduler = make_scheduler()
+    scheduler = scheduler or make_scheduler()
     scheduler.set_timesteps(steps)
     latents, both = noise, torch.cat([empty.expand_as(text), text])
     for t in scheduler.timesteps:
-        with torch.autocast(noise.device.type, torch.bfloat16):
+        with torch.autocast(noise.device.type, precision, enabled=precision != torch.float32):
             doubled = torch.cat([latents, latents])
             residuals = {}
             if control is not None and maps is not None:
@@ -208,8 +225,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     device = options.device
     data = Pictures(options.data, options.size)
-    vae = AutoencoderTiny.from_pretrained(options.autoencoder).to(device)
-    latents = cached_latents(options.data, data, options.autoencoder, device)
+    vae = AutoencoderTiny.from_pretrained(options.autoencoder)
+    vae = vae.to(device, memory_format=torch.channels_last)
+    latents = torch.stack(cached_latents(options.data, data, vae, device))
     if options.start:
         tokenizer = CLIPTokenizer.from_pretrained(options.start / "tokenizer")
     else:

@@ -1,12 +1,12 @@
 """Trains a ControlNet on a frozen base.
 
     python -m training.train_control --condition canny --minutes 30
-    python -m training.train_control --condition canny --folder my_pictures --base path/to/base
+    python -m training.train_control --condition canny --folder my_pictures --base sd15
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models": copied
-encoder, zero convolutions, half the prompts emptied. Any `Examples` can be the data: a folder of
-your own trains the same way as Diorama's scenes. `--start` and `--reward` fine-tune a trained
-ControlNet as ControlNet++ does (`training.reward`):
+encoder, zero convolutions, half the prompts emptied. The data are Diorama's scenes or a folder of
+your own (`training.examples`), the base is Diorama or any Stable Diffusion 1.x (`training.base`).
+`--start` and `--reward` fine-tune a trained ControlNet as ControlNet++ does (`training.reward`):
 
     python -m training.train_control --condition seg --start models/diorama/controlnet/seg \
         --reward classes --minutes 8
@@ -14,29 +14,37 @@ ControlNet as ControlNet++ does (`training.reward`):
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from annotators import find_annotator
 from annotators._diorama import load_network
-from core.condition import Annotator, ControlMap, RGBImage
+from core.condition import Annotator
 from core.errors import BadInput, SuiteError
-from core.images import NOTHING, PAPER, read_image, resize, resize_map
-from core.picture_folder import read_folder
-from training.diffusion import NoisyTarget, make_scheduler
-from training.diorama.dataset import Pictures, PictureSource
+from core.images import to_images
+from models.checkpoints import folders, loading
+from models.networks import decode
+from training.base import Base
+from training.diffusion import NoisyTarget
+from training.diorama.dataset import Pictures
 from training.diorama.grounding import AttentionRecorder, Grounding
 from training.diorama.maps import SceneExamples
+from training.examples import (
+    Examples,
+    FolderExamples,
+    check_folder,
+    map_tensor,
+    rows_with_maps,
+    with_maps,
+)
 from training.loop import add_run_options, run_config, train
 from training.progress import progress_line
 from training.reward import KINDS, Reward
@@ -44,128 +52,21 @@ from training.train_base import (
     GROUNDING_WEIGHT,
     cached_latents,
     contact_sheet,
-    sample,
+    drawn_latents,
     sample_latents,
     tokens,
 )
 from training.weights import save_module
 
-MAX_NAMED = 5  # bad rows of a folder that an error names
-MAP_ENCODER_CHANNELS = (16, 16, 32, 64)  # of the encoder from the map to the latents' size
-EMPTY_MAP_SAMPLE = 96  # maps that are drawn to estimate how many of a condition's are empty
-MAX_EMPTY_MAPS = 0.1  # if more are empty, most rows are drawn from those with a map
-ANY_ROW = 0.125  # the share that is drawn from all rows even then: empty maps must be learned too
+SMALL_MAP_ENCODER = (16, 16, 32, 64)  # channels of the encoder from the map to the latents' size
+MAP_ENCODER = (16, 32, 96, 256)  # the original's
+ANY_ROW = 0.125  # the share that is drawn from all rows even where many maps are empty
 REWARD_EVERY = 3  # one of so many examples is rewarded: decoding it costs more than all else
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 2.0  # of --own: the app's guidance, half its steps
 SAMPLE_BATCH = 24
+SHEET_PICTURES, SHEET_STEPS, SHEET_GUIDANCE = 8, 20, 3.0
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
-
-
-class Examples(PictureSource, Protocol):
-    """What a ControlNet learns from: pictures with captions, and a control map for each."""
-
-    captions: list[str]
-
-    def maps(self, rows: Sequence[int]) -> np.ndarray:
-        """The control maps, (N, size, size, 3) uint8."""
-        ...
-
-
-class FolderExamples:
-    """A user's own pictures with their control maps (core/picture_folder.py).
-
-    Pictures and maps are read as the app reads them, centre-cropped to a square and resized to
-    `size`, maps with their annotator's interpolation.
-
-    Raises:
-        BadInput: a picture or its map is missing or cannot be read; the first few are named.
-    """
-
-    def __init__(self, folder: Path, annotator: Annotator, size: int) -> None:
-        found = read_folder(folder)
-        for row in found.rows:
-            if row.control_map is None:
-                found.bad[row.name] = (
-                    f"It has no control map: run `python -m annotators {annotator.name}` first, or "
-                    "name it in prompt.json."
-                )
-        if found.bad:
-            named = list(found.bad.items())[:MAX_NAMED]
-            more = f" and {len(found.bad) - MAX_NAMED} more" if len(found.bad) > MAX_NAMED else ""
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in named)
-            raise BadInput(f"{folder} cannot be trained on as it is. {reasons}{more}")
-        self._pairs = [(row.picture, row.control_map or row.picture) for row in found.rows]
-        self._annotator = annotator
-        self.size = size
-        self.captions = [row.caption for row in found.rows]
-        stats = [(str(file), file.stat()) for pair in self._pairs for file in pair]
-        facts = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:8]
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def check(self) -> None:
-        """Decode every map, so that a broken one ends the run before its first step.
-
-        Raises:
-            BadInput: one cannot be read.
-        """
-        for _, control_map in self._pairs:
-            _read(control_map, NOTHING)
-
-    def _square(self, path: Path, ground: int = PAPER) -> np.ndarray:
-        picture = _read(path, ground)
-        height, width = picture.shape[:2]
-        side = min(height, width)
-        left, top = (width - side) // 2, (height - side) // 2
-        return picture[top : top + side, left : left + side]
-
-    def batch(self, rows: Sequence[int]) -> np.ndarray:
-        """The pictures, (N, size, size, 3) uint8."""
-        size = (self.size, self.size)
-        return np.stack([resize(self._square(self._pairs[r][0]), size) for r in rows])
-
-    def maps(self, rows: Sequence[int]) -> np.ndarray:
-        """The control maps, (N, size, size, 3) uint8."""
-        size, interpolation = (self.size, self.size), self._annotator.interpolation
-        return np.stack(
-            [
-                resize_map(self._square(self._pairs[r][1], NOTHING), size, interpolation)
-                for r in rows
-            ]
-        )
-
-
-def _read(path: Path, ground: int) -> RGBImage:
-    try:
-        return read_image(path, ground)[0]
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-
-
-def rows_with_maps(data: Examples, is_empty: Callable[[ControlMap], bool], batch: int) -> Tensor:
-    """Return the rows with a non-empty map, as int64 indices; all rows if few maps are empty.
-
-    An empty map teaches nothing, and only a fifth of the scenes have people.
-    """
-
-    def has_map(rows: Sequence[int]) -> list[bool]:
-        parts = [rows[k : k + batch] for k in range(0, len(rows), batch)]
-        return [not is_empty(m) for part in parts for m in data.maps(part)]
-
-    sampled = np.random.default_rng(0).permutation(len(data))[:EMPTY_MAP_SAMPLE].tolist()
-    if np.mean(has_map(sampled)) > 1 - MAX_EMPTY_MAPS:
-        return torch.arange(len(data))
-    rows = torch.tensor(has_map(range(len(data)))).nonzero()[:, 0]
-    print(f"{len(rows)} of {len(data)} maps are not empty", flush=True)
-    return rows if len(rows) else torch.arange(len(data))
-
-
-def map_tensor(maps: np.ndarray, device: str) -> Tensor:
-    """(B, H, W, 3) uint8 maps → (B, 3, H, W) in [0, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(maps)).to(device).permute(0, 3, 1, 2)
-    return tensor.float().div(255).contiguous(memory_format=torch.channels_last)
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
 def own_samples(file: Path, rows: Tensor, sample_rows: Callable[[Tensor], Tensor]) -> Tensor:
@@ -189,21 +90,49 @@ def own_samples(file: Path, rows: Tensor, sample_rows: Callable[[Tensor], Tensor
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_run_options(parser, "", steps=40_000, learning_rate=5e-4)
+    add_run_options(parser, "", steps=40_000, learning_rate=None)
     parser.set_defaults(out=None)
     parser.add_argument("--condition", default="canny")
     parser.add_argument("--data", type=Path, default=Path("runs/scenes"), help="rendered scenes")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="instead: your pictures, maps and prompt.json"
+        "--folder",
+        type=Path,
+        default=None,
+        help="instead: your pictures and captions; maps are drawn where it has none",
     )
-    parser.add_argument("--base", type=Path, default=Path("models/diorama"))
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only read every row of --folder, name those that cannot be used, save check.png",
+    )
+    parser.add_argument(
+        "--base",
+        default="diorama",
+        help="diorama, sd15, or the path of a Stable Diffusion 1.x folder or checkpoint",
+    )
     parser.add_argument(
         "--size",
         type=int,
         default=None,
         help="side of the pictures; default: the base's training size",
     )
+    parser.add_argument(
+        "--enable-bucket",
+        action="store_true",
+        help="keep the shapes of a folder's pictures (aspect-ratio buckets), not centre squares",
+    )
     parser.add_argument("--start", type=Path, default=None, help="continue from an earlier --save")
+    parser.add_argument(
+        "--mixed-precision",
+        choices=PRECISIONS,
+        default="bf16",
+        help="number format of the frozen networks and of the products of the trained one",
+    )
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="compute activations twice instead of keeping them: less memory, more time",
+    )
     parser.add_argument(
         "--reward",
         nargs="+",
@@ -224,41 +153,72 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--save", type=Path, default=None, help="folder to write the trained ControlNet to"
     )
     options = parser.parse_args(arguments)
-    options.out = options.out or Path("runs", _run_name(options.condition, options.folder))
+    options.out = options.out or Path("runs", _run_name(options))
     return options
 
 
-def _run_name(condition: str, folder: Path | None) -> str:
-    """Return the name of a run's folder: another one for each folder of pictures."""
-    if folder is None:
-        return f"control-{condition}"
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return f"control-{condition}-{folder.resolve().name}-{place}"
+def _run_name(options: argparse.Namespace) -> str:
+    """Return the name of a run's folder: another one for each base and folder of pictures."""
+    own = [str(options.folder.resolve())] if options.folder else []
+    own += [options.base] if options.base != "diorama" else []
+    names = [Path(one).name for one in own]
+    if own:
+        names.append(hashlib.sha256(repr(own).encode()).hexdigest()[:8])
+    return "-".join(["control", options.condition, *names])
 
 
-def _examples(options: argparse.Namespace, size: int) -> tuple[Examples, Path]:
+def _examples(
+    options: argparse.Namespace, annotator: Annotator, base: Base
+) -> tuple[Examples, Path]:
     """The examples, and the folder that caches their latents."""
-    annotator = find_annotator(options.condition)
+    size = base.size(options.size)
     if options.folder:
-        examples = FolderExamples(options.folder, annotator, size)
+        folder = with_maps(options.folder, annotator, size, options.out)
+        multiple = base.multiple if options.enable_bucket else None
+        examples = FolderExamples(folder, annotator, size, multiple)
         examples.check()
-        return examples, options.folder
+        return examples, folder
     return SceneExamples(options.data, annotator, size), options.data
 
 
-def _require_tiny_autoencoder(base: Path) -> None:
-    """Refuse a base that is not built as Diorama is, before hours are spent on wrong targets.
+def make_control(base: Base, unet: Any, start: Path | None) -> Any:
+    """Return the ControlNet to train, in float32: from `start`, or a copy of the UNet's encoder.
 
     Raises:
-        BadInput: its autoencoder is another network.
+        WeightsMissing, WeightsMismatch: `start` cannot be read, or is for another base.
     """
-    file = base / "vae" / "config.json"
-    kind = json.loads(file.read_text(encoding="utf-8"))["_class_name"] if file.is_file() else ""
-    if kind != "AutoencoderTiny":
-        raise BadInput(
-            f"The base {base} has the autoencoder {kind or 'of no known class'}: only a base like "
-            "Diorama, with an AutoencoderTiny, can be trained on so far."
-        )
+    if start is None:
+        channels = MAP_ENCODER if base.is_sd1 else SMALL_MAP_ENCODER
+        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    folders.inspect_control(start, dict(unet.config))
+    return loading.build_control(start, unet).float()
+
+
+class Batches:
+    """Draws the rows of each step, all of one size, and their latents."""
+
+    def __init__(self, latents: list[Tensor], mapped: Tensor, batch: int) -> None:
+        """Most rows are drawn from `mapped`, those whose map is not empty."""
+        self._latents, self._mapped, self._batch = latents, mapped, batch
+        self._buckets: dict[tuple[int, ...], Tensor] = {}
+        sizes = [tuple(one.shape) for one in latents]
+        for size in dict.fromkeys(sizes):
+            self._buckets[size] = torch.tensor([k for k, one in enumerate(sizes) if one == size])
+
+    def rows(self, rng: torch.Generator) -> Tensor:
+        """Draw the rows of a batch, (B,)."""
+        rows = torch.randint(len(self._latents), (self._batch,), generator=rng)
+        mapped = self._mapped[torch.randint(len(self._mapped), (self._batch,), generator=rng)]
+        rows = torch.where(torch.rand(self._batch, generator=rng) < ANY_ROW, rows, mapped)
+        if len(self._buckets) > 1:  # the others are drawn from the bucket of the first
+            same = self._buckets[tuple(self._latents[int(rows[0])].shape)]
+            rows[1:] = same[torch.randint(len(same), (self._batch - 1,), generator=rng)]
+        return rows
+
+    def latents(self, rows: Tensor, channels: int, rng: torch.Generator) -> Tensor:
+        """The rows' latents (B, channels, h, w) in float32, on the CPU."""
+        stacked = torch.stack([self._latents[row] for row in rows.tolist()])
+        return drawn_latents(stacked, channels, rng)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -270,121 +230,182 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    _require_tiny_autoencoder(options.base)
+    base, annotator = Base(options.base), find_annotator(options.condition)
+    options.batch = options.batch or (4 if base.is_sd1 else 48)
+    options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
+    if options.check:
+        if not options.folder:
+            raise BadInput("--check reads the pictures of --folder: name it.")
+        sheet = options.out / "check.png"
+        if not check_folder(options.folder, annotator, base.size(options.size), sheet):
+            raise BadInput("Mend or delete those named, then train.")
+        return
     torch.manual_seed(options.seed)
-    device = options.device
-    unet = UNet2DConditionModel.from_pretrained(options.base / "unet", torch_dtype=torch.float32)
-    data, cache_folder = _examples(options, options.size or unet.config.sample_size * 8)
-    vae = AutoencoderTiny.from_pretrained(options.base / "vae", torch_dtype=torch.float32)
-    vae = vae.to(device)
-    latents = cached_latents(cache_folder, data, options.base / "vae", device)
-    tokenizer = CLIPTokenizer.from_pretrained(options.base / "tokenizer")
-    text_folder = options.base / "text_encoder"
-    text_encoder = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32).to(device)
-    unet = unet.to(device, memory_format=torch.channels_last).requires_grad_(False)
-    if options.start:
-        control = ControlNetModel.from_pretrained(options.start, torch_dtype=torch.float32)
-    else:
-        control = ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=MAP_ENCODER_CHANNELS
-        )
-    control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
-    print(f"ControlNet {sum(p.numel() for p in control.parameters()) / 1e6:.1f} M", flush=True)
-    ids, empty = tokens(tokenizer, data.captions), tokens(tokenizer, [""])
-    text_encoder.requires_grad_(False)
-    scheduler = make_scheduler()
-    batch = options.batch or 48
-    nonempty_rows = rows_with_maps(data, find_annotator(options.condition).is_empty, batch)
-    # Which pixels a word names is known for scenes, but not for a user's pictures.
-    grounding = Grounding(data, tokenizer, ids) if isinstance(data, Pictures) else None
-    # The frozen UNet's encoder does not depend on the ControlNet, so it gets no loss.
-    attention = AttentionRecorder(*([unet.up_blocks, control] if grounding else []))
+    data, cache_folder = _examples(options, annotator, base)
+    training = Training(options, base, data, cache_folder, annotator)
+    train(run_config(options), {"control": training.control}, training.loss_at, training.sheet)
+    if options.save:
+        save_module(training.control, options.save, vars(options))
 
-    reward = Reward(vae, load_network().to(device), options.reward) if options.reward else None
 
-    def sample_own(rows: Tensor) -> Tensor:
-        """Sample latents with the ControlNet as it is now, for the maps of rows."""
-        rng = torch.Generator().manual_seed(int(rows[0]))
-        noise = torch.randn(len(rows), *latents.shape[1:], generator=rng).to(device)
-        with torch.no_grad():
-            text, uncond = (
-                text_encoder(words.to(device)).last_hidden_state for words in (ids[rows], empty)
+class Training:
+    """A ControlNet, the frozen networks beside it, and what it learns from."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        base: Base,
+        data: Examples,
+        cache_folder: Path,
+        annotator: Annotator,
+    ) -> None:
+        """Load the networks, and encode the pictures unless `cache_folder` has their latents."""
+        self._options, self._data, self._device = options, data, options.device
+        self._scheduler, device = base.scheduler, self._device
+        networks = base.load(device)
+        self._vae: Any = networks.vae
+        if options.reward and not isinstance(self._vae, AutoencoderTiny):
+            raise BadInput(
+                "--reward is for bases like Diorama, with a tiny autoencoder: leave it out."
             )
-        maps = map_tensor(data.maps(rows.tolist()), device)
+        control = make_control(base, networks.unet, options.start)
+        self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
+        print(f"ControlNet {sum(p.numel() for p in control.parameters()) / 1e6:.1f} M", flush=True)
+        self._precision = PRECISIONS[options.mixed_precision]
+        self._unet: Any = networks.unet.to(self._precision)
+        self._text_encoder = networks.text_encoder.to(self._precision)
+        if options.gradient_checkpointing:
+            self.control.enable_gradient_checkpointing()
+            self._unet.enable_gradient_checkpointing()
+        self._channels = int(self._unet.config.in_channels)
+        self._latents = cached_latents(cache_folder, data, self._vae, device)
+        self._ids = tokens(networks.tokenizer, data.captions)
+        self._empty = tokens(networks.tokenizer, [""])
+        at_once = 1 if options.enable_bucket else options.batch
+        self._mapped = rows_with_maps(data, annotator.is_empty, at_once)
+        self._batches = Batches(self._latents, self._mapped, options.batch)
+        # Which pixels a word names is known for scenes, but not for a user's pictures.
+        self._grounding = None
+        if isinstance(data, Pictures):
+            self._grounding = Grounding(data, networks.tokenizer, self._ids)
+            # The frozen UNet's encoder does not depend on the ControlNet, so it gets no loss.
+            self._attention = AttentionRecorder(self._unet.up_blocks, control)
+        self._reward = None
+        if options.reward:
+            self._reward = Reward(self._vae, load_network().to(device), options.reward)
+        self._own_rows = self._mapped[torch.randint(len(self._mapped), (options.own,))]
+        self._own_latents = None
+        if options.own:
+            self._own_latents = own_samples(options.out / "own.pt", self._own_rows, self._own)
+
+    def _own(self, rows: Tensor) -> Tensor:
+        seed = int(rows[0])
+        return self._sample(rows.tolist(), self._ids[rows], SAMPLE_STEPS, SAMPLE_GUIDANCE, seed)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._precision != torch.float32
+        return torch.autocast(self._device, self._precision, enabled=enabled)
+
+    def _text(self, words: Tensor) -> Tensor:
+        """The embeddings (B, 77, D) of token ids (B, 77)."""
+        with torch.no_grad(), self._autocast():
+            found: Tensor = self._text_encoder(words.to(self._device)).last_hidden_state
+            return found
+
+    def _maps(self, rows: Sequence[int]) -> Tensor:
+        return map_tensor(self._data.maps(rows), self._device)
+
+    def _sample(
+        self, rows: Sequence[int], words: Tensor, steps: int, guidance: float, seed: int
+    ) -> Tensor:
+        """Sample latents with the ControlNet as it is now, for the maps of rows of one size."""
+        rng = torch.Generator().manual_seed(seed)
+        shape = (len(rows), self._channels, *self._latents[rows[0]].shape[1:])
+        noise = torch.randn(shape, generator=rng).to(self._device)
         return sample_latents(
-            unet, text, uncond, noise, SAMPLE_STEPS, SAMPLE_GUIDANCE, control, maps
+            self._unet,
+            self._text(words),
+            self._text(self._empty),
+            noise,
+            steps,
+            guidance,
+            self.control,
+            self._maps(rows),
+            DDIMScheduler.from_config(self._scheduler.config),
+            self._precision,
         )
 
-    own_rows = nonempty_rows[torch.randint(len(nonempty_rows), (options.own,))]
-    own_latents = None
-    if options.own:
-        own_latents = own_samples(options.out / "own.pt", own_rows, sample_own)
-
-    def loss_at(step: int) -> dict[str, Tensor]:
+    def loss_at(self, step: int) -> dict[str, Tensor]:
+        """Return a batch's losses by name; "loss" is their sum. All is drawn by the step's seed."""
+        options, device, batch = self._options, self._device, self._options.batch
         rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-        rows = torch.randint(len(latents), (batch,), generator=rng)
-        nonempty = nonempty_rows[torch.randint(len(nonempty_rows), (batch,), generator=rng)]
-        rows = torch.where(torch.rand(batch, generator=rng) < ANY_ROW, rows, nonempty)
-        targets = [NoisyTarget(scheduler, latents[rows].to(device).float(), rng)]
-        if own_latents is not None:  # half as many again, with the reward as their only loss
-            picked = torch.randint(len(own_latents), (batch // 2,), generator=rng)
-            targets.append(NoisyTarget(scheduler, own_latents[picked].to(device), rng))
-            rows = torch.cat([rows, own_rows[picked]])
+        rows = self._batches.rows(rng)
+        clean = self._batches.latents(rows, self._channels, rng).to(device)
+        targets = [NoisyTarget(self._scheduler, clean, rng)]
+        if self._own_latents is not None:  # half as many again, with the reward as their only loss
+            picked = torch.randint(len(self._own_latents), (batch // 2,), generator=rng)
+            own = self._own_latents[picked].to(device)
+            targets.append(NoisyTarget(self._scheduler, own, rng))
+            rows = torch.cat([rows, self._own_rows[picked]])
         emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
-        words = torch.where(emptied, empty, ids[rows]).to(device)
+        words = torch.where(emptied, self._empty, self._ids[rows])
+        prediction = self._predict(targets, self._text(words), self._maps(rows.tolist()))
+        diffusion = targets[0].loss(prediction[:batch])
+        losses = {"loss": diffusion, "diffusion": diffusion}
+        if self._reward:
+            # Timesteps are in ascending order, so a stride covers all noise levels.
+            rewarded = (
+                slice(batch, None)
+                if self._own_latents is not None
+                else slice(step % REWARD_EVERY, batch, REWARD_EVERY)
+            )
+            parts = torch.split(prediction, batch)
+            estimates = torch.cat([t.clean(v) for t, v in zip(targets, parts, strict=True)])
+            pictures = self._data.batch(rows[rewarded].tolist())
+            losses["reward"] = self._reward.loss(estimates[rewarded], pictures)
+            losses["loss"] = losses["loss"] + options.reward_weight * losses["reward"]
+        if self._grounding:
+            pixel_phrases = torch.where(
+                emptied[..., None], 0, self._grounding.pixel_phrases[rows]
+            ).to(device)
+            token_phrases = torch.where(emptied, 0, self._grounding.token_phrases[rows]).to(device)
+            losses["grounding"] = self._attention.loss(token_phrases, pixel_phrases)
+            losses["loss"] = losses["loss"] + GROUNDING_WEIGHT * losses["grounding"]
+        return losses
+
+    def _predict(self, targets: Sequence[NoisyTarget], text: Tensor, maps: Tensor) -> Tensor:
+        """The UNet's prediction with the ControlNet's residuals, as in diffusers' training."""
         noisy = torch.cat([target.noisy for target in targets])
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         timesteps = torch.cat([target.timesteps for target in targets])
-        with torch.autocast(device, torch.bfloat16):
-            text = text_encoder(words).last_hidden_state
-            maps = map_tensor(data.maps(rows.tolist()), device)
-            down, middle = control(noisy, timesteps, text, maps, return_dict=False)
-            prediction = unet(
+        with self._autocast():
+            down, middle = self.control(noisy, timesteps, text, maps, return_dict=False)
+            prediction: Tensor = self._unet(
                 noisy,
                 timesteps,
                 text,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-        diffusion = targets[0].loss(prediction[:batch])
-        losses = {"loss": diffusion, "diffusion": diffusion}
-        if reward:
-            # Timesteps are in ascending order, so a stride covers all noise levels.
-            rewarded = (
-                slice(batch, None)
-                if own_latents is not None
-                else slice(step % REWARD_EVERY, batch, REWARD_EVERY)
-            )
-            clean = torch.cat(
-                [t.clean(v) for t, v in zip(targets, prediction.split(batch), strict=True)]
-            )
-            pictures = data.batch(rows[rewarded].tolist())
-            losses["reward"] = reward.loss(clean[rewarded], pictures)
-            losses["loss"] = losses["loss"] + options.reward_weight * losses["reward"]
-        if grounding is None:
-            return losses
-        pixel_phrases = torch.where(emptied[..., None], 0, grounding.pixel_phrases[rows])
-        token_phrases = torch.where(emptied, 0, grounding.token_phrases[rows])
-        losses["grounding"] = attention.loss(token_phrases.to(device), pixel_phrases.to(device))
-        losses["loss"] = losses["loss"] + GROUNDING_WEIGHT * losses["grounding"]
-        return losses
+        return prediction
 
-    def sheet(_: dict[str, nn.Module], path: Path) -> None:
-        rows = list(range(min(8, len(data))))
-        drawn = data.maps(rows)
-        with torch.no_grad():
-            text = text_encoder(ids[rows].to(device)).last_hidden_state
-            uncond = text_encoder(empty.to(device)).last_hidden_state
-        side = latents.shape[-1]
-        controlled = {"control": control, "maps": map_tensor(drawn, device)}
-        prompted = sample(unet, vae, text, uncond, side, **controlled)
-        empty_text = uncond.expand_as(text)
-        unprompted = sample(unet, vae, empty_text, uncond, side, guidance=1.0, **controlled)
-        contact_sheet([data.batch(rows), drawn, prompted, unprompted]).save(path)
+    def _pictures(self, rows: Sequence[int], words: Tensor, guidance: float) -> np.ndarray:
+        """Generate (N, H, W, 3) uint8 for the maps of rows of one size, a batch at a time."""
+        made: list[np.ndarray] = []
+        for k in range(0, len(rows), self._options.batch):
+            part = slice(k, k + self._options.batch)
+            latents = self._sample(rows[part], words[part], SHEET_STEPS, guidance, seed=k + 1)
+            made += to_images(decode(self._vae, latents, torch.float32))
+        return np.stack(made)
 
-    modules = train(run_config(options), {"control": control}, loss_at, sheet)
-    if options.save:
-        save_module(modules["control"], options.save, vars(options))
+    def sheet(self, _: dict[str, nn.Module], path: Path) -> None:
+        """Save pictures, their maps, and what is generated from these with and without words."""
+        alike = [k for k, one in enumerate(self._latents) if one.shape == self._latents[0].shape]
+        rows = alike[:SHEET_PICTURES]
+        prompted = self._pictures(rows, self._ids[rows], SHEET_GUIDANCE)
+        unprompted = self._pictures(rows, self._empty.expand(len(rows), -1), guidance=1.0)
+        sources = [self._data.batch(rows), self._data.maps(rows)]
+        contact_sheet([*sources, prompted, unprompted]).save(path)
 
 
 if __name__ == "__main__":

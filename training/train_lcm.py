@@ -33,9 +33,9 @@ from core.sampling import denoise, seeded_noise
 from training.diffusion import make_scheduler
 from training.diorama.dataset import Pictures
 from training.diorama.maps import SceneExamples
+from training.examples import map_tensor
 from training.loop import add_run_options, run_config, train
 from training.train_base import cached_latents, contact_sheet, tokens
-from training.train_control import map_tensor
 from training.weights import git_commit, json_recipe
 
 TEACHER_STEPS = 50  # diffusers' LCMScheduler picks its few steps from these
@@ -228,7 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
     print(f"LoRA {trained / 1e3:.0f} thousand weights in {len(lora)} layers", flush=True)
     data = Pictures(options.data, options.size or unet.config.sample_size * 8)
-    latents = cached_latents(options.data, data, base / "vae", device)
+    vae = AutoencoderTiny.from_pretrained(base / "vae", torch_dtype=torch.float32).to(device)
+    latents = torch.stack(cached_latents(options.data, data, vae, device))
     controls = FrozenControlNets(options, data.size)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
@@ -276,8 +277,6 @@ def main(arguments: list[str] | None = None) -> None:
             nearer = consistency.ddim_step(noisy, guided, now, later)
             target = consistency.clean(nearer, velocity(nearer, later, text, name, maps), later)
         return {"loss": pseudo_huber(output, target)}
-
-    vae = AutoencoderTiny.from_pretrained(base / "vae", torch_dtype=torch.float32).to(device)
 
     @torch.no_grad()
     def sample(rows: list[int], name: str | None) -> Any:

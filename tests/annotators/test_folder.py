@@ -17,7 +17,7 @@ from annotators import canny
 from annotators.__main__ import main
 from core.condition import Preprocessor
 from core.picture_folder import name_of_its_files, read_folder
-from training.train_control import FolderExamples
+from training.examples import FolderExamples
 
 
 @pytest.fixture

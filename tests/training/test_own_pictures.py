@@ -4,6 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderTiny
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from annotators import find_annotator
@@ -11,8 +15,8 @@ from core.images import read_image
 from models.catalog.paths import MODELS
 from tests.tiny_networks import save_networks, tiny_networks
 from training import train_control
+from training.examples import FolderExamples, bucket, with_maps
 from training.train_base import cached_latents
-from training.train_control import FolderExamples
 
 
 def manifest(folder, *rows):
@@ -69,7 +73,9 @@ def test_latents_follow_the_pictures_and_their_order(tmp_path):
 
     def latents(*rows):
         data = FolderExamples(manifest(tmp_path, *rows), find_annotator("canny"), 64)
-        return cached_latents(tmp_path, data, MODELS / "diorama" / "vae", "cpu").float()
+        return torch.stack(cached_latents(tmp_path, data, vae, "cpu")).float()
+
+    vae = AutoencoderTiny.from_pretrained(MODELS / "diorama" / "vae")
 
     first, swapped = latents(*rows), latents(*rows[::-1])
     assert (first[0] - first[1]).abs().max() > 0.3
@@ -104,13 +110,73 @@ def test_what_cannot_be_used_is_named_before_the_first_step(base, tmp_path, caps
     manifest(folder, *({"source": row["source"], "target": row["target"]} for row in rows))
     assert 'It has no text "prompt"' in refusal(folder, base, capsys)
     (folder / "prompt.json").unlink()
+    rows = ({"file_name": row["target"]} for row in rows)
+    maps = ({"conditioning_image": "s0.png"}, {}, {})
+    lines = [json.dumps(row | one) for row, one in zip(rows, maps, strict=True)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
     assert "has no control map: run `python -m annotators canny`" in refusal(folder, base, capsys)
 
 
-def test_a_base_with_another_autoencoder_is_refused(tmp_path, capsys):
-    base = save_networks(tiny_networks(), tmp_path / "base")
-    manifest(tmp_path / "f", *pairs(tmp_path / "f", 2))
-    assert "has the autoencoder AutoencoderKL" in refusal(tmp_path / "f", base, capsys)
+def test_maps_are_drawn_where_a_folder_has_none_and_again_when_a_picture_changes(tmp_path):
+    folder, canny = tmp_path / "f", find_annotator("canny")
+    folder.mkdir()
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[16:48, 16:48] = 255
+    Image.fromarray(square).save(folder / "a.png")
+    (folder / "a.txt").write_text("a white square")
+    first = with_maps(folder, canny, 64, tmp_path / "run")
+    data = FolderExamples(first, canny, 64)
+    assert (
+        data.captions == ["a white square"] and 100 < (data.maps([0])[0, :, :, 0] > 0).sum() < 200
+    )
+    assert np.array_equal(data.batch([0])[0], square)
+    assert with_maps(folder, canny, 64, tmp_path / "run") == first
+    Image.fromarray(square[:, ::-1] // 2).save(folder / "a.png")
+    again = FolderExamples(with_maps(folder, canny, 64, tmp_path / "run"), canny, 64)
+    assert again.batch([0]).max() == 127
+
+
+def test_pictures_keep_their_shape_in_buckets(tmp_path):
+    shapes = {"wide": (160, 80), "tall": (70, 140), "square": (90, 90)}
+    rows = []
+    for name, shape in shapes.items():
+        Image.new("RGB", shape, "teal").save(tmp_path / f"{name}.png")
+        rows.append({"source": f"{name}.png", "target": f"{name}.png", "prompt": ""})
+    data = FolderExamples(manifest(tmp_path, *rows), find_annotator("canny"), 64, multiple=16)
+    assert data.sizes == [(80, 48), (48, 80), (64, 64)]  # 96 x 32 is further from 2 : 1
+    assert [data.batch([k]).shape[1:3] for k in range(3)] == [(48, 80), (80, 48), (64, 64)]
+    assert data.maps([0]).shape == (1, 48, 80, 3)
+
+
+def test_a_check_reads_every_row_and_names_the_bad_ones(base, tmp_path, capsys):
+    folder, out = tmp_path / "f", tmp_path / "run"
+    manifest(folder, *pairs(folder, 5))
+    check = ["--check", "--folder", f"{folder}", "--base", f"{base}", "--out", f"{out}"]
+    train_control.main(check)
+    assert "5 of 5 pictures" in capsys.readouterr().out
+    with Image.open(out / "check.png") as sheet:
+        assert sheet.size == (8 * 128, 2 * 128)
+        colours = [sheet.getpixel((128 * k + 64, 64)) for k in range(3)]
+    assert colours == [(0, 200, 30), (90, 110, 30), (180, 20, 30)]
+    whole = (folder / "t1.png").read_bytes()
+    (folder / "t1.png").write_bytes(whole[:-30])
+    Image.new("RGB", (16, 32)).save(folder / "s3.png")
+    with pytest.raises(SystemExit):
+        train_control.main(check)
+    told = capsys.readouterr().out
+    assert "t1.png: " in told and "incomplete" in told and "3 of 5 pictures" in told
+    assert "t3.png: Its map has another shape, 16 x 32 pixels" in told
+    assert "3 have a caption; maps of canny are from the folder, 0 are empty" in told
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([64, 256, 512]))
+def test_a_bucket_is_no_larger_than_the_square(width, height, size):
+    multiple = 64 if size == 512 else 32
+    wide, high = bucket(width, height, size, multiple)
+    assert wide % multiple == high % multiple == 0 and wide * high <= size * size
+    assert (wide >= high) == (width >= height) or wide == high
+    if width == height:
+        assert (wide, high) == (size, size)
 
 
 def test_each_folder_has_a_run_of_its_own(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from annotators import find_annotator
 from benchmarks import controllability
 from models.store import Store
-from training import train_annotator, train_autoencoder, train_base, train_control
+from training import examples, train_annotator, train_autoencoder, train_base, train_control
 from training.diorama import maps as scene_maps
 from training.diorama.dataset import Pictures, render_scenes
 
@@ -43,6 +43,7 @@ def few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_base, "sample_latents", partial(train_base.sample_latents, steps=2))
         patch.setattr(train_control, "SAMPLE_STEPS", 2)
+        patch.setattr(train_control, "SHEET_STEPS", 2)
         yield
 
 
@@ -121,7 +122,7 @@ def test_rows_with_a_map_are_selected_if_many_are_empty(every, expected):
                 maps[k, 0] = 255 * (every > 0 and row % every == 0)
             return maps
 
-    rows = train_control.rows_with_maps(Examples(), find_annotator("pose").is_empty, 16)
+    rows = examples.rows_with_maps(Examples(), find_annotator("pose").is_empty, 16)
     assert len(rows) == expected
     assert not every or all(row % every == 0 for row in rows.tolist())
 
@@ -205,10 +206,10 @@ def test_thin_lines_of_a_users_maps_survive_shrinking(tmp_path):
     Image.fromarray(line).save(tmp_path / "a.png")
     row = {"source": "a.png", "target": "a.png", "prompt": "a line"}
     (tmp_path / "prompt.json").write_text(json.dumps(row))
-    examples = train_control.FolderExamples(tmp_path, find_annotator("canny"), 24)
-    (small,) = examples.maps([0])
+    data = examples.FolderExamples(tmp_path, find_annotator("canny"), 24)
+    (small,) = data.maps([0])
     assert small.shape == (24, 24, 3) and (small.max(1) == 255).all() and (small == 255).sum() == 72
-    (picture,) = examples.batch([0])
+    (picture,) = data.batch([0])
     assert picture.shape == small.shape and 0 < picture.max() < 255
 
 

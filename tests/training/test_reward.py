@@ -13,9 +13,9 @@ from training.train_autoencoder import make_autoencoder
 def test_the_true_velocity_gives_the_clean_latents():
     scheduler, latents = make_scheduler(), torch.randn(8, 4, 4, 4)
     target = NoisyTarget(scheduler, latents, torch.Generator().manual_seed(0))
-    assert torch.allclose(target.clean(target._velocity), latents, atol=1e-4)
+    assert torch.allclose(target.clean(target.target), latents, atol=1e-4)
     # An error of the velocity is scaled by the noise's coefficient, sqrt(1 - alpha).
-    error = (target.clean(target._velocity + 1) - latents).mean((1, 2, 3))
+    error = (target.clean(target.target + 1) - latents).mean((1, 2, 3))
     noise = (1 - scheduler.alphas_cumprod[target.timesteps]).sqrt()
     assert torch.allclose(-error, noise, atol=1e-4)
 

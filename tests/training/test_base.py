@@ -1,0 +1,170 @@
+"""Any Stable Diffusion 1.x base: what it says of itself is believed, and the rest is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from torch.nn import functional
+
+from core.errors import SuiteError
+from tests.tiny_networks import save_networks, tiny_controlnet, tiny_networks, tiny_unet
+from training import train_control
+from training.base import Base
+from training.diffusion import NoisyTarget
+
+LEVELS = {
+    "block_out_channels": (8, 16, 16, 16),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "attention_head_dim": 8,
+}
+"""Stable Diffusion 1.5's, narrower."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small base of Stable Diffusion's shape, with an AutoencoderKL, which predicts noise."""
+    networks = tiny_networks()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks.unet = tiny_unet(**LEVELS)
+        networks.controlnets = {"canny": tiny_controlnet(networks.unet)}
+    return save_networks(networks, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two pictures of noise with maps and captions."""
+    place = tmp_path_factory.mktemp("pictures")
+    rng, lines = np.random.default_rng(0), []
+    for k, prompt in enumerate(("the red ball", "the ball")):
+        for name in ("source", "target"):
+            pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{name}{k}.png")
+        lines.append({"source": f"source{k}.png", "target": f"target{k}.png", "prompt": prompt})
+    (place / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
+    return place
+
+
+def picture(folder, name):
+    pixels = np.asarray(Image.open(folder / name), np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def one_step(monkeypatch, arguments):
+    """Return the networks, targets and losses of a run's first step, instead of training."""
+    seen = {}
+
+    class Seen(NoisyTarget):
+        def __init__(self, scheduler, latents, generator):
+            super().__init__(scheduler, latents, generator)
+            seen.update(latents=latents, timesteps=self.timesteps, noise=self.target)
+
+    def train(_run, modules, loss_at, *_):
+        seen.update(control=modules["control"], loss=loss_at(0)["loss"])
+
+    monkeypatch.setattr(train_control, "NoisyTarget", Seen)
+    monkeypatch.setattr(train_control, "EMPTY_PROMPTS", 0.0)
+    monkeypatch.setattr(train_control.Batches, "rows", lambda *_: torch.tensor([0, 1]))
+    monkeypatch.setattr(train_control, "train", train)
+    train_control.main(arguments)
+    return seen
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_equals_diffusers_training(base, folder, tmp_path, monkeypatch, checkpointing):
+    """Loss and gradients of examples/controlnet/train_controlnet.py, the recipe of its README."""
+    few = ["--batch", "2", "--size", "64", "--device", "cpu", "--mixed-precision", "no"]
+    few += ["--gradient-checkpointing"] * checkpointing
+    places = ["--base", f"{base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
+    seen = one_step(monkeypatch, [*few, *places, "--start", f"{base / 'controlnet' / 'canny'}"])
+    seen["loss"].backward()
+
+    networks = tiny_networks()
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    control = tiny_controlnet(unet)
+    control.load_state_dict(seen["control"].state_dict())
+    tokenizer, text_encoder, vae = networks.tokenizer, networks.text_encoder, networks.vae
+    scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
+    with torch.no_grad():
+        pictures = torch.stack([picture(folder, f"target{k}.png") for k in range(2)]) * 2 - 1
+        encoded = vae.encode(pictures).latent_dist
+        drawn = (seen["latents"] / vae.config.scaling_factor - encoded.mean) / encoded.std
+        assert abs(float(drawn.mean())) < 0.15 and abs(float(drawn.std()) - 1) < 0.15
+        prompts = tokenizer(["the red ball", "the ball"], padding="max_length", return_tensors="pt")
+        text = text_encoder(prompts.input_ids)[0]
+    noisy = scheduler.add_noise(seen["latents"], seen["noise"], seen["timesteps"])
+    maps = torch.stack([picture(folder, f"source{k}.png") for k in range(2)])
+    down, middle = control(
+        noisy, seen["timesteps"], encoder_hidden_states=text, controlnet_cond=maps,
+        return_dict=False,
+    )  # fmt: skip
+    predicted = unet(
+        noisy, seen["timesteps"], encoder_hidden_states=text,
+        down_block_additional_residuals=down, mid_block_additional_residual=middle,
+    ).sample  # fmt: skip
+    loss = functional.mse_loss(predicted, seen["noise"])
+    loss.backward()
+    assert float((loss - seen["loss"]).detach().abs()) < 1e-5
+    ours = dict(seen["control"].named_parameters())
+    for name, parameter in control.named_parameters():
+        assert torch.allclose(ours[name].grad, parameter.grad, atol=1e-4), name
+    largest = max(float(one.grad.abs().max()) for one in control.parameters())
+    assert largest > 0.01  # so that 1e-4 means something
+
+
+def test_a_new_controlnet_is_a_copy_of_the_unets_encoder(base, folder, tmp_path, monkeypatch):
+    few = ["--batch", "2", "--size", "64", "--device", "cpu"]
+    places = ["--base", f"{base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
+    control = one_step(monkeypatch, [*few, *places])["control"]
+    unet = UNet2DConditionModel.from_pretrained(base / "unet").state_dict()
+    copied = {name: one for name, one in control.state_dict().items() if name in unet}
+    assert len(copied) > 100 and all(torch.equal(one, unet[name]) for name, one in copied.items())
+    zero = [
+        *control.controlnet_down_blocks.parameters(),
+        *control.controlnet_mid_block.parameters(),
+    ]
+    assert not any(one.any() for one in zero)
+
+
+def test_sizes_come_from_the_base(base):
+    found = Base(str(base))
+    assert (found.downscale, found.multiple, found.size(None)) == (8, 64, 64)
+    assert found.scheduler.config.prediction_type == "epsilon" and not found.is_sd1
+    diorama = Base("diorama")
+    assert (diorama.downscale, diorama.multiple, diorama.size(None)) == (8, 32, 256)
+    assert diorama.scheduler.config.prediction_type == "v_prediction"
+    assert diorama.scheduler.config.beta_end == 0.02
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "sentence"),
+    [
+        ("unet", {"cross_attention_dim": 2048}, "Stable Diffusion 1.x model is needed"),
+        ("unet", {"cross_attention_dim": 1024}, "Stable Diffusion 1.x model is needed"),
+        ("unet", {"in_channels": 9}, "inpainting or editing"),
+        ("unet", {"time_cond_proj_dim": 256}, "takes a further input (time_cond_proj_dim)"),
+        ("scheduler", {"prediction_type": "sample"}, "neither noise nor velocity"),
+    ],
+)
+def test_what_cannot_be_trained_beside_is_refused(base, tmp_path, part, changes, sentence):
+    for one in base.iterdir():
+        (tmp_path / one.name).symlink_to(one)
+    (tmp_path / part).unlink()
+    (tmp_path / part).mkdir()
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    config = json.loads((base / part / name).read_text())
+    (tmp_path / part / name).write_text(json.dumps(config | changes))
+    for file in (base / part).glob("*.safetensors"):
+        (tmp_path / part / file.name).symlink_to(file)
+    with pytest.raises(SuiteError) as refused:
+        Base(str(tmp_path))
+    assert sentence in str(refused.value) and str(refused.value).count(". ") == 0
+
+
+def test_a_size_that_the_unet_cannot_halve_is_refused(base):
+    with pytest.raises(SuiteError, match="multiple of 64"):
+        Base(str(base)).size(96)
