@@ -39,6 +39,23 @@ def test_a_cards_seed_is_reused_before_advanced_options_were_opened(page: Any) -
     expect(page.locator("#seed input")).to_have_value(seed)
 
 
+COVERING = """() => Array.from({ length: 12 }, (_, k) => {
+  scrollTo(0, 50 * k);
+  const run = document.querySelector("#run").getBoundingClientRect();
+  const seen = [0.1, 0.5, 0.9].map((part) => document.elementFromPoint(
+    run.left + part * run.width, run.top + run.height / 2));
+  return seen.every((one) => one?.id === "run") ? "" : `${50 * k}: ${seen[0]?.outerHTML}`;
+}).filter(Boolean)"""
+"""What lies over Run, or is there in its place, while the page is scrolled past it."""
+
+
+def test_run_is_in_sight_on_low_screens(page: Any) -> None:
+    width = page.viewport_size["width"]
+    page.set_viewport_size({"width": width, "height": 720 if width > 500 else 844})
+    expect(page.locator("#run")).to_be_in_viewport(ratio=1)
+    assert page.evaluate(COVERING) == []
+
+
 @pytest.mark.parametrize("key", ["Enter", "Control+Enter"])
 def test_stage_and_results_are_in_sight(page: Any, held: HeldRun, key: str) -> None:
     _upload(page)
