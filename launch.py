@@ -27,7 +27,7 @@ def main() -> None:
     site = build_site([apps.find(name) for name in apps.names() if name in wanted], suite)
     for condition in [one for one in apps.conditions() if one.name in wanted][:1]:
         load_first(suite, condition)
-    launch(site, environment, options)
+    launch(site, environment, options, suite=suite)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ OPTIONAL = {
     "cryptography": "comes with c2pa-python, whose tests make certificates with it",
     "lycoris": "made the tensors that LoRAs are tested against; reading them needs it no more",
     "openvino": "a competitor that the speed benchmark runs where it is installed",
+    "prometheus_client": "serves metrics; in requirements-metrics.txt",
     "spaces": "is on every Space; its tests need requirements-dev.txt",
     "triton": "comes with torch where there is a GPU for it",
 }

@@ -37,6 +37,7 @@ DEFAULT_QUEUE = 20
 LAST_PORT = 65535
 MOST_HOURS = 24 * 366
 MOST_GIGABYTES = 1_000_000
+LOG_FORMATS = ("text", "json")
 GRADIO_NUMBERS = {
     "GRADIO_SERVER_PORT": (1, LAST_PORT),
     "GRADIO_NUM_PORTS": (1, LAST_PORT),
@@ -60,9 +61,9 @@ OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Environment:
-    """CONTROLLOOP_MAX_QUEUE, _OUTPUT, _RESULTS_HOURS, _RESULTS_GB and those of RequestLimits.
+    """CONTROLLOOP_MAX_QUEUE, _OUTPUT, _RESULTS_HOURS, _RESULTS_GB, _LOG, _METRICS_PORT and limits.
 
-    models.store reads others.
+    RequestLimits reads these, models.store and core others.
 
     Of Gradio's own variables, and of proxies, those are checked that would end in a traceback.
     """
@@ -73,6 +74,9 @@ class Environment:
     own: OwnFolder | None = None
     """Where Gradio keeps uploads and results; None leaves it to Gradio, and nothing is removed."""
     requests: RequestLimits = field(default_factory=RequestLimits)
+    log: str = "text"
+    metrics_port: int | None = None
+    """Where Prometheus' metrics are served; None for nowhere."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -83,6 +87,12 @@ class Environment:
         """
         queue = read_whole(variables, "CONTROLLOOP_MAX_QUEUE", DEFAULT_QUEUE, 1000)
         requests = RequestLimits.read(variables)
+        log_format = variables.get("CONTROLLOOP_LOG") or LOG_FORMATS[0]
+        if log_format not in LOG_FORMATS:
+            sys.exit(f"CONTROLLOOP_LOG is {log_format!r}; it must be {' or '.join(LOG_FORMATS)}.")
+        metrics_port = variables.get("CONTROLLOOP_METRICS_PORT")
+        if metrics_port:
+            require_whole("CONTROLLOOP_METRICS_PORT", metrics_port, 1, LAST_PORT)
         for name, bounds in GRADIO_NUMBERS.items():
             if name in variables:
                 require_whole(name, variables[name], *bounds)
@@ -107,7 +117,15 @@ class Environment:
             read_whole(variables, "CONTROLLOOP_RESULTS_GB", usual.gigabytes, MOST_GIGABYTES),
         )
         _require_proxies()
-        return cls(queue, folder, limits, _own_folder(variables), requests)
+        return cls(
+            queue,
+            folder,
+            limits,
+            _own_folder(variables),
+            requests,
+            log_format,
+            int(metrics_port) if metrics_port else None,
+        )
 
 
 def _unwritable(folder: Path) -> str:
@@ -290,29 +308,36 @@ def serve_one(app: Condition | Tool) -> None:
     page = build_app(app, suite)
     if isinstance(app, Condition):  # a tool needs no model
         load_first(suite, app)
-    launch(page, environment, options)
+    launch(page, environment, options, suite=suite if isinstance(app, Condition) else None)
 
 
 def launch(
-    blocks: "gr.Blocks", environment: Environment, options: argparse.Namespace, block: bool = True
+    blocks: "gr.Blocks",
+    environment: Environment,
+    options: argparse.Namespace,
+    block: bool = True,
+    suite: "Suite | None" = None,
 ) -> str:
     """Serve pages with the suite's theme and limits; returns the address if not blocking.
 
+    Without a suite /readyz does not wait for its model.
+
     Blocking, it returns when the process is asked to stop and all running requests are finished.
     """
-    from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415 - as above
+    from apps.web import health  # noqa: PLC0415 - as above
+    from apps.web.files import LARGEST_UPLOAD, upload_folder  # noqa: PLC0415
     from apps.web.pages import first_paint  # noqa: PLC0415
     from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
     from apps.web.pages.visitors import limit_visitors  # noqa: PLC0415
     from apps.web.pages.widgets import PICTURES, TEST_IMAGES  # noqa: PLC0415
+    from apps.web.telemetry import serve_metrics, set_up_logging  # noqa: PLC0415
 
     first_paint.install()
     if options.mcp:
         from apps.web.pages import mcp_server  # noqa: PLC0415
 
         mcp_server.install()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging(environment.log)
     # Closed: a call that is posted to its own address would pass by the queue and its limits.
     blocks.queue(max_size=environment.max_queue, api_open=False)
     limit_visitors(blocks, environment.requests.max_per_visitor)
@@ -341,6 +366,7 @@ def launch(
             prevent_thread_lock=True,
             app_kwargs={
                 "exception_handlers": REFUSALS,
+                "routes": health.routes(lambda: _hindrance(blocks, environment, suite)),
                 "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
             },
         )
@@ -348,10 +374,23 @@ def launch(
         if options.port is not None and "empty port" in str(error):
             sys.exit(f"Port {options.port} is in use; choose another with --port.")
         sys.exit(f"The server could not start: {error}")
+    if environment.metrics_port:
+        folders = [upload_folder(), *filter(None, [environment.output])]
+        serve_metrics(environment.metrics_port, lambda: len(blocks._queue), folders)
     if block:
         threading.Thread(target=load_torchvision, name="torchvision", daemon=True).start()
         _serve_until_stopped(blocks)
     return address
+
+
+def _hindrance(blocks: "gr.Blocks", environment: Environment, suite: "Suite | None") -> str:
+    """Return why a request would be refused, or wait for the model, right now; "" if it is not."""
+    if getattr(blocks, "is_closing", False):
+        return "The server is stopping."
+    waiting = len(blocks._queue)
+    if waiting >= environment.max_queue:
+        return f"{waiting} requests are waiting, as many as may."
+    return suite.hindrance() if suite else ""
 
 
 def _serve_until_stopped(blocks: "gr.Blocks") -> None:

@@ -300,6 +300,12 @@ class Suite:
         """What the networks run on, in a few words."""
         return self.store.device_note.partition(" (")[0]
 
+    def hindrance(self) -> str:
+        """Return why the first model makes no pictures yet; "" if it does, or loads on demand."""
+        with self._lock:
+            state = self._state.get(self.model, READY)
+            return LOADING if self._estimating else "" if state == READY else state
+
     def has_finished_loading(self, model: str) -> bool:
         """Return whether the model is loaded and timed, has failed, or was never loaded."""
         with self._lock:

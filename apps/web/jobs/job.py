@@ -3,11 +3,13 @@
 import logging
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from apps.web.telemetry import observed
 from core.condition import ControlMap
 from core.pipeline import Pipeline
 from core.progress import Stopped
@@ -144,6 +146,12 @@ class Job:
             self.finished = True
 
     def _generate(self, report: Report) -> GenerationResult | None:
+        with observed(uuid.uuid4().hex[:8], self.request) as observe:
+            result = self._make(report)
+            observe(result)
+            return result
+
+    def _make(self, report: Report) -> GenerationResult | None:
         # Before waiting for the device: a download takes minutes.
         stopped = self._stopped.is_set
         fetched = self._pipeline.fetch(self.request, report, stopped)
