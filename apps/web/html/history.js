@@ -112,14 +112,13 @@
     const known = new Set(read().map(({ url }) => url));
     const title = document.querySelector(".cl-head h1")?.textContent ?? "";
     const prompt = document.querySelector("#prompt textarea")?.value ?? "";
-    const made = [...document.querySelectorAll("#results .cl-card")].flatMap((card) => {
-      const url = card.querySelector(".cl-made a[download]")?.href;
-      const image = card.querySelector(".cl-made img")?.src ?? "";
-      if (!url || known.has(url) || image.startsWith("data:")) return [];
+    const made = [...document.querySelectorAll("#results .cl-card, #results .cl-so-far figure")].flatMap((card) => {
+      const url = card.querySelector(".cl-made a[download], :scope > figcaption a[download]")?.href;
+      if (!url || known.has(url) || url.startsWith("data:")) return []; // a full disk's has no file
       return [{
         app: here(), title, url, prompt,
-        score: card.querySelector(".cl-score b")?.textContent ?? "",
-        seed: card.querySelector(".cl-seed code")?.textContent ?? "",
+        score: card.querySelector(".cl-score b, figcaption b")?.textContent ?? "",
+        seed: card.querySelector(".cl-seed code, figcaption code")?.textContent ?? "",
       }];
     });
     if (made.length) write([...made, ...read()]);

@@ -220,15 +220,18 @@ def _shared_maps(
     return f'<div class="cl-shared">{maps}</div>'
 
 
-def so_far(result: GenerationResult) -> str:
-    """Return the images that are done while more are made, with their scores; nothing is saved."""
-    kind = source_type_of(result.request)
+def so_far(result: GenerationResult, saved: SavedResult) -> str:
+    """Return the images that are done while more are made, with their scores.
+
+    Each can be saved, and history.js keeps it, so that it outlives a server that ends in the run.
+    """
+    kind, no_score = source_type_of(result.request), asks_for_nothing(result)
     figures = "".join(
         f"""<figure><img src="{thumbnail(image, kind)}" alt="Image {number}">
-      <figcaption><span><b>{"–" if asks_for_nothing(result) else f"{headline:.0f}"}</b></span>
-      <span>seed {seed}</span></figcaption></figure>"""
-        for number, (image, headline, seed) in enumerate(
-            zip(result.images, result.headlines, result.seeds, strict=True), start=1
+      <figcaption><span><b>{"–" if no_score else f"{headline:.0f}"}</b></span>
+      <span>seed <code>{seed}</code></span>{_save_png(file)}</figcaption></figure>"""
+        for number, (image, headline, seed, file) in enumerate(
+            zip(result.images, result.headlines, result.seeds, saved.images, strict=True), start=1
         )
     )
     count = f"{len(result.images)} of {result.request.num_samples} images"
@@ -451,8 +454,12 @@ def picture(
       <button type="button" class="cl-zoom" data-cl="zoom" aria-label="Enlarge: {caption}">
       <img src="{url}" width="{size[0]}" height="{size[1]}" alt="{caption}"></button>
       <figcaption><span>{caption}</span>
-      <a href="{file_url(file)}" download="{html.escape(file.name)}">Save PNG</a>
+      {_save_png(file)}
       </figcaption>{note}</figure>"""
+
+
+def _save_png(file: File) -> str:
+    return f'<a href="{file_url(file)}" download="{html.escape(file.name)}">Save PNG</a>'
 
 
 def example_names(names: Sequence[str]) -> str:

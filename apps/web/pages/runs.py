@@ -102,10 +102,10 @@ class Runs:
                 shown = results.running(report, job.request.num_samples, preview)
                 yield shown, gr.skip(), gr.skip()
             elif isinstance(report, Partial):
-                files.save(report.result)  # now, so that nothing later can lose them
-                # Two models' images stand side by side once they are saved.
-                done = gr.skip() if isinstance(job, Pair) else results.so_far(report.result)
-                yield gr.skip(), done, gr.skip()
+                saved = files.save(report.result)  # now, so that nothing later can lose them
+                # Two models' images stand side by side once both are made.
+                done = results.so_far(report.result, saved)
+                yield gr.skip(), gr.skip() if isinstance(job, Pair) else done, gr.skip()
             elif isinstance(report, GenerationResult) and report.images:
                 speed = self.suite.measured(report)
                 current.speeds |= {report.request.model: speed} if speed else {}

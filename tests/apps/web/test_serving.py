@@ -208,7 +208,7 @@ def test_asked_to_stop_a_server_finishes_what_runs_and_refuses_what_is_new(tmp_p
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
         try:
             address = f"http://127.0.0.1:{port}"
-            _answers(address)
+            wait_for(address)
             client = Client(address, verbose=False, download_files=tmp_path / "downloads")
             given = {"image": handle_file(ROOT / "test_imgs" / "coffee.jpg"), "num_samples": 8}
             running = client.submit(**given, steps=40, api_name="/canny2image")
@@ -229,7 +229,7 @@ def test_asked_to_stop_a_server_finishes_what_runs_and_refuses_what_is_new(tmp_p
             server.kill()
 
 
-def _answers(address: str) -> None:
+def wait_for(address: str) -> None:
     """Wait until a server answers."""
     end = time.monotonic() + 120
     while True:

@@ -119,9 +119,10 @@ def test_the_map_of_several_images_stands_once(canny: Condition) -> None:
 def test_images_are_shown_while_more_are_made(canny: Condition) -> None:
     made = _result(canny, 20.0, 90.0)
     request = replace(made.request, num_samples=5)
-    page = results.so_far(replace(made, request=request))
+    page = results.so_far(replace(made, request=request), _saved(2))
     assert "2 of 5 images" in page and page.count("data:image/jpeg") == 2
-    assert "<b>20</b>" in page and "seed 8" in page
+    assert "<b>20</b>" in page and "seed <code>8</code>" in page
+    assert 'href="gradio_api/file=/cache/1.png"' in page
 
 
 def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_pictures_inside_the_page_are_marked_too_and_maps_are_not(canny: Conditi
     made = _result(canny, 20.0)
     changed = replace(made, request=replace(made.request, denoising_strength=0.5))
     for result, kind in ((made, GENERATED), (changed, EDITED)):
-        (small,) = _inlined(results.so_far(result))
+        (small,) = _inlined(results.so_far(result, _saved(1)))
         picture, *maps = _inlined(results.live(result))
         assert read_claims(small).source_types == read_claims(picture).source_types == (kind,)
         assert [read_claims(one).source_types for one in maps] == [(), ()]
