@@ -63,7 +63,7 @@ class FolderExamples:
         _refuse(folder, found.bad)
         self._pairs = [(row.picture, row.control_map or row.picture) for row in found.rows]
         self._annotator = annotator
-        self.size = size
+        self.folder, self.size = folder, size
         self.captions = [row.caption for row in found.rows]
         self.fingerprint = fingerprint(found)
         self.sizes = [(size, size)] * len(self)
@@ -122,7 +122,7 @@ def _refuse(folder: Path, bad: dict[str, str]) -> None:
         raise BadInput(f"{folder} cannot be trained on as it is. {reasons}{more}")
 
 
-def _extractor(annotator: Annotator) -> Extractor:
+def default_extractor(annotator: Annotator) -> Extractor:
     """Return what draws a condition's maps by default."""
     preprocessor = annotator.preprocessors[0]
     detect = annotator.detect_resolution
@@ -173,7 +173,7 @@ def with_maps(folder: Path, annotator: Annotator, size: int, out: Path) -> Path:
     captions = hashlib.sha256(repr([row.caption for row in found.rows]).encode()).hexdigest()[:8]
     drawn = out / f"maps-{annotator.name}-{size}-{fingerprint(found)}-{captions}"
     print(f"{folder} has no control maps: they are drawn into {drawn}", flush=True)
-    skipped = annotate_folder(_extractor(annotator), folder, drawn, size)
+    skipped = annotate_folder(default_extractor(annotator), folder, drawn, size)
     _refuse(folder, skipped.failed)
     if skipped.empty:
         print(f"Left out, because their map is empty: {', '.join(skipped.empty)}", flush=True)
@@ -189,7 +189,7 @@ def check_folder(folder: Path, annotator: Annotator, size: int, sheet: Path) -> 
         BadInput: there is nothing in the folder, or its manifest cannot be read.
     """
     found = read_folder(folder)
-    extractor = None if any(row.control_map for row in found.rows) else _extractor(annotator)
+    extractor = None if any(row.control_map for row in found.rows) else default_extractor(annotator)
     usable, captioned, empty = 0, 0, 0
     shown: list[tuple[RGBImage, RGBImage]] = []
     for row in found.rows:

@@ -6,27 +6,32 @@ Data and loss are the caller's.
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
+from core.errors import BadInput
 from training.progress import progress_line
 
-WARMUP_STEPS = 100
-EMA_DECAY = 0.999
+SCHEDULES = ("cosine", "constant")
+MEMORY_STEP = 2  # the first whose memory is that of all later ones: the optimizer has its state
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a training run keeps its state, and how long it lasts.
+    """Where a training run keeps its state, how long it lasts, and how it optimises.
 
-    It ends after `steps` or after `minutes` of training, whichever comes first.
+    It ends after `steps` or after `minutes` of training, whichever comes first. A step is one of
+    the optimizer.
     """
 
     folder: Path
@@ -35,7 +40,18 @@ class RunConfig:
     learning_rate: float
     checkpoint_every: int = 200
     sheet_every: int = 500
+    """0 draws no sheets."""
     seed: int = 0
+    lr_scheduler: str = "cosine"
+    lr_warmup_steps: int = 100
+    gradient_accumulation_steps: int = 1
+    ema_decay: float = 0.999
+    """0 keeps no averaged weights."""
+    use_8bit_adam: bool = False
+    scale_gradients: bool = False
+    """For float16, in which small gradients would be zero."""
+    validate_every: int = 0
+    """0 validates at the start and the end only."""
 
 
 def add_run_options(
@@ -52,8 +68,24 @@ def add_run_options(
     parser.add_argument("--minutes", type=float, default=None, help="stop after this training time")
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument(
+        "--gradient-accumulation-steps", type=int, default=1, help="batches to one step"
+    )
+    parser.add_argument(
+        "--lr-scheduler",
+        choices=SCHEDULES,
+        default=SCHEDULES[0],
+        help="cosine falls to 2 %% after a third of the run; it depends on --steps and --minutes",
+    )
+    parser.add_argument("--lr-warmup-steps", type=int, default=100)
+    parser.add_argument(
+        "--ema-decay", type=float, default=0.999, help="of the averaged weights; 0 for none"
+    )
+    parser.add_argument(
+        "--use-8bit-adam", action="store_true", help="less memory; needs bitsandbytes"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=200)
-    parser.add_argument("--sheet-every", type=int, default=500)
+    parser.add_argument("--sheet-every", type=int, default=500, help="0 for no sample sheets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -68,6 +100,11 @@ def run_config(options: argparse.Namespace) -> RunConfig:
         checkpoint_every=options.checkpoint_every,
         sheet_every=options.sheet_every,
         seed=options.seed,
+        lr_scheduler=options.lr_scheduler,
+        lr_warmup_steps=options.lr_warmup_steps,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        ema_decay=options.ema_decay,
+        use_8bit_adam=options.use_8bit_adam,
     )
 
 
@@ -78,42 +115,103 @@ def lr_factor(progress: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min((progress - 1 / 3) * 1.5, 1.0)))
 
 
+Validate = Callable[[int], dict[str, Any]]
+"""Called with a step, while the modules have their averaged weights; what it returns is logged."""
+
+
 def train(
     run: RunConfig,
     modules: dict[str, nn.Module],
     loss_at: Callable[[int], dict[str, Tensor]],
     sheet: Callable[[dict[str, nn.Module], Path], None],
+    validate: Validate | None = None,
 ) -> dict[str, nn.Module]:
     """Train the parameters of `modules` that require gradients; return them with averaged weights.
 
-    `loss_at(step)` returns named losses, of which "loss" is minimised and the others logged. Its
-    randomness must depend on the step alone, so that a resumed run equals an uninterrupted one.
-    `sheet(modules, path)` saves sample pictures.
+    `loss_at(batch)` returns named losses, of which "loss" is minimised and the others logged. Its
+    randomness must depend on the batch's number alone, so that a resumed run equals an
+    uninterrupted one. `sheet(modules, path)` saves sample pictures.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     state = _State(run, modules)
-    smoothed: dict[str, Tensor] = {}
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    with (run.folder / "log.jsonl").open("a") as log:
+    with _open_log(run.folder / "log.jsonl", state.step) as log:
+        if state.step == 0:
+            _validate(state, validate, log)
         while state.progress() < 1:
-            state.set_learning_rate()
-            losses = loss_at(state.step)
-            state.optimize(losses["loss"])
-            for name, value in losses.items():
-                latest = value.detach()  # stays on the GPU: reading it would wait
-                smoothed[name] = latest.lerp(smoothed.get(name, latest), 0.98)
+            state.advance(loss_at)
+            if state.step == MEMORY_STEP:
+                print(f"Memory: {peak_memory(state.device) / 1e9:.2f} GB at most", flush=True)
             if state.step % 20 == 0:
-                _report(state, smoothed, log)
+                _report(state, log)
+            if _due(run.validate_every, state.step):
+                _validate(state, validate, log)
             if state.step % run.checkpoint_every == 0:
                 state.save()
-            if state.step % run.sheet_every == 0:
+            if _due(run.sheet_every, state.step):
                 with averaged_weights(state.parameters, state.average):
                     sheet(modules, run.folder / f"step-{state.step:06d}.png")
-        state.save()
-        for name, p in state.parameters.items():
-            p.data.copy_(state.average[name])
+        if not _due(run.validate_every, state.step):
+            _validate(state, validate, log)
+    state.save()
+    state.use_average()
+    if run.sheet_every:
         sheet(modules, run.folder / "final.png")
     return modules
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _validate(state: "_State", validate: Validate | None, log: TextIO) -> None:
+    if validate:
+        with averaged_weights(state.parameters, state.average):
+            _write(log, {"step": state.step, **validate(state.step)})
+
+
+def _open_log(file: Path, step: int) -> TextIO:
+    """Open a log to append to, without what was logged after the step that a run resumes at."""
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    return file.open("a")
+
+
+def _write(log: TextIO, record: dict[str, Any]) -> None:
+    log.write(json.dumps(record) + "\n")
+    log.flush()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: torch's on a GPU, all of the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # it does not tell
+    import resource  # noqa: PLC0415 - Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _optimizer(run: RunConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, perhaps with its state in 8 bits.
+
+    Raises:
+        BadInput: bitsandbytes, which has that one, is not installed.
+    """
+    settings: Any = {"lr": run.learning_rate, "betas": (0.9, 0.99), "weight_decay": 1e-3}
+    if not run.use_8bit_adam:
+        return torch.optim.AdamW(parameters, **settings)
+    try:
+        adam: Any = import_module("bitsandbytes.optim").AdamW8bit
+    except ImportError as error:
+        raise BadInput(
+            "--use-8bit-adam needs bitsandbytes: run `pip install bitsandbytes`."
+        ) from error
+    optimizer: torch.optim.Optimizer = adam(parameters, **settings)
+    return optimizer
 
 
 class _State:
@@ -127,10 +225,16 @@ class _State:
             for n, p in module.named_parameters()
             if p.requires_grad
         }
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
+        self.average = (
+            {name: p.detach().clone() for name, p in self.parameters.items()}
+            if run.ema_decay
+            else {}
         )
+        self.losses: dict[str, Tensor] = {}
+        """Smoothed over some fifty steps."""
+        self.device = next(iter(self.parameters.values())).device
+        self._optimizer = _optimizer(run, [*self.parameters.values()])
+        self._scaler = GradScaler(self.device.type, enabled=run.scale_gradients)
         self._checkpoint = run.folder / "checkpoint.pt"
         self.step = 0
         spent = self._resume() if self._checkpoint.exists() else 0.0
@@ -138,12 +242,15 @@ class _State:
 
     def _resume(self) -> float:
         """Load the checkpoint; return the seconds spent so far."""
-        device = next(iter(self.parameters.values())).device
-        state = torch.load(self._checkpoint, weights_only=True, map_location=device)
+        state = torch.load(self._checkpoint, weights_only=True, map_location=self.device)
         for name, p in self.parameters.items():
             p.data.copy_(state["weights"][name])
-            self.average[name].copy_(state["average"][name])
+        for name, average in self.average.items():
+            # A run that kept no average so far begins it here.
+            average.copy_(state["average"].get(name, state["weights"][name]))
         self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state.get("scaler", {}))
+        self.losses = state.get("losses", {})
         self.step = state["step"]
         print(f"resumed at step {self.step}", flush=True)
         return float(state["spent"])
@@ -155,11 +262,18 @@ class _State:
             "weights": {name: p.detach() for name, p in self.parameters.items()},
             "average": self.average,
             "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "losses": self.losses,
             "step": self.step,
             "spent": time.monotonic() - self.start,
         }
         torch.save(state, part)
         part.rename(self._checkpoint)
+
+    def use_average(self) -> None:
+        """Give the modules their averaged weights, if there are any, for good."""
+        for name, average in self.average.items():
+            self.parameters[name].data.copy_(average)
 
     def progress(self) -> float:
         """The finished fraction of the run, by steps or by time, whichever is larger."""
@@ -167,51 +281,64 @@ class _State:
         by_time = (time.monotonic() - self.start) / 60 / run.minutes if run.minutes else 0.0
         return max(self.step / run.steps, by_time)
 
-    def set_learning_rate(self) -> None:
-        """Set the optimizer's learning rate for the next step."""
-        warmup = min((self.step + 1) / WARMUP_STEPS, 1.0)
-        rate = self.run.learning_rate * lr_factor(self.progress()) * warmup
+    def advance(self, loss_at: Callable[[int], dict[str, Tensor]]) -> None:
+        """Take one step of the optimizer, and update the averaged weights and losses."""
+        count = self.run.gradient_accumulation_steps
+        self._optimizer.zero_grad(set_to_none=True)
+        latest: dict[str, Tensor] = {}
+        for batch in range(self.step * count, (self.step + 1) * count):
+            losses = loss_at(batch)
+            self._scaler.scale(losses["loss"] / count).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.items():  # they stay on the GPU: reading would wait
+                latest[name] = latest.get(name, 0) + value.detach() / count
+        self._set_learning_rate()
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        # A step that overflowed would spoil the weights; the scaler looks at this itself.
+        if self._scaler.is_enabled() or bool(torch.isfinite(norm)):
+            self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.step += 1
+        for name, value in latest.items():
+            self.losses[name] = value.lerp(self.losses.get(name, value), 0.98)
+        if self.average:
+            decay = min(self.run.ema_decay, (1 + self.step) / (10 + self.step))
+            weights = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+    def _set_learning_rate(self) -> None:
+        run = self.run
+        rate = run.learning_rate * min((self.step + 1) / max(run.lr_warmup_steps, 1), 1.0)
+        if run.lr_scheduler == "cosine":
+            rate *= lr_factor(self.progress())
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
-    def optimize(self, loss: Tensor) -> None:
-        """Take one optimizer step and update the averaged weights."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        if bool(torch.isfinite(norm)):  # a step that overflowed would spoil the weights
-            self._optimizer.step()
-        self.step += 1
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        weights = [p.detach() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
-
-def _report(state: _State, losses: dict[str, Tensor], log: TextIO) -> None:
+def _report(state: _State, log: TextIO) -> None:
     """Print a line of progress and append it to the log."""
     run, step = state.run, state.step
-    values = {name: float(value) for name, value in losses.items()}
+    values = {name: float(value) for name, value in state.losses.items()}
     total = run.steps
     if run.minutes:  # time may end the run first: extrapolate the number of steps
         total = max(step + 1, min(run.steps, round(step / max(state.progress(), 1e-6))))
     text = (f"{name} {value:.4f}" for name, value in values.items())
     print(progress_line(step, total, state.start, "steps"), *text, flush=True)
     seconds = round(time.monotonic() - state.start)
-    log.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
-    log.flush()
+    _write(log, {"step": step, "seconds": seconds, **values})
 
 
 @contextmanager
 def averaged_weights(
     parameters: dict[str, nn.Parameter], average: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Use the averaged weights inside the block; both are swapped back after it."""
+    """Use the averaged weights, if any, inside the block; both are swapped back after it."""
 
     def swap() -> None:
-        for name, p in parameters.items():
-            weights = p.data.clone()
-            p.data.copy_(average[name])
-            average[name].copy_(weights)
+        for name, averaged in average.items():
+            weights = parameters[name].data.clone()
+            parameters[name].data.copy_(averaged)
+            averaged.copy_(weights)
 
     swap()
     try:

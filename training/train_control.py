@@ -14,9 +14,11 @@ your own (`training.examples`), the base is Diorama or any Stable Diffusion 1.x 
 
 import argparse
 import hashlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ from torch import Tensor, nn
 
 from annotators import find_annotator
 from annotators._diorama import load_network
-from core.condition import Annotator
+from core.condition import Annotator, RGBImage
 from core.errors import BadInput, SuiteError
 from core.images import to_images
+from core.request import DEFAULTS
 from models.checkpoints import folders, loading
 from models.networks import decode
 from training.base import Base
@@ -41,11 +44,13 @@ from training.examples import (
     Examples,
     FolderExamples,
     check_folder,
+    default_extractor,
     map_tensor,
     rows_with_maps,
     with_maps,
 )
 from training.loop import add_run_options, run_config, train
+from training.model_card import write_card
 from training.progress import progress_line
 from training.reward import KINDS, Reward
 from training.train_base import (
@@ -56,6 +61,7 @@ from training.train_base import (
     sample_latents,
     tokens,
 )
+from training.validation import Validation
 from training.weights import save_module
 
 SMALL_MAP_ENCODER = (16, 16, 32, 64)  # channels of the encoder from the map to the latents' size
@@ -65,8 +71,9 @@ REWARD_EVERY = 3  # one of so many examples is rewarded: decoding it costs more 
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 2.0  # of --own: the app's guidance, half its steps
 SAMPLE_BATCH = 24
 SHEET_PICTURES, SHEET_STEPS, SHEET_GUIDANCE = 8, 20, 3.0
+BEST = "best"  # the run's folder of the weights with the best score
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def own_samples(file: Path, rows: Tensor, sample_rows: Callable[[Tensor], Tensor]) -> Tensor:
@@ -105,6 +112,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="only read every row of --folder, name those that cannot be used, save check.png",
     )
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        default=None,
+        help="folder like --folder: pictures are generated from its maps and scored, and the best "
+        "weights kept",
+    )
+    parser.add_argument("--validate-every", type=int, default=500, help="so many steps")
     parser.add_argument(
         "--base",
         default="diorama",
@@ -171,14 +186,21 @@ def _examples(
     options: argparse.Namespace, annotator: Annotator, base: Base
 ) -> tuple[Examples, Path]:
     """The examples, and the folder that caches their latents."""
-    size = base.size(options.size)
     if options.folder:
-        folder = with_maps(options.folder, annotator, size, options.out)
-        multiple = base.multiple if options.enable_bucket else None
-        examples = FolderExamples(folder, annotator, size, multiple)
-        examples.check()
-        return examples, folder
-    return SceneExamples(options.data, annotator, size), options.data
+        examples = _folder_examples(options, annotator, base, options.folder)
+        return examples, examples.folder
+    return SceneExamples(options.data, annotator, options.size), options.data
+
+
+def _folder_examples(
+    options: argparse.Namespace, annotator: Annotator, base: Base, folder: Path
+) -> FolderExamples:
+    """A folder's examples, every map decoded once, so that a broken one ends the run now."""
+    folder = with_maps(folder, annotator, options.size, options.out)
+    multiple = base.multiple if options.enable_bucket else None
+    examples = FolderExamples(folder, annotator, options.size, multiple)
+    examples.check()
+    return examples
 
 
 def make_control(base: Base, unet: Any, start: Path | None) -> Any:
@@ -233,19 +255,51 @@ def _train(options: argparse.Namespace) -> None:
     base, annotator = Base(options.base), find_annotator(options.condition)
     options.batch = options.batch or (4 if base.is_sd1 else 48)
     options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
+    options.size = base.size(options.size)
     if options.check:
         if not options.folder:
             raise BadInput("--check reads the pictures of --folder: name it.")
         sheet = options.out / "check.png"
-        if not check_folder(options.folder, annotator, base.size(options.size), sheet):
+        if not check_folder(options.folder, annotator, options.size, sheet):
             raise BadInput("Mend or delete those named, then train.")
         return
     torch.manual_seed(options.seed)
     data, cache_folder = _examples(options, annotator, base)
+    validation_data = None
+    if options.validation:
+        validation_data = _folder_examples(options, annotator, base, options.validation)
     training = Training(options, base, data, cache_folder, annotator)
-    train(run_config(options), {"control": training.control}, training.loss_at, training.sheet)
+    validate = None
+    if validation_data:
+        validate = Validation(
+            validation_data,
+            default_extractor(annotator),
+            training.validation_pictures,
+            training.save_best,
+            options.out,
+        )
+    run = replace(
+        run_config(options),
+        validate_every=options.validate_every,
+        scale_gradients=options.mixed_precision == "fp16",
+    )
+    modules: dict[str, nn.Module] = {"control": training.control}
+    train(run, modules, training.loss_at, training.sheet, validate)
     if options.save:
+        _save(options, base, data, training)
+
+
+def _save(options: argparse.Namespace, base: Base, data: Examples, training: "Training") -> None:
+    """Write the best weights, or the last if none were validated, and their model card."""
+    best = options.out / BEST
+    if options.validation and best.is_dir():
+        shutil.copytree(best, options.save, dirs_exist_ok=True)
+    else:
         save_module(training.control, options.save, vars(options))
+    if options.folder:
+        state = torch.load(options.out / "checkpoint.pt", weights_only=True, mmap=True)
+        write_card(options.save, base.card, vars(options), state["step"], data.captions)
+    print(f"Saved: python -m models check {options.save}", flush=True)
 
 
 class Training:
@@ -262,6 +316,8 @@ class Training:
         """Load the networks, and encode the pictures unless `cache_folder` has their latents."""
         self._options, self._data, self._device = options, data, options.device
         self._scheduler, device = base.scheduler, self._device
+        self._downscale = base.downscale
+        self._app_guidance = float({**DEFAULTS, **base.card.defaults}["guidance_scale"])
         networks = base.load(device)
         self._vae: Any = networks.vae
         if options.reward and not isinstance(self._vae, AutoencoderTiny):
@@ -275,19 +331,22 @@ class Training:
         self._unet: Any = networks.unet.to(self._precision)
         self._text_encoder = networks.text_encoder.to(self._precision)
         if options.gradient_checkpointing:
+            if isinstance(data, Pictures):
+                raise BadInput("--gradient-checkpointing is for --folder: leave it out.")
             self.control.enable_gradient_checkpointing()
             self._unet.enable_gradient_checkpointing()
         self._channels = int(self._unet.config.in_channels)
         self._latents = cached_latents(cache_folder, data, self._vae, device)
-        self._ids = tokens(networks.tokenizer, data.captions)
-        self._empty = tokens(networks.tokenizer, [""])
+        self._tokenizer = networks.tokenizer
+        self._ids = tokens(self._tokenizer, data.captions)
+        self._empty = tokens(self._tokenizer, [""])
         at_once = 1 if options.enable_bucket else options.batch
         self._mapped = rows_with_maps(data, annotator.is_empty, at_once)
         self._batches = Batches(self._latents, self._mapped, options.batch)
         # Which pixels a word names is known for scenes, but not for a user's pictures.
         self._grounding = None
         if isinstance(data, Pictures):
-            self._grounding = Grounding(data, networks.tokenizer, self._ids)
+            self._grounding = Grounding(data, self._tokenizer, self._ids)
             # The frozen UNet's encoder does not depend on the ControlNet, so it gets no loss.
             self._attention = AttentionRecorder(self._unet.up_blocks, control)
         self._reward = None
@@ -299,8 +358,8 @@ class Training:
             self._own_latents = own_samples(options.out / "own.pt", self._own_rows, self._own)
 
     def _own(self, rows: Tensor) -> Tensor:
-        seed = int(rows[0])
-        return self._sample(rows.tolist(), self._ids[rows], SAMPLE_STEPS, SAMPLE_GUIDANCE, seed)
+        maps, seed = self._data.maps(rows.tolist()), int(rows[0])
+        return self._sample(maps, self._ids[rows], SAMPLE_STEPS, SAMPLE_GUIDANCE, seed)
 
     def _autocast(self) -> torch.autocast:
         enabled = self._precision != torch.float32
@@ -312,15 +371,13 @@ class Training:
             found: Tensor = self._text_encoder(words.to(self._device)).last_hidden_state
             return found
 
-    def _maps(self, rows: Sequence[int]) -> Tensor:
-        return map_tensor(self._data.maps(rows), self._device)
-
     def _sample(
-        self, rows: Sequence[int], words: Tensor, steps: int, guidance: float, seed: int
+        self, maps: np.ndarray, words: Tensor, steps: int, guidance: float, seed: int
     ) -> Tensor:
-        """Sample latents with the ControlNet as it is now, for the maps of rows of one size."""
+        """Sample latents with the ControlNet as it is now, for maps (B, H, W, 3) uint8."""
         rng = torch.Generator().manual_seed(seed)
-        shape = (len(rows), self._channels, *self._latents[rows[0]].shape[1:])
+        height, width = (side // self._downscale for side in maps.shape[1:3])
+        shape = (len(maps), self._channels, height, width)
         noise = torch.randn(shape, generator=rng).to(self._device)
         return sample_latents(
             self._unet,
@@ -330,7 +387,7 @@ class Training:
             steps,
             guidance,
             self.control,
-            self._maps(rows),
+            map_tensor(maps, self._device),
             DDIMScheduler.from_config(self._scheduler.config),
             self._precision,
         )
@@ -349,7 +406,8 @@ class Training:
             rows = torch.cat([rows, self._own_rows[picked]])
         emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
         words = torch.where(emptied, self._empty, self._ids[rows])
-        prediction = self._predict(targets, self._text(words), self._maps(rows.tolist()))
+        maps = map_tensor(self._data.maps(rows.tolist()), device)
+        prediction = self._predict(targets, self._text(words), maps)
         diffusion = targets[0].loss(prediction[:batch])
         losses = {"loss": diffusion, "diffusion": diffusion}
         if self._reward:
@@ -389,23 +447,37 @@ class Training:
             ).sample
         return prediction
 
-    def _pictures(self, rows: Sequence[int], words: Tensor, guidance: float) -> np.ndarray:
-        """Generate (N, H, W, 3) uint8 for the maps of rows of one size, a batch at a time."""
-        made: list[np.ndarray] = []
-        for k in range(0, len(rows), self._options.batch):
+    def _pictures(self, maps: np.ndarray, words: Tensor, guidance: float) -> list[RGBImage]:
+        """Generate a picture for each map (N, H, W, 3) uint8, a batch at a time."""
+        made: list[RGBImage] = []
+        for k in range(0, len(maps), self._options.batch):
             part = slice(k, k + self._options.batch)
-            latents = self._sample(rows[part], words[part], SHEET_STEPS, guidance, seed=k + 1)
+            latents = self._sample(maps[part], words[part], SHEET_STEPS, guidance, seed=k + 1)
             made += to_images(decode(self._vae, latents, torch.float32))
-        return np.stack(made)
+        return made
+
+    def validation_pictures(self, data: FolderExamples) -> list[RGBImage]:
+        """Generate a picture for each row, with its caption and the guidance of the app."""
+        words = tokens(self._tokenizer, data.captions)
+        made: list[RGBImage] = []
+        for row in range(len(data)):  # one by one: they may have several sizes
+            made += self._pictures(data.maps([row]), words[[row]], self._app_guidance)
+        return made
+
+    def save_best(self, step: int, score: float) -> None:
+        """Keep the weights of the moment as the best so far."""
+        recipe = {**vars(self._options), "best_step": step, "score": round(score, 2)}
+        save_module(self.control, self._options.out / BEST, recipe)
 
     def sheet(self, _: dict[str, nn.Module], path: Path) -> None:
         """Save pictures, their maps, and what is generated from these with and without words."""
         alike = [k for k, one in enumerate(self._latents) if one.shape == self._latents[0].shape]
         rows = alike[:SHEET_PICTURES]
-        prompted = self._pictures(rows, self._ids[rows], SHEET_GUIDANCE)
-        unprompted = self._pictures(rows, self._empty.expand(len(rows), -1), guidance=1.0)
-        sources = [self._data.batch(rows), self._data.maps(rows)]
-        contact_sheet([*sources, prompted, unprompted]).save(path)
+        maps = self._data.maps(rows)
+        prompted = self._pictures(maps, self._ids[rows], SHEET_GUIDANCE)
+        unprompted = self._pictures(maps, self._empty.expand(len(rows), -1), guidance=1.0)
+        generated = [np.stack(prompted), np.stack(unprompted)]
+        contact_sheet([self._data.batch(rows), maps, *generated]).save(path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Trained networks as float16 files in their libraries' formats, with the recipe as metadata."""
 
+import copy
 import json
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 MAX_SHARD_SIZE = "9500KB"  # Git hosts refuse files above 10 MB without LFS
+SMALL = 100_000_000  # bytes; larger ones belong into no Git repository
 
 
 def git_commit() -> str:
@@ -25,14 +27,19 @@ def git_commit() -> str:
 
 
 def save_module(module: nn.Module, folder: Path, recipe: dict[str, Any]) -> None:
-    """Save a diffusers or transformers module as fp16 shards below 10 MB, the recipe in each.
+    """Save a diffusers or transformers module in fp16, the recipe in the metadata of each file.
 
-    Leaves the module on the CPU, in float32 but rounded to float16.
+    A small one is cut into files below 10 MB. The module stays as it is.
     """
-    half = module.to("cpu", torch.float16)
-    half.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE, safe_serialization=True)  # type: ignore[operator]
+    weights = {
+        id(one): nn.Parameter(one.detach().to("cpu", torch.float16), requires_grad=False)
+        for one in module.parameters()
+    }
+    size = sum(one.nbytes for one in weights.values())
+    half = copy.deepcopy(module, weights).to("cpu", torch.float16)
+    shards = MAX_SHARD_SIZE if size < SMALL else "10GB"
+    half.save_pretrained(folder, max_shard_size=shards, safe_serialization=True)  # type: ignore[operator]
     add_metadata(folder, recipe=json_recipe(recipe), commit=git_commit())
-    module.float()
 
 
 def json_recipe(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,43 +10,10 @@ from PIL import Image
 from torch.nn import functional
 
 from core.errors import SuiteError
-from tests.tiny_networks import save_networks, tiny_controlnet, tiny_networks, tiny_unet
+from tests.tiny_networks import tiny_controlnet, tiny_networks
 from training import train_control
 from training.base import Base
 from training.diffusion import NoisyTarget
-
-LEVELS = {
-    "block_out_channels": (8, 16, 16, 16),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "attention_head_dim": 8,
-}
-"""Stable Diffusion 1.5's, narrower."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A small base of Stable Diffusion's shape, with an AutoencoderKL, which predicts noise."""
-    networks = tiny_networks()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        networks.unet = tiny_unet(**LEVELS)
-        networks.controlnets = {"canny": tiny_controlnet(networks.unet)}
-    return save_networks(networks, tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two pictures of noise with maps and captions."""
-    place = tmp_path_factory.mktemp("pictures")
-    rng, lines = np.random.default_rng(0), []
-    for k, prompt in enumerate(("the red ball", "the ball")):
-        for name in ("source", "target"):
-            pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(place / f"{name}{k}.png")
-        lines.append({"source": f"source{k}.png", "target": f"target{k}.png", "prompt": prompt})
-    (place / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
-    return place
 
 
 def picture(folder, name):
@@ -75,20 +42,20 @@ def one_step(monkeypatch, arguments):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_equals_diffusers_training(base, folder, tmp_path, monkeypatch, checkpointing):
+def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch, checkpointing):
     """Loss and gradients of examples/controlnet/train_controlnet.py, the recipe of its README."""
     few = ["--batch", "2", "--size", "64", "--device", "cpu", "--mixed-precision", "no"]
     few += ["--gradient-checkpointing"] * checkpointing
-    places = ["--base", f"{base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
-    seen = one_step(monkeypatch, [*few, *places, "--start", f"{base / 'controlnet' / 'canny'}"])
+    places = ["--base", f"{sd_base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
+    seen = one_step(monkeypatch, [*few, *places, "--start", f"{sd_base / 'controlnet' / 'canny'}"])
     seen["loss"].backward()
 
     networks = tiny_networks()
-    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    unet = UNet2DConditionModel.from_pretrained(sd_base / "unet")
     control = tiny_controlnet(unet)
     control.load_state_dict(seen["control"].state_dict())
     tokenizer, text_encoder, vae = networks.tokenizer, networks.text_encoder, networks.vae
-    scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
+    scheduler = DDPMScheduler.from_pretrained(sd_base / "scheduler")
     with torch.no_grad():
         pictures = torch.stack([picture(folder, f"target{k}.png") for k in range(2)]) * 2 - 1
         encoded = vae.encode(pictures).latent_dist
@@ -116,11 +83,11 @@ def test_a_step_equals_diffusers_training(base, folder, tmp_path, monkeypatch, c
     assert largest > 0.01  # so that 1e-4 means something
 
 
-def test_a_new_controlnet_is_a_copy_of_the_unets_encoder(base, folder, tmp_path, monkeypatch):
+def test_a_new_controlnet_is_a_copy_of_the_unets_encoder(sd_base, folder, tmp_path, monkeypatch):
     few = ["--batch", "2", "--size", "64", "--device", "cpu"]
-    places = ["--base", f"{base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
+    places = ["--base", f"{sd_base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
     control = one_step(monkeypatch, [*few, *places])["control"]
-    unet = UNet2DConditionModel.from_pretrained(base / "unet").state_dict()
+    unet = UNet2DConditionModel.from_pretrained(sd_base / "unet").state_dict()
     copied = {name: one for name, one in control.state_dict().items() if name in unet}
     assert len(copied) > 100 and all(torch.equal(one, unet[name]) for name, one in copied.items())
     zero = [
@@ -130,8 +97,8 @@ def test_a_new_controlnet_is_a_copy_of_the_unets_encoder(base, folder, tmp_path,
     assert not any(one.any() for one in zero)
 
 
-def test_sizes_come_from_the_base(base):
-    found = Base(str(base))
+def test_sizes_come_from_the_base(sd_base):
+    found = Base(str(sd_base))
     assert (found.downscale, found.multiple, found.size(None)) == (8, 64, 64)
     assert found.scheduler.config.prediction_type == "epsilon" and not found.is_sd1
     diorama = Base("diorama")
@@ -150,21 +117,21 @@ def test_sizes_come_from_the_base(base):
         ("scheduler", {"prediction_type": "sample"}, "neither noise nor velocity"),
     ],
 )
-def test_what_cannot_be_trained_beside_is_refused(base, tmp_path, part, changes, sentence):
-    for one in base.iterdir():
+def test_what_cannot_be_trained_beside_is_refused(sd_base, tmp_path, part, changes, sentence):
+    for one in sd_base.iterdir():
         (tmp_path / one.name).symlink_to(one)
     (tmp_path / part).unlink()
     (tmp_path / part).mkdir()
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    config = json.loads((base / part / name).read_text())
+    config = json.loads((sd_base / part / name).read_text())
     (tmp_path / part / name).write_text(json.dumps(config | changes))
-    for file in (base / part).glob("*.safetensors"):
+    for file in (sd_base / part).glob("*.safetensors"):
         (tmp_path / part / file.name).symlink_to(file)
     with pytest.raises(SuiteError) as refused:
         Base(str(tmp_path))
     assert sentence in str(refused.value) and str(refused.value).count(". ") == 0
 
 
-def test_a_size_that_the_unet_cannot_halve_is_refused(base):
+def test_a_size_that_the_unet_cannot_halve_is_refused(sd_base):
     with pytest.raises(SuiteError, match="multiple of 64"):
-        Base(str(base)).size(96)
+        Base(str(sd_base)).size(96)

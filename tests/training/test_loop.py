@@ -39,6 +39,47 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     assert torch.equal(whole.weight, resumed.weight)
 
 
+def test_batches_to_one_step_are_one_larger_batch(tmp_path):
+    data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    def trained(name: str, batches: int) -> nn.Module:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 1)
+
+        def loss_at(batch: int) -> dict[str, torch.Tensor]:
+            return {"loss": module(data.chunk(batches)[batch % batches]).square().mean()}
+
+        settings = RunConfig(
+            tmp_path / name, 5, None, 0.05, sheet_every=0, gradient_accumulation_steps=batches
+        )
+        train(settings, {"module": module}, loss_at, lambda *_: None)
+        return module
+
+    assert torch.allclose(trained("one", 1).weight, trained("four", 4).weight, atol=1e-6)
+
+
+def test_without_averaging_the_last_weights_are_returned_and_validated(tmp_path):
+    seen = []
+    module = nn.Linear(1, 1)
+    settings = RunConfig(
+        tmp_path, 4, None, 0.1, sheet_every=0, ema_decay=0, validate_every=3, lr_warmup_steps=0
+    )
+
+    def validate(step: int) -> dict[str, float]:
+        seen.append((step, module.weight.item()))
+        return {"score": step}
+
+    train(
+        settings,
+        {"module": module},
+        lambda _: {"loss": module(torch.ones(1, 1)).square().sum()},
+        lambda *_: None,
+        validate,
+    )
+    assert [step for step, _ in seen] == [0, 3, 4] and seen[2][1] == module.weight.item()
+    assert seen[0][1] != seen[1][1]
+
+
 def test_the_learning_rate_falls_at_the_end():
     assert lr_factor(0.0) == 1.0 and lr_factor(0.3) == 1.0
     assert 0.4 < lr_factor(2 / 3) < 0.6

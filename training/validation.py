@@ -1,0 +1,114 @@
+"""The validation curve: how well generated pictures follow their control maps, as training goes on.
+
+The score is that of the apps: the map is drawn again from the generated picture, and the two are
+compared. The loss says nothing of it: it hardly falls while control is learned, which happens
+suddenly (Zhang et al. 2023, "sudden convergence").
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from core.condition import RGBImage
+from core.consistency import Extractor
+from training.examples import FolderExamples
+
+JUMP = 10.0  # points of score between two validations that the log tells of
+CURVE_SIZE, CURVE_MARGIN = (640, 360), 48  # pixels
+SHEET_PICTURES = 8
+
+
+class Validation:
+    """Generates the pictures of a validation set, scores them, and keeps the best weights."""
+
+    def __init__(
+        self,
+        data: FolderExamples,
+        extractor: Extractor,
+        generate: Callable[[FolderExamples], Sequence[RGBImage]],
+        save_best: Callable[[int, float], None],
+        out: Path,
+    ) -> None:
+        """`generate` makes a picture from each map with the weights of the moment.
+
+        `out` is the run's folder, whose log.jsonl has the scores so far; it gets score.png, the
+        curve, and validation.png, pictures with their maps.
+        """
+        self._data, self._extractor, self._generate = data, extractor, generate
+        self._save_best, self._out = save_best, out
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """Validate; return the score, 0 to 100, and the mean of the condition's own metric."""
+        pictures, found, scores = self._generate(self._data), [], []
+        maps = [self._data.maps([row])[0] for row in range(len(self._data))]
+        for picture, control_map in zip(pictures, maps, strict=True):
+            again, one_score = self._extractor.reextract_and_score(picture, control_map)
+            found.append(again)
+            scores.append(one_score)
+        score = float(np.mean([one.headline for one in scores]))
+        metric = scores[0].metric
+        mean = float(np.mean([one.metrics[metric] for one in scores]))
+        print(f"Score {score:.1f} of 100 after {step} steps: {metric} {mean:.3f}", flush=True)
+        curve = read_curve(self._out)
+        self._tell_jump(step, score, curve)
+        if all(score > one for _, one in curve):
+            self._save_best(step, score)
+        draw_curve([*curve, (step, score)]).save(self._out / "score.png")
+        self._sheet(maps, pictures, found).save(self._out / "validation.png")
+        return {"score": round(score, 2), metric: round(mean, 4)}
+
+    def _tell_jump(self, step: int, score: float, curve: list[tuple[int, float]]) -> None:
+        if curve and score - curve[-1][1] >= JUMP:
+            print(
+                f"The score jumped by {score - curve[-1][1]:.0f} points between the steps "
+                f"{curve[-1][0]} and {step}: control is being learned (sudden convergence).",
+                flush=True,
+            )
+
+    def _sheet(
+        self, maps: list[RGBImage], pictures: Sequence[RGBImage], found: list[RGBImage]
+    ) -> Image.Image:
+        """Maps, generated pictures and the maps of these, of the first that have one size."""
+        preview = self._extractor.annotator.preview
+        same = [k for k, one in enumerate(maps) if one.shape == maps[0].shape][:SHEET_PICTURES]
+        columns = [np.concatenate([preview(maps[k]), pictures[k], preview(found[k])]) for k in same]
+        return Image.fromarray(np.concatenate(columns, 1))
+
+
+def read_curve(out: Path) -> list[tuple[int, float]]:
+    """Return the steps and scores in the log of a run, in order."""
+    file = out / "log.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    records = [json.loads(line) for line in lines]
+    return [(one["step"], one["score"]) for one in records if "score" in one]
+
+
+def draw_curve(curve: list[tuple[int, float]]) -> Image.Image:
+    """Draw scores, 0 to 100, against steps."""
+    (width, height), margin = CURVE_SIZE, CURVE_MARGIN
+    picture = Image.new("RGB", CURVE_SIZE, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    last = max(step for step, _ in curve) or 1
+
+    def place(step: float, score: float) -> tuple[float, float]:
+        x = margin + step / last * (width - 2 * margin)
+        return x, height - margin - score / 100 * (height - 2 * margin)
+
+    for score in range(0, 101, 25):
+        draw.line([place(0, score), place(last, score)], "lightgrey")
+        x, y = place(0, score)
+        draw.text((x - 8, y), str(score), "black", font, anchor="rm")
+    for step in (0, last):
+        x, y = place(step, 0)
+        draw.text((x, y + 8), str(step), "black", font, anchor="mt")
+    draw.text((width / 2, height - 14), "steps", "black", font, anchor="mm")
+    draw.text((margin, margin / 2), "control score", "black", font, anchor="lm")
+    points = [place(step, score) for step, score in curve]
+    draw.line(points, "steelblue", 2)
+    for x, y in points:
+        draw.ellipse([x - 3, y - 3, x + 3, y + 3], "steelblue")
+    return picture
