@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apps
+from apps.web.hosts import AllowedHosts, read_hosts
 from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
 from apps.web.libraries import check_libraries, load_torchvision
 from apps.web.limits import RequestLimits, read_whole, require_whole
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import SuiteError
+from models.catalog.paths import LIST_NAMES, LISTING, LISTINGS
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -77,6 +79,8 @@ class Environment:
     log: str = "text"
     metrics_port: int | None = None
     """Where Prometheus' metrics are served; None for nowhere."""
+    hosts: tuple[str, ...] = ()
+    """The names that the server answers to; () for any."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -116,6 +120,8 @@ class Environment:
             read_whole(variables, "CONTROLLOOP_RESULTS_HOURS", usual.hours, MOST_HOURS),
             read_whole(variables, "CONTROLLOOP_RESULTS_GB", usual.gigabytes, MOST_GIGABYTES),
         )
+        if (listing := variables.get(LISTING) or LIST_NAMES) not in LISTINGS:
+            sys.exit(f"{LISTING} is {listing!r}; it must be {' or '.join(LISTINGS)}.")
         _require_proxies()
         return cls(
             queue,
@@ -125,6 +131,7 @@ class Environment:
             requests,
             log_format,
             int(metrics_port) if metrics_port else None,
+            read_hosts(variables.get("CONTROLLOOP_ALLOWED_HOSTS", "")),
         )
 
 
@@ -324,7 +331,9 @@ def launch(
 
     Blocking, it returns when the process is asked to stop and all running requests are finished.
     """
-    from apps.web import health  # noqa: PLC0415 - as above
+    from fastapi.middleware import Middleware  # noqa: PLC0415 - as above
+
+    from apps.web import health  # noqa: PLC0415
     from apps.web.files import LARGEST_UPLOAD, upload_folder  # noqa: PLC0415
     from apps.web.pages import first_paint  # noqa: PLC0415
     from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
@@ -367,6 +376,8 @@ def launch(
             app_kwargs={
                 "exception_handlers": REFUSALS,
                 "routes": health.routes(lambda: _hindrance(blocks, environment, suite)),
+                "middleware": [Middleware(AllowedHosts, environment.hosts)]
+                * bool(environment.hosts),
                 "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
             },
         )

@@ -25,7 +25,7 @@ from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
 from core.files import files_below, plain_name
 from core.png_chunks import chunks, read_bytes
 from models.catalog.cards import CONTROL_SUFFIXES
-from models.catalog.paths import shown
+from models.catalog.paths import in_folder
 from models.checkpoints.detect import WIDTHS, read_shapes, read_state
 from models.checkpoints.lora import BUNDLED, Lora
 from models.text import Inversion
@@ -120,9 +120,8 @@ def split_prompt(
     for part in parts:
         asked = _ASKED.search(part) if isinstance(part, str) else None
         if asked:
-            known = ", ".join(available(folder)) or "none yet"
             raise WeightsMissing(
-                f"There is no embedding '{asked[1]}' in {shown(folder)} (it has: {known}): put "
+                f"There is no embedding '{asked[1]}' {in_folder(folder, available(folder))}: put "
                 f"{asked[1]}.safetensors there, or take {asked[0]} out of the prompt."
             )
     return tuple(part for part in parts if part != "") or ("",)

@@ -22,7 +22,7 @@ from core.errors import BadInput, SuiteError, WeightsMismatch, WeightsMissing
 from core.files import files_below, plain_name
 from models.catalog.cards import CONTROL_SUFFIXES
 from models.catalog.lora_tags import BLOCKS, Strengths, read_tag
-from models.catalog.paths import shown
+from models.catalog.paths import in_folder
 from models.checkpoints.detect import (
     LORA,
     identify,
@@ -140,9 +140,8 @@ def _find_file(tag: str, name: str, files: Mapping[str, Path], folder: Path) -> 
             )
         if places:
             return files[places[0]]
-    known = ", ".join(available(folder)) or "none yet"
     raise WeightsMissing(
-        f"There is no LoRA '{name}' in {shown(folder)} (it has: {known}): put "
+        f"There is no LoRA '{name}' {in_folder(folder, available(folder))}: put "
         f"{name}.safetensors there, or take {tag} out of the prompt."
     )
 

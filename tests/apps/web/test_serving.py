@@ -139,6 +139,7 @@ def test_a_server_removes_old_files_and_keeps_its_examples(
         ("GRADIO_SERVER_PORT", "70000"),
         ("GRADIO_NUM_PORTS", "many"),
         ("GRADIO_NUM_WORKERS", "two"),
+        ("CONTROLLOOP_FILE_NAMES", "no"),
         ("GRADIO_NODE_SERVER_PORT", "x"),
         ("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "all"),
         ("GRADIO_ANALYTICS_MAX_EVENTS", ""),

@@ -318,6 +318,17 @@ def test_a_tag_that_cannot_be_followed(
         lora.find([tag], tmp_path / "lora")
 
 
+def test_names_are_hidden_where_the_operator_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret.safetensors").touch()
+    monkeypatch.setenv("CONTROLLOOP_FILE_NAMES", "hidden")
+    with pytest.raises(WeightsMissing) as missing:
+        lora.find(["<lora:other:1>"], tmp_path)
+    assert "secret" not in str(missing.value) and str(tmp_path) not in str(missing.value)
+    assert "There is no LoRA 'other' on this server" in str(missing.value)
+
+
 def styles(folder: Path, *names: str, **metadata: str) -> None:
     """Write LoRA files of these names, whose weight is their number."""
     for number, name in enumerate(names, 1):
