@@ -1,12 +1,14 @@
 """The canvas: a Gradio component whose value is an edit, the vectors that a person has drawn."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from apps.web import html
+from apps.web.pages.widgets import PRIVATE
 from core.condition import Editor
 from core.request import SETTINGS
 
@@ -14,6 +16,12 @@ FOLDER = Path(html.__file__).parent / "canvas"
 TEMPLATE = "<div data-canvas></div>"
 """Constant, like all of the component's code: text of a user in a template would be run."""
 START = "openCanvas({{ element, props, trigger, watch }}, {});"
+PUT_AWAY = """(value, before) => {
+  const kept = value?.size ? value : before ?? null; // Gradio's empty value is ""
+  const offered = { __type__: "update", visible: Boolean(kept) };
+  return [{ __type__: "update", visible: false }, null, kept, offered];
+}"""
+"""In the browser: a server's answer could come after that of a click that opens the panel again."""
 SHARED = ("core", "strokes", "surfaces")
 """The files that every editor stands on."""
 
@@ -71,3 +79,26 @@ class Canvas(gr.HTML):
     def get_block_name(self) -> str:
         """Return what Gradio's own page knows this as."""
         return "html"
+
+
+def back_button(what: str) -> gr.Button:
+    """Return the button that brings back what was drawn on the picture before."""
+    return gr.Button(
+        f"{what} was put away with its picture: bring it back", size="sm", visible=False
+    )
+
+
+def put_away(
+    canvas: Canvas, panel: gr.Column, back: gr.Button, *events: Callable[..., Any]
+) -> gr.JSON:
+    """On each of `events`, close a canvas's panel, take its value, and show the button `back`.
+
+    Returns the component that holds the value which was taken last.
+    """
+    kept = gr.JSON(visible=False)
+    outputs = [panel, canvas, kept, back]
+    for event in events:
+        event(None, [canvas, kept], outputs, js=PUT_AWAY, **PRIVATE)
+    hide = "() => ({ __type__: 'update', visible: false })"
+    back.click(None, None, [back], js=hide, **PRIVATE)
+    return kept

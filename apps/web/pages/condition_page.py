@@ -9,11 +9,11 @@ import numpy as np
 from apps.web.html import results
 from apps.web.jobs.job import Job, drawn_map
 from apps.web.jobs.request import checked_request, new_job, path_in
-from apps.web.pages.canvas import Canvas
+from apps.web.pages.canvas import Canvas, back_button, put_away
 from apps.web.pages.endpoint import Endpoint, endpoint_of
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
-from apps.web.pages.widgets import CLOSED_IN_BROWSER, PRIVATE, plain_errors, widget
+from apps.web.pages.widgets import PRIVATE, plain_errors, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, RGBImage
@@ -81,6 +81,7 @@ class SingleControl:
         with gr.Row():
             self.preview = gr.Button("Preview map", elem_id="preview", size="md")
             self.edit = gr.Button("Edit map", elem_id="edit", size="md", visible=self.can_edit)
+        self.back = back_button("The edit")
         self.map = gr.Image(
             label=MAP_LABEL,
             format="png",
@@ -129,7 +130,7 @@ class SingleControl:
                 self.detected = gr.Button("Back to the detected map", size="sm", elem_id="detected")
                 self.hide = gr.Button("Hide the editor", size="sm", elem_id="hide-editor")
 
-    def wire(self, fields: Fields) -> None:
+    def wire(self, fields: Fields, examples: gr.Dataset) -> None:
         """Draw the map when its button is clicked or its settings move."""
 
         def draw(*values: Any) -> Iterator[Any]:
@@ -170,9 +171,9 @@ class SingleControl:
             **PRIVATE,
         )
         if self.can_edit:
-            self._wire_editor(fields, event)
+            self._wire_editor(fields, examples, event)
 
-    def _wire_editor(self, fields: Fields, event: dict[str, Any]) -> None:
+    def _wire_editor(self, fields: Fields, examples: gr.Dataset, event: dict[str, Any]) -> None:
         """Open the editor on the map, and show what an edit makes of it."""
         canvas = fields["edit"]
         assert isinstance(canvas, Canvas)
@@ -210,8 +211,11 @@ class SingleControl:
         self.hide.click(
             lambda: gr.Column(visible="hidden"), None, self.panel, queue=False, **PRIVATE
         )
-        for other_picture in (fields["image"].upload, fields["image"].clear):
-            other_picture(None, None, [self.panel, canvas], **CLOSED_IN_BROWSER)
+        # Not `change`: a reload brings a picture with its edit.
+        others = (fields["image"].upload, fields["image"].clear, examples.click)
+        kept = put_away(canvas, self.panel, self.back, *others)
+        inputs = [kept if field is canvas else field for field in fields.values()]
+        self.back.click(begin, **opened | {"inputs": inputs})
 
     def _open_editor(self, given: dict[str, Any]) -> Iterator[Any]:
         """Show the editor on the map, with the page's edit or the one that stands for the map.

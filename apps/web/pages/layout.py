@@ -16,7 +16,7 @@ from apps.web.jobs.compare import rivals
 from apps.web.jobs.job import Job
 from apps.web.jobs.live import Live
 from apps.web.jobs.mask import EDITOR as MASK_EDITOR
-from apps.web.pages.canvas import Canvas
+from apps.web.pages.canvas import Canvas, back_button
 from apps.web.pages.endpoint import Endpoint
 from apps.web.pages.prompt import place_help, place_style
 from apps.web.pages.runs import CurrentJob
@@ -70,8 +70,8 @@ class Controls(Protocol):
     def place_editor(self, fields: Fields) -> None:
         """Make the editor of the map, if there is one, above the results."""
 
-    def wire(self, fields: Fields) -> None:
-        """Connect their events."""
+    def wire(self, fields: Fields, examples: gr.Dataset) -> None:
+        """Connect their events; a click on one of `examples` brings another picture."""
 
     def original(self, values: dict[str, Any]) -> object:
         """Return Gradio's record of the picture that a mask is of, from the fields' values."""
@@ -171,6 +171,7 @@ class Layout:
             visible=self._app.input == "photo",  # else there is no picture to change
             elem_id="paint-mask",
         )
+        self.back_button = back_button("The mask")
         found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
         read = _drawing if drawn_here else str
         self.example_values = [(read(TEST_IMAGES / e.image), e.prompt) for e in found]

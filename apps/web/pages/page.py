@@ -16,13 +16,13 @@ from apps.web.jobs.compare import Pair, new_pair, rivals
 from apps.web.jobs.effects import DECIDING, DEPENDENT, without_effect
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.live import Live, live_values
-from apps.web.pages.canvas import Canvas
+from apps.web.pages.canvas import Canvas, put_away
 from apps.web.pages.endpoint import answer, offer
 from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
 from apps.web.pages.prompt import wire_help, wire_style
 from apps.web.pages.runs import CurrentJob, Runs
-from apps.web.pages.widgets import AT_ONCE, CLOSED_IN_BROWSER, FEW_AT_ONCE, PRIVATE, runs_at_once
+from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, runs_at_once
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
@@ -49,7 +49,7 @@ class Page:
         self._wire_settings()
         wire_help(blocks, self.layout.fields)
         wire_style(suite, self.layout.style, self.layout.fields)
-        controls.wire(self.layout.fields)
+        controls.wire(self.layout.fields, self.layout.examples)
         if "edit" in self.layout.fields:
             self._wire_live()
         if app.input != "canvas":
@@ -212,12 +212,16 @@ class Page:
     def _wire_mask(self) -> None:
         """Open the panel for painting a mask, and close it for another picture."""
         layout, fields = self.layout, list(self.layout.fields.values())
-        panel = [layout.mask_panel, layout.fields["mask"]]
+        mask = layout.fields["mask"]
+        assert isinstance(mask, Canvas)
+        panel = [layout.mask_panel, mask]
         event: dict[str, Any] = {"preprocess": False, **FEW_AT_ONCE, **PRIVATE}
         layout.mask_button.click(self.prefill.open_mask, fields, panel, **event)
         self.restored.then(self.prefill.show_mask, fields, panel, **event)
-        for begins_anew in (layout.unmask_button.click, layout.fields["image"].change):
-            begins_anew(None, None, panel, **CLOSED_IN_BROWSER)
+        begins_anew = (layout.unmask_button.click, layout.fields["image"].change)
+        kept = put_away(mask, layout.mask_panel, layout.back_button, *begins_anew)
+        with_kept = [kept if field is mask else field for field in fields]
+        layout.back_button.click(self.prefill.open_mask, with_kept, panel, **event)
 
     def _wire_live(self) -> None:
         """Make a picture at once whenever the canvas asks for one."""

@@ -138,7 +138,7 @@ class ControlSlots:
 
     # What happens when
 
-    def wire(self, fields: Fields) -> None:
+    def wire(self, fields: Fields, examples: gr.Dataset) -> None:
         """See Controls."""
         for slot in SLOTS:
             inputs = [fields[f"{n}_{slot}"] for n in ("control", "preprocessor")]

@@ -35,10 +35,6 @@ FEW_AT_ONCE: dict[str, Any] = {"concurrency_id": "pictures", "concurrency_limit"
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 """An event that is not in the API, without Gradio's progress overlay."""
 
-CLOSED_IN_BROWSER = PRIVATE | {"js": "() => [{__type__: 'update', visible: false}, null]"}
-"""An event without a function, whose outputs are a panel and its canvas: it hides the one and
-empties the other. A server's answer could come after that of the click that opens them again."""
-
 MOST_SLIDER_STOPS = 10_000
 """A number with more values than this gets a text box: no slider can hit a seed."""
 

@@ -311,6 +311,27 @@ def test_depth_is_painted_nearer_and_farther_and_tilted(
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize("how", ["upload", "example"])
+def test_an_edit_is_put_away_with_its_picture_and_can_be_brought_back(
+    browser: Any, editors_address: str, how: str
+) -> None:
+    with _opened(browser, "desktop", f"{editors_address}depth2image") as page:
+        _edit(page)
+        _changed(page, lambda: _drag(page, (0.2, 0.9), (0.8, 0.9)))
+        if how == "upload":
+            page.set_input_files("#image input[type=file]", PHOTOS / "diorama_2.png")
+        else:
+            page.locator(".cl-examples button").nth(1).click()
+        expect(page.locator("#canvas .cv-screen")).to_be_hidden(timeout=PATIENCE_MS)
+        back = page.get_by_role("button", name="The edit was put away with its picture")
+        back.click()
+        expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+        expect(back).to_be_hidden()
+        edited = _map_pixels(page)
+        detected = page.get_by_role("button", name="Back to the detected map")
+        assert not np.array_equal(_changed(page, detected.click), edited)
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_lines_are_drawn_moved_and_deleted(browser: Any, editors_address: str, screen: str) -> None:
     with _opened(browser, screen, f"{editors_address}mlsd2image") as page:

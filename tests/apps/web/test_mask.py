@@ -92,12 +92,19 @@ def test_only_what_is_painted_changes_and_a_file_brings_the_mask_back(
     assert read_mask(_made(page, tmp_path)) is None
 
 
-def test_another_picture_has_no_mask(page: Any) -> None:
-    _upload(page)
+def test_another_picture_has_no_mask_until_it_is_brought_back(page: Any, tmp_path: Path) -> None:
+    _upload(page, PHOTOS / "diorama_1.png")
     page.locator("#paint-mask").click()
     expect(page.locator("#mask .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
-    page.locator(".cl-examples button").first.click()
+    _paint(page, (0.25, 0.25), (0.5, 0.75))
+    page.locator(".cl-examples button").nth(1).click()  # of the same size
     expect(page.locator("#mask-panel")).to_be_hidden(timeout=PATIENCE_MS)
+    back = page.get_by_role("button", name="The mask was put away with its picture")
+    back.click()
+    expect(page.locator("#mask .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+    expect(back).to_be_hidden()
+    page.wait_for_timeout(300)
+    assert read_mask(_made(page, tmp_path)) is not None
 
 
 def test_a_mask_is_of_the_first_controls_own_picture(suite: Suite) -> None:
