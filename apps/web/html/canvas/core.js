@@ -143,6 +143,8 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
   const future = [];
   const given = () => (props.value?.size ? props.value : null); // Gradio's empty value is ""
   let value = given();
+  let told = value; // what Python has heard last: the value, or one that is only looked at
+  let isLookDue = false;
   let scene = props.scene ?? {};
   let isFitted = true;
   let isCached = false;
@@ -164,6 +166,15 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     images: {}, // what lies under the drawing, by name: "photo" and "drawn" from the server
     shown: null, // the value that images.drawn shows
     opacity: { photo: 1, drawn: 1 },
+    // Shows what a value would look like, while a slider is dragged; commit makes it one.
+    preview(next) {
+      told = next;
+      if (isLookDue) return;
+      isLookDue = true;
+      requestAnimationFrame(() => {
+        if (isLookDue) tell();
+      });
+    },
     commit(next) {
       past.push(value);
       future.length = 0;
@@ -234,11 +245,17 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     canvas.redraw();
   };
 
-  // Python hears of a value when a stroke has ended, never while it is drawn.
+  // Python hears of a value when a stroke has ended, never while it is drawn, and of what is only
+  // looked at once a frame; while it draws, Gradio keeps the newest back.
   const send = () => {
-    props.value = value;
-    trigger("edit");
+    told = value;
+    tell();
     ask();
+  };
+  const tell = () => {
+    isLookDue = false;
+    props.value = told;
+    trigger("edit");
   };
 
   const step = (from, to) => {
@@ -568,10 +585,11 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     }
     if (scene.drawn === before.drawn && canvas.images.drawn) canvas.shown = scene.shows ?? null;
     if (canvas.size[0] !== width || canvas.size[1] !== height) layOut();
-    if (JSON.stringify(given()) !== JSON.stringify(value)) {
+    if (!isLookDue && JSON.stringify(given()) !== JSON.stringify(told)) {
       past.push(value);
       future.length = 0;
-      adopt(given());
+      told = given();
+      adopt(told);
       ask();
     }
     canvas.redraw();

@@ -17,14 +17,16 @@ const surfaceEditor = (canvas, { tools, hint, ground, strokeOf, colourOf, build 
     context.filter = "none";
   };
 
+  const movedTo = (slider, asked) => {
+    const next = { ...now(), [slider.name]: asked };
+    if (asked === slider.neutral) delete next[slider.name];
+    const isPlain = Object.keys(next).length === 2 && !next.strokes.length; // size and strokes
+    return isPlain ? null : next;
+  };
   const sliders = canvas.facts.sliders.map((slider) => {
-    const made = bar.range(slider.label, slider.low, slider.high, slider.step, slider.neutral, null,
-      (asked) => {
-        const next = { ...now(), [slider.name]: asked };
-        if (asked === slider.neutral) delete next[slider.name];
-        const isPlain = Object.keys(next).length === 2 && !next.strokes.length; // size and strokes
-        canvas.commit(isPlain ? null : next);
-      });
+    const made = bar.range(slider.label, slider.low, slider.high, slider.step, slider.neutral,
+      (asked) => canvas.preview(movedTo(slider, asked)),
+      (asked) => canvas.commit(movedTo(slider, asked)));
     made.title = slider.help;
     return made;
   });
