@@ -430,7 +430,9 @@ def _serve_until_stopped(blocks: "gr.Blocks") -> None:
 
 
 def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:
-    """Remove old uploads and results, and what was cut off in the operator's folder."""
+    """Remove old uploads and results and what was cut off in the operator's folder; free memory."""
+    from core.memory import release_freed_memory  # noqa: PLC0415 - as above
+
     if environment.output:
         remove_partial_copies(environment.output)
     if environment.own:
@@ -438,6 +440,7 @@ def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:
         environment.own.sweep(environment.limits, {Path(file) for files in kept for file in files})
     for noted in blocks.temp_file_sets:  # for Gradio's own cleaner, which is off
         noted.clear()
+    release_freed_memory()
 
 
 def theme() -> "gr.themes.Base":

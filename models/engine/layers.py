@@ -5,6 +5,8 @@ where weights are large and pictures small, that takes longer than the convoluti
 weight is packed at its first use, for oneDNN or for a kernel of ours (winograd.py, matmul.py), and
 stays packed while the same kernel runs. There is no second copy: the plain weight's memory goes
 back to the system, and other code that reads the weight gets a plain tensor, made at each access.
+Layers that share a weight, as a base and its version with LoRAs do, share the packed one too,
+whichever of them runs first.
 
 Weights are packed in bfloat16 only; otherwise torch's own functions run, on a GPU with fewer kernel
 launches.
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from core.memory import release_cached_memory
 from models.engine.kernels import matmul, winograd
@@ -40,6 +42,9 @@ in pieces that the next weight just misses: of Stable Diffusion's 2.4 GB it woul
 
 _doubling = WeakTensorKeyDictionary()
 """By a layer's weight: the packed 4x4 weight of convolve_doubled."""
+_packings = WeakTensorKeyDictionary()
+"""By a weight, plain or packed: what it is packed as so far, a dict from Packing to TensorWeakRef
+that all forms of the weight have in common."""
 _freed = 0
 """Bytes of plain weights freed since the last release; threads may race on it, a guess will do."""
 
@@ -251,13 +256,22 @@ def _packed(layer: Any, x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
         return weight.parts
     if not _may_pack(weight, x) or (packing.needs_onednn and not _has_onednn()):
         return ()
-    # Ordinary tensors, even if first used in inference mode: they outlive it.
-    with torch.inference_mode(False), torch.no_grad():
-        parts = packing.pack(weight.plain() if isinstance(weight, PackedWeight) else weight)
-        packed = PackedWeight(parts, packing, weight.shape)
-        layer.weight = nn.Parameter(packed, requires_grad=False)
+    if weight not in _packings:
+        _packings[weight] = {}
+    forms = _packings[weight]
+    shared: Any = forms[packing]() if packing in forms else None
+    if shared is None:
+        # Ordinary tensors, even if first used in inference mode: they outlive it.
+        with torch.inference_mode(False), torch.no_grad():
+            parts = packing.pack(weight.plain() if isinstance(weight, PackedWeight) else weight)
+            packed = PackedWeight(parts, packing, weight.shape)
+            shared = nn.Parameter(packed, requires_grad=False)
+        forms[packing] = TensorWeakRef(shared)
+        _packings[shared] = forms
+    layer.weight = shared
     _count_freed(weight.nbytes)
-    return parts
+    found: tuple[Tensor, ...] = shared.parts
+    return found
 
 
 def _count_freed(size: int) -> None:

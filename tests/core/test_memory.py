@@ -1,7 +1,10 @@
 """Where memory runs out, the pictures are made in another way and are the same."""
 
+import ctypes
+import os
 import weakref
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 from core.condition import Preprocessor
 from core.diffusion import FEWER, LOW_MEMORY, MAX_BATCH_OF_REQUEST, batches
 from core.errors import DeviceUnavailable
-from core.memory import OUT_OF_MEMORY, free_bytes, is_out_of_memory
+from core.memory import OUT_OF_MEMORY, free_bytes, is_out_of_memory, release_freed_memory
 from core.pipeline import Pipeline
 from core.request import GenerationRequest
 from tests.core.conftest import FakeNetworks
@@ -144,6 +147,21 @@ def test_another_error_is_a_bug_and_rises(condition, image):
     networks = Cramped(holds=0, error=KeyError)
     with pytest.raises(KeyError):
         made(networks, ask(condition, image))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_what_glibc_keeps_of_freed_memory_goes_back():
+    """Pieces too small to have pages of their own, below one that is still in use."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [np.ones(60_000, np.uint8) for _ in range(2000)]
+    in_use = pieces.pop()
+    pieces.clear()
+    before = resident()
+    release_freed_memory()
+    assert before - resident() > 60e6 and in_use.all()
 
 
 def test_which_errors_are_meant():

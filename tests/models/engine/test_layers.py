@@ -1,6 +1,7 @@
 """Layers packed for oneDNN give what they gave before, and their weights still say the same."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -120,6 +121,29 @@ def test_there_is_one_copy_which_can_be_copied_and_changed_to_float32() -> None:
 
 
 @needs_onednn
+@needs_onednn
+def test_layers_that_share_a_weight_share_it_packed() -> None:
+    """Whichever runs first, and also after both were packed anew for another kernel."""
+    one = layer(nn.Linear, 64, 32)
+    two = copy.deepcopy(one, {id(one.weight): one.weight})
+    x = torch.randn(5, 64).bfloat16()
+    wanted = one(x)
+    plain = weakref.ref(one.weight)
+    for first, second in ((one, two), (two, one)):
+        for packing in (layers.PRODUCT, layers.VNNI):
+            layers._packed(first, x, packing)
+            layers._packed(second, x, packing)
+            assert first.weight is second.weight and first.weight.packing is packing
+    same(functional.linear(x, one.weight, one.bias), wanted)
+    assert plain() is None
+    third = copy.deepcopy(one, {id(one.weight): one.weight})
+    layers._packed(one, x, layers.PRODUCT)
+    layers._packed(one, x, layers.VNNI)
+    layers._packed(third, x, layers.PRODUCT)
+    layers._packed(third, x, layers.VNNI)
+    assert third.weight is one.weight
+
+
 def test_in_inference_mode_it_becomes_an_ordinary_weight() -> None:
     one = layer(nn.Linear, 16, 16)
     with torch.inference_mode():
