@@ -22,7 +22,7 @@ def sentence_of(error: Exception) -> str:
         COUNTS.count_error("DiskFull")
         log.error("The disk is full: %s", error)
         return (
-            "The server's disk is full, so the result could not be saved: try again when whoever "
+            "The server's disk is full, so this could not be saved: try again when whoever "
             "runs the server has made room."
         )
     if is_out_of_memory(error):

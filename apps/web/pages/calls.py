@@ -9,14 +9,15 @@ from typing import Any
 import anyio
 import gradio as gr
 from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from gradio.block_function import BlockFunction
 from gradio.context import Context, set_render_context
 from gradio.exceptions import InvalidPathError
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.route_utils import FnIndexInferError
 
-from apps.web.files import upload_folder
+from apps.web.files import FULL, upload_folder
+from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.request import NOT_AN_UPLOAD, bytes_of_data_url, own_file
 from apps.web.pages.widgets import plain_errors
 from core.errors import BadInput
@@ -141,5 +142,19 @@ async def refuse(request: Request, error: Exception) -> JSONResponse:
     raise error
 
 
-REFUSALS = dict.fromkeys((TypeError, KeyError, FnIndexInferError), refuse)
+async def tell_full_disk(_: Request, error: Exception) -> PlainTextResponse:
+    """Say in words that an upload found no room.
+
+    Raises:
+        Exception: it is another error.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        return PlainTextResponse(sentence_of(error), HTTPStatus.INSUFFICIENT_STORAGE)
+    raise error
+
+
+REFUSALS = {
+    **dict.fromkeys((TypeError, KeyError, FnIndexInferError), refuse),
+    OSError: tell_full_disk,
+}
 """For FastAPI's exception_handlers."""

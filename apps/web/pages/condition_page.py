@@ -5,8 +5,11 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.image_utils import save_image
 
+from apps.web.files import upload_folder
 from apps.web.html import results
+from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job, drawn_map
 from apps.web.jobs.request import checked_request, new_job, path_in
 from apps.web.pages.canvas import Canvas, back_button, put_away
@@ -323,5 +326,9 @@ def _label_of_read(given_map: RGBImage, read: RGBImage) -> str:
 def _map_image(shown: RGBImage | None, label: str) -> Any:
     """Return the update of the map: the map, or what its download does."""
     if shown is not None:
-        return gr.Image(value=shown, label=label, visible=True)
+        try:  # here, because what Gradio cannot save it does not tell
+            file = save_image(shown, str(upload_folder()), "png")
+        except OSError as error:
+            return gr.Image(value=None, label=f"{MAP_LABEL}: {sentence_of(error)}", visible=True)
+        return gr.Image(value=file, label=label, visible=True)
     return gr.Image(label=label, visible=True) if label else gr.skip()

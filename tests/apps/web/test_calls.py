@@ -232,6 +232,24 @@ def test_an_address_within_the_servers_network_is_not_fetched(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(errno.ENOSPC, 507, "The server's disk is full"), (errno.EIO, 500, "Internal Server Error")],
+)
+def test_an_upload_that_finds_no_room_is_told_why(
+    address: str, monkeypatch: pytest.MonkeyPatch, number: int, status: int, told: str
+) -> None:
+    def full(**_: Any) -> None:
+        raise OSError(number, "No space left on device", "/srv/secret")
+
+    monkeypatch.setattr("gradio.route_utils.NamedTemporaryFile", full)
+    sent = {"files": ("picture.jpg", PHOTO.read_bytes())}
+    answer = httpx.post(f"{address}gradio_api/upload", files=sent, timeout=PATIENCE_S)
+    assert answer.status_code == status
+    assert answer.text.startswith(told) and "secret" not in answer.text
+
+
+@pytest.mark.slow
 def test_a_full_disk_is_told_after_the_images_were_made(
     address: str, upload: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
