@@ -1,6 +1,7 @@
 """A batch of files that a visitor has sent to a page: pictures, captions, and ZIPs of both."""
 
 import lzma
+import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +79,9 @@ class UploadRun:
         try:
             # Where the janitor finds it if the server is killed.
             with tempfile.TemporaryDirectory(dir=upload_folder()) as folder:
-                yield from self._run.run(pictures_of(self._files, Path(folder)))
+                for report in self._run.run(pictures_of(self._files, Path(folder))):
+                    os.utime(folder)  # in use, for the janitor
+                    yield report
         finally:
             self.finished = True
 

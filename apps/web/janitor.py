@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 import anyio
 from filelock import FileLock, Timeout
@@ -85,7 +86,7 @@ class _Entry:
     path: Path
     bytes: int
     changed: float
-    """When its newest file was written, handed in again or made elsewhere, in Unix seconds."""
+    """When it or anything in it was written or touched last, in Unix seconds."""
 
 
 def _sweep_one(folder: Path, limits: Limits, kept: Collection[Path]) -> None:
@@ -106,10 +107,10 @@ def _entries(folder: Path, protected: Collection[Path]) -> Iterator[_Entry]:
         if path in protected:
             continue
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            files = [one.lstat() for one in (path, *path.rglob("*")) if not one.is_dir()]
+            found = [one.lstat() for one in (path, *path.rglob("*"))]
             # As Gradio: a copy keeps the time of its original, but not that of its inode.
-            changed = max((one.st_ctime for one in files), default=path.lstat().st_ctime)
-            yield _Entry(path, sum(one.st_size for one in files), changed)
+            changed = max(one.st_ctime for one in found)
+            yield _Entry(path, sum(one.st_size for one in found if S_ISREG(one.st_mode)), changed)
 
 
 def _remove(path: Path) -> None:

@@ -164,9 +164,8 @@ def _own_folder(variables: Mapping[str, str]) -> OwnFolder:
             )
         return OwnFolder(folder)
     try:
-        user = (
-            os.getuid() if hasattr(os, "getuid") else 0
-        )  # a temporary folder of Windows is one's own
+        # On Windows the temporary folder is one's own.
+        user = os.getuid() if hasattr(os, "getuid") else 0
         usual = Path(tempfile.gettempdir()).resolve() / f"controlloop-{user}"
         usual.mkdir(mode=0o700, exist_ok=True)
         if not _is_ones_own(usual):  # whoever made it could read and change what is in it

@@ -83,6 +83,20 @@ def test_the_oldest_go_first_until_the_rest_is_small_enough(
     assert [run.is_dir() for run in runs] == [True, False, False, True]
 
 
+def test_what_is_touched_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "RECENT_S", 0.2)
+    own = OwnFolder(tmp_path)
+    run, limits = _run(own.path, "run"), Limits(gigabytes=0)
+    for _ in range(3):
+        time.sleep(0.15)
+        os.utime(run)
+        own.sweep(limits)
+        assert run.is_dir()
+    time.sleep(0.3)
+    own.sweep(limits)
+    assert not run.exists()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=8), st.integers(0, 150))
 def test_no_more_than_the_limit_stays_and_no_less_than_fits(sizes: list[int], most: int) -> None:
