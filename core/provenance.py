@@ -22,9 +22,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
+from core import watermark
 from core.content_credentials import read_manifest
 from core.errors import BadInput
-from core.images import open_picture
+from core.images import open_picture, read_image
 from core.png_chunks import MAX_TEXT_BYTES, SIGNATURE, XMP_KEYWORD, read_bytes, read_texts
 from core.request import GenerationRequest
 
@@ -194,18 +195,34 @@ def main(arguments: list[str] | None = None) -> None:
         description="Print what pictures claim of how they were made. A claim is no proof.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="PNG, JPEG, WebP and others")
+    parser.add_argument(
+        "--watermark",
+        action="store_true",
+        help="also look for ControlLoop's watermark in the pixels, which takes seconds",
+    )
+    options = parser.parse_args(arguments)
+    if options.watermark and not watermark.is_here():
+        parser.error(f"to look for the watermark, run `{watermark.INSTALL}` first")
     failed = False
-    for file in parser.parse_args(arguments).files:
+    for file in options.files:
         try:
-            data = read_bytes(file)
-            claims = read_claims(data)
-            said = told(claims)
-            if claims.has_manifest:
-                said += "\n" + read_manifest(data)
+            said = _all_told(read_bytes(file), options.watermark)
         except BadInput as error:
             said, failed = str(error), True
         print(f"{file}\n  " + said.replace("\n", "\n  "))
     sys.exit(2 if failed else 0)
+
+
+def _all_told(data: bytes, look_for_watermark: bool) -> str:
+    claims = read_claims(data)
+    said = [told(claims)]
+    if claims.has_manifest:
+        said.append(read_manifest(data))
+    if look_for_watermark:
+        right = watermark.bits_right(read_image(data)[0])
+        found = "carries" if right >= watermark.ENOUGH else "does not carry"
+        said.append(f"It {found} ControlLoop's watermark: {right} of {len(watermark.BITS)} bits.")
+    return "\n".join(said)
 
 
 if __name__ == "__main__":

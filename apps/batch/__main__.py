@@ -22,9 +22,8 @@ from apps.batch.folder import TABLE, Batch, FolderRun
 from apps.web.jobs.several import combinable
 from apps.web.suite import Suite, how_much
 from core.condition import Condition
-from core.content_credentials import Signer
 from core.errors import BadInput, SuiteError
-from core.marking import sign_with
+from core.marking import Marks, mark_with
 from core.picture_folder import read_folder
 from models.store import Store
 
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         condition = condition_named(options.condition)
         settings = dict(setting_of(one) for one in options.set)
-        sign_with(Signer.read())
+        mark_with(Marks.read())
         suite = Suite(Store(), options.model)
         run = FolderRun(suite, condition, options.out, settings, options.prompt)
         batch = Batch([], {})

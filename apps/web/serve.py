@@ -266,16 +266,15 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
         importlib.import_module("spaces")  # pretends a GPU, so before torch is asked for one
     from apps.web.suite import Suite  # noqa: PLC0415 - torch takes seconds; --help and --list do without
     from apps.web.zero_gpu import RUNS, LentGPU  # noqa: PLC0415
-    from core.content_credentials import Signer  # noqa: PLC0415
     from core.images import DECODING  # noqa: PLC0415
-    from core.marking import sign_with  # noqa: PLC0415
+    from core.marking import Marks, mark_with  # noqa: PLC0415
     from core.pipeline import Pipeline  # noqa: PLC0415
     from models.store import Store  # noqa: PLC0415
 
     limits = environment.requests
     DECODING.amount = limits.max_decoded_mp * 10**6
     try:
-        sign_with(Signer.read())
+        mark_with(Marks.read())
         store = Store(most_control_bytes=limits.controlnet_gb * 2**30)
         suite = Suite(
             store,

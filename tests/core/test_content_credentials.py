@@ -17,7 +17,7 @@ from PIL import Image
 from core import content_credentials
 from core.content_credentials import CERTIFICATE, KEY, TIMESTAMPS, Signer, read_manifest
 from core.errors import BadInput
-from core.marking import sign_with, write_marked
+from core.marking import Marks, mark_with, write_marked
 from core.metadata import save_png
 from core.provenance import EDITED, GENERATED, MANIFEST, VOCABULARY, main, read_claims
 from core.request import GenerationRequest
@@ -95,9 +95,9 @@ def variables(request, tmp_path):
 
 @pytest.fixture
 def signing(variables):
-    sign_with(Signer.read(variables))
+    mark_with(Marks.read(variables))
     yield
-    sign_with(None)
+    mark_with(Marks())
 
 
 def written(kind=GENERATED):
@@ -132,7 +132,7 @@ def test_the_manifest_says_what_xmp_says_and_pixels_and_texts_stay(signing, kind
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.text["parameters"] == "x"
         assert set(picture.convert("RGB").tobytes()) == {90}
-    sign_with(None)
+    mark_with(Marks())
     assert len(data) - len(written(kind)) < 8000
 
 
