@@ -249,6 +249,27 @@ def live() -> str:
     return f"{measured(record)}\n\n{table(head, rows)}\n{same}\n"
 
 
+def watermark() -> str:
+    """Return what the watermark costs, and where it is found."""
+    (record,) = records("watermark-diorama-cpu")
+    rows = [
+        (
+            name,
+            f"{found['pictures']} of {record['pictures']}",
+            f"{found['mean_bits']:.1f}, {found['fewest_bits']}",
+        )
+        for name, found in record["found"].items()
+    ]
+    quality = record["psnr"]
+    cost = (
+        f"Its cost: a PSNR of {quality['mean']:.1f} dB, {quality['lowest']:.1f} at the lowest; a "
+        f"score of {record['marked_score']:.1f} in place of {record['score']:.1f}; "
+        f"{record['seconds']:.2f} s a picture."
+    )
+    head = ("the picture", "found", f"of {record['bits']} bits right, mean and fewest")
+    return f"{measured(record)}\n\n{table(head, rows)}\n{cost}\n"
+
+
 # The apps
 
 
@@ -276,6 +297,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "modes": modes,
     "throughput": throughput,
     "live": live,
+    "watermark": watermark,
 }
 
 
