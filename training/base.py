@@ -3,6 +3,7 @@
 What it predicts, from which noise, and how large its latents are, its own configs say.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,13 +78,21 @@ class Base:
             raise BadInput(f"--size must be a multiple of {self.multiple} for this base: {size}.")
         return size
 
+    def find(self) -> Path:
+        """Return the path of its weights, downloaded if they are not here.
+
+        Raises:
+            WeightsMissing: they cannot be downloaded.
+        """
+        return self._registry.find(self._model)[0]
+
     def load(self, device: str) -> loading.Base:
-        """Return its networks in float32 on the device, downloaded if they are not here.
+        """Return its networks in float32 on the device.
 
         Raises:
             WeightsMissing, WeightsMismatch: a file is missing, or does not fill its network.
         """
-        path, _ = self._registry.find(self._model)
+        path = self.find()
         placement = loading.Placement(torch.device(device), torch.float32)
         vae = self._registry.find_vae(self.card)
         networks = loading.load_base(path, self.card.base_folder, placement, vae)

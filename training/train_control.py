@@ -263,6 +263,7 @@ def _train(options: argparse.Namespace) -> None:
         if not check_folder(options.folder, annotator, options.size, sheet):
             raise BadInput("Mend or delete those named, then train.")
         return
+    base.find()  # before maps are drawn in vain
     torch.manual_seed(options.seed)
     data, cache_folder = _examples(options, annotator, base)
     validation_data = None
@@ -328,8 +329,11 @@ class Training:
         self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
         print(f"ControlNet {sum(p.numel() for p in control.parameters()) / 1e6:.1f} M", flush=True)
         self._precision = PRECISIONS[options.mixed_precision]
-        self._unet: Any = networks.unet.to(self._precision)
-        self._text_encoder = networks.text_encoder.to(self._precision)
+        frozen = loading.Placement(torch.device(device), self._precision)
+        for one in (networks.unet, networks.text_encoder):
+            frozen.place(one)
+        self._unet: Any = networks.unet
+        self._text_encoder = networks.text_encoder
         if options.gradient_checkpointing:
             if isinstance(data, Pictures):
                 raise BadInput("--gradient-checkpointing is for --folder: leave it out.")

@@ -31,12 +31,14 @@ def save_module(module: nn.Module, folder: Path, recipe: dict[str, Any]) -> None
 
     A small one is cut into files below 10 MB. The module stays as it is.
     """
-    weights = {
+    copies: dict[int, torch.Tensor] = {
         id(one): nn.Parameter(one.detach().to("cpu", torch.float16), requires_grad=False)
         for one in module.parameters()
     }
-    size = sum(one.nbytes for one in weights.values())
-    half = copy.deepcopy(module, weights).to("cpu", torch.float16)
+    size = sum(one.nbytes for one in copies.values())
+    for one in module.buffers():
+        copies[id(one)] = one.to("cpu", torch.float16 if one.is_floating_point() else one.dtype)
+    half = copy.deepcopy(module, copies)
     shards = MAX_SHARD_SIZE if size < SMALL else "10GB"
     half.save_pretrained(folder, max_shard_size=shards, safe_serialization=True)  # type: ignore[operator]
     add_metadata(folder, recipe=json_recipe(recipe), commit=git_commit())
