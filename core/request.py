@@ -328,7 +328,10 @@ class ControlResult:
 
     @property
     def asks_for_nothing(self) -> bool:
-        """Whether the map is empty: then its score says only whether the result's is empty too."""
+        """Whether the map is empty: then there is no score.
+
+        A comparison would say only whether the result's map is empty too.
+        """
         annotator = self.condition.annotator
         return bool(annotator.empty_message) and annotator.is_empty(self.control_map)
 
@@ -373,6 +376,11 @@ class GenerationResult:
         return self.controls[0].scores
 
     @property
+    def asks_for_nothing(self) -> bool:
+        """Whether all control maps are empty, so that there is no score."""
+        return all(one.asks_for_nothing for one in self.controls)
+
+    @property
     def headlines(self) -> tuple[float, ...]:
         """Each image's headline score, 0..100: the mean over its controls.
 
@@ -387,7 +395,8 @@ class GenerationResult:
     def report(self) -> dict[str, Any]:
         """Return the report as JSON (apps/README.md, "The report").
 
-        With several controls an image's headline is their mean, and "controls" lists each one's.
+        With several controls an image's headline is their mean, and "controls" lists each one's. It
+        is None where the map is empty.
         """
         return {
             "model": self.model,
@@ -409,14 +418,15 @@ class GenerationResult:
         each = [
             {
                 "condition": control.condition.name,
-                "headline": control.scores[index].headline,
-                "metrics": dict(control.scores[index].metrics),
+                "headline": None if control.asks_for_nothing else control.scores[index].headline,
+                "metrics": {} if control.asks_for_nothing else dict(control.scores[index].metrics),
             }
             for control in self.controls
         ]
         if len(each) == 1:
             return {"headline": each[0]["headline"], "metrics": each[0]["metrics"]}
-        return {"headline": self.headlines[index], "metrics": {}, "controls": each}
+        headline = None if self.asks_for_nothing else self.headlines[index]
+        return {"headline": headline, "metrics": {}, "controls": each}
 
 
 @dataclass(frozen=True)

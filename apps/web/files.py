@@ -247,7 +247,10 @@ def contact_sheet(result: GenerationResult) -> RGBImage:
         for control in result.controls
     ]
     cells += [
-        (f"{headline:.0f} / 100, seed {seed}", image)
+        (
+            f"{'no score' if result.asks_for_nothing else f'{headline:.0f} / 100'}, seed {seed}",
+            image,
+        )
         for headline, seed, image in zip(result.headlines, result.seeds, result.images, strict=True)
     ]
     columns = min(SHEET_COLUMNS, len(cells))

@@ -620,3 +620,17 @@ def test_the_map_shown_is_the_map_fed(condition, image, networks):
     assert np.array_equal(result.control_map, shown)
     fed = (hints[0][0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     assert np.array_equal(fed, result.control_map)
+
+
+@pytest.mark.parametrize("result_is_empty", [False, True])
+def test_an_empty_map_has_no_score_whatever_the_result_shows(
+    networks, condition, image, result_is_empty
+):
+    """Not 0 where the result shows something and 100 where it does not."""
+    pipeline = Pipeline(lambda *_, **__: networks)
+    request = ask(condition, image * 0, strength=1.0 if result_is_empty else 0.0)
+    report = pipeline.generate(request).report()
+    assert report["scores"] == [{"headline": None, "metrics": {}}]
+    both = GenerationRequest(request.controls * 2, prompt="a ball", steps=4, image_resolution=256)
+    (told,) = pipeline.generate(both).report()["scores"]
+    assert told["headline"] is None and [one["headline"] for one in told["controls"]] == [None] * 2

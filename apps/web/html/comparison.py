@@ -42,7 +42,7 @@ def versus(sides: Sequence[Side]) -> str:
         *(
             f"{side.title} {_mean(result):.0f} / 100"
             for side, result, _ in finished
-            if side.image_count and not all(one.asks_for_nothing for one in result.controls)
+            if side.image_count and not result.asks_for_nothing
         ),
     ]
     notes = {

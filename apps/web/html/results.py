@@ -225,7 +225,7 @@ def so_far(result: GenerationResult, saved: SavedResult) -> str:
 
     Each can be saved, and history.js keeps it, so that it outlives a server that ends in the run.
     """
-    kind, no_score = source_type_of(result.request), asks_for_nothing(result)
+    kind, no_score = source_type_of(result.request), result.asks_for_nothing
     figures = "".join(
         f"""<figure><img src="{thumbnail(image, kind)}" alt="Image {number}">
       <figcaption><span><b>{"–" if no_score else f"{headline:.0f}"}</b></span>
@@ -253,11 +253,6 @@ def retention(hours: int, is_copied: bool) -> str:
     )
     kept = " Whoever runs it also keeps a copy of every generated image." if is_copied else ""
     return f'<p class="cl-retention">{told}{kept}</p>'
-
-
-def asks_for_nothing(result: GenerationResult) -> bool:
-    """Return whether all control maps are empty, so that there is no score."""
-    return all(one.asks_for_nothing for one in result.controls)
 
 
 def live(result: GenerationResult) -> str:

@@ -33,7 +33,7 @@ class Cell:
     @property
     def headline(self) -> float | None:
         """The score, 0..100; None if there is no picture, or its map asks for nothing."""
-        if self.result is None or all(one.asks_for_nothing for one in self.result.controls):
+        if self.result is None or self.result.asks_for_nothing:
             return None
         return self.result.headlines[0]
 
