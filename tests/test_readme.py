@@ -225,8 +225,8 @@ def _literal(value):
 @pytest.mark.slow
 def test_the_report_has_what_is_told(networks):
     told = json.loads(FENCE.search(section(text_of(APPS), "The report"))[2])
-    image = np.full((64, 64, 3), 90, np.uint8)
-    image[:32] = 200  # an edge: without one there is no score
+    image = np.zeros((512, 512, 3), np.uint8)
+    image[:256] = 255  # an edge: without one there is no score
     request = GenerationRequest.single(apps.find("canny2image"), image, steps=1, seed=7)
     found = Pipeline(lambda *_, **__: networks).generate(request).report()
     assert told.keys() == found.keys()
