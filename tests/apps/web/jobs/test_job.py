@@ -1,5 +1,6 @@
 """A run in its own thread: what is told, how it stops, what is let go."""
 
+import contextvars
 import threading
 import time
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import apps
-from apps.web.jobs.job import Job
+from apps.web.jobs.job import Job, watched
 from core.errors import BadInput
 from core.request import Download, GenerationRequest, GenerationResult, Progress
 
@@ -117,6 +118,13 @@ def test_who_downloads_keeps_nobody_waiting_and_stops_at_once() -> None:
             assert isinstance(list(_job(near).run())[-1], GenerationResult)
             job.stop()
     assert near.steps == 5 and far.steps == 0 and job.finished
+
+
+def test_the_work_sees_the_context_of_its_caller() -> None:
+    """There Gradio keeps the visitor's request, which ZeroGPU asks for."""
+    visitor = contextvars.ContextVar("visitor", default="nobody")
+    visitor.set("ann")
+    assert list(watched(lambda _: visitor.get(), threading.Event())) == ["ann"]
 
 
 def test_an_error_rises_where_it_is_watched() -> None:
