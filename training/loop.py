@@ -173,8 +173,9 @@ def _validate(state: "_State", validate: Validate | None, log: TextIO) -> None:
 def _open_log(file: Path, step: int) -> TextIO:
     """Open a log to append to, without what was logged after the step that a run resumes at."""
     if file.exists():
-        lines = file.read_text().splitlines(keepends=True)
-        file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        *lines, _ = file.read_text().split("\n")  # the last is empty, or was cut off
+        kept = (f"{line}\n" for line in lines if json.loads(line)["step"] <= step)
+        file.write_text("".join(kept))
     return file.open("a")
 
 

@@ -1,5 +1,6 @@
 """The training loop learns, resumes exactly, and returns averaged weights."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -37,6 +38,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     run(tmp_path / "halves", 20)
     resumed = run(tmp_path / "halves", 40)
     assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_a_resumed_log_has_each_step_once(tmp_path):
+    run(tmp_path, 50)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 60, "loss": 1.0}\n{"step": 80, "lo')  # after the checkpoint
+    run(tmp_path, 80)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == [20, 40, 60, 80] and log.read_text().startswith(whole)
 
 
 def test_batches_to_one_step_are_one_larger_batch(tmp_path):
