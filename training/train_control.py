@@ -451,12 +451,14 @@ class Training:
             ).sample
         return prediction
 
-    def _pictures(self, maps: np.ndarray, words: Tensor, guidance: float) -> list[RGBImage]:
+    def _pictures(
+        self, maps: np.ndarray, words: Tensor, guidance: float, seed: int = 1
+    ) -> list[RGBImage]:
         """Generate a picture for each map (N, H, W, 3) uint8, a batch at a time."""
         made: list[RGBImage] = []
         for k in range(0, len(maps), self._options.batch):
             part = slice(k, k + self._options.batch)
-            latents = self._sample(maps[part], words[part], SHEET_STEPS, guidance, seed=k + 1)
+            latents = self._sample(maps[part], words[part], SHEET_STEPS, guidance, seed + k)
             made += to_images(decode(self._vae, latents, torch.float32))
         return made
 
@@ -465,7 +467,7 @@ class Training:
         words = tokens(self._tokenizer, data.captions)
         made: list[RGBImage] = []
         for row in range(len(data)):  # one by one: they may have several sizes
-            made += self._pictures(data.maps([row]), words[[row]], self._app_guidance)
+            made += self._pictures(data.maps([row]), words[[row]], self._app_guidance, row)
         return made
 
     def save_best(self, step: int, score: float) -> None:

@@ -66,7 +66,16 @@ def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(
 
 
 @pytest.mark.slow
-def test_a_validated_run_keeps_a_curve_and_loads_in_the_apps(sd_base, folder, tmp_path, capsys):
+def test_a_validated_run_keeps_a_curve_and_loads_in_the_apps(
+    sd_base, folder, tmp_path, capsys, monkeypatch
+):
+    noises, sample_latents = [], train_control.sample_latents
+
+    def recorded(unet, text, empty, noise, *more):
+        noises.append(noise)
+        return sample_latents(unet, text, empty, noise, *more)
+
+    monkeypatch.setattr(train_control, "sample_latents", recorded)
     out = tmp_path / "run"
     validation = ["--validation", f"{folder}", "--validate-every", "2"]
     train_control.main(arguments(sd_base, folder, out, *validation, "--steps", "5"))
@@ -74,6 +83,9 @@ def test_a_validated_run_keeps_a_curve_and_loads_in_the_apps(sd_base, folder, tm
     assert told.count("Score ") == 4 and "Memory: " in told
     curve = read_curve(out)
     assert [step for step, _ in curve] == [0, 2, 4, 5]
+    # Each picture has noise of its own, the same in every validation.
+    assert not torch.equal(noises[0], noises[1])
+    assert all(torch.equal(noises[k], noises[k % 2]) for k in range(8))
     with Image.open(out / "score.png") as drawn:
         assert drawn.size == (640, 360)
     with Image.open(out / "validation.png") as sheet:
