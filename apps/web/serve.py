@@ -56,8 +56,9 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 """Variables of proxies, in capitals or not."""
 ON_ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 """Whether this is a Space that lends a GPU for the seconds of a request; as `spaces` reads it."""
-FETCHING_S = 3.0
-"""How long results of the last requests can still be fetched when the server ends."""
+FETCHING_S = 5.0
+"""A server that ends lets results of the last requests be fetched until nobody has for so long."""
+MOST_FETCHING_S = 60.0
 OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -423,8 +424,18 @@ def _serve_until_stopped(blocks: "gr.Blocks") -> None:
         was_busy = True
         time.sleep(0.1)
     if was_busy:
-        time.sleep(FETCHING_S)
+        _wait_for_quiet(blocks)
     blocks.close(verbose=False)
+
+
+def _wait_for_quiet(blocks: "gr.Blocks") -> None:
+    """Wait until there was no request for FETCHING_S, or MOST_FETCHING_S are over."""
+    end = time.monotonic() + MOST_FETCHING_S
+    served, last = blocks.server.server_state.total_requests, time.monotonic()
+    while time.monotonic() < min(end, last + FETCHING_S):
+        time.sleep(0.1)
+        if blocks.server.server_state.total_requests != served:
+            served, last = blocks.server.server_state.total_requests, time.monotonic()
 
 
 def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:
