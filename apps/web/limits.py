@@ -6,9 +6,14 @@ who run the server apps/README.md lists all.
 
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from core.errors import Busy
 
 
 def _limit(variable: str, usual: int, most: int) -> Any:
@@ -71,3 +76,32 @@ class RequestLimits:
                 for one in fields(cls)
             }
         )
+
+
+class Visits:
+    """How many requests of each visitor are made past the queue, as live pictures are."""
+
+    def __init__(self, most: int) -> None:
+        """Let each have at most so many at the same time."""
+        self._most = most
+        self._now: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one_of(self, visitor: str) -> Iterator[None]:
+        """Count one for the duration of the block; "", this machine itself, is not limited.
+
+        Raises:
+            Busy: the visitor has as many already.
+        """
+        with self._lock:
+            if visitor and self._now[visitor] >= self._most:
+                raise Busy(f"One visitor may have {self._most} live pictures at the same time.")
+            self._now[visitor] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._now[visitor] -= 1
+                if not self._now[visitor]:
+                    del self._now[visitor]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.web.limits import RequestLimits
+from apps.web.limits import RequestLimits, Visits
 from core.batching import MOST_ADMITTED, Weights
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError, WeightsMissing
@@ -63,6 +63,7 @@ class Suite:
         self.runs = min(MOST_RUNS, max_queue)
         """Concurrent runs over all pages."""
         self.limits = limits
+        self.visits = Visits(limits.max_per_visitor if limits else max_queue)
         # One more, for the estimate at the start.
         self.pipeline = pipeline(
             self._load,

@@ -22,6 +22,7 @@ from apps.web.pages.layout import Controls, Layout
 from apps.web.pages.prefill import Prefill
 from apps.web.pages.prompt import wire_help, wire_style
 from apps.web.pages.runs import CurrentJob, Runs
+from apps.web.pages.visitors import visitor_of
 from apps.web.pages.widgets import AT_ONCE, FEW_AT_ONCE, PRIVATE, runs_at_once
 from apps.web.suite import Suite
 from apps.web.tool import Tool
@@ -238,13 +239,16 @@ class Page:
             **PRIVATE,
         )
 
-    def _draw_live(self, current: CurrentJob, live: Live, *values: Any) -> tuple[Any, Any]:
+    def _draw_live(
+        self, request: gr.Request, current: CurrentJob, live: Live, *values: Any
+    ) -> tuple[Any, Any]:
         """Return the stage and the seed; both stay while a run has the stage."""
         if current.job is not None:
             return gr.skip(), gr.skip()
         try:
             given = live_values(self.suite, self.layout.values_of(values), live.seed)
-            result = live.picture(lambda: self.controls.job(given))
+            with self.suite.visits.one_of(visitor_of(request.request, request.username)):
+                result = live.picture(lambda: self.controls.job(given))
         except Exception as error:  # noqa: BLE001 - shown to the user; a bug is logged
             return results.note(sentence_of(error)), gr.skip()
         if result is None or current.job is not None:

@@ -5,26 +5,30 @@ import dataclasses
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import httpx
 import numpy as np
 import pytest
 from fastapi import Request
+from gradio.helpers import special_args
 from PIL import Image
 
 import apps
+from apps.web.jobs.live import Live
 from apps.web.jobs.request import new_job
 from apps.web.jobs.several import SLOT_FIELDS, SLOTS, new_several_job
 from apps.web.jobs.sweep import new_sweep
-from apps.web.limits import RequestLimits
+from apps.web.limits import RequestLimits, Visits
+from apps.web.pages.runs import CurrentJob
 from apps.web.pages.visitors import visitor_of
 from apps.web.pages.widgets import runs_at_once
 from apps.web.serve import Environment, launch
 from apps.web.suite import Suite
-from core.errors import BadInput
+from core.errors import BadInput, Busy
 from core.params import settings_of
 from tests.apps.web.conftest import UPLOADS
 
@@ -125,6 +129,30 @@ def test_visitors_are_told_apart_by_their_address(host: str, visitor: str) -> No
     assert visitor_of(request_from(host), "ada") == "user ada"
     session = {"oauth_info": {"userinfo": {"preferred_username": "bob"}}}
     assert visitor_of(request_from(host, session=session), None) == "user bob"
+
+
+def test_past_the_queue_a_visitor_has_no_more_either() -> None:
+    """As with live pictures; whoever leaves makes room, and nothing is remembered."""
+    visits = Visits(2)
+    with visits.one_of("a"), visits.one_of("a"), visits.one_of("b"), visits.one_of(""):
+        with (
+            pytest.raises(Busy, match=r"^One visitor may have 2 live pictures"),
+            visits.one_of("a"),
+        ):
+            pass
+        with visits.one_of(""), visits.one_of(""), visits.one_of("b"):
+            pass
+    with visits.one_of("a"):
+        assert dict(visits._now) == {"a": 1}
+
+
+def test_a_live_picture_is_told_who_asks(suite: Suite, page_of: Callable[[str], Any]) -> None:
+    """Gradio gives the request to the handler by its annotation."""
+    page = page_of("scribble2image_interactive")
+    (function,) = [one for one in page.fns.values() if one.name == "_draw_live"]
+    request = gr.Request(request_from("203.0.113.7"), username="ada")
+    given, *_ = special_args(function.fn, [CurrentJob(), Live()], request)
+    assert given[0] is request and len(given) == 3
 
 
 @pytest.fixture
