@@ -179,6 +179,10 @@ def test_a_bucket_is_no_larger_than_the_square(width, height, size):
         assert (wide, high) == (size, size)
 
 
-def test_each_folder_has_a_run_of_its_own(tmp_path):
-    names = {train_control._options(["--folder", f"{tmp_path / one}"]).out for one in ("a", "b")}
-    assert len(names) == 2 and str(train_control._options([]).out) == "runs/control-canny"
+def test_each_folder_and_base_has_a_run_of_its_own(tmp_path):
+    names = {
+        train_control._options(["--folder", f"{tmp_path / one}", "--base", base]).out
+        for one in ("a", "b")
+        for base in ("diorama", "sd15", "/models/sd15")
+    }
+    assert len(names) == 6 and str(train_control._options([]).out) == "runs/control-canny"
