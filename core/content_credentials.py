@@ -29,7 +29,7 @@ TIMESTAMPS = "CONTROLLOOP_SIGN_TIMESTAMPS"
 INSTALL = "pip install -r requirements-c2pa.txt"
 TRIAL = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicMedia"
 """What the black picture is that is signed to see whether it can be done."""
-# With it, the manifest of a small picture is larger than the picture.
+# A small picture would be enlarged for it, to many times its bytes: findings/c2pa_thumbnail.sh.
 WITHOUT_THUMBNAIL = {"builder": {"thumbnail": {"enabled": False}}}
 KINDS = {SIGNATURE: "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 """The formats in which a manifest is read, by how they begin."""
