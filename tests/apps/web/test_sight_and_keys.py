@@ -39,12 +39,12 @@ def test_a_cards_seed_is_reused_before_advanced_options_were_opened(page: Any) -
     expect(page.locator("#seed input")).to_have_value(seed)
 
 
-COVERING = """() => Array.from({ length: 12 }, (_, k) => {
-  scrollTo(0, 50 * k);
+COVERING = """() => Array.from({ length: 60 }, (_, k) => {
+  scrollTo(0, 10 * k);
   const run = document.querySelector("#run").getBoundingClientRect();
   const seen = [0.1, 0.5, 0.9].map((part) => document.elementFromPoint(
     run.left + part * run.width, run.top + run.height / 2));
-  return seen.every((one) => one?.id === "run") ? "" : `${50 * k}: ${seen[0]?.outerHTML}`;
+  return seen.every((one) => one?.id === "run") ? "" : `${10 * k}: ${seen[0]?.outerHTML}`;
 }).filter(Boolean)"""
 """What lies over Run, or is there in its place, while the page is scrolled past it."""
 
