@@ -417,10 +417,10 @@ def test_strokes_stay_in_sight_until_their_map_is_there(
 ) -> None:
     draw_map, both_drawn, maps = suite.pipeline.draw_map, threading.Event(), []
 
-    def late(request: GenerationRequest) -> ControlMap:
+    def late(request: GenerationRequest, *options: Any) -> ControlMap:
         assert both_drawn.wait(PATIENCE_MS / 1000)
         maps.append(request.controls[0].edit)
-        return draw_map(request)
+        return draw_map(request, *options)
 
     with _opened(browser, "desktop", f"{editors_address}canny2image") as page:
         page.locator("#edit").click()
