@@ -27,6 +27,7 @@ RANKS = (
     ("apps.web.suite", "apps.web.files"),
     ("apps.web.jobs",),
     ("apps.batch",),
+    ("apps.web.remote",),
     ("apps.web.zero_gpu", "apps.web.html"),
     ("apps.web.pages",),
     ("apps.web.site",),

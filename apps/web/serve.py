@@ -11,11 +11,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apps
 from apps.web.hosts import AllowedHosts, read_hosts
@@ -29,8 +29,10 @@ from models.catalog.paths import LIST_NAMES, LISTING, LISTINGS
 
 if TYPE_CHECKING:
     import gradio as gr
+    from fastapi import FastAPI
 
     from apps.web.suite import Suite
+    from core.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -258,8 +260,15 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def make_suite(model: str | None, environment: Environment) -> "Suite":
-    """Return the suite; exit with one line if the model or the device is not available."""
+def make_suite(
+    model: str | None,
+    environment: Environment,
+    pipeline: Callable[..., "Pipeline"] | None = None,
+) -> "Suite":
+    """Return the suite; exit with one line if the model or the device is not available.
+
+    `pipeline` makes its pipeline, if it does not run here.
+    """
     check_libraries()
     if environment.own:
         os.environ["GRADIO_TEMP_DIR"] = str(environment.own.path)  # read when Gradio is imported
@@ -272,6 +281,7 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
     from core.pipeline import Pipeline  # noqa: PLC0415
     from models.store import Store  # noqa: PLC0415
 
+    usual = pipeline or Pipeline
     limits = environment.requests
     DECODING.amount = limits.max_decoded_mp * 10**6
     try:
@@ -283,7 +293,7 @@ def make_suite(model: str | None, environment: Environment) -> "Suite":
             environment.output,
             environment.max_queue,
             environment.limits.hours,
-            partial(LentGPU, store, apps.conditions()) if ON_ZERO_GPU else Pipeline,
+            partial(LentGPU, store, apps.conditions()) if ON_ZERO_GPU else usual,
             limits,
         )
     except SuiteError as error:
@@ -330,27 +340,10 @@ def launch(
 
     Blocking, it returns when the process is asked to stop and all running requests are finished.
     """
-    from fastapi.middleware import Middleware  # noqa: PLC0415 - as above
+    from apps.web.files import upload_folder  # noqa: PLC0415 - as above
+    from apps.web.telemetry import serve_metrics  # noqa: PLC0415
 
-    from apps.web import health  # noqa: PLC0415
-    from apps.web.files import LARGEST_UPLOAD, upload_folder  # noqa: PLC0415
-    from apps.web.pages import first_paint  # noqa: PLC0415
-    from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
-    from apps.web.pages.visitors import limit_visitors  # noqa: PLC0415
-    from apps.web.pages.widgets import PICTURES, TEST_IMAGES  # noqa: PLC0415
-    from apps.web.telemetry import serve_metrics, set_up_logging  # noqa: PLC0415
-
-    first_paint.install()
-    if options.mcp:
-        from apps.web.pages import mcp_server  # noqa: PLC0415
-
-        mcp_server.install()
-    set_up_logging(environment.log)
-    # Closed: a call that is posted to its own address would pass by the queue and its limits.
-    blocks.queue(max_size=environment.max_queue, api_open=False)
-    limit_visitors(blocks, environment.requests.max_per_visitor)
-    if os.environ.get("SPACE_ID"):  # whose only way in is its proxy, which says who asks
-        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
+    shared = _prepared(blocks, environment, suite, options.mcp)
     host = options.host.strip("[]") if options.host else None
     if host:
         _require_own_address("--host", host)
@@ -359,26 +352,10 @@ def launch(
         _, address, _ = blocks.launch(
             server_name=f"[{host}]" if host and ":" in host else host,  # as in a URL
             server_port=options.port,
-            mcp_server=options.mcp,
-            theme=theme(),
-            css_paths=[HTML / "page.css"],
-            max_file_size=LARGEST_UPLOAD,
-            allowed_paths=[str(TEST_IMAGES), str(PICTURES)],
-            enable_monitoring=False,
             strict_cors=True,
-            show_error=False,
             share=False,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=["api", "settings"],
             prevent_thread_lock=True,
-            app_kwargs={
-                "exception_handlers": REFUSALS,
-                "routes": health.routes(lambda: _hindrance(blocks, environment, suite)),
-                "middleware": [Middleware(AllowedHosts, environment.hosts)]
-                * bool(environment.hosts),
-                "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
-            },
+            **shared,
         )
     except OSError as error:
         if options.port is not None and "empty port" in str(error):
@@ -391,6 +368,59 @@ def launch(
         threading.Thread(target=load_torchvision, name="torchvision", daemon=True).start()
         _serve_until_stopped(blocks)
     return address
+
+
+def mounted(blocks: "gr.Blocks", environment: Environment, suite: "Suite") -> "FastAPI":
+    """Return an ASGI app with the pages as `launch` serves them, for another server."""
+    import gradio as gr  # noqa: PLC0415 - as above
+    from fastapi import FastAPI  # noqa: PLC0415
+
+    return gr.mount_gradio_app(FastAPI(), blocks, "", **_prepared(blocks, environment, suite))
+
+
+def _prepared(
+    blocks: "gr.Blocks", environment: Environment, suite: "Suite | None", mcp: bool = False
+) -> dict[str, Any]:
+    """Give pages their queue and limits; return the options of whatever serves them."""
+    from fastapi.middleware import Middleware  # noqa: PLC0415 - as above
+
+    from apps.web import health  # noqa: PLC0415
+    from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415
+    from apps.web.pages import first_paint  # noqa: PLC0415
+    from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
+    from apps.web.pages.visitors import limit_visitors  # noqa: PLC0415
+    from apps.web.pages.widgets import PICTURES, TEST_IMAGES  # noqa: PLC0415
+    from apps.web.telemetry import set_up_logging  # noqa: PLC0415
+
+    first_paint.install()
+    if mcp:
+        from apps.web.pages import mcp_server  # noqa: PLC0415
+
+        mcp_server.install()
+    set_up_logging(environment.log)
+    # Closed: a call that is posted to its own address would pass by the queue and its limits.
+    blocks.queue(max_size=environment.max_queue, api_open=False)
+    limit_visitors(blocks, environment.requests.max_per_visitor)
+    if os.environ.get("SPACE_ID"):  # whose only way in is its proxy, which says who asks
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
+    return {
+        "mcp_server": mcp,
+        "theme": theme(),
+        "css_paths": [HTML / "page.css"],
+        "max_file_size": LARGEST_UPLOAD,
+        "allowed_paths": [str(TEST_IMAGES), str(PICTURES)],
+        "enable_monitoring": False,
+        "show_error": False,
+        "ssr_mode": False,
+        "run_history": False,
+        "footer_links": ["api", "settings"],
+        "app_kwargs": {
+            "exception_handlers": REFUSALS,
+            "routes": health.routes(lambda: _hindrance(blocks, environment, suite)),
+            "middleware": [Middleware(AllowedHosts, environment.hosts)] * bool(environment.hosts),
+            "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
+        },
+    }
 
 
 def _hindrance(blocks: "gr.Blocks", environment: Environment, suite: "Suite | None") -> str:

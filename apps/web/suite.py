@@ -264,6 +264,7 @@ class Suite:
         """
         if not result.images or result.cancelled:
             return ""
+        self._note(result.request.model, READY)  # also where another process has loaded it
         spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")
         if steps:
             spent += result.seconds["sample"] * (steps / result.request.steps - 1)

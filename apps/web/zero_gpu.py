@@ -14,20 +14,18 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from apps.web.jobs.errors import sentence_of
-from apps.web.jobs.job import Partial, Report, watched
+from apps.web.remote import gather, work
 from core.condition import Condition
 from core.errors import DeviceUnavailable, SuiteError
 from core.images import fit_size
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
-from core.wire import packed, unpacked
+from core.wire import packed
 from models.devices import share_device
 from models.store import Store
 
@@ -85,60 +83,37 @@ class LentGPU(Pipeline):
         # The other process is told by a file: it shares no memory, only the disk.
         stop = Path(tempfile.gettempdir(), f"controlloop-stop-{uuid.uuid4().hex}")
         given = packed((request, preview_every))
-        made: GenerationResult | None = None
+
+        def reports() -> Iterator[bytes]:
+            try:
+                for report in self._on_gpu(given, str(stop), gpu_seconds(request)):
+                    yield report
+                    if cancelled and cancelled():
+                        stop.touch()
+            except Exception as error:  # noqa: BLE001 - raised again
+                raise _as_ours(error) from None
+
         try:
-            for data in self._on_gpu(given, str(stop), gpu_seconds(request)):
-                report = unpacked(data, self._conditions)
-                if isinstance(report, SuiteError):
-                    raise report
-                if isinstance(report, Progress) and on_progress:
-                    on_progress(report)
-                elif isinstance(report, Partial):
-                    made = report.result
-                    if on_images:
-                        on_images(made)
-                elif isinstance(report, GenerationResult):
-                    made = report
-                if cancelled and cancelled():
-                    stop.touch()
-        except Exception as error:  # noqa: BLE001 - raised again, or told beside what is made
-            refused = _as_ours(error)
-            if made is None:
-                raise refused from None
-            images = f"{len(made.images)} of {request.num_samples} images were made"
-            return replace(
-                made, warnings=(*made.warnings, f"Only {images}: {sentence_of(refused)}")
-            )
+            return gather(reports(), self._conditions, request, on_progress, on_images)
         finally:
             stop.unlink(missing_ok=True)
-        assert made is not None, "the last report is the result"
-        return made
 
     def _work(self, given: bytes, stop: str, seconds: int) -> Iterator[bytes]:
         """Make the pictures, in the process with the GPU; yield reports, the result last.
 
         `seconds` is for the wrapper alone.
         """
-        request, preview_every = unpacked(given, self._conditions)
         share_device(self._store.device)
         # Not the one that was forked: another thread may have held its lock at that moment.
         pipeline = Pipeline(self._store.load)
         closed = threading.Event()
-
-        def generate(report: Report) -> GenerationResult:
-            return pipeline.generate(
-                request,
-                on_progress=report,
-                cancelled=lambda: closed.is_set() or Path(stop).exists(),
-                preview_every=preview_every,
-                on_images=lambda result: report(Partial(result)),
-            )
-
-        try:
-            for report in watched(generate, closed):
-                yield packed(report)
-        except SuiteError as error:
-            yield packed(error)
+        yield from work(
+            pipeline,
+            given,
+            self._conditions,
+            closed,
+            lambda: closed.is_set() or Path(stop).exists(),
+        )
 
 
 def _as_ours(error: Exception) -> Exception:

@@ -1,0 +1,1 @@
+"""Serving the suite otherwise than from one process."""
