@@ -6,14 +6,22 @@ Every request has its own held-out scene, with the ControlNets of --conditions i
 with a PNG-encoded picture. All requests run one after the other, then from all clients at once
 through the same pipeline; a client sends its next request when it has its picture. The wait is from
 request to encoded picture; one at a time, a request waits for all before it.
+
+With --workers N all clients are also served by N processes of one thread each, with Ray Serve
+(deploy/ray.py): once as they are, and once while a worker is killed after a third of the pictures.
+The hop is what a request takes beyond its own work, more than in this process.
 """
 
 import argparse
+import importlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -30,6 +38,8 @@ from core.request import GenerationRequest
 from models.store import Store
 
 CONDITIONS = "canny,hed,depth,lineart"
+HOPS = 20
+"""Requests that the hop is the median of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +103,47 @@ def run_sequentially(
     return results
 
 
+@contextmanager
+def served_by(workers: int, model: str) -> Iterator[tuple[Pipeline, Callable[[], None]]]:
+    """Start so many workers; yield the pipeline that sends them requests, and what kills one."""
+    cluster: Any = importlib.import_module("deploy.ray")
+    ray = cluster.ray
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        ray.serve.run(cluster.app(cluster.Options(workers=workers, model=model)))
+        handle = ray.serve.get_deployment_handle("worker", "default")
+
+        def kill_one() -> None:
+            names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
+            name = next(one for one in names if "#worker#" in one)
+            ray.kill(ray.get_actor(name, namespace="serve"))
+
+        yield cluster.Workers(handle, model, Store("cpu").load, 1000), kill_one
+    finally:
+        ray.serve.shutdown()
+        ray.shutdown()
+
+
+def overhead(pipeline: Pipeline, request: GenerationRequest) -> float:
+    """Return the median of the seconds that a request takes beyond its own work."""
+    beyond = []
+    for _ in range(HOPS):
+        begun = time.perf_counter()
+        result = pipeline.generate(replace(request, steps=1))
+        beyond.append(time.perf_counter() - begun - sum(result.seconds.values()))
+    return float(np.median(beyond))
+
+
 def compare(
-    store: Store, model: str, conditions: Sequence[Condition], clients: int, each: int, mode: str
+    store: Store,
+    model: str,
+    conditions: Sequence[Condition],
+    clients: int,
+    each: int,
+    mode: str,
+    workers: int = 0,
 ) -> dict[str, Any]:
-    """Time both runs, and compare each client's picture with that of the sequential run.
+    """Time all runs, and compare each client's picture with that of the sequential run.
 
     Raises:
         SuiteError: The model is not available.
@@ -107,8 +154,8 @@ def compare(
         for request in make_requests(store, pipeline, model, conditions, clients * each)
     ]
 
-    def generate(request: GenerationRequest) -> RGBImage:
-        result = pipeline.generate(request)
+    def generate(request: GenerationRequest, by: Pipeline = pipeline) -> RGBImage:
+        result = by.generate(request)
         save_png(BytesIO(), result.images[0], result, 0)
         return result.images[0]
 
@@ -118,8 +165,29 @@ def compare(
     concurrent = run_concurrently(generate, requests, clients)
     psnrs = np.array([[psnr(a.image, b.image) for b in sequential] for a in concurrent])
     runs = {"one at a time": sequential, "at once": concurrent}
+    hop = None
+    if workers:
+        with served_by(workers, model) as (remote, kill_one):
+            for request in requests[: 2 * workers * len(conditions)]:
+                generate(request, remote)
+            hop = overhead(remote, requests[0]) - overhead(pipeline, requests[0])
+            to_workers = partial(generate, by=remote)
+            runs[f"{workers} workers"] = run_concurrently(to_workers, requests, clients)
+            made = itertools.count(1)
+
+            def losing_one(request: GenerationRequest) -> RGBImage:
+                image = to_workers(request)
+                if next(made) == len(requests) // 3:
+                    kill_one()
+                return image
+
+            runs[f"{workers} workers, one killed"] = run_concurrently(losing_one, requests, clients)
     networks = store.load(model, conditions[0].weights)
     height, width = (side // networks.downscale for side in sequential[0].image.shape[:2])
+    identical = {
+        name: sum(np.array_equal(a.image, b.image) for a, b in zip(run, sequential, strict=True))
+        for name, run in runs.items()
+    }
     rates = {name: len(requests) / max(r.finished for r in run) for name, run in runs.items()}
     return {
         "model": model,
@@ -138,12 +206,13 @@ def compare(
             for name, run in runs.items()
         },
         "throughput_ratio": round(rates["at once"] / rates["one at a time"], 3),
-        "identical": int(
-            sum(
-                np.array_equal(a.image, b.image)
-                for a, b in zip(concurrent, sequential, strict=True)
-            )
-        ),
+        "identical": identical["at once"],
+        "identical_of_workers": {
+            name: same
+            for name, same in identical.items()
+            if name not in ("one at a time", "at once")
+        },
+        "hop_seconds": None if hop is None else round(hop, 4),
         "psnr_lowest": round(float(psnrs.diagonal().min()), 1),
         "strangers": int((psnrs.argmax(1) != np.arange(len(requests))).sum()),
     }
@@ -160,6 +229,10 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['identical']} of {result['requests']} pictures are bit-identical to those made "
         f"alone (lowest PSNR {result['psnr_lowest']} dB), {result['strangers']} another client's"
     )
+    for name, same in result["identical_of_workers"].items():
+        print(f"{name}: {same} of {result['requests']} bit-identical")
+    if result["hop_seconds"] is not None:
+        print(f"hop {1000 * result['hop_seconds']:.0f} ms a request")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--conditions", default=CONDITIONS, help="the ControlNets to use in turn")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=1, help="per client")
+    parser.add_argument("--workers", type=int, default=0, help="also measure Ray Serve (see above)")
     parser.add_argument("--mode", default="exact")
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
@@ -188,7 +262,13 @@ def main(arguments: list[str] | None = None) -> int:
             "command": command("throughput", arguments),
             "machine": machine(store.device, store.dtype),
             **compare(
-                store, options.model, conditions, options.clients, options.requests, options.mode
+                store,
+                options.model,
+                conditions,
+                options.clients,
+                options.requests,
+                options.mode,
+                options.workers,
             ),
         }
     except SuiteError as error:
