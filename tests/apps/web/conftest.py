@@ -29,6 +29,12 @@ from models.store import Store
 UPLOADS = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="controlloop-tests-")
 
 
+@pytest.fixture(autouse=True)
+def uploads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a server that a test starts has named instead."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", UPLOADS)
+
+
 @pytest.fixture(scope="session")
 def suite(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Suite:
     """What the pages share: the tiny model, and the same with another card."""

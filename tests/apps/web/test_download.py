@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,8 +72,7 @@ def suite(fake: FakeHub, models_folder: Path, tmp_path: Path) -> Suite:
 def test_the_page_shows_what_comes_stops_and_goes_on(
     fake: FakeHub, suite: Suite, canny: Condition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = Runs(canny, suite, (), SimpleNamespace())  # type: ignore[arg-type]
-    monkeypatch.setattr(runs, "save", lambda _: None)
+    runs = Runs(canny, suite, ())
     monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
     grey = np.full((256, 256, 3), 127, np.uint8)
     request = GenerationRequest.single(canny, grey, **(suite.defaults("far") | {"steps": 1}))

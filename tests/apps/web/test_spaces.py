@@ -127,7 +127,7 @@ def _make_a_picture(browser: Any, address: str) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to read CPU times from")
 def test_a_cpu_space_answers_soon_and_makes_pictures(browser: Any, tmp_path: Path) -> None:
     with _site(ROOT / "launch.py", tmp_path, {}) as (address, spent):
-        assert spent < MOST_START_S, "seconds of one core, and a Space has two of its own"
+        assert spent < 2 * MOST_START_S, "seconds of one core, and a Space has two of its own"
         _make_a_picture(browser, address)
 
 
@@ -166,7 +166,8 @@ def test_weights_are_placed_before_there_is_a_gpu(
     done = subprocess.run(
         [sys.executable, "-c", PLACED],
         cwd=ROOT,
-        env=os.environ | {"HOME": str(tmp_path)} | _zero_gpu(device_api),
+        # One thread: with two a sum may round otherwise the second time.
+        env=os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"} | _zero_gpu(device_api),
         capture_output=True,
         text=True,
     )
