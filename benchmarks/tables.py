@@ -213,8 +213,11 @@ def modes() -> str:
 
 
 def throughput() -> str:
-    """Return what many clients get at once, and what one after the other."""
-    (record,) = records("throughput-diorama-cpu")
+    """Return what many clients get at once, one after the other, and from several workers."""
+    return "\n".join(map(_throughput, records("throughput-diorama-cpu")))
+
+
+def _throughput(record: Record) -> str:
     rows = [
         (
             name,
@@ -229,6 +232,10 @@ def throughput() -> str:
         f"{record['identical']} of {record['requests']} pictures are, to the last bit, those made "
         f"alone. Images a second, at once to one at a time: {record['throughput_ratio']:.2f}."
     )
+    for name, count in record.get("identical_of_workers", {}).items():
+        same += f" {name}: {count} of {record['requests']} to the last bit."
+    if record.get("hop_seconds"):
+        same += f" The way to a worker and back takes {1000 * record['hop_seconds']:.0f} ms."
     return f"{measured(record)}\n\n{table(head, rows)}\n{same}\n"
 
 
