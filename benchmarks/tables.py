@@ -253,7 +253,9 @@ def live() -> str:
         f"{hand['last_after']:.2f} s after the last stroke."
     )
     head = ("from the pen, or the press on Run, to the picture", "median, s", "p95, s")
-    return f"{measured(record)}\n\n{table(head, rows)}\n{same}\n"
+    commands = ", ".join(f"`{one['command']}`" for one in editors)
+    others = f" The editors: {commands}." if editors else ""
+    return f"{measured(record)}\n\n{table(head, rows)}\n{same}{others}\n"
 
 
 def watermark() -> str:
