@@ -288,7 +288,8 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    # UnicodeDecodeError: the name of a member was damaged.
+    except (zipfile.BadZipFile, UnicodeDecodeError):
         return False
 
 
