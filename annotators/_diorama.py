@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.condition import RGBImage
+from core.condition import RGBImage, is_rough
 from core.errors import WeightsMissing
 from core.images import fit_size, resize
 from models.catalog.paths import MODELS
@@ -46,7 +46,8 @@ GRID = 32
 """The picture's sides must be multiples of this: the network halves it five times."""
 SHIFTS = ((0, 0), (3, 3), (1, 2), (2, 1))
 """Pixels, x and y, that a picture is moved by for the mean of its predictions: each place on a grid
-of four once, so that the mean hardly depends on where such a grid lies on the picture."""
+of four once, so that the mean hardly depends on where such a grid lies on the picture. A large
+picture, of which a pixel is less, is moved by the first two, and one of a rough map not at all."""
 HEAD_WIDTH = 64
 MAX_ENTROPY = 0.45
 """Of the classes, in nats, the mean over a picture's pixels. One of 500 held-out scenes lies above,
@@ -206,11 +207,12 @@ def predict(image: RGBImage) -> dict[str, Maps]:
     """
     batch = _BATCH.get()
     if id(image) not in batch:
-        return _predict_once(load_network(), image.tobytes(), image.shape)
+        return _predict_once(load_network(), image.tobytes(), image.shape, is_rough())
     pending = [entry for entry in batch.values() if isinstance(entry, np.ndarray)]
     if pending:
         with torch.autocast(load_network().device.type, torch.bfloat16):
-            batch.update(zip(map(id, pending), _predict(load_network(), pending), strict=True))
+            made = _predict(load_network(), pending, is_rough())
+            batch.update(zip(map(id, pending), made, strict=True))
     maps: dict[str, Maps] = batch[id(image)]
     return maps
 
@@ -235,33 +237,36 @@ _BATCH: ContextVar[dict[int, Any]] = ContextVar("_BATCH", default={})  # noqa: B
 
 @lru_cache(maxsize=2)
 def _predict_once(
-    network: SceneAnnotator, data: bytes, shape: tuple[int, int, int]
+    network: SceneAnnotator, data: bytes, shape: tuple[int, int, int], is_rough: bool
 ) -> dict[str, Maps]:
     """Predict for a picture's bytes; several maps of one picture, and its doubt, cost one pass."""
-    return _predict(network, [np.frombuffer(data, np.uint8).reshape(shape)])[0]
+    return _predict(network, [np.frombuffer(data, np.uint8).reshape(shape)], is_rough)[0]
 
 
-def _predict(network: SceneAnnotator, images: Sequence[RGBImage]) -> list[dict[str, Maps]]:
+def _predict(
+    network: SceneAnnotator, images: Sequence[RGBImage], is_rough: bool
+) -> list[dict[str, Maps]]:
     height, width = (max(GRID, round(side / GRID) * GRID) for side in images[0].shape[:2])
     resized = [cv2.resize(i, (width, height), interpolation=cv2.INTER_AREA) for i in images]
     pixels = torch.from_numpy(np.stack(resized)).to(network.device).permute(0, 3, 1, 2).float()
     narrow = network.device.type == "cpu" and cpu_has_bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-        output = _steady(network, pixels / 127.5 - 1)
+        shifts = 1 if is_rough else 4 if min(height, width) <= TRAINING_RESOLUTION else 2
+        output = _steady(network, pixels / 127.5 - 1, SHIFTS[:shifts])
     parts = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in vars(output).items()}
     return [{name: part[k] for name, part in parts.items()} for k in range(len(images))]
 
 
-def _steady(network: SceneAnnotator, pixels: Tensor) -> Prediction:
-    """Return the mean prediction for pictures (B, 3, H, W), moved by SHIFTS, and their mirrors.
+def _steady(
+    network: SceneAnnotator, pixels: Tensor, shifts: Sequence[tuple[int, int]]
+) -> Prediction:
+    """Return the mean prediction for pictures (B, 3, H, W), moved by `shifts`, and their mirrors.
 
-    A mirrored picture has the same mean, and one moved by a pixel nearly the same. A cell lies at
-    the first pixel of 2 x 2; the shifts predict each of the four equally often, so the mean lies at
-    their centre.
+    A mirrored picture has the same mean, and with SHIFTS one moved by a pixel nearly the same. A
+    cell lies at the first pixel of 2 x 2; the shifts predict each of the four equally often, so the
+    mean lies at their centre.
     """
     height, width = pixels.shape[2:]
-    # Of a larger picture a pixel is less, and four more predictions cost more.
-    shifts = SHIFTS if min(height, width) <= TRAINING_RESOLUTION else SHIFTS[:2]
 
     def moved_back(part: Tensor, x: int, y: int) -> Tensor:
         cells = functional.pad(part, (x // STRIDE, 0, y // STRIDE, 0), "replicate")

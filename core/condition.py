@@ -1,6 +1,8 @@
 """Conditions and their annotators, which draw and score control maps. Data only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,7 +48,8 @@ class Preprocessor:
 
     name: str
     draw: Callable[[RGBImage, Any], ControlMap]
-    """Pure and deterministic: (picture, params) -> map of the same size; never edits its input."""
+    """Pure and deterministic: (picture, params) -> map of the same size; never edits its input. A
+    map may be rougher where `is_rough`."""
     needs: str = ""
     """What must be downloaded first, in words; "" for nothing."""
     help: str = ""
@@ -58,6 +61,24 @@ class Preprocessor:
     doubt: Callable[[RGBImage], float] | None = None
     """How unlike a picture is to those it was trained on, from 0; above 1 its map is not to be
     trusted. None if it takes any picture."""
+
+
+_ROUGH: ContextVar[bool] = ContextVar("_ROUGH", default=False)
+
+
+@contextmanager
+def rough_maps(allowed: bool) -> Iterator[None]:
+    """While the block runs, let preprocessors save time at the cost of their maps, if `allowed`."""
+    token = _ROUGH.set(allowed)
+    try:
+        yield
+    finally:
+        _ROUGH.reset(token)
+
+
+def is_rough() -> bool:
+    """Return whether maps may be rough, as those of a preview's pictures."""
+    return _ROUGH.get()
 
 
 def shown_as_fed(control_map: ControlMap) -> RGBImage:

@@ -20,6 +20,7 @@ from core.condition import (
     Preprocessor,
     RGBImage,
     Score,
+    rough_maps,
 )
 from core.consistency import Extractor, in_doubt
 from core.diffusion import ControlTrack, Diffusion, batches, is_guided
@@ -321,14 +322,14 @@ class Pipeline:
                 for batch in batches(seeds, networks, size):
                     pictures = diffusion.pictures(batch)
                     networks = diffusion.networks
-                    with reporter.stage("reextract"):
+                    with reporter.stage("reextract"), rough_maps(_few_step(request)):
                         images = to_images(pictures)
                         if original is not None:
                             images = [original.kept_in(image) for image in images]
                         finished += self._scored(extractors, tracks, images, batch, reporter)
                     reporter.finished(len(batch))
                     _tell(on_images, so_far)
-            with self._drawing.taken(size[0] * size[1]):
+            with self._drawing.taken(size[0] * size[1]), rough_maps(_few_step(request)):
                 reporter.warnings += _result_notes(extractors, request, finished)
         except Stopped:
             LOGGER.info("Stopped with %d of %d images finished.", len(finished), len(seeds))

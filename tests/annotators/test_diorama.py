@@ -12,6 +12,7 @@ import pytest
 import skimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from annotators import _diorama, find_annotator
 from annotators._diorama import (
@@ -23,7 +24,7 @@ from annotators._diorama import (
     load_network,
     predict,
 )
-from core.condition import Condition, RGBImage
+from core.condition import Condition, RGBImage, rough_maps
 from core.consistency import Extractor
 from core.images import read_image, resize
 from core.pipeline import map_notes
@@ -51,6 +52,25 @@ def test_batched_predictions_equal_single_ones() -> None:
     assert predict(pictures[0]) is not batched[0], "the batch is forgotten"
 
 
+def test_a_rough_prediction_is_near_and_costs_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = render([make_scene(3)], 128).image.numpy()[0]
+    views: list[int] = []
+    forward = SceneAnnotator.forward
+
+    def counted(network: SceneAnnotator, pixels: Tensor) -> _diorama.Prediction:
+        views.append(len(pixels))
+        return forward(network, pixels)
+
+    monkeypatch.setattr(SceneAnnotator, "forward", counted)
+    steady = predict(picture)
+    with rough_maps(True):
+        rough = predict(picture)
+    assert views == [4, 4, 1, 1]
+    assert np.abs(rough["depth"] - steady["depth"]).mean() < 0.03
+    assert (rough["classes"].argmax(2) == steady["classes"].argmax(2)).mean() > 0.9
+    assert predict(picture) is steady, "rough maps are kept apart"
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3))
 def test_a_mirrored_picture_has_the_mirrored_prediction(seed: int, high: int, wide: int) -> None:
@@ -75,9 +95,11 @@ def test_the_maps_and_the_doubt_of_a_picture_cost_one_prediction(
 ) -> None:
     predicted = []
 
-    def watched(network: SceneAnnotator, images: list[RGBImage]) -> list[dict[str, Any]]:
+    def watched(
+        network: SceneAnnotator, images: list[RGBImage], is_rough: bool
+    ) -> list[dict[str, Any]]:
         predicted.append(images)
-        return once(network, images)
+        return once(network, images, is_rough)
 
     once = _diorama._predict
     monkeypatch.setattr(_diorama, "_predict", watched)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from core.condition import Preprocessor, is_rough
 from core.errors import BadInput
 from core.metadata import read_settings, save_png
 from core.modes import (
@@ -210,6 +212,19 @@ def test_only_preview_asks_for_the_few_step_version(lcm, condition, image, netwo
         assert told == [("fetch", names, few_step), ("load", names, few_step)]
         told.clear()
     assert result.warnings == ()
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("preview", [False, True]), ("fast", [False] * 2)])
+def test_only_the_maps_of_a_previews_pictures_may_be_rough(lcm, condition, image, mode, expected):
+    allowed = []
+
+    def draw(picture, _):
+        allowed.append(is_rough())
+        return picture.copy()
+
+    annotator = replace(condition.annotator, preprocessors=(Preprocessor("Copy", draw),))
+    lcm[0].generate(ask(replace(condition, annotator=annotator), image, mode=mode))
+    assert allowed == expected
 
 
 def test_a_preview_says_what_ran_and_is_made_again_from_its_file(

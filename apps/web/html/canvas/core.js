@@ -124,6 +124,8 @@ const unshown = (vectors, shown = []) => {
   return same < 0 ? [] : vectors.slice(same);
 };
 
+const MAP_AFTER_PICTURE_MS = 400; // most live pictures have come by then
+
 const rounded = (number) => Math.round(number * 10) / 10;
 
 function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, canFollow }) {
@@ -247,10 +249,13 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
 
   // Python hears of a value when a stroke has ended, never while it is drawn, and of what is only
   // looked at once a frame; while it draws, Gradio keeps the newest back.
+  let late = 0;
   const send = () => {
-    told = value;
-    tell();
-    ask();
+    told = props.value = value;
+    clearTimeout(late);
+    // A live picture comes first: to draw the map at the same time would hold it up.
+    if (ask()) late = setTimeout(tell, MAP_AFTER_PICTURE_MS);
+    else tell();
   };
   const tell = () => {
     isLookDue = false;
@@ -266,14 +271,16 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     send();
   };
 
-  // Live: ask for a picture when something has changed, but not while nobody can see it.
+  // Live: ask for a picture when something has changed, but not while nobody can see it. Returns
+  // whether one was asked for.
   let isLive = false;
   let isWaiting = false;
   const ask = () => {
-    if (!isLive || !(value || scene.photo)) return; // or there is nothing to follow yet
-    if (!root.getClientRects().length) return; // the editor was hidden, or made anew
+    if (!isLive || !(value || scene.photo)) return false; // or there is nothing to follow yet
+    if (!root.getClientRects().length) return false; // the editor was hidden, or made anew
     isWaiting = document.hidden;
     if (!isWaiting) trigger("live");
+    return !isWaiting;
   };
   document.addEventListener("visibilitychange", () => isWaiting && ask());
   let pause = 0;
