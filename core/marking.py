@@ -16,6 +16,10 @@ from core.png_chunks import write_png
 from core.provenance import COMPOSITE, VOCABULARY, mark
 
 LOGGER = logging.getLogger(__name__)
+UNSIGNED = (
+    "A picture could not be signed, so it lacks the content credentials (C2PA) that it should "
+    "carry; whoever runs this server finds the reason in its log."
+)
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,25 @@ def write_marked(
     source_type: str,
     system: str = "",
     texts: Mapping[str, str] = {},
-) -> None:
+) -> str:
     """Write an image as write_png does, marked with its source type and the model's name.
 
     The watermark is for pictures alone: a sheet shows them smaller. A picture that cannot be signed
-    is written unsigned, and that is logged: it is the visitor's.
+    is written unsigned, for it is the visitor's: that is logged, and UNSIGNED returned; else "".
     """
     marks, memory = _marks, io.BytesIO()
     if marks.watermark and source_type != COMPOSITE:
         image = watermark.watermarked(image)
     write_png(memory, image, {**texts, **mark(source_type, system)})
-    data = memory.getvalue()
+    data, note = memory.getvalue(), ""
     if marks.signer is not None:
         try:
             data = marks.signer.signed(data, VOCABULARY + source_type, system)
         except Exception:
             LOGGER.exception("A picture could not be signed")
+            note = UNSIGNED
     if isinstance(target, str | Path):
         write_whole(Path(target), lambda path: path.write_bytes(data))
     else:
         target.write(data)
+    return note

@@ -67,17 +67,17 @@ CONTROLS_READ = 8
 
 def save_png(
     target: str | Path | IO[bytes], image: RGBImage, result: GenerationResult, index: int
-) -> None:
+) -> str:
     """Write image `index` of a result, lossless, with its settings and marked as made by a machine.
 
-    A path is replaced atomically.
-    Nothing of the uploaded file goes in: its EXIF may hold a location.
+    A path is replaced atomically. Nothing of the uploaded file goes in: its EXIF may hold a
+    location. Returns a sentence for the user if it could not be marked as asked, as write_marked.
     """
     texts = {
         "parameters": webui.text_of(result, index),
         "controlloop": json.dumps(_settings(result, index)),
     }
-    write_marked(target, image, source_type_of(result.request), result.model, texts)
+    return write_marked(target, image, source_type_of(result.request), result.model, texts)
 
 
 def _settings(result: GenerationResult, index: int) -> dict[str, Any]:

@@ -245,8 +245,10 @@ class FolderRun:
         control_map = f"{MAPS}/{own}"
         for file in (*files, control_map):
             path_inside(self._out, file).parent.mkdir(parents=True, exist_ok=True)
-        for index, file in enumerate(files):
+        notes = [
             save_png(self._out / file, result.images[index], result, index)
+            for index, file in enumerate(files)
+        ]
         (control,) = result.controls
         write_png(self._out / control_map, control.control_map, {})
         empty = control.asks_for_nothing
@@ -260,7 +262,7 @@ class FolderRun:
             scores=[None if empty else round(score, 2) for score in result.headlines],
             metrics=[{} if empty else dict(score.metrics) for score in control.scores],
             seconds=round(sum(result.seconds.values()), 2),
-            warnings=list(result.warnings),
+            warnings=[*result.warnings, *dict.fromkeys(filter(None, notes))],
         )
 
 

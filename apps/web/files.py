@@ -134,7 +134,7 @@ class RunFiles:
             sheet = self.picture(
                 "contact-sheet.png",
                 "the contact sheet",
-                lambda: _marked(contact_sheet(result), COMPOSITE, result.model),
+                lambda: self._marked(contact_sheet(result), COMPOSITE, result.model),
             )
         return SavedResult(images, tuple(maps), self.note, sheet)
 
@@ -169,19 +169,28 @@ class RunFiles:
         is_new = name not in self._files
         what = f"image {index + 1}"
         file = self.picture(name, what, lambda: self._encoded(result, index))
-        if is_new and (note := keep_copies([file], self._keep)):
-            self._others[note] = None
+        if is_new:
+            self._tell(keep_copies([file], self._keep))
         return file
 
     def _encoded(self, result: GenerationResult, index: int) -> bytes:
         memory = io.BytesIO()
         try:
-            save_png(memory, result.images[index], result, index)
+            self._tell(save_png(memory, result.images[index], result, index))
         except Exception:
             log.exception("The settings could not be written")
-            self._others[NO_SETTINGS.format(index + 1)] = None
-            return _marked(result.images[index], source_type_of(result.request), result.model)
+            self._tell(NO_SETTINGS.format(index + 1))
+            return self._marked(result.images[index], source_type_of(result.request), result.model)
         return memory.getvalue()
+
+    def _marked(self, picture: RGBImage, source_type: str, system: str) -> bytes:
+        memory = io.BytesIO()
+        self._tell(write_marked(memory, picture, source_type, system))
+        return memory.getvalue()
+
+    def _tell(self, note: str) -> None:
+        if note:
+            self._others[note] = None
 
     def _maps(self, control: ControlResult, seeds: Sequence[int], stem: str) -> SavedMaps:
         annotator = control.condition.annotator
@@ -271,12 +280,6 @@ def new_folder(cache: Path) -> Path:
 def _png(picture: RGBImage) -> bytes:
     memory = io.BytesIO()
     write_png(memory, picture, {})
-    return memory.getvalue()
-
-
-def _marked(picture: RGBImage, source_type: str, system: str) -> bytes:
-    memory = io.BytesIO()
-    write_marked(memory, picture, source_type, system)
     return memory.getvalue()
 
 

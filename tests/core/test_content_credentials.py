@@ -17,7 +17,7 @@ from PIL import Image
 from core import content_credentials
 from core.content_credentials import CERTIFICATE, KEY, TIMESTAMPS, Signer, read_manifest
 from core.errors import BadInput
-from core.marking import Marks, mark_with, write_marked
+from core.marking import UNSIGNED, Marks, mark_with, write_marked
 from core.metadata import save_png
 from core.provenance import EDITED, GENERATED, MANIFEST, VOCABULARY, main, read_claims
 from core.request import GenerationRequest
@@ -165,9 +165,11 @@ def test_without_variables_nothing_is_signed():
     assert Signer.read({}) is None and not read_claims(written()).has_manifest
 
 
-def test_what_cannot_be_signed_is_written_and_logged(signing, variables, monkeypatch, caplog):
+def test_what_cannot_be_signed_is_written_and_told(signing, variables, monkeypatch, caplog):
+    assert write_marked(io.BytesIO(), np.zeros((8, 8, 3), np.uint8), GENERATED) == ""
     monkeypatch.setattr(Signer, "signed", lambda *_: 1 / 0)
     assert read_claims(written()).source_types == (GENERATED,)
+    assert write_marked(io.BytesIO(), np.zeros((8, 8, 3), np.uint8), GENERATED) == UNSIGNED
     assert "could not be signed" in caplog.text
 
 

@@ -349,7 +349,7 @@ class _SweepPage:
     def _sheet(self, sweep: Sweep, cells: Sequence[Cell]) -> File:
         """Draw the grid, and return the file of its PNG."""
         run, memory = RunFiles(upload_folder()), io.BytesIO()
-        write_marked(memory, sheet_of(sweep, cells), COMPOSITE)
+        self._note(sweep, write_marked(memory, sheet_of(sweep, cells), COMPOSITE))
         file = run.picture("sweep.png", "the grid", memory.getvalue)
         self._note(sweep, run.note)
         return file

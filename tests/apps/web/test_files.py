@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from PIL import Image
 from apps.web import files
 from apps.web.files import InMemory, RunFiles, save_whole, upload_folder
 from apps.web.html import results
+from core import marking
 from core.condition import Condition
 from core.metadata import read_settings
 from core.request import GenerationResult
@@ -180,6 +181,18 @@ for number in range(100_000):
     run.picture(f"{number}.png", "image", lambda: _png(noise))
     print(number, flush=True)
 """
+
+
+def test_pictures_that_cannot_be_signed_are_shown_and_it_is_told_once(
+    made: GenerationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused:
+        def signed(self, *_: object) -> bytes:
+            raise ConnectionError("the authority of the time is out of reach")
+
+    monkeypatch.setattr(marking, "_marks", marking.Marks(signer=cast(Any, Refused())))
+    saved = RunFiles(tmp_path).save(made, with_sheet=True)
+    assert len(saved.images) == 3 and saved.note == marking.UNSIGNED
 
 
 @pytest.mark.slow
