@@ -28,6 +28,7 @@ from core.errors import WeightsMissing
 from core.images import fit_size, resize
 from models.catalog.paths import MODELS
 from models.devices import cpu_has_bfloat16, shared_device
+from models.threads import fit_threads
 
 FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
@@ -250,6 +251,7 @@ def _predict(
     resized = [cv2.resize(i, (width, height), interpolation=cv2.INTER_AREA) for i in images]
     pixels = torch.from_numpy(np.stack(resized)).to(network.device).permute(0, 3, 1, 2).float()
     narrow = network.device.type == "cpu" and cpu_has_bfloat16()
+    fit_threads()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
         shifts = 1 if is_rough else 4 if min(height, width) <= TRAINING_RESOLUTION else 2
         output = _steady(network, pixels / 127.5 - 1, SHIFTS[:shifts])

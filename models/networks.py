@@ -25,6 +25,7 @@ from models.engine.offload import Offloader, offloader_of
 from models.engine.unet import Forward, takes_guidance_scale
 from models.engine.vae_decoder import decode_latents
 from models.text import Inversion, PromptParts, encode_text, fit_prompt
+from models.threads import fit_threads
 
 KEPT_PROMPTS = 8
 """Encoded prompts cached by each model: another image of the same prompt starts at once."""
@@ -314,8 +315,12 @@ def ddim_scheduler(config: Mapping[str, Any]) -> Any:
 def _on_device(
     offloader: Offloader | None, alone: bool, part: nn.Module, latents: Tensor | None = None
 ) -> AbstractContextManager[None]:
-    """Have a part on its device, with memory free for its work on latents (B, C, h, w)."""
+    """Have a part on its device, with memory free for its work on latents (B, C, h, w).
+
+    On a CPU, have as many threads as suit the moment.
+    """
     if offloader is None:
+        fit_threads()
         return nullcontext()
     cells = latents.numel() // latents.shape[1] if latents is not None else 0
     return offloader.using(part, workspace_bytes(part, cells) if cells else 0, alone)

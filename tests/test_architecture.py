@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RANKS = (
     ("core",),
     ("models.engine.kernels",),
-    ("models.devices", "models.catalog", "models.engine"),
+    ("models.devices", "models.threads", "models.catalog", "models.engine"),
     ("models.text",),
     ("models.networks",),
     ("models.checkpoints",),
