@@ -3,6 +3,7 @@
     python -m benchmarks.speed --model diorama [--json]
     python -m benchmarks.speed --model sd15-random --steps 4 --rounds 3 [--compile] [--growth]
     python -m benchmarks.speed --model sd15-random --dtype bfloat16 --device cuda
+    python -m benchmarks.speed --beside 2,5 --steps 4
 
 All competitors run in one process, in turns (A B A B), with the same weights and number of threads,
 so that a busy machine slows them equally: ratios can be compared across machines, seconds cannot.
@@ -14,15 +15,20 @@ for a competitor that executes fewer. Memory is a competitor's weights and what 
 peak, without Python and libraries, which are common to all; on a GPU it includes what CUDA graphs
 keep.
 
+--beside runs them, and a matrix product, beside so many programs that are always busy, and prints
+how many times as long each takes as alone.
+
 sd15-random is Stable Diffusion 1.5 at full size with random weights. Each competitor's weights stay
 in memory: 2.9 GB twice in bfloat16, and 5.7 GB in float32, which `--peers diffusers` leaves out.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +59,7 @@ from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
 
+THREADS = torch.get_num_threads()
 GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192
 RANDOM = "sd15-random"
 ROUNDS = 5
@@ -60,6 +67,10 @@ SLOW_ROUNDS, SLOW_SEEDS = 3, 1
 """For sd15-random, where a picture takes minutes."""
 WARM_UP_STEPS = 2
 PEERS = ("diffusers", "diffusers_float32")
+BUSY = "while True: pass"
+"""A program that wants a processor all the time."""
+PRODUCTS = 20
+"""Matrix products in a row, for --beside."""
 CONTROLS = ("canny", "depth", "hed")
 """For --growth with several controls."""
 GROWTH_IMAGES, GROWTH_SIZES, GROWTH_STEPS = (1, 2, 4, 8), (256, 384, 512, 640, 768), (1, 2, 4)
@@ -188,6 +199,7 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
 
 
 def _run(peer: Peer, request: GenerationRequest) -> Measurement:
+    torch.set_num_threads(THREADS)  # ours may have changed it, for all
     device = peer.networks.device
     measurement = Measurement(on_gpu=device.type == "cuda")
     with PeakMemory(device) as peak:
@@ -272,6 +284,61 @@ def growth(work: Workload) -> list[dict[str, Any]]:
     return rows
 
 
+def beside(work: Workload, counts: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Time ours, diffusers and a matrix product alone, then beside so many busy programs.
+
+    A row has the number of programs, the median seconds by name, and how many times as long as
+    alone that is.
+    """
+    peers, _ = _peers(work, ["diffusers"])
+    for peer in peers.values():
+        _run(peer, replace(work.request(0), steps=min(WARM_UP_STEPS, work.steps)))
+    rows: list[dict[str, Any]] = []
+    for count in (0, *counts):
+        seconds: dict[str, list[float]] = {name: [] for name in (*peers, "matrix product")}
+        with _busy(count):
+            for round_ in range(1, rounds + 1):
+                for name, peer in peers.items():
+                    seconds[name].append(_run(peer, work.request(round_)).seconds)
+                seconds["matrix product"].append(_seconds_of_products())
+        median = {name: float(np.median(found)) for name, found in seconds.items()}
+        alone = rows[0]["seconds"] if rows else median
+        slower = {name: value / alone[name] for name, value in median.items()}
+        rows.append({"busy": count, "seconds": median, "slower": slower})
+        _log(_beside_row(rows[-1]))
+    return rows
+
+
+def _seconds_of_products() -> float:
+    """Time matrix products in a row, each on all threads."""
+    torch.set_num_threads(THREADS)
+    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE, dtype=torch.bfloat16) for _ in range(2))
+    start = time.perf_counter()
+    for _ in range(PRODUCTS):
+        a @ b
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """Keep so many programs busy while the block runs."""
+    programs = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def _beside_row(row: Mapping[str, Any]) -> str:
+    times = (
+        f"{name} {seconds:.2f} s ({row['slower'][name]:.1f} times as long)"
+        for name, seconds in row["seconds"].items()
+    )
+    return f"{row['busy']} busy programs: {', '.join(times)}"
+
+
 def server_times(model: str) -> dict[str, float]:
     """Seconds until the server answers, and from a request to its image, cold and warm."""
     # Only this measurement needs it.
@@ -326,6 +393,8 @@ def _print(result: Mapping[str, Any]) -> None:
         print(f"matrix products: {peak['bf16']} GFLOP/s bf16, {peak['fp32']} fp32{counted}")
     for row in result.get("growth", []):
         print(_row(row))
+    for row in result.get("beside", []):
+        print(_beside_row(row))
     if result.get("server"):
         print("  ".join(f"{name} {value:.1f}" for name, value in result["server"].items()))
 
@@ -353,6 +422,9 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
     parser.add_argument("--openvino", action="store_true", help="add OpenVINO; CPU only")
     parser.add_argument(
         "--growth", action="store_true", help="measure how time and memory grow instead"
+    )
+    parser.add_argument(
+        "--beside", default="", help="numbers of busy programs to measure beside instead, as 2,5"
     )
     parser.add_argument("--no-server", action="store_true", help="skip the server's times")
     parser.add_argument(
@@ -433,6 +505,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
         if options.growth:
             result["growth"] = growth(work)
+        elif options.beside:
+            result["beside"] = beside(work, [int(n) for n in options.beside.split(",")], rounds)
         else:
             server = None if options.no_server or slow else server_times(options.model)
             result |= compare(work, _competitors(options, device), rounds, seeds)

@@ -193,6 +193,20 @@ def growth() -> str:
     return f"{measured(record)}\n\n{table(head, rows)}"
 
 
+def beside() -> str:
+    """Return how much longer ours and others take beside busy programs."""
+    (record,) = records("beside-diorama-cpu")
+    rows = [
+        (
+            str(row["busy"]),
+            *(f"{row['seconds'][n]:.2f} s: {row['slower'][n]:.1f} ×" for n in row["seconds"]),
+        )
+        for row in record["beside"]
+    ]
+    head = ("busy programs", *record["beside"][0]["seconds"])
+    return f"{measured(record)}\n\n{table(head, rows)}"
+
+
 def modes() -> str:
     """Return what each mode costs and loses."""
     (record,) = records("modes-diorama-cpu")
@@ -302,6 +316,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "control-others": lambda: scores("controllability-diorama-all"),
     "control-seg": lambda: scores("controllability-diorama-seg"),
     "every-speed": every_speed,
+    "beside": beside,
     "growth": growth,
     "modes": modes,
     "throughput": throughput,

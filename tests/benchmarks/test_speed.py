@@ -2,9 +2,11 @@
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -112,7 +114,36 @@ def test_without_competitors_ours_is_timed_alone(work):
     assert result["runs"]["ours"]["rho"] is None
 
 
-@pytest.mark.slow
+def test_beside_busy_programs_each_is_compared_with_itself_alone(work, timed, monkeypatch):
+    busy, names = [], ("ours", "diffusers")
+    peers = {name: timed(name) for name in names}
+    monkeypatch.setattr(speed, "_peers", lambda *_: (peers, {}))
+
+    @contextmanager
+    def programs(count):
+        busy.append(count)
+        monkeypatch.setitem(PACE, "ours", 1.0 + count)
+        monkeypatch.setitem(PACE, "diffusers", 3.0 + 6 * count)
+        yield
+
+    monkeypatch.setattr(speed, "_busy", programs)
+    monkeypatch.setattr(speed, "_seconds_of_products", lambda: 1.0 + 2 * busy[-1])
+    rows = speed.beside(work, [2, 5], 2)
+    assert busy == [row["busy"] for row in rows] == [0, 2, 5]
+    assert [set(row["slower"]) for row in rows] == [{"ours", "diffusers", "matrix product"}] * 3
+    assert rows[0]["slower"]["ours"] == 1 and rows[0]["slower"]["diffusers"] == 1
+    assert [row["slower"]["matrix product"] for row in rows] == [1, 5, 11]
+    assert rows[1]["seconds"]["ours"] < rows[2]["seconds"]["ours"]
+    assert rows[2]["slower"]["diffusers"] > rows[2]["slower"]["ours"] > 1
+
+
+def test_busy_programs_end_with_the_block():
+    with speed._busy(2):
+        found = [one for one in psutil.Process().children() if speed.BUSY in one.cmdline()]
+        assert len(found) == 2
+    assert not any(one.is_running() for one in found)
+
+
 @pytest.mark.slow
 def test_growth_varies_one_thing_at_a_time(work, monkeypatch):
     runs = []
