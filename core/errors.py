@@ -29,6 +29,10 @@ class DeviceUnavailable(SuiteError):
     """The requested device is absent, unsuitable or out of memory."""
 
 
+class Withheld(SuiteError):
+    """The model's safety checker holds every picture to be unsafe."""
+
+
 class Busy(SuiteError):
     """The queue is full."""
 

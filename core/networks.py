@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from core.condition import RGBImage
+
 
 @dataclass(frozen=True, eq=False)
 class ControlInput:
@@ -115,6 +117,10 @@ class Networks(Protocol):
         """
 
     @property
+    def checks_safety(self) -> bool:
+        """Whether a safety checker is to see every picture before anybody does."""
+
+    @property
     def hashes(self) -> dict[str, str]:
         """Short SHA-256 of each weights file, by part."""
 
@@ -162,6 +168,9 @@ class Networks(Protocol):
 
     def preview(self, latents: Tensor) -> Tensor:
         """Return cheap small pictures (B, 3, h, w) in [-1, 1] from the scheduler's latents."""
+
+    def unsafe(self, images: Sequence[RGBImage]) -> list[bool]:
+        """Return which pictures the safety checker holds to be unsafe; none without one."""
 
     def in_float32(self) -> "Networks":
         """Return the same weights in float32, for the retry after latents that are not finite."""

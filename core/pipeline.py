@@ -9,6 +9,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,7 @@ from core.condition import (
 )
 from core.consistency import Extractor, in_doubt
 from core.diffusion import ControlTrack, Diffusion, batches, is_guided
-from core.errors import SuiteError, bug_sentence
+from core.errors import SuiteError, Withheld, bug_sentence
 from core.guidance import MORE_PROMPT, acts
 from core.images import (
     CROP_AND_RESIZE,
@@ -126,6 +127,14 @@ MOST_DOUBT_OF_RESULTS = 1.5
 """Generated images are less clear than scenes: of Diorama's some lie at 1.25."""
 UNCHANGED = (
     "At denoising strength 0 no step is taken: the picture only goes through the autoencoder."
+)
+WITHHELD = (
+    "The safety checker withheld {which} of {count}, as perhaps unsafe: please try another prompt "
+    "or seed."
+)
+ALL_WITHHELD = (
+    "The safety checker withheld all that was made, as perhaps unsafe: please try another prompt "
+    "or seed."
 )
 DROPPED_WORDS_SHOWN = 300
 """Characters of a cut prompt shown in the warning."""
@@ -240,14 +249,16 @@ class Pipeline:
         """Make the request's pictures, and measure how well each followed its control maps.
 
         on_progress is called at every stage and step; every preview_every-th step (0: never) has a
-        small preview. on_images gets the result so far whenever images are done. Once cancelled()
-        is true, generation ends within a step, and the result holds the images finished so far,
+        small preview. on_images gets the result so far whenever images are done. An image that the
+        model's safety checker holds to be unsafe is left out, with a warning. Once cancelled() is
+        true, generation ends within a step, and the result holds the images finished so far,
         perhaps none, and no controls if their maps still waited for others' to be drawn. If a later
         image fails, however it does, those before it are returned with the reason among the
         warnings.
 
         Raises:
             SuiteError: bad input, a model that cannot be loaded, or the first image failed.
+            Withheld: every image is held to be unsafe.
             Busy: too many requests are waiting.
         """
         reporter = ProgressReporter(
@@ -272,6 +283,7 @@ class Pipeline:
         extractors: list[Extractor] = []
         tracks: list[ControlTrack] = []
         finished: list[_Finished] = []
+        withheld: list[int] = []
         networks, admission = None, Admission()
 
         def so_far() -> GenerationResult:
@@ -288,7 +300,7 @@ class Pipeline:
                 ),
                 seeds=tuple(one.seed for one in finished),
                 seconds={stage: round(seconds, 4) for stage, seconds in reporter.seconds.items()},
-                warnings=tuple(reporter.warnings),
+                warnings=(*reporter.warnings, *_withheld_notes(withheld, seeds)),
                 request=request,
                 model=networks.name if networks else request.model,
                 device=str(networks.device) if networks else "",
@@ -326,9 +338,16 @@ class Pipeline:
                         images = to_images(pictures)
                         if original is not None:
                             images = [original.kept_in(image) for image in images]
-                        finished += self._scored(extractors, tracks, images, batch, reporter)
+                        unsafe = self._unsafe(networks, images)
+                        withheld += compress(batch, unsafe)
+                        safe = [not one for one in unsafe]
+                        images, kept = list(compress(images, safe)), list(compress(batch, safe))
+                        finished += self._scored(extractors, tracks, images, kept, reporter)
                     reporter.finished(len(batch))
-                    _tell(on_images, so_far)
+                    if kept:
+                        _tell(on_images, so_far)
+            if withheld and not finished:
+                raise Withheld(ALL_WITHHELD)
             with self._drawing.taken(size[0] * size[1]), rough_maps(_few_step(request)):
                 reporter.warnings += _result_notes(extractors, request, finished)
         except Stopped:
@@ -359,6 +378,13 @@ class Pipeline:
         of = f"{control.condition.title}: " if len(request.controls) > 1 else ""
         reporter.warnings += [f"{of}{note}" for note in notes]
         return ControlTrack(control, control_map)
+
+    def _unsafe(self, networks: Networks, images: Sequence[RGBImage]) -> list[bool]:
+        """Return which images the model's safety checker holds to be unsafe."""
+        if not networks.checks_safety:
+            return [False] * len(images)
+        with self._batcher.decoding:  # one request at a time, as decoding: it takes memory too
+            return networks.unsafe(images)
 
     def _scored(
         self,
@@ -574,6 +600,15 @@ def _result_notes(
             in_doubt(extractor.reextracting, one.image, MOST_DOUBT_OF_RESULTS) for one in finished
         )
     ]
+
+
+def _withheld_notes(withheld: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    """Return the warning that names the images of these seeds; none without any."""
+    if not withheld:
+        return []
+    *others, last = (str(seeds.index(seed) + 1) for seed in withheld)
+    which = f"images {', '.join(others)} and {last}" if others else f"image {last}"
+    return [WITHHELD.format(which=which, count=len(seeds))]
 
 
 def _size_notes(request: GenerationRequest, size: tuple[int, int]) -> list[str]:

@@ -112,7 +112,8 @@ class ProgressReporter:
     def stepped(self, step: int, batch: int, networks: Networks, clean: Tensor) -> None:
         """Report a batch's finished step (from 1); stop if cancelled.
 
-        `clean` are the predicted clean latents (B, C, h, w), for the preview.
+        `clean` are the predicted clean latents (B, C, h, w), for the preview; with a safety checker
+        there is none, because only finished pictures are checked.
         """
         now = time.perf_counter()
         if self._last_step is not None:  # a batch's first step includes warming up
@@ -120,7 +121,10 @@ class ProgressReporter:
             self._seconds_timed += now - self._last_step
         self._last_step = now
         preview = None
-        if self.preview_every and step % self.preview_every == 0 and self.on_progress is not None:
+        wanted = (
+            self.preview_every and step % self.preview_every == 0 and not networks.checks_safety
+        )
+        if wanted and self.on_progress is not None:
             preview = self._preview(networks, clean)
         self._batch_steps_done = step * batch
         left = self._seconds_left()

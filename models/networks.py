@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from core.condition import RGBImage
 from core.errors import BadInput
 from core.networks import EncodedPicture, PredictCall, Residuals
 from models.catalog.lora_tags import without_tags
@@ -70,6 +71,8 @@ class DiffusersNetworks:
     """Finds the embeddings that a prompt names."""
     taesd: nn.Module | None = None
     """A tiny autoencoder for the same latents, used for previews instead of the matrix."""
+    safety_checker: nn.Module | None = None
+    """A SafetyChecker, if the operator asks for one."""
 
     offloader: Offloader | None = None
     """Loads the parts onto the device as they are used. By default a GPU's shared one, on a CPU
@@ -104,6 +107,11 @@ class DiffusersNetworks:
     def takes_guidance_scale(self) -> bool:
         """Whether the UNet has the guidance scale as an input, as a distilled LCM does."""
         return takes_guidance_scale(self.unet)
+
+    @property
+    def checks_safety(self) -> bool:
+        """Whether a safety checker is to see every picture before anybody does."""
+        return self.safety_checker is not None
 
     @property
     def latent_channels(self) -> int:
@@ -266,6 +274,15 @@ class DiffusersNetworks:
         weights, bias = matrix[: self.latent_channels], matrix[self.latent_channels :].sum(0)
         pictures = torch.einsum("bchw,cr->brhw", latents.float(), weights)
         return (pictures + bias[:, None, None]).clamp(-1, 1)
+
+    @torch.no_grad()
+    def unsafe(self, images: Sequence[RGBImage]) -> list[bool]:
+        """Return which pictures the safety checker holds to be unsafe; none without one."""
+        if self.safety_checker is None:
+            return [False] * len(images)
+        with self._on_device(self.safety_checker):
+            found: list[bool] = self.safety_checker(images)
+        return found
 
     def in_low_memory(self) -> "DiffusersNetworks":
         """Return the same networks, of which only the parts in use are on the GPU.

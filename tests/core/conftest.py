@@ -41,6 +41,10 @@ class FakeNetworks:
     control_calls: list = field(default_factory=list)
     """Timesteps at which residuals were asked for apart."""
     copied_to_float32: list = field(default_factory=list)
+    unsafe_images: list | None = None
+    """What a safety checker says of the images, in their order; None is none."""
+    checked: list = field(default_factory=list)
+    """The images that it was given."""
 
     def make_scheduler(self, sampler):
         assert sampler == "ddim"
@@ -75,6 +79,14 @@ class FakeNetworks:
         return torch.float32 if self.float32_vae else self.dtype
 
     takes_guidance_scale = False
+
+    @property
+    def checks_safety(self):
+        return self.unsafe_images is not None
+
+    def unsafe(self, images):
+        self.checked += images
+        return [self.unsafe_images.pop(0) for _ in images]
 
     def _faulty(self, dtype):
         return self.broken_for_good or dtype != torch.float32
