@@ -10,9 +10,9 @@ import sys
 import time
 import traceback
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from core.request import GenerationRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SHEET_ROWS = 12
-ENDING_S = 120
-"""A server that is asked to end, and does not in that time, is killed."""
 
 
 def command(name: str, arguments: Sequence[str] | None) -> str:
@@ -62,24 +60,11 @@ def _processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-@dataclass(frozen=True)
-class Site:
-    """A running server."""
-
-    address: str
-    process: subprocess.Popen[bytes]
-
-
 @contextmanager
-def running(
-    command: Sequence[str],
-    root: Path = ROOT,
-    environment: Mapping[str, str] | None = None,
-    log: Path | None = None,
-) -> Iterator[Site]:
-    """Run a command that ends in `launch.py` or an app's file, until the block ends.
+def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
+    """Run `launch.py` or an app's file until the block ends; yield its address once it answers.
 
-    `root` is the repository's folder, or another build's; `log` gets what it writes.
+    `root` is the repository's folder, or another build's.
 
     Raises:
         SystemExit: It ended before it answered.
@@ -88,10 +73,11 @@ def running(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    with (log or Path(os.devnull)).open("ab") as out:
-        server = subprocess.Popen(
-            [*command, "--port", str(port)], cwd=root, env=environment, stdout=out, stderr=out
-        )
+    server = subprocess.Popen(
+        [sys.executable, str(root / program), "--port", str(port), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while True:
             try:
@@ -101,25 +87,10 @@ def running(
                 if server.poll() is not None:
                     raise SystemExit("the server ended before it answered") from None
                 time.sleep(0.05)
-        yield Site(address, server)
+        yield address
     finally:
         server.terminate()
-        try:
-            server.wait(ENDING_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-@contextmanager
-def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
-    """Run `launch.py` or an app's file until the block ends; yield its address once it answers.
-
-    Raises:
-        SystemExit: As running.
-    """
-    with running([sys.executable, str(root / program), *options], root) as site:
-        yield site.address
+        server.wait()
 
 
 def round_trip(networks: Networks, image: RGBImage) -> RGBImage:

@@ -2,11 +2,11 @@
 
 `python -m models list` shows which models are local and what would be downloaded, `python -m models
 fetch sd15 canny depth` downloads a model's base and the named ControlNets (or `lcm`, which the mode
-preview needs, or `taesd`, a tiny autoencoder for live previews), `python -m models fetch blazepose`
-the networks that find people in photographs, and `python -m models check FILE` identifies a file or
-a folder and says where it can be used. `python -m models transfer CONTROL BASE SD15 OUT` writes a
-ControlNet moved from Stable Diffusion 1.5 to a community base. Errors are one sentence, with exit
-code 2.
+preview needs, `taesd`, a tiny autoencoder for live previews, or `safety_checker`), `python -m
+models fetch blazepose` the networks that find people in photographs, and `python -m models check
+FILE` identifies a file or a folder and says where it can be used. `python -m models transfer
+CONTROL BASE SD15 OUT` writes a ControlNet moved from Stable Diffusion 1.5 to a community base.
+Errors are one sentence, with exit code 2.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def list_models(registry: Registry) -> None:
                 f"  {control}: {'here' if local else _where(card.controls[control], card.folder)}"
             )
         for name, use in EXTRAS.items():
-            if _has_extra(registry, card, name) and not card.base_of:
+            if registry.has_extra(card, name) and not card.base_of:
                 print(f"  {name}, for the {use}: {_extra(registry, card, name)}")
     for wheel in WHEELS.values():
         size = download.amount(wheel.size)
@@ -80,7 +80,7 @@ def list_models(registry: Registry) -> None:
 def fetch(registry: Registry, model: str, parts: list[str]) -> None:
     """Download what is missing of a model's base and the named ControlNets; print their paths.
 
-    Names may also be those of its extras, `lcm` and `taesd`.
+    Names may also be those of its extras (EXTRAS).
 
     Raises:
         BadInput: there is no such model.
@@ -88,7 +88,7 @@ def fetch(registry: Registry, model: str, parts: list[str]) -> None:
         WeightsMismatch: a file is damaged or of another family.
     """
     card = registry.card(model)
-    extras = [name for name in parts if name in EXTRAS and _has_extra(registry, card, name)]
+    extras = [name for name in parts if name in EXTRAS and registry.has_extra(card, name)]
     controls = [name for name in parts if name not in extras]
     for control in controls:
         registry.require_control(card, control)
@@ -314,10 +314,6 @@ def _advised(path: Path, fitting: list[str]) -> str:
     return V10_CARD if called and V10_CARD in fitting else fitting[0]
 
 
-def _has_extra(registry: Registry, card: Card, name: str) -> bool:
-    return name in card.extras or registry.local_extra(card, name) is not None
-
-
 def _extra(registry: Registry, card: Card, name: str) -> str:
     if registry.local_extra(card, name):
         return "here"
@@ -344,7 +340,7 @@ def main(arguments: list[str] | None = None, registry: Registry | None = None) -
     commands.add_parser("list", help="what is here, and what would be downloaded")
     one = commands.add_parser("fetch", help="download a model's base, its ControlNets and extras")
     one.add_argument("model", metavar="NAME")
-    one.add_argument("parts", metavar="CONTROL", nargs="*", help="or lcm, taesd")
+    one.add_argument("parts", metavar="CONTROL", nargs="*", help=f"or {', '.join(EXTRAS)}")
     one = commands.add_parser("check", help="say what a file or a folder is")
     one.add_argument("path", metavar="PATH", type=Path)
     one = commands.add_parser("transfer", help="move a ControlNet to a community base")

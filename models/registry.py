@@ -339,11 +339,15 @@ class Registry:
         Raises:
             WeightsMissing: there is none, here or in its card.
         """
-        if LCM not in card.extras and self.local_extra(card, LCM) is None:
+        if not self.has_extra(card, LCM):
             raise WeightsMissing(
                 f"{card.title} has no LCM-LoRA, which the mode preview needs: choose another mode, "
                 f"or put one at {shown(card.base_folder / LCM)}.safetensors."
             )
+
+    def has_extra(self, card: Card, name: str) -> bool:
+        """Tell whether a model knows where to find one of EXTRAS."""
+        return name in card.extras or self.local_extra(card, name) is not None
 
     def local_extra(self, card: Card, name: str) -> Path | None:
         """Return the local folder or file of one of EXTRAS.

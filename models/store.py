@@ -8,6 +8,7 @@ least recently used dropped first. Loading is safe from any thread.
 
 import hashlib
 import math
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -21,9 +22,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from core.errors import SuiteError
+from core.errors import BadInput, SuiteError
 from models.catalog import download
-from models.catalog.cards import LCM, TAESD, Card
+from models.catalog.cards import LCM, SAFETY, TAESD, Card
 from models.catalog.lora_tags import Strengths, split
 from models.catalog.paths import MODELS
 from models.checkpoints import embeddings, folders, lora
@@ -35,6 +36,9 @@ from models.registry import Registry
 if TYPE_CHECKING:
     from models.checkpoints.loading import Base, Placement
 
+SAFETY_VARIABLE = "CONTROLLOOP_SAFETY_CHECKER"
+BasePaths = tuple[Path, Path | None, Path | None]
+"""Of a base, of its VAE if that lies elsewhere, and of its safety checker if it is to be used."""
 CONTROL_BYTES = 2 * 2**30
 """Usual limit of the loaded ControlNets: two of Stable Diffusion 1.5's in half precision."""
 ControlKey = tuple[Path, str, Path | None]
@@ -64,17 +68,21 @@ class Store:
         dtype: str | None = None,
         folder: Path = MODELS,
         most_control_bytes: int = CONTROL_BYTES,
+        safety_checker: bool | None = None,
     ) -> None:
         """Read the cards in `folder`; choose a device (see choose_device), for annotators too.
 
         ControlNets that nobody uses are dropped to keep all of them within `most_control_bytes`.
+        With `safety_checker` models are loaded with theirs; None reads the environment variable
+        CONTROLLOOP_SAFETY_CHECKER.
         """
+        self.safety_checker = _is_asked_for() if safety_checker is None else safety_checker
         self.most_control_bytes = most_control_bytes
         self.device, self.dtype, self.device_note = choose_device(device, dtype)
         share_device(self.device)
         self.registry = Registry(folder)
         self._lock = threading.RLock()
-        self._base: tuple[tuple[Path, Path | None], Base] | None = None
+        self._base: tuple[BasePaths, Base] | None = None
         self._merged: tuple[Loras, tuple[nn.Module, nn.Module]] | None = None
         self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
         self._loaded_controls: WeakValueDictionary[ControlKey, nn.Module] = WeakValueDictionary()
@@ -109,8 +117,9 @@ class Store:
         # Not under the lock: a download may take long, and other threads may need none.
         base_path, keys = self._find(card, controls)
         vae_path = self.registry.find_vae(card)
+        checker = self.registry.find_extra(card, SAFETY) if self._is_checked(card) else None
         with self._lock:
-            networks = self._build(card, (base_path, vae_path), keys, loras)
+            networks = self._build(card, (base_path, vae_path, checker), keys, loras)
             self._ready[ready] = (networks, list(keys.values()))
             if len(self._ready) > KEPT_READY:
                 self._ready.popitem(last=False)
@@ -134,6 +143,30 @@ class Store:
         """
         _, keys = self._find(self.registry.card(split(model)[0]), controls)
         return {key: _parameter_count(key[0]) * self.dtype.itemsize for key in keys.values()}
+
+    def extras(self, model: str) -> list[str]:
+        """Return those of EXTRAS that load reads whatever the mode: the safety checker, or none.
+
+        Raises:
+            BadInput: there is no such model.
+        """
+        return [SAFETY] if self._is_checked(self.registry.card(split(model)[0])) else []
+
+    def safety_note(self) -> str:
+        """Return a sentence for the log that names the models that are not checked, if asked for.
+
+        "" if none is to be checked, or all are.
+        """
+        names = [card.name for card in self.registry.cards() if not self._is_checked(card)]
+        if not self.safety_checker or not names:
+            return ""
+        return (
+            f"{SAFETY_VARIABLE} is on, but these models have no safety checker, so their pictures "
+            f"are not checked: {', '.join(names)}."
+        )
+
+    def _is_checked(self, card: Card) -> bool:
+        return self.safety_checker and self.registry.has_extra(card, SAFETY)
 
     def hashes(self, model: str, *controls: str) -> dict[str, str]:
         """Return the hashes that networks of `load` have, of the files that are here.
@@ -198,20 +231,21 @@ class Store:
     def _build(
         self,
         card: Card,
-        paths: tuple[Path, Path | None],
+        paths: BasePaths,
         keys: dict[str, ControlKey],
         loras: Loras,
     ) -> DiffusersNetworks:
-        """Return the networks of a base, whose VAE may lie elsewhere (`paths`), and ControlNets."""
+        """Return the networks of a base and ControlNets."""
         # Only here: it imports diffusers, which takes seconds, and the server must answer before.
         from models.checkpoints import loading  # noqa: PLC0415
 
         placement = loading.Placement(self.device, self.dtype)
-        base_path, vae_path = paths
+        base_path, vae_path, checker_path = paths
         if self._base is None or self._base[0] != paths:
             self._base = self._merged = None  # before the next is loaded: two may not fit
             self._forget()
             base = loading.load_base(base_path, card.base_folder, placement, vae_path)
+            base = _with_safety_checker(base, checker_path, placement)
             self._base = (paths, self._with_taesd(card, base, placement))
         base = self._base[1]
         text_encoder, unet = self._with_loras(base, loras)
@@ -254,6 +288,7 @@ class Store:
                 width,
             ),
             taesd=base.taesd,
+            safety_checker=base.safety_checker,
         )
 
     def _with_loras(self, base: "Base", loras: Loras) -> tuple[nn.Module, nn.Module]:
@@ -305,6 +340,26 @@ class Store:
             parts.append(self._hashes[key])
         whole = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
         return whole[:HASH_LENGTH]
+
+
+def _is_asked_for(variables: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the environment asks for safety checkers.
+
+    Raises:
+        BadInput: the value is neither on nor off.
+    """
+    value = variables.get(SAFETY_VARIABLE) or "off"
+    if value not in ("on", "off"):
+        raise BadInput(f"{SAFETY_VARIABLE} is {value!r}; it must be on or off.")
+    return value == "on"
+
+
+def _with_safety_checker(base: "Base", path: Path | None, placement: "Placement") -> "Base":
+    if path is None:
+        return base
+    from models.checkpoints import safety  # noqa: PLC0415 - as in _build
+
+    return replace(base, safety_checker=safety.load_safety_checker(path, placement))
 
 
 def _parameter_count(path: Path) -> int:

@@ -398,6 +398,8 @@ def _prepared(
 
         mcp_server.install()
     set_up_logging(environment.log)
+    if suite and (note := suite.store.safety_note()):
+        log.warning("%s", note)
     # Closed: a call that is posted to its own address would pass by the queue and its limits.
     blocks.queue(max_size=environment.max_queue, api_open=False)
     limit_visitors(blocks, environment.requests.max_per_visitor)

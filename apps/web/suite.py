@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from apps.web.limits import RequestLimits, Visits
 from core.batching import MOST_ADMITTED, Weights
 from core.condition import ALREADY_A_MAP, Condition
-from core.errors import BadInput, SuiteError, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMissing, Withheld
 from core.networks import Networks
 from core.pipeline import Pipeline
 from core.request import DEFAULTS, Download, GenerationRequest, GenerationResult
@@ -167,7 +168,8 @@ class Suite:
         def work() -> None:
             try:
                 self._fetch(self.model, condition.weights, watch=report)
-                self._estimate(condition)
+                with suppress(Withheld):  # a picture of few steps may look like anything
+                    self._estimate(condition)
             except SuiteError as error:
                 log.warning("%s", error)
                 self._note(self.model, str(error))  # for the page's header
@@ -206,7 +208,10 @@ class Suite:
     ) -> None:
         self._require(model, controls, few_step)
         try:
-            self.store.registry.fetch(model, *controls, watch=watch, few_step=few_step)
+            extras = self.store.extras(model)
+            self.store.registry.fetch(
+                model, *controls, watch=watch, few_step=few_step, extras=extras
+            )
         except SuiteError as error:
             self._note(model, str(error), few_step)
             raise
@@ -262,7 +267,7 @@ class Suite:
         A time measured while other requests were running is replaced by one measured alone; the
         image that is made at the start to estimate the time is nobody's request.
         """
-        if not result.images or result.cancelled:
+        if len(result.images) < result.request.num_samples or result.cancelled:
             return ""
         self._note(result.request.model, READY)  # also where another process has loaded it
         spent = sum(seconds for stage, seconds in result.seconds.items() if stage != "load")

@@ -4,7 +4,8 @@ A card is `models/<name>.toml`; the folder `models/<name>/` beside it holds what
 diffusers' layout, with each ControlNet as a folder `controlnet/<control>/` (a diffusers folder, or
 one weights file of any name) or as a single file `controlnet/<control>.safetensors` (.pth, .ckpt).
 In the same two ways it may hold the extras of a base: `lcm`, the LoRA that the mode preview merges
-in, and `taesd`, a tiny autoencoder that decodes the pictures shown while sampling.
+in, `taesd`, a tiny autoencoder that decodes the pictures shown while sampling, and
+`safety_checker`, as a diffusers folder alone.
 A card that only adds other ControlNets to a base has `base_of = "<name of that base's card>"`.
 """
 
@@ -26,8 +27,8 @@ INHERITED = ("prompts", "words", "styles", "min_resolution", "max_resolution", "
 BASE_ONLY = ("base", "preview_matrix", "extras")
 """Fields of the base, which only its own card may have."""
 
-LCM, TAESD = "lcm", "taesd"
-EXTRAS = {LCM: "mode preview", TAESD: "live preview"}
+LCM, TAESD, SAFETY = "lcm", "taesd", "safety_checker"
+EXTRAS = {LCM: "mode preview", TAESD: "live preview", SAFETY: "safety check"}
 """Optional parts of a base, and what they are for."""
 
 

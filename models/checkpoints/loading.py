@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
@@ -49,6 +49,8 @@ class Base:
     """Fitted to this autoencoder; see fit_preview."""
     taesd: nn.Module | None = None
     """A tiny autoencoder of the same latents, if there is one locally."""
+    safety_checker: nn.Module | None = None
+    """See safety.py; only if the operator asks for it."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,9 @@ def load_taesd(path: Path, placement: Placement) -> nn.Module:
 def load_network(kind: Any, folder: Path, read: Read = read_state) -> Any:
     """Load one network from its folder in diffusers' layout: on the CPU, in the files' dtype.
 
-    `kind` is its class, a ModelMixin of diffusers or CLIPTextModel. Unlike from_pretrained this
-    patches nothing in the process, so that several threads may build networks at once.
+    `kind` is its class, a ModelMixin of diffusers or a PreTrainedModel of transformers. Unlike
+    from_pretrained this patches nothing in the process, so that several threads may build networks
+    at once.
 
     Raises:
         WeightsMissing: the folder has no config or no weights.
@@ -257,8 +260,8 @@ def load_network(kind: Any, folder: Path, read: Read = read_state) -> Any:
     state = {name: weight for file in files for name, weight in read(file).items()}
     try:
         with torch.device("meta"):
-            if kind is CLIPTextModel:
-                empty = kind(CLIPTextConfig.from_pretrained(folder))
+            if issubclass(kind, PreTrainedModel):
+                empty = kind(kind.config_class.from_pretrained(folder))
             else:
                 empty = kind.from_config(read_json(folder / "config.json"))
     except (OSError, ValueError, RuntimeError) as error:
@@ -307,12 +310,17 @@ def _untyped(module: str) -> Any:
 
 def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
     """Give a network on the meta device its weights; none may be missing or of another shape."""
-    if isinstance(module, CLIPTextModel):
-        # transformers >= 5.6 has no text_model level.
-        state = {name.removeprefix("text_model."): weight for name, weight in state.items()}
-        # Computed in the constructor, where it has no value on the meta device; in no file.
-        positions = module.config.max_position_embeddings
-        module.embeddings.position_ids = torch.arange(positions).expand(1, -1)
+    if isinstance(module, PreTrainedModel):
+        # transformers >= 5.6 has no text_model level, and one level of vision_model.
+        state = {
+            name.removeprefix("text_model.").replace("vision_model." * 2, "vision_model."): weight
+            for name, weight in state.items()
+        }
+        for part in module.modules():
+            if hasattr(part, "position_ids"):
+                # Computed in the constructor, where it has no value on the meta device; in no file.
+                positions: Any = part.position_embedding
+                part.position_ids = torch.arange(positions.num_embeddings).expand(1, -1)
     if hasattr(module, "_fix_state_dict_keys_on_load"):  # a VAE from before diffusers 0.17
         state = dict(state)
         renaming: Any = module

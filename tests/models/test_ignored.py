@@ -17,6 +17,7 @@ PLACES = (
     "models/embeddings/word.pt",
     "models/sd15/lcm/pytorch_lora_weights.safetensors",
     "models/sd15/taesd/config.json",
+    "models/sd15/safety_checker/model.safetensors",
 )
 
 

@@ -1,10 +1,14 @@
 """What all pages share: the states of models, also when loading one fails."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 import apps
 from apps.web.suite import NOT_LOADED, Suite
 from core.errors import SuiteError
+from core.request import GenerationRequest
 from models.store import Store
 
 
@@ -35,3 +39,13 @@ def test_states_do_not_grow_with_what_visitors_type(suite: Suite) -> None:
     assert suite._state == {}
     suite._load("diorama", "canny")
     assert suite._state.keys() == {"diorama"}
+
+
+def test_a_run_with_fewer_images_than_asked_for_is_not_timed(suite: Suite) -> None:
+    """Its seconds were spent on those too that failed, or were withheld."""
+    grey = np.full((64, 64, 3), 127, np.uint8)
+    settings = {"steps": 1, "num_samples": 2, "image_resolution": 256, "model": "diorama"}
+    request = GenerationRequest.single(apps.find("canny2image"), grey, **settings)
+    result = suite.pipeline.generate(request)
+    assert suite.measured(replace(result, images=result.images[:1])) == ""
+    assert suite.measured(result).startswith("about ")

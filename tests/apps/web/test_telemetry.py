@@ -20,7 +20,7 @@ from apps.web import telemetry
 from apps.web.jobs import errors
 from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Job
-from apps.web.serve import Environment, _hindrance, launch
+from apps.web.serve import Environment, _hindrance, _prepared, launch
 from apps.web.suite import LOADING, READY, Suite
 from core.errors import BadInput
 from core.request import GenerationRequest, GenerationResult
@@ -179,7 +179,8 @@ def test_a_malformed_variable_ends_the_start(variable: str, value: str, told: st
 
 
 def test_the_server_is_alive_before_it_is_ready() -> None:
-    suite: Any = SimpleNamespace(hindrance=lambda: told[0])
+    store = SimpleNamespace(safety_note=lambda: "")
+    suite: Any = SimpleNamespace(hindrance=lambda: told[0], store=store)
     told = [LOADING]
     with gr.Blocks(analytics_enabled=False) as page:
         gr.Textbox()
@@ -214,3 +215,13 @@ def test_what_keeps_the_server_from_being_ready() -> None:
     assert suite.hindrance() == ""
     suite._estimating = True
     assert suite.hindrance() == LOADING
+
+
+@pytest.mark.parametrize("note", ["", "These models are not checked: diorama."])
+def test_the_log_says_at_the_start_what_is_not_checked(
+    note: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    suite: Any = SimpleNamespace(store=SimpleNamespace(safety_note=lambda: note))
+    with caplog.at_level(logging.WARNING):
+        _prepared(gr.Blocks(), Environment(max_queue=4, output=None), suite)
+    assert [one for one in caplog.messages if "checked" in one] == [note] * bool(note)
