@@ -1,8 +1,9 @@
-"""Which names a server answers to, where its operator lists them: by CONTROLLOOP_ALLOWED_HOSTS.
+"""Which names a server answers to: those in CONTROLLOOP_ALLOWED_HOSTS.
 
 A page of another site can have its own name point to this machine, and then reads what it likes
 (DNS rebinding); but its requests still carry that name. An address in figures cannot be taken over
-so, and health checks use them.
+so, and health checks use them. Where no names are listed, a server that this machine alone can
+reach answers to none but localhost, and any other to all.
 """
 
 import fnmatch
@@ -27,6 +28,17 @@ def read_hosts(text: str) -> tuple[str, ...]:
         if not PATTERN.fullmatch(name):
             sys.exit(f"{VARIABLE} has {name!r}; it must be names without ports, a.org,*.b.org.")
     return names
+
+
+def answered_names(listed: Sequence[str], listens_on: str) -> Sequence[str] | None:
+    """Return the names that a server on an address answers to, of those listed; None for any."""
+    if listed:
+        return listed
+    try:
+        is_own = ipaddress.ip_address(listens_on.strip("[]")).is_loopback
+    except ValueError:
+        is_own = listens_on == "localhost"
+    return () if is_own else None
 
 
 def is_allowed(host: str, names: Sequence[str]) -> bool:

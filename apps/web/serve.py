@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apps
-from apps.web.hosts import AllowedHosts, read_hosts
+from apps.web.hosts import AllowedHosts, answered_names, read_hosts
 from apps.web.janitor import Limits, OwnFolder, remove_partial_copies, sweeping
 from apps.web.libraries import check_libraries, load_torchvision
 from apps.web.limits import RequestLimits, read_whole, require_whole
@@ -343,8 +343,9 @@ def launch(
     from apps.web.files import upload_folder  # noqa: PLC0415 - as above
     from apps.web.telemetry import serve_metrics  # noqa: PLC0415
 
-    shared = _prepared(blocks, environment, suite, options.mcp)
     host = options.host.strip("[]") if options.host else None
+    listens_on = host or os.environ.get("GRADIO_SERVER_NAME") or OWN_HOSTS[0]
+    shared = _prepared(blocks, environment, suite, options.mcp, listens_on)
     if host:
         _require_own_address("--host", host)
     _bypass_proxies(host)
@@ -379,7 +380,11 @@ def mounted(blocks: "gr.Blocks", environment: Environment, suite: "Suite") -> "F
 
 
 def _prepared(
-    blocks: "gr.Blocks", environment: Environment, suite: "Suite | None", mcp: bool = False
+    blocks: "gr.Blocks",
+    environment: Environment,
+    suite: "Suite | None",
+    mcp: bool = False,
+    listens_on: str = "",
 ) -> dict[str, Any]:
     """Give pages their queue and limits; return the options of whatever serves them."""
     from fastapi.middleware import Middleware  # noqa: PLC0415 - as above
@@ -403,6 +408,7 @@ def _prepared(
     # Closed: a call that is posted to its own address would pass by the queue and its limits.
     blocks.queue(max_size=environment.max_queue, api_open=False)
     limit_visitors(blocks, environment.requests.max_per_visitor)
+    hosts = answered_names(environment.hosts, listens_on)
     if os.environ.get("SPACE_ID"):  # whose only way in is its proxy, which says who asks
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     return {
@@ -419,7 +425,7 @@ def _prepared(
         "app_kwargs": {
             "exception_handlers": REFUSALS,
             "routes": health.routes(lambda: _hindrance(blocks, environment, suite)),
-            "middleware": [Middleware(AllowedHosts, environment.hosts)] * bool(environment.hosts),
+            "middleware": [] if hosts is None else [Middleware(AllowedHosts, hosts)],
             "lifespan": lambda _: sweeping(lambda: _tidy(blocks, environment)),
         },
     }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.web.hosts import is_allowed, read_hosts
+from apps.web.hosts import answered_names, is_allowed, read_hosts
 from apps.web.serve import Environment, launch
 
 NAMES = ("pictures.example.org", "*.example.net")
@@ -47,6 +47,28 @@ def test_names_are_read() -> None:
     assert Environment.read({"CONTROLLOOP_ALLOWED_HOSTS": "a.org"}).hosts == ("a.org",)
 
 
+@pytest.mark.parametrize(
+    ("listed", "listens_on", "answered"),
+    [
+        ((), "127.0.0.1", ()),
+        ((), "127.1.2.3", ()),
+        ((), "localhost", ()),
+        ((), "[::1]", ()),
+        ((), "0.0.0.0", None),
+        ((), "::", None),
+        ((), "10.1.2.3", None),
+        ((), "pictures.example.org", None),
+        ((), "", None),  # another server serves the pages, and it is not known where
+        (NAMES, "127.0.0.1", NAMES),
+        (NAMES, "", NAMES),
+    ],
+)
+def test_which_names_are_answered(
+    listed: tuple[str, ...], listens_on: str, answered: tuple[str, ...] | None
+) -> None:
+    assert answered_names(listed, listens_on) == answered
+
+
 @pytest.mark.parametrize("text", ["a.org:80", "http://a.org", "*", "a b", "*.*.org"])
 def test_what_is_no_name_stops_the_start(text: str) -> None:
     with pytest.raises(SystemExit, match=r"^CONTROLLOOP_ALLOWED_HOSTS has "):
@@ -54,22 +76,27 @@ def test_what_is_no_name_stops_the_start(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hosts", "status"), [((), 200), (NAMES, 403)])
-def test_another_name_is_refused_only_where_names_are_listed(
-    hosts: tuple[str, ...], status: int
+@pytest.mark.parametrize(
+    ("listens_on", "hosts", "status"),
+    [(None, (), 403), ("0.0.0.0", (), 200), (None, NAMES, 403), ("0.0.0.0", NAMES, 403)],
+)
+def test_another_name_is_refused_on_this_machine_alone_and_where_names_are_listed(
+    listens_on: str | None, hosts: tuple[str, ...], status: int
 ) -> None:
     with gr.Blocks(analytics_enabled=False) as page:
         gr.Textbox(label="Nothing")
     environment = Environment(max_queue=1, output=None, hosts=hosts)
-    options = argparse.Namespace(host=None, port=None, mcp=False)
+    options = argparse.Namespace(host=listens_on, port=None, mcp=False)
     address = launch(page, environment, options, block=False)
+    address = address.replace("0.0.0.0", "127.0.0.1")
     try:
         for path in ("", "gradio_api/info", "healthz"):
             answer = httpx.get(f"{address}{path}", headers={"host": "evil.com"}, trust_env=False)
             assert answer.status_code == status
             assert httpx.get(f"{address}{path}", trust_env=False).status_code == 200
-        if hosts:
+        if status == 403:
             assert "does not answer as 'evil.com'" in answer.text
+        if hosts:
             known = {"host": "pictures.example.org"}
             assert httpx.get(address, headers=known, trust_env=False).status_code == 200
     finally:
