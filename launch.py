@@ -4,7 +4,7 @@
 """
 
 import apps
-from apps.web.serve import Environment, arguments, launch, load_first, make_suite
+from apps.web.serve import Environment, arguments, launch, make_suite
 
 
 def main() -> None:
@@ -25,9 +25,8 @@ def main() -> None:
     from apps.web.site import build_site  # noqa: PLC0415 - --list and --help must not wait for gradio
 
     site = build_site([apps.find(name) for name in apps.names() if name in wanted], suite)
-    for condition in [one for one in apps.conditions() if one.name in wanted][:1]:
-        load_first(suite, condition)
-    launch(site, environment, options, suite=suite)
+    first = next((one for one in apps.conditions() if one.name in wanted), None)
+    launch(site, environment, options, suite=suite, first=first)
 
 
 if __name__ == "__main__":

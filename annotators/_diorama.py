@@ -10,17 +10,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from core.condition import RGBImage, is_rough
@@ -29,6 +26,9 @@ from core.images import fit_size, resize
 from models.catalog.paths import MODELS
 from models.devices import cpu_has_bfloat16, shared_device
 from models.threads import fit_threads
+
+if TYPE_CHECKING:
+    from annotators._scene_annotator import SceneAnnotator
 
 FOLDER = MODELS / "diorama" / "annotator"
 JOINTS = 18
@@ -49,7 +49,6 @@ SHIFTS = ((0, 0), (3, 3), (1, 2), (2, 1))
 """Pixels, x and y, that a picture is moved by for the mean of its predictions: each place on a grid
 of four once, so that the mean hardly depends on where such a grid lies on the picture. A large
 picture, of which a pixel is less, is moved by the first two, and one of a rough map not at all."""
-HEAD_WIDTH = 64
 MAX_ENTROPY = 0.45
 """Of the classes, in nats, the mean over a picture's pixels. One of 500 held-out scenes lies above,
 and of the pictures that are none 95 % of crops of photographs and all noise."""
@@ -89,65 +88,7 @@ class Prediction:
         return replace(self, **parts)
 
 
-class _Block(nn.Module):
-    """A residual block of two 3x3 convolutions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(8, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
-        added: Tensor = x + self.conv2(functional.silu(self.norm2(h)))
-        return added
-
-
-class SceneAnnotator(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A U-Net from pictures to a `Prediction`.
-
-    `classes` are the ADE20K indices it knows; `widths` the channels at each scale, from half the
-    picture's size down.
-    """
-
-    @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
-        self, classes: tuple[int, ...], widths: tuple[int, ...] = (24, 48, 96, 160, 224)
-    ) -> None:
-        super().__init__()
-        pairs = list(pairwise(widths))
-        self.stem = nn.Conv2d(3, widths[0], 5, stride=STRIDE, padding=2)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
-        # One block at the largest scale, where it costs most.
-        self.into = nn.ModuleList(
-            nn.Sequential(*(_Block(b) for _ in range(min(k + 1, 2))))
-            for k, (_, b) in enumerate(pairs)
-        )
-        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
-        self.out = nn.ModuleList(_Block(a) for a, _ in pairs)
-        # Wider than its input: so many outputs are not linear in so few channels.
-        self.head = nn.Sequential(
-            nn.Conv2d(widths[0], HEAD_WIDTH, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(HEAD_WIDTH, 1 + 1 + 3 + len(classes) + JOINTS + 2, 1),
-        )
-
-    def forward(self, pixels: Tensor) -> Prediction:
-        """Predict from pictures (B, 3, H, W) in [-1, 1], sides multiples of GRID."""
-        x = self.stem(pixels)
-        skips = []
-        for down, into in zip(self.down, self.into, strict=True):
-            skips.append(x)
-            x = into(down(functional.silu(x)))
-        for up, out, skip in reversed(list(zip(self.up, self.out, skips, strict=True))):
-            x = out(functional.interpolate(up(x), scale_factor=2.0) + skip)
-        parts = self.head(functional.silu(x)).float()
-        return Prediction(*parts.split([1, 1, 3, len(self.config.classes), JOINTS, 2], 1))
-
-
-def load_network() -> SceneAnnotator:
+def load_network() -> "SceneAnnotator":
     """Return the trained network on the process's device (models/devices.py).
 
     Raises:
@@ -158,7 +99,7 @@ def load_network() -> SceneAnnotator:
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: Path, device: torch.device) -> SceneAnnotator:
+def _loaded(folder: Path, device: torch.device) -> "SceneAnnotator":
     if not (folder / "config.json").is_file():
         raise WeightsMissing(
             "Diorama's annotator is not in models/diorama/annotator: train it with `python -m "
@@ -166,6 +107,7 @@ def _loaded(folder: Path, device: torch.device) -> SceneAnnotator:
             "preprocessor."
         )
     # Only here: importing every network of diffusers takes seconds.
+    from annotators._scene_annotator import SceneAnnotator  # noqa: PLC0415
     from models.checkpoints import loading  # noqa: PLC0415
 
     network: SceneAnnotator = loading.load_network(SceneAnnotator, folder)
@@ -238,14 +180,14 @@ _BATCH: ContextVar[dict[int, Any]] = ContextVar("_BATCH", default={})  # noqa: B
 
 @lru_cache(maxsize=2)
 def _predict_once(
-    network: SceneAnnotator, data: bytes, shape: tuple[int, int, int], is_rough: bool
+    network: "SceneAnnotator", data: bytes, shape: tuple[int, int, int], is_rough: bool
 ) -> dict[str, Maps]:
     """Predict for a picture's bytes; several maps of one picture, and its doubt, cost one pass."""
     return _predict(network, [np.frombuffer(data, np.uint8).reshape(shape)], is_rough)[0]
 
 
 def _predict(
-    network: SceneAnnotator, images: Sequence[RGBImage], is_rough: bool
+    network: "SceneAnnotator", images: Sequence[RGBImage], is_rough: bool
 ) -> list[dict[str, Maps]]:
     height, width = (max(GRID, round(side / GRID) * GRID) for side in images[0].shape[:2])
     resized = [cv2.resize(i, (width, height), interpolation=cv2.INTER_AREA) for i in images]
@@ -260,7 +202,7 @@ def _predict(
 
 
 def _steady(
-    network: SceneAnnotator, pixels: Tensor, shifts: Sequence[tuple[int, int]]
+    network: "SceneAnnotator", pixels: Tensor, shifts: Sequence[tuple[int, int]]
 ) -> Prediction:
     """Return the mean prediction for pictures (B, 3, H, W), moved by `shifts`, and their mirrors.
 

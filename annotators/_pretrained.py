@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from core.condition import ControlMap, Preprocessor, RGBImage
 from core.errors import SuiteError
@@ -188,6 +187,8 @@ def load_transformer(kind: str, hub: str, revision: str, weights_size: int) -> t
 
 @lru_cache(maxsize=2)
 def _transformer(kind: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
+    import transformers  # noqa: PLC0415 - it takes seconds, and the page must answer before
+
     network = getattr(transformers, kind).from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     return processor, network.to(device).eval()

@@ -142,3 +142,20 @@ def test_importing_core_and_annotators_does_no_work():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+BUILD_ALL = """
+import sys
+import apps
+from apps.web.serve import Environment, make_suite
+from apps.web.site import build_site
+build_site([apps.find(name) for name in apps.names()], make_suite("", Environment.read()))
+late = {"diffusers", "transformers", "accelerate", "torchvision"} & sys.modules.keys()
+assert not late, f"the page would wait for {late}"
+"""
+
+
+@pytest.mark.slow
+def test_the_pages_are_there_before_the_networks_libraries():
+    """They take seconds to import: longer than all that the first page needs."""
+    subprocess.run([sys.executable, "-c", BUILD_ALL], cwd=ROOT, check=True)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
-from annotators._diorama import SceneAnnotator
+from annotators._scene_annotator import SceneAnnotator
 from annotators.seg import MIN_AREA
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels

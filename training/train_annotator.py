@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, STRIDE, Prediction, SceneAnnotator
+from annotators._diorama import JOINTS, NECK, OFFSET_SCALE, STRIDE, Prediction
+from annotators._scene_annotator import SceneAnnotator
 from training.diorama.dataset import Pictures
 from training.diorama.truth import load_truth
 from training.diorama.world import ADE20K

@@ -303,17 +303,6 @@ def make_suite(
     return suite
 
 
-def load_first(suite: "Suite", condition: Condition) -> None:
-    """Load the first model's weights while the server starts, or before it where a GPU is lent.
-
-    There the weights go with each process that gets a GPU, if this thread has placed them.
-    """
-    if ON_ZERO_GPU:
-        suite.load_now(condition)
-    else:
-        suite.load_in_background(condition)
-
-
 def serve_one(app: Condition | Tool) -> None:
     """Run one app: the main block of every app file."""
     options = arguments(f"{app.title}: {app.blurb}").parse_args()
@@ -322,9 +311,10 @@ def serve_one(app: Condition | Tool) -> None:
     from apps.web.site import build_app  # noqa: PLC0415 - as above, for gradio
 
     page = build_app(app, suite)
-    if isinstance(app, Condition):  # a tool needs no model
-        load_first(suite, app)
-    launch(page, environment, options, suite=suite if isinstance(app, Condition) else None)
+    if isinstance(app, Condition):
+        launch(page, environment, options, suite=suite, first=app)
+    else:  # a tool needs no model
+        launch(page, environment, options)
 
 
 def launch(
@@ -333,10 +323,12 @@ def launch(
     options: argparse.Namespace,
     block: bool = True,
     suite: "Suite | None" = None,
+    first: Condition | None = None,
 ) -> str:
     """Serve pages with the suite's theme and limits; returns the address if not blocking.
 
-    Without a suite /readyz does not wait for its model.
+    Then loads what `first` needs of the suite's first model. Without a suite /readyz does not wait
+    for its model.
 
     Blocking, it returns when the process is asked to stop and all running requests are finished.
     """
@@ -349,6 +341,12 @@ def launch(
     if host:
         _require_own_address("--host", host)
     _bypass_proxies(host)
+    answers = threading.Event()
+    if suite and first and ON_ZERO_GPU:
+        # Weights go with each process that gets a GPU, if this thread has placed them.
+        suite.load_now(first)
+    elif suite and first:
+        suite.load_in_background(first, answers.wait)  # or the page would wait for it
     try:
         _, address, _ = blocks.launch(
             server_name=f"[{host}]" if host and ":" in host else host,  # as in a URL
@@ -362,6 +360,7 @@ def launch(
         if options.port is not None and "empty port" in str(error):
             sys.exit(f"Port {options.port} is in use; choose another with --port.")
         sys.exit(f"The server could not start: {error}")
+    answers.set()
     if environment.metrics_port:
         folders = [upload_folder(), *filter(None, [environment.output])]
         serve_metrics(environment.metrics_port, lambda: len(blocks._queue), folders)

@@ -159,13 +159,16 @@ class Suite:
         except SuiteError as error:
             log.warning("%s", error)  # the page's header says it too
 
-    def load_in_background(self, condition: Condition) -> threading.Thread:
-        """Download the first model's weights and time it, while the server already answers."""
+    def load_in_background(
+        self, condition: Condition, when: Callable[[], object] = lambda: None
+    ) -> threading.Thread:
+        """Download the first model's weights and time it, once `when`, called first, returns."""
 
         def report(download: Download) -> None:
             self._note(self.model, f"downloading {how_much(download)} …")
 
         def work() -> None:
+            when()
             try:
                 self._fetch(self.model, condition.weights, watch=report)
                 with suppress(Withheld):  # a picture of few steps may look like anything

@@ -18,12 +18,12 @@ from annotators import _diorama, find_annotator
 from annotators._diorama import (
     GRID,
     MIRRORED_JOINTS,
-    SceneAnnotator,
     batched_prediction,
     doubt,
     load_network,
     predict,
 )
+from annotators._scene_annotator import SceneAnnotator
 from core.condition import Condition, RGBImage, rough_maps
 from core.consistency import Extractor
 from core.images import read_image, resize

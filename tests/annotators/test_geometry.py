@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from annotators import _diorama, depth, hed, normal, seg
-from annotators._diorama import SceneAnnotator
+from annotators._scene_annotator import SceneAnnotator
 from annotators.depth import DepthParams
 from annotators.hed import HEDParams
 from annotators.normal import NormalParams

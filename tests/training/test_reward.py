@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotators._diorama import SceneAnnotator
+from annotators._scene_annotator import SceneAnnotator
 from training.diffusion import NoisyTarget, make_scheduler
 from training.reward import KINDS, Reward, large_classes, overlap_loss
 from training.train_autoencoder import make_autoencoder

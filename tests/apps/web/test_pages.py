@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from annotators import annotator_names, find_annotator, mlsd
 from apps.web.files import new_folder
 from apps.web.jobs.map_choices import every_map_choice
 from apps.web.serve import Environment, make_suite
-from apps.web.suite import Suite
+from apps.web.suite import LOADING, Suite
 from apps.web.tool import Tool
 from core.condition import Condition
 from core.errors import BadInput, WeightsMissing
@@ -238,6 +239,16 @@ def test_a_page_knows_how_long_an_image_takes_before_the_first(suite: Suite) -> 
     assert fresh.has_finished_loading("other")
     told = fresh.facts("other")[2]
     assert told.startswith("about ") and "(4 steps" in told, "as many as the card says"
+
+
+def test_a_model_that_waits_to_be_loaded_is_told_as_loading(suite: Suite) -> None:
+    fresh, answers = Suite(suite.store, "other"), threading.Event()
+    thread = fresh.load_in_background(apps.conditions()[0], answers.wait)
+    assert not fresh.has_finished_loading("other")
+    assert fresh.hindrance() == LOADING == fresh.facts("other")[2]
+    answers.set()
+    thread.join()
+    assert fresh.hindrance() == ""
 
 
 def test_a_control_that_is_not_here_is_told_on_its_own_pages_alone(suite: Suite) -> None:

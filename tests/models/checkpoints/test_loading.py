@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel
 
-from annotators._diorama import FOLDER, SceneAnnotator
+from annotators._diorama import FOLDER
+from annotators._scene_annotator import SceneAnnotator
 from models.catalog.paths import MODELS
 from models.checkpoints import loading
 from models.networks import DiffusersNetworks
