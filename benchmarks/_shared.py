@@ -10,9 +10,9 @@ import sys
 import time
 import traceback
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from core.request import GenerationRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SHEET_ROWS = 12
+ENDING_S = 120
+"""A server that is asked to end, and does not in that time, is killed."""
 
 
 def command(name: str, arguments: Sequence[str] | None) -> str:
@@ -60,11 +62,24 @@ def _processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-@contextmanager
-def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
-    """Run `launch.py` or an app's file until the block ends; yield its address once it answers.
+@dataclass(frozen=True)
+class Site:
+    """A running server."""
 
-    `root` is the repository's folder, or another build's.
+    address: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    root: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> Iterator[Site]:
+    """Run a command that ends in `launch.py` or an app's file, until the block ends.
+
+    `root` is the repository's folder, or another build's; `log` gets what it writes.
 
     Raises:
         SystemExit: It ended before it answered.
@@ -73,11 +88,10 @@ def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [sys.executable, str(root / program), "--port", str(port), *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (log or Path(os.devnull)).open("ab") as out:
+        server = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=root, env=environment, stdout=out, stderr=out
+        )
     try:
         while True:
             try:
@@ -87,10 +101,25 @@ def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
                 if server.poll() is not None:
                     raise SystemExit("the server ended before it answered") from None
                 time.sleep(0.05)
-        yield address
+        yield Site(address, server)
     finally:
         server.terminate()
-        server.wait()
+        try:
+            server.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@contextmanager
+def served(program: str, *options: str, root: Path = ROOT) -> Iterator[str]:
+    """Run `launch.py` or an app's file until the block ends; yield its address once it answers.
+
+    Raises:
+        SystemExit: As running.
+    """
+    with running([sys.executable, str(root / program), *options], root) as site:
+        yield site.address
 
 
 def round_trip(networks: Networks, image: RGBImage) -> RGBImage:
