@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 
@@ -41,6 +41,9 @@ NOT_SAVED = (
     "The server's disk {problem}, so these are kept on this page alone: {lost}; save what you want "
     "to keep."
 )
+FIRST_ZIP_TIME, LAST_ZIP_TIME = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
+READABLE = 0o644
+"""Unix permissions."""
 NO_SETTINGS = "The settings could not be written into image {}."
 
 
@@ -320,9 +323,18 @@ def write_archive(
 def _zip(target: Path, files: Mapping[str, File], reports: Mapping[str, Mapping[str, Any]]) -> None:
     with ZipFile(target, "w") as opened:  # stored: PNGs are compressed already
         for name, file in files.items():
-            if isinstance(file, InMemory):
-                opened.writestr(name, file.png)
-            else:
-                opened.write(file, name)
+            content = file.png if isinstance(file, InMemory) else file.read_bytes()
+            opened.writestr(_entry(name), content)
         for name, report in reports.items():
-            opened.writestr(name, json.dumps(report, indent=2, ensure_ascii=False))
+            opened.writestr(_entry(name), json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _entry(name: str) -> ZipInfo:
+    """Return the head of a ZIP's file, dated now, or as near as the format has it.
+
+    A machine without a clock of its own begins in 1970, where zipfile raises ValueError.
+    """
+    now = datetime.now().timetuple()[:6]
+    entry = ZipInfo(name, min(max(now, FIRST_ZIP_TIME), LAST_ZIP_TIME))
+    entry.external_attr = READABLE << 16  # a ZipInfo's own default lets nobody read the file
+    return entry

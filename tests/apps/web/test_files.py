@@ -8,8 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -139,6 +142,22 @@ def test_a_full_disk_costs_the_copy_but_not_the_picture(
     assert "No space left" in caplog.text and str(keep) in caplog.text
     assert all(isinstance(file, Path) and file.is_file() for file in saved.images)
     assert not list(keep.iterdir()), "half a file would pass for a picture"
+
+
+@pytest.mark.parametrize("year", [1970, 2200])
+def test_the_archive_is_there_whatever_the_clock_says(
+    made: GenerationResult, tmp_path: Path, year: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The format has dates from 1980 to 2107 alone."""
+    clock = SimpleNamespace(now=lambda: datetime(year, 1, 1))
+    monkeypatch.setattr(files, "datetime", clock)
+    (saved,) = save_whole([(made, RunFiles(tmp_path))])
+    assert not saved.note and saved.archive
+    with ZipFile(saved.archive) as archive:
+        assert archive.testzip() is None
+        for image in saved.images:
+            assert isinstance(image, Path) and archive.read(image.name) == image.read_bytes()
+        assert all(one.external_attr >> 16 == 0o644 for one in archive.infolist())
 
 
 def test_where_the_cache_is_full_the_copy_is_kept(
