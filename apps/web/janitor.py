@@ -62,6 +62,7 @@ class OwnFolder:
         A run's files go together. `kept` are files in it that stay. What servers have left that
         run no longer goes by the same rule; the folders of running ones are not touched.
         """
+        self.path.mkdir(parents=True, exist_ok=True)  # the system's cleaner may have removed it
         _sweep_one(self.path, limits, kept)
         for other in self.path.parent.iterdir():
             if other.name.isdecimal() and other != self.path and (lock := _taken(other)):

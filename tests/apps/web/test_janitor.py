@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -154,6 +155,18 @@ def test_a_restarted_server_goes_on_with_its_files(tmp_path: Path) -> None:
     assert after.path == path
     after.sweep(Limits())
     assert run.is_dir()
+
+
+def test_a_folder_that_the_systems_cleaner_removed_is_made_again(
+    tmp_path: Path, later: Callable[[float], None]
+) -> None:
+    own = OwnFolder(tmp_path / "controlloop")
+    shutil.rmtree(tmp_path / "controlloop")
+    own.sweep(Limits())
+    old = _run(own.path, "old")
+    later(30 * HOUR)
+    own.sweep(Limits())
+    assert own.path.is_dir() and not old.exists()
 
 
 def test_a_file_that_cannot_be_removed_does_not_keep_the_others(
