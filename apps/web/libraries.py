@@ -15,12 +15,20 @@ log = logging.getLogger(__name__)
 
 PINS = Path(__file__).resolve().parents[2] / "requirements.txt"
 MEND = "run pip install -r requirements.txt"
+OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+"""Packages that all install the module cv2, each over the others' files."""
 
 
 def check_libraries(pins: Path = PINS, installed: Callable[[str], str] = version) -> None:
     """Refuse libraries of another major version, and a torchvision built for another torch.
 
-    Any other difference is one line in the log. Nothing is imported: that would take seconds.
+    Any other difference is one line in the log, and so are two packages that install one module.
+    Nothing is imported: that would take seconds.
 
     Raises:
         SystemExit: the message is one line that names the libraries and what to do.
@@ -42,6 +50,14 @@ def check_libraries(pins: Path = PINS, installed: Callable[[str], str] = version
     ]
     if other:
         log.warning("Other libraries than those that were tested: %s", ", ".join(other))
+    opencv = [name for name in OPENCV if _found(name, installed)]
+    if len(opencv) > 1:
+        log.warning(
+            "%s are installed, and each overwrites the others' cv2: pip uninstall all of them, "
+            "then %s",
+            " and ".join(opencv),
+            MEND,
+        )
 
 
 def load_torchvision() -> None:

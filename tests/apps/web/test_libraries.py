@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from apps.web import libraries
-from apps.web.libraries import PINS, check_libraries
+from apps.web.libraries import PINS, check_libraries, load_torchvision
 
 
 def _with(**changed: str) -> Callable[[str], str]:
     """Return what is installed here, with some libraries of other versions, "" for none."""
 
     def installed(name: str) -> str:
-        found = changed.get(name.replace("-", "_"), version(name))
+        key = name.replace("-", "_")
+        found = changed[key] if key in changed else version(name)
         if not found:
             raise PackageNotFoundError(name)
         return found
@@ -62,5 +63,28 @@ def test_every_pin_is_looked_at(tmp_path: Path) -> None:
 
     check_libraries(installed=installed)
     lines = [line for line in PINS.read_text().splitlines() if line and line[0] != "#"]
-    assert len(asked) == len(lines) and {"gradio", "torchvision"} <= set(asked)
+    pinned = asked[: len(lines)]
+    assert len(set(pinned)) == len(lines) and {"gradio", "torchvision"} <= set(pinned)
     assert libraries.MEND.endswith(PINS.name)
+
+
+def test_two_packages_of_opencv_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_libraries(installed=_with(opencv_python="4.11.0.86"))
+    (line,) = caplog.messages
+    assert "opencv-python and opencv-python-headless are installed" in line
+    assert "uninstall" in line and "pip install -r requirements.txt" in line
+
+
+@pytest.mark.parametrize("error", [OSError("libcudart.so.13:\n no such file"), RuntimeError("nms")])
+def test_a_torchvision_that_cannot_be_loaded_is_one_line_in_the_log(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    load_torchvision()
+    (line,) = caplog.messages
+    assert "torchvision cannot be loaded" in line and "requirements.txt" in line
+    assert str(error).split()[0] in line and "\n" not in line
