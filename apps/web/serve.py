@@ -1,6 +1,7 @@
 """Starts the server: command line, environment, theme, and limits on uploads and queue."""
 
 import argparse
+import codecs
 import importlib
 import logging
 import os
@@ -92,6 +93,7 @@ class Environment:
         Raises:
             SystemExit: one is malformed; the message is one line that names it.
         """
+        _require_unicode_names()
         queue = read_whole(variables, "CONTROLLOOP_MAX_QUEUE", DEFAULT_QUEUE, 1000)
         requests = RequestLimits.read(variables)
         log_format = variables.get("CONTROLLOOP_LOG") or LOG_FORMATS[0]
@@ -135,6 +137,19 @@ class Environment:
             log_format,
             int(metrics_port) if metrics_port else None,
             read_hosts(variables.get("CONTROLLOOP_ALLOWED_HOSTS", "")),
+        )
+
+
+def _require_unicode_names() -> None:
+    """Refuse a locale in which a file cannot have every name: uploads would end in a traceback.
+
+    Raises:
+        SystemExit: the message is one line that names what to set.
+    """
+    encoding = sys.getfilesystemencoding()
+    if codecs.lookup(encoding).name != "utf-8":
+        sys.exit(
+            f"Files' names are {encoding!r} in this locale, and must be UTF-8: set PYTHONUTF8=1."
         )
 
 

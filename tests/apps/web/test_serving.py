@@ -22,6 +22,7 @@ from PIL import Image
 
 import apps
 from apps.web import janitor
+from apps.web.files import upload_folder
 from apps.web.html.results import retention
 from apps.web.janitor import Limits
 from apps.web.serve import GRADIO_NUMBERS, Environment, launch
@@ -132,6 +133,38 @@ def test_a_server_removes_old_files_and_keeps_its_examples(
 
 
 @pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("../../x.png", "x.png"),
+        ("C:\\x.png", "x.png"),
+        ("CON.png", "_CON.png"),
+        ("picture 😀.png", "picture 😀.png"),
+        ("a" * 300 + ".png", ""),
+        ("a\0b.png", ""),
+        ('"><img src=x onerror=alert(1)>.png', ""),
+    ],
+)
+def test_an_upload_has_a_safe_name_in_the_folder_of_uploads(
+    name: str, kept: str, client: httpx.Client
+) -> None:
+    answer = client.post("gradio_api/upload", files={"files": (name, b"a picture")})
+    (path,) = map(Path, answer.json())
+    assert path.resolve() == path and path.is_relative_to(upload_folder())
+    assert path.read_bytes() == b"a picture" and len(path.name) < 256
+    assert path.name == kept or (not kept and not set(path.name) & set("<>\0/\\"))
+
+
+@pytest.mark.parametrize("kind", ["svg", "html", "xhtml", "xml", "js", "pdf"])
+def test_what_could_run_in_a_browser_is_not_opened_there(kind: str, client: httpx.Client) -> None:
+    content = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    sent = {"files": (f"x.{kind}", content, "image/svg+xml")}
+    (path,) = client.post("gradio_api/upload", files=sent).json()
+    headers = client.get(f"gradio_api/file={path}").headers
+    assert headers["content-type"] == "application/octet-stream"
+    assert headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("GRADIO_SERVER_PORT", "abc"),
@@ -183,6 +216,23 @@ def test_a_host_that_is_not_this_machines_is_named(host: str, blocks: gr.Blocks)
 
 
 @pytest.mark.slow
+def test_behind_a_proxys_path_every_address_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy takes the path away again, so a request that came through it looks like these."""
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "/studio")
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Textbox(label="Nothing")
+    options = argparse.Namespace(host=None, port=None, mcp=False)
+    launch(page, Environment(max_queue=1, output=None), options, block=False)
+    asked = {"headers": {"x-forwarded-host": "example.org", "x-forwarded-proto": "https"}}
+    with httpx.Client(base_url=page.local_url, trust_env=False, timeout=60, **asked) as client:
+        assert client.get("config").json()["root"] == "https://example.org/studio"
+        sent = client.post("gradio_api/upload", files={"files": ("x.png", b"x")})
+        assert client.get(f"gradio_api/file={sent.json()[0]}").content == b"x"
+        assert client.get("healthz").status_code == 200
+    page.close(verbose=False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])
 def test_an_address_of_this_machine_is_served_however_it_is_written(host: str) -> None:
     try:
@@ -230,6 +280,45 @@ def test_asked_to_stop_a_server_finishes_what_runs_and_refuses_what_is_new(tmp_p
             server.kill()
 
 
+ENDLESS_RUN = """
+import argparse, sys, threading
+import gradio as gr
+from apps.web.serve import Environment, launch
+with gr.Blocks(analytics_enabled=False) as page:
+    work = lambda: [print("at work", flush=True), threading.Event().wait(600)][1:]
+    gr.Button().click(work, api_name="run")
+launch(page, Environment.read(), argparse.Namespace(host=None, port=int(sys.argv[1]), mcp=False))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs the signals of Unix")
+def test_asked_twice_a_server_ends_though_something_runs(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS_RUN, str(port)],
+        cwd=ROOT,
+        env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            wait_for(f"http://127.0.0.1:{port}")
+            call = f"http://127.0.0.1:{port}/gradio_api/call/run"
+            httpx.post(call, json={"data": []}, trust_env=False).raise_for_status()
+            assert any("at work" in line for line in server.stdout)
+            server.send_signal(signal.SIGINT)
+            assert any("Finishing what runs" in line for line in server.stdout)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 1
+        finally:
+            server.kill()
+
+
 def wait_for(address: str) -> None:
     """Wait until a server answers."""
     end = time.monotonic() + 120
@@ -249,6 +338,26 @@ def test_a_malformed_port_is_one_line_and_no_traceback() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith("GRADIO_SERVER_PORT") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are always UTF-8 there")
+def test_a_locale_in_which_uploads_cannot_have_their_names_is_one_line() -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LC_")}
+    environment = kept | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(ROOT / "launch.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.endswith("set PYTHONUTF8=1.\n")
+    assert done.stderr.startswith("Files' names are 'ascii'") and done.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_line(client: httpx.Client, blocks: gr.Blocks) -> None:
+    port = client.base_url.port
+    options = argparse.Namespace(host=None, port=port, mcp=False)
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Textbox(label="Nothing")
+    with pytest.raises(SystemExit) as stopped:
+        launch(page, Environment(max_queue=1, output=None), options, block=False)
+    assert str(stopped.value) == f"Port {port} is in use; choose another with --port."
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")

@@ -218,6 +218,17 @@ def test_a_control_map_leads_to_the_apps_that_take_it(canny: Condition) -> None:
     assert "Use this map" not in results.results(_result(canny, 50.0), _saved(1))
 
 
+def test_no_address_leaves_a_proxys_path(canny: Condition) -> None:
+    """One that begins with / would, and the pages may stand below any path."""
+    found = [apps.find(name) for name in apps.names()]
+    card = next(iter(Registry().cards()))
+    home = results.home(found, Path(__file__).parents[4] / "pictures", card, [card])
+    for page in (home, results.results(_result(canny, 50.0), _saved(1), found)):
+        addresses = re.findall(r'(?:href|src|url)[=(]["\']?([^"\')]+)', page)
+        assert any("gradio_api/file=" in one for one in addresses)
+        assert not [one for one in addresses if one.startswith("/")]
+
+
 def test_several_controls_stand_each_with_its_maps_and_score(canny: Condition) -> None:
     first, second = _result(canny, 40.0).controls[0], _result(canny, 80.0).controls[0]
     hostile = replace(second, condition=replace(canny, title=HOSTILE))
