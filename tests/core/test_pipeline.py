@@ -500,6 +500,36 @@ def test_cancel_ends_within_a_step_and_keeps_finished_images(
     assert len(again.images) == 1
 
 
+@pytest.mark.parametrize(("part", "counts"), [("draw", (0, 0)), ("decode", (4, 1))])
+def test_a_stop_within_a_part_is_heard_at_its_end(
+    pipeline, condition, image, networks, monkeypatch, part, counts
+):
+    """An annotator and a decoder run to their end; what they have made is kept."""
+    stopped = []
+    owner, name = (Extractor, "extract") if part == "draw" else (type(networks), "decode")
+    work = getattr(owner, name)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda *args: (work(*args), stopped.append(1))[0])
+        result = pipeline.generate(ask(condition, image, num_samples=3), cancelled=lambda: stopped)
+    assert result.cancelled and (len(networks.calls), len(result.images)) == counts
+    assert len(pipeline.generate(ask(condition, image)).images) == 1
+
+
+def test_after_an_annotators_bug_the_next_request_works(pipeline, condition, image):
+    fails = Preprocessor("Broken", lambda *_: 1 / 0)
+    broken = replace(condition, annotator=replace(condition.annotator, preprocessors=(fails,)))
+    with pytest.raises(ZeroDivisionError):
+        pipeline.generate(ask(broken, image))
+    assert len(pipeline.generate(ask(condition, image)).images) == 1
+
+
+@pytest.mark.parametrize("side", [1, 5])
+def test_a_picture_of_one_pixel_is_enlarged_and_that_is_told(pipeline, condition, side):
+    result = pipeline.generate(ask(condition, np.full((side, side, 3), 255, np.uint8)))
+    assert result.images[0].shape == (256, 256, 3)
+    assert any(f"only {side} x {side} pixels" in note for note in result.warnings)
+
+
 # NaN and infinity
 
 

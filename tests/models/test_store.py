@@ -26,6 +26,11 @@ from tests.models.conftest import HUB_CARD, OTHER_CARD
 from tests.tiny_networks import tiny_networks
 
 
+def test_models_load_from_a_folder_of_any_name(models_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(models_folder, tmp_path / "mit Leerzeichen, ü und 模型")
+    assert Store("cpu", "float32", folder).load("tiny", "canny").name == "tiny"
+
+
 def test_a_second_load_is_the_same_networks(store: Store) -> None:
     first, second = store.load("tiny", "canny"), store.load("tiny", "canny")
     assert first.unet is second.unet

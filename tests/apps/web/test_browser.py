@@ -436,6 +436,24 @@ def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) ->
         assert _lines_in(page, page.locator(".cl-card .cl-map img").first) == drawn
 
 
+def test_strokes_lie_where_they_were_drawn_when_the_window_turns(canvas_page: Any) -> None:
+    page = canvas_page
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+    _stroke(page, (0.45, 0.3), (0.55, 0.3))
+    size = page.viewport_size
+    page.set_viewport_size({"width": size["height"], "height": size["width"]})
+    page.wait_for_timeout(500)
+    _stroke(page, (0.45, 0.6), (0.55, 0.6))
+    page.locator("#preview").click()
+    image = page.locator("#map img")
+    expect(image).to_be_visible(timeout=PATIENCE_MS)
+    body = page.request.get(image.evaluate("image => image.src")).body()
+    with Image.open(io.BytesIO(body)) as shown:
+        rows = np.flatnonzero((np.asarray(shown.convert("L")) > 127).any(axis=1)) / shown.height
+    assert np.abs(rows - 0.3).min() < 0.02 and np.abs(rows - 0.6).min() < 0.02
+    assert (np.minimum(np.abs(rows - 0.3), np.abs(rows - 0.6)) < 0.04).all()
+
+
 def test_a_live_picture_follows_the_pen_and_the_settings(canvas_page: Any) -> None:
     page = canvas_page
     expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)

@@ -130,6 +130,27 @@ def test_a_connection_that_stays_lost_is_one_sentence(
     assert fake.ranges[-1] == f"bytes={download.PIECE}-"
 
 
+def test_a_connection_that_stalls_is_taken_up_again(
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays open, and no byte comes: nobody waits for longer than the timeout."""
+    monkeypatch.setattr(download, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(download, "PAUSE_S", 0.01)
+    stalled: list[int] = []
+
+    def stall_once(sent: int) -> bool:
+        if sent == 3 * download.PIECE and not stalled:
+            stalled.append(sent)
+            fake.go_on.wait(60)
+        return True
+
+    fake.before_piece = stall_once
+    folder = _fetch(tmp_path)
+    fake.go_on.set()
+    assert (folder / "big.safetensors").read_bytes() == BIG
+    assert stalled and fake.ranges == ["", "", f"bytes={3 * download.PIECE}-"]
+
+
 @pytest.mark.parametrize("when", ["before", "within"])
 def test_a_full_disk_is_one_sentence(
     when: str, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,22 @@ def test_stop_ends_within_a_step() -> None:
     assert pipeline.steps <= 2
 
 
+def test_a_second_stop_and_one_after_the_end_change_nothing() -> None:
+    pipeline = FakePipeline(pause=0.05)
+    job = _job(pipeline)
+    for report in job.run():
+        if isinstance(report, Progress):
+            job.stop()
+            job.stop()
+    assert isinstance(report, GenerationResult) and report.cancelled and pipeline.steps <= 2
+    whole = _job(pipeline)
+    *_, result = whole.run()
+    whole.stop()
+    assert whole.finished and not result.cancelled
+    *_, after = _job(pipeline).run()
+    assert not after.cancelled and pipeline.steps == 5
+
+
 def test_a_stop_while_waiting_never_starts() -> None:
     pipeline = FakePipeline()
     job = _job(pipeline)

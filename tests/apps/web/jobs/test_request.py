@@ -10,9 +10,10 @@ from PIL import Image
 
 import apps
 from apps.web.files import new_folder, upload_folder
-from apps.web.jobs.request import checked_request
+from apps.web.jobs.request import checked_request, given_picture
 from apps.web.suite import Suite
 from core.condition import ControlMap
+from core.errors import BadInput
 from core.params import settings_of
 
 
@@ -49,6 +50,15 @@ def test_a_picture_lies_on_white(suite: Suite) -> None:
     layer = np.zeros((256, 256, 4), np.uint8)
     layer[64:192, 64:192] = (255, 255, 255, 255)
     assert not drawn_map(suite, "canny2image", layer, preprocessor="Canny").any()
+
+
+def test_an_upload_that_was_removed_is_to_be_chosen_again() -> None:
+    file = new_folder(Path(upload_folder())) / "gone.png"
+    Image.new("RGB", (64, 64)).save(file)
+    assert given_picture({"path": str(file)})[0].shape == (64, 64, 3)
+    file.unlink()
+    with pytest.raises(BadInput, match="no longer here; please choose it again"):
+        given_picture({"path": str(file)})
 
 
 @pytest.mark.parametrize("painted", ["white on black", "white on nothing", "grey"])
