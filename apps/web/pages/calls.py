@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from gradio.block_function import BlockFunction
 from gradio.context import Context, set_render_context
 from gradio.exceptions import InvalidPathError
-from gradio.processing_utils import save_bytes_to_cache
+from gradio.processing_utils import hash_bytes
 from gradio.route_utils import FnIndexInferError
 
 from apps.web.files import FULL, upload_folder
@@ -21,6 +21,7 @@ from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.request import NOT_AN_UPLOAD, bytes_of_data_url, own_file
 from apps.web.pages.widgets import plain_errors
 from core.errors import BadInput
+from core.files import write_whole
 
 HOW_TO_SEND = (
     'The picture must be uploaded; with gradio_client, use handle_file("picture.png"). It can also '
@@ -101,9 +102,13 @@ def _received(value: Any, block: gr.Image) -> dict[str, Any]:
         return {"path": address, "meta": record.get("meta") or {}}
     if not address.lower().startswith("data:"):
         raise BadInput(HOW_TO_SEND)
-    # In a file, because Gradio keeps a session's values in memory.
-    file = save_bytes_to_cache(bytes_of_data_url(address), "picture", str(upload_folder()))
-    return _uploaded(file)
+    # In a file, because Gradio keeps a session's values in memory; named as uploads are. Gradio's
+    # own function writes it in its place, where another call with the same picture reads it.
+    data = bytes_of_data_url(address)
+    file = upload_folder() / hash_bytes(data) / "picture"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda path: path.write_bytes(data))
+    return _uploaded(str(file.resolve()))
 
 
 def _without_odd_meta(value: Any) -> Any:

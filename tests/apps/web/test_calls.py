@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from apps.web import files
 from apps.web.jobs.job import Job
+from apps.web.pages import calls
 from apps.web.pages.widgets import plain_errors
 from core.errors import BadInput
 from core.images import read_image
@@ -163,6 +164,24 @@ def test_a_picture_may_be_sent_as_a_url(address: str, upload: dict[str, str], fo
     wanted, _ = _result(_named(address, "annotator", image=upload, names=["canny: Canny"]))
     drawn, same = (read_image(found[0]["path"])[0] for found in (files, wanted))
     assert drawn.any() and np.array_equal(drawn, same)
+
+
+def test_a_picture_that_others_send_too_is_never_half_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first call may still read it while the second one's is written."""
+    write, seen = Path.write_bytes, []
+    first = calls._received({"url": _data_url()}, gr.Image())
+
+    def slowly(path: Path, data: bytes) -> int:
+        write(path, data[:10])
+        seen.append(Path(first["path"]).read_bytes())
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    assert calls._received({"url": _data_url()}, gr.Image()) == first
+    assert seen == [PHOTO.read_bytes()]
+    assert not list(Path(first["path"]).parent.glob("*.part"))
 
 
 @pytest.mark.slow
