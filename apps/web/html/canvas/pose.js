@@ -280,7 +280,7 @@ editors.pose = (canvas) => {
             chosen = { person: -1, joint: -1 };
             commit(people().filter((_, i) => i !== gone));
           })),
-        bar.group("Joints", bar.toggle("Limbs keep their length", "Lengths", (on) => { keepsLengths = on; }, true), missing),
+        bar.group("Joints", bar.toggle("Limbs keep their length", "Keep lengths", (on) => { keepsLengths = on; }, true), missing),
         node("details", { class: "cv-more" }, node("summary", {}, "Picture and files"),
           node("div", { class: "cv-menu" },
             bar.range("Picture", 0, 100, 5, 50, (part) => {

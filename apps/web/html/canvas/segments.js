@@ -23,10 +23,16 @@ const classField = (names, swatch, own, model, choose) => {
     close();
     canvasOf().focus({ preventScroll: true });
   };
+  const marks = (index) => {
+    const { title, classes } = model();
+    if (!classes.length) return []; // a model that says nothing of its classes
+    return [classes.includes(index) ? node("span", { class: "cv-known" }, `✓ ${title}`)
+      : node("span", { class: "cv-unknown" }, `not in ${title}`)];
+  };
   const fill = (words) => {
     const asked = words.trim().toLowerCase();
     const present = own();
-    const { title, classes } = model();
+    const { classes } = model();
     const rank = (index) => (present.includes(index) ? present.indexOf(index) - names.length : 0)
       + (asked && names[index].startsWith(asked) ? -2 * names.length : 0)
       + (classes.includes(index) ? -4 * names.length : 0);
@@ -38,7 +44,7 @@ const classField = (names, swatch, own, model, choose) => {
       onpointerdown: (event) => event.preventDefault(), // the field keeps the focus
       onclick: () => take(index),
     }, swatch(index), names[index],
-    ...(classes.includes(index) ? [node("span", { class: "cv-known" }, `✓ ${title}`)] : []))));
+    ...marks(index))));
     if (!found.length) list.append(node("li", { class: "cv-none" }, "No class has such a name."));
     mark(found.length ? 0 : -1);
   };
@@ -193,7 +199,8 @@ editors.segments = (canvas) => {
     if (found === undefined) return HINT;
     const [here, chosen] = [names[found], names[current]];
     const { title, classes } = model();
-    const known = classes.includes(found) ? ` (✓ ${title} knows it)` : "";
+    const known = !classes.length ? ""
+      : classes.includes(found) ? ` (✓ ${title} knows it)` : ` (${title} does not know it)`;
     if (canvas.tool === "pick") return `Take ${here} to paint with.`;
     if (found === current || canvas.tool === "paint") return `Here: ${here}${known}.`;
     return canvas.tool === "fill" ? `Make this ${here} ${chosen}.`
