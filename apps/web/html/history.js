@@ -69,7 +69,7 @@
     dialog.showModal();
   };
   const words = ({ title, score, seed, prompt }) =>
-    [prompt, score && `${score} of 100`, title, `seed ${seed}`].filter(Boolean).join(" · ");
+    [score && `${score} of 100`, prompt, title, `seed ${seed}`].filter(Boolean).join(" · ");
 
   const tile = (item) => {
     const box = node("input", { type: "checkbox", "aria-label": `Choose ${nameOf(item.url)}` });
