@@ -24,6 +24,23 @@
   );
   const restoreBox = () => document.querySelector("#restore input[type=file]");
 
+  /** What was restored is told at the foot of the settings, far from where a picture may be dropped. */
+  const bringNoteIntoSight = () => {
+    const place = document.getElementById("restored");
+    const isNote = (added) => added.matches?.(".cl-restored") || added.querySelector?.(".cl-restored");
+    const coming = new MutationObserver((changes) => {
+      if (!changes.some(({ addedNodes }) => [...addedNodes].some(isNote))) return;
+      coming.disconnect();
+      const until = performance.now() + 1000; // the settings above change their height meanwhile
+      const follow = () => {
+        place.scrollIntoView({ block: "nearest" });
+        if (performance.now() < until) requestAnimationFrame(follow);
+      };
+      follow();
+    });
+    coming.observe(place, { childList: true, subtree: true });
+  };
+
   document.addEventListener("dragover", (event) => {
     if (!hasFiles(event) || ownBox(event) || !restoreBox()) return;
     event.preventDefault(); // else the browser would open the file in place of the page
@@ -49,6 +66,6 @@
     event.preventDefault();
     box.files = carrying([files[0]]).files;
     box.dispatchEvent(new Event("change", { bubbles: true }));
-    document.getElementById("restore").scrollIntoView({ block: "nearest" });
+    bringNoteIntoSight();
   }, true);
 })();

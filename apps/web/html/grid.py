@@ -23,7 +23,7 @@ def under_way(done: int, total: int, words: str) -> str:
 <div class="cl-stage cl-running" role="status">
   <div class="cl-progress"><b>{results.escape(words)}</b>
   <div class="cl-track"><i style="width:{100 * done / max(total, 1):.0f}%"></i></div>
-  <span>picture {min(done + 1, total)} of {total} · Esc stops and keeps what is done</span></div>
+  <span>picture {min(done + 1, total)} of {total} · Stop keeps what is done</span></div>
 </div>"""
 
 

@@ -46,7 +46,10 @@
       event.stopPropagation();
       run.click();
     } else if (event.key === "Escape" && !covering()) {
-      visible("stop")?.click();
+      const menu = document.querySelector("details:is(.cl-send, .cv-more)[open]");
+      if (!menu) return visible("stop")?.click();
+      menu.open = false;
+      menu.querySelector("summary").focus();
     } else if (event.key === "?" && !typing(event.target)) {
       event.preventDefault();
       showKeys();
@@ -86,20 +89,47 @@
   for (const kind of ["wheel", "touchmove"]) {
     document.addEventListener(kind, () => { wentElsewhere = true; }, { passive: true });
   }
-  const bringIntoSight = () => {
-    const column = document.getElementById("results-column");
-    if (!column || wentElsewhere) return;
-    const { top } = column.getBoundingClientRect();
-    if (top < 0 || top > innerHeight * 0.35) column.scrollIntoView({ block: "start" });
+  const bringIntoSight = (part) => {
+    if (!part || wentElsewhere) return;
+    const { top } = part.getBoundingClientRect();
+    if (top < 0 || top > innerHeight * 0.35) part.scrollIntoView({ block: "start" });
   };
   const followRun = () => {
     const now = running();
     if (now !== wasRunning) {
       wasRunning = now;
+      // Else the first finished images push the stage out of sight: the browser holds what is below.
+      root.style.overflowAnchor = now ? "none" : "";
       if (now) wentElsewhere = false;
       followUntil = performance.now() + 1000; // what stands above changes its height a little later
     }
-    if (performance.now() < followUntil) bringIntoSight();
+    // Not their column: an editor or a mask stands above them.
+    if (performance.now() < followUntil) {
+      bringIntoSight((now ? visible("stage") : visible("results")) ?? visible("stage"));
+    }
+  };
+
+  // What a button opens may be far from it; Live's picture stands at the foot of a narrow window
+  const OPENS = {
+    edit: "editor", detected: "editor", "back-edit": "editor",
+    "paint-mask": "mask-panel", "back-mask": "mask-panel",
+  };
+  let opening = "";
+  let openUntil = 0;
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button");
+    opening = OPENS[button?.id] ?? "";
+    openUntil = 0;
+    if (opening) wentElsewhere = false;
+    if (button?.id === "live" && innerWidth <= 860) document.getElementById("canvas").scrollIntoView();
+  });
+  const followOpening = () => {
+    if (!opening) return;
+    const panel = visible(opening);
+    if (!panel?.querySelector(".cv-screen")) return;
+    openUntil ||= performance.now() + 1000;
+    bringIntoSight(panel);
+    if (performance.now() > openUntil) opening = "";
   };
 
   // What Gradio has no option for
@@ -174,6 +204,7 @@
     nameExamples();
     placeRow();
     followRun();
+    followOpening();
     returnFocus();
   };
   new MutationObserver(() => {

@@ -84,7 +84,10 @@ class Canvas(gr.HTML):
 def back_button(what: str) -> gr.Button:
     """Return the button that brings back what was drawn on the picture before."""
     return gr.Button(
-        f"{what} was put away with its picture: bring it back", size="sm", visible=False
+        f"The {what} was put away with its picture: bring it back",
+        size="sm",
+        visible=False,
+        elem_id=f"back-{what}",
     )
 
 

@@ -84,7 +84,7 @@ class SingleControl:
         with gr.Row():
             self.preview = gr.Button("Preview map", elem_id="preview", size="md")
             self.edit = gr.Button("Edit map", elem_id="edit", size="md", visible=self.can_edit)
-        self.back = back_button("The edit")
+        self.back = back_button("edit")
         self.map = gr.Image(
             label=MAP_LABEL,
             format="png",

@@ -171,7 +171,7 @@ class Layout:
             visible=self._app.input == "photo",  # else there is no picture to change
             elem_id="paint-mask",
         )
-        self.back_button = back_button("The mask")
+        self.back_button = back_button("mask")
         found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
         read = _drawing if drawn_here else str
         self.example_values = [(read(TEST_IMAGES / e.image), e.prompt) for e in found]
@@ -226,7 +226,7 @@ class Layout:
         ):
             self._advanced()
         self.restore_file = gr.File(
-            label="Restore settings: drop a picture that holds them",
+            label="Restore settings from a picture",
             file_types=[".png", ".jpg", ".jpeg", ".webp", ".avif"],
             height=76,
             elem_id="restore",

@@ -279,6 +279,8 @@ def test_stop_keeps_what_is_finished(page: Any) -> None:
     expect(page.locator(".cl-progress span")).to_contain_text("image 2 of 12", timeout=PATIENCE_MS)
     expect(page.locator(".cl-frame img")).to_be_visible()
     expect(page.locator(".cl-progress span")).to_contain_text("left")
+    expect(page.locator(".cl-frame img")).to_be_in_viewport()
+    expect(page.locator("#stop")).to_be_in_viewport(ratio=1)
     _shot(page, "6-running")
     page.keyboard.press("Escape")
     cards = _finished(page)
@@ -477,6 +479,10 @@ def test_a_live_picture_follows_the_pen_and_the_settings(canvas_page: Any) -> No
 
     first = lines_after(lambda: _stroke(page, (0.3, 0.4), (0.6, 0.4)))
     assert 0.002 < first < 0.1
+    page.evaluate("document.getElementById('canvas').scrollIntoView()")
+    for seen in ("#canvas .cv-screen", ".cl-live .cl-made img"):
+        expect(page.locator(seen)).to_be_in_viewport(ratio=0.95)
+    _shot(page, "live")
     seed = page.locator(".cl-live .cl-bar").inner_text().partition("seed ")[2]
     second = lines_after(lambda: _stroke(page, (0.4, 0.6), (0.6, 0.7)))
     assert second > 1.3 * first
@@ -583,6 +589,10 @@ def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
     _finished(page)
     made = page.locator(".cl-made img").evaluate("i => i.src")
     menu = page.locator(".cl-seed .cl-send")
+    menu.locator("summary").click()
+    page.keyboard.press("Escape")
+    expect(menu.get_by_role("link").first).to_be_hidden()
+    expect(menu.locator("summary")).to_be_focused()
     menu.locator("summary").click()
     links = menu.get_by_role("link")
     assert links.all_inner_texts()[0] == "Canny edges", "this app first"

@@ -258,11 +258,14 @@ def test_classes_that_the_model_knows_come_first_and_have_a_mark(
         field.click()
         expect(options.first).to_have_text("lake✓ Tiny")
         expect(options.filter(has_text="✓")).to_have_count(1)
+        expect(options.nth(1)).to_contain_text("not in Tiny")
         options.first.click()
         _press(page, 0.45, 0.5, (0.55, 0.5))
         screen = canvas.locator(".cv-screen").bounding_box()
         page.mouse.move(screen["x"] + screen["width"] / 2, screen["y"] + screen["height"] / 2)
         expect(canvas.locator(".cv-hint")).to_have_text("Here: lake (✓ Tiny knows it).")
+        page.mouse.move(screen["x"] + screen["width"] / 2, screen["y"] + 10)
+        expect(canvas.locator(".cv-hint")).to_have_text("Here: sky (Tiny does not know it).")
         page.get_by_role("button", name="Advanced options").click()
         page.locator("#model input").click()
         page.get_by_role("option", name="Other").click()
@@ -398,6 +401,23 @@ def test_a_direction_is_picked_on_the_ball_and_painted(
         flat = _changed(page, lambda: strength.fill("0"))[: side // 2]
         assert np.abs(flat - [127, 127, 255]).max() <= 1
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_what_a_button_opens_and_what_run_makes_come_into_sight(
+    browser: Any, editors_address: str, screen: str
+) -> None:
+    with _opened(browser, screen, f"{editors_address}canny2image") as page:
+        page.set_input_files("#image input[type=file]", PHOTOS / "diorama_1.png")
+        expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+        for button, editor in (("#paint-mask", "#mask"), ("#edit", "#canvas")):
+            page.locator(button).click()
+            tools = page.locator(f"{editor} .cv-bar")
+            expect(tools).to_be_visible(timeout=PATIENCE_MS)
+            expect(tools).to_be_in_viewport(ratio=1)
+        page.locator("#run").click()
+        expect(page.locator(".cl-score").first).to_be_in_viewport(ratio=1, timeout=PATIENCE_MS)
+        expect(page.locator(".cl-card img").first).to_be_in_viewport(ratio=0.9)
 
 
 SIGHT = """window.seen = [];

@@ -115,6 +115,7 @@ def test_a_picture_dropped_anywhere_restores_its_settings(page: Any) -> None:
     page.fill("#prompt textarea", "something else")
     _drop(page, ".cl-head h1", "made.png", "image/png", made)
     expect(page.locator(".cl-restored")).to_contain_text("Restored", timeout=PATIENCE_MS)
+    expect(page.locator(".cl-restored")).to_be_in_viewport(ratio=0.9)
     expect(page.locator("#prompt textarea")).to_have_value("the red ball")
 
 

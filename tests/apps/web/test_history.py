@@ -1,5 +1,6 @@
 """What a visitor's browser keeps: settings over a reload, and results to restore and compare."""
 
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,14 @@ def test_settings_survive_a_reload_and_results_can_be_restored(
         expect(history.get_by_text("Compare two")).to_be_disabled()
         for at in range(2):
             history.locator("input").nth(at).check()
+        expect(history.locator("label span").first).to_have_text(
+            re.compile(r"^\d+ of 100 · a blue")
+        )
+        for row in (".cl-actions", "figure:first-child .cl-history-do"):
+            boxes = [one.bounding_box() for one in history.locator(f"{row} .cl-button").all()]
+            assert len({box["height"] for box in boxes}) == 1, "links and buttons look alike"
+        tiles = [tile.bounding_box() for tile in history.locator("figure").all()]
+        assert tiles[0]["y"] == tiles[1]["y"], "two beside each other, also on a phone"
         history.get_by_text("Compare two").click()
         beside = page.locator("dialog.cl-beside")
         expect(beside.locator("img")).to_have_count(2)
