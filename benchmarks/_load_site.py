@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -139,21 +139,42 @@ def pixels(png: bytes) -> RGBImage:
     return np.asarray(Image.open(BytesIO(png)).convert("RGB"))
 
 
+def post(
+    address: str, app: str, number: int, settings: Mapping[str, Any], picture: Path | None = None
+) -> str:
+    """Send a request of a number as curl does, with its own picture or this; return its event.
+
+    Raises:
+        HTTPError: It is refused.
+    """
+    data = base64.b64encode((picture or picture_for(number)).read_bytes()).decode()
+    body = {"image": {"url": f"data:image/jpeg;base64,{data}"}, **given(number, settings)}
+    asked = urllib.request.Request(
+        f"{address}/gradio_api/call/v2/{app}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
+        return str(json.load(answer)["event_id"])
+
+
+def heard(address: str, app: str, event: str) -> Generator[bytes]:
+    """Listen to a request; the connection is dropped where the caller stops listening."""
+    call = f"{address}/gradio_api/call/v2/{app}/{event}"
+    with urllib.request.urlopen(call, timeout=PATIENCE_S) as stream:
+        yield from stream
+
+
 def vanish_from(address: str, app: str, number: int) -> bool:
     """Send a long request, and drop the connection in its first picture.
 
-    Returns whether it came so far; if it waited in the queue until then, that was the place.
+    Returns whether it came so far.
     """
-    data = base64.b64encode(picture_for(number).read_bytes()).decode()
-    body = {"image": {"url": f"data:image/png;base64,{data}"}, **given(number, LONG)}
-    call = f"{address}/gradio_api/call/v2/{app}"
-    asked = urllib.request.Request(
-        call, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
-        event = json.load(answer)["event_id"]
-    with urllib.request.urlopen(f"{call}/{event}", timeout=PATIENCE_S) as stream:
-        return any(b'"stage": "sample"' in line for line in stream)
+    listening = heard(address, app, post(address, app, number, LONG))
+    try:
+        return any(b'"stage": "sample"' in line for line in listening)
+    finally:
+        listening.close()
 
 
 # What the server holds

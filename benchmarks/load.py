@@ -10,6 +10,10 @@ callers   24 over several apps, in three rounds: a third cancels in the first pi
           the last bit, that of the same request made alone before.
 soak      short requests of many kinds, from three visitors: --requests of them, or as many as there
           are in --minutes. What the server holds is looked at every five seconds.
+uploads   more requests at once than may wait, then 40 pictures of 20 megapixels.
+kills     a server is killed while it saves, again and again; then it starts once more.
+disks     a full and a read-only disk, for the results and for the operator's folder, in a mount
+          namespace and a browser; skipped where there may be none.
 
 Ends with 1 if something was lost, swapped or broken.
 """
@@ -35,6 +39,7 @@ import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from benchmarks import _load_faults as faults
 from benchmarks._load_site import (
     BUG,
     LONG,
@@ -57,6 +62,8 @@ from benchmarks._load_site import (
 from benchmarks._shared import Site, command, machine, record_failure
 
 CALLERS, ROUNDS = 24, 3
+FETCHED = {"/healthz": 0.1, "/canny2image": 1.0}
+"""By address the seconds between one answer and the next request, while callers are served."""
 WARM = 200
 """Requests after which a server holds what it needs."""
 VISITORS, VISIT = 3, 10
@@ -73,19 +80,19 @@ ROWS = 40
 
 
 @contextmanager
-def longest_answers(address: str, paths: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Fetch paths again and again meanwhile; the dict has the longest seconds of each."""
-    longest = dict.fromkeys(paths, 0.0)
+def longest_answers(address: str) -> Iterator[dict[str, float]]:
+    """Fetch FETCHED again and again meanwhile; the dict has the longest seconds of each."""
+    longest = dict.fromkeys(FETCHED, 0.0)
     over = threading.Event()
 
-    def fetch(path: str) -> None:
-        while not over.wait(0.1):
+    def fetch(path: str, pause: float) -> None:
+        while not over.wait(pause):
             began = time.perf_counter()
             get(address + path)
             longest[path] = max(longest[path], time.perf_counter() - began)
 
-    with ThreadPoolExecutor(len(paths)) as threads:
-        fetching = [threads.submit(fetch, path) for path in paths]
+    with ThreadPoolExecutor(len(FETCHED)) as threads:
+        fetching = [threads.submit(fetch, *one) for one in FETCHED.items()]
         try:
             yield longest
         finally:
@@ -131,7 +138,7 @@ def callers(place: Place) -> dict[str, Any]:
                     outcomes.append("waited" if same else "swapped")
 
         began = time.perf_counter()
-        with longest_answers(site.address, ("/healthz", "/canny2image")) as longest:
+        with longest_answers(site.address) as longest:
             for _ in range(ROUNDS):
                 with ThreadPoolExecutor(CALLERS) as threads:
                     for one in [threads.submit(call, number) for number in range(CALLERS)]:
@@ -148,7 +155,7 @@ def callers(place: Place) -> dict[str, Any]:
         "callers": CALLERS,
         "rounds": ROUNDS,
         **{kind: counted[kind] for kind in ("cancelled", "vanished", "waited", "swapped")},
-        "lost": len(waiting) * ROUNDS - counted["waited"] - counted["swapped"],
+        "lost": max(0, CALLERS * ROUNDS - counted.total()),
         "why_lost": lost,
         "seconds": round(seconds, 1),
         "longest_answer": {path: round(value, 3) for path, value in longest.items()},
@@ -334,8 +341,30 @@ def _print(result: dict[str, Any]) -> None:
             f"{last['descriptors']}, files {warm['files']} and {last['files']}"
         )
 
+    if "uploads" in result:
+        one = result["uploads"]
+        for name in ("overflow", "flood"):
+            found = one[name]
+            print(
+                f"{name}: {found['asked']} at once, {found['accepted']} accepted, of whom "
+                f"{found['done']} were answered, {found['refused']} refused: "
+                f"{' '.join(found['refusals'])}"
+            )
+        print(f"memory {one['memory_before_mb']:.0f} MB, peak {one['memory_peak_mb']:.0f} MB")
+    if "kills" in result:
+        one = result["kills"]
+        print(
+            f"kills: {one['kills']}; {one['pictures']} pictures, {one['broken']} broken, "
+            f"{one['cut_off']} cut off under other names; cleaned up: {one['cleaned_up']}"
+        )
+    if "disks" in result:
+        one = result["disks"]
+        print(f"disks: skipped, {one['skipped']}" if "skipped" in one else "disks:")
+        for name, found in one.get("shown", {}).items():
+            print(f"  {name}: {found['pictures']} pictures shown; {' '.join(found['sentences'])}")
 
-PARTS = ("callers", "soak")
+
+PARTS = ("callers", "soak", *faults.PARTS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -356,6 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs: dict[str, Callable[[Place], dict[str, Any]]] = {
             "callers": callers,
             "soak": lambda place: soak(place, options.requests, options.minutes),
+            **faults.PARTS,
         }
         for part in wanted:
             result[part] = runs[part](Place(Path(folder), part))

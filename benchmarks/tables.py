@@ -272,6 +272,98 @@ def live() -> str:
     return f"{measured(record)}\n\n{table(head, rows)}\n{same}{others}\n"
 
 
+def load() -> str:
+    """Return what a site does under load, part by part."""
+    found = records("load-diorama-cpu")
+    rows = [
+        row for record in found for name, rows in LOAD.items() if name in record
+        for row in rows(record[name])
+    ]  # fmt: skip
+    notes = "\n\n".join(map(measured, found))
+    return f"{notes}\n\n{table(('the load', 'what became of it'), rows)}"
+
+
+Rows = list[tuple[str, str]]
+
+
+def _callers(part: Record) -> Rows:
+    answers = ", ".join(
+        f"{seconds:.2f} s for `{path}`" for path, seconds in part["longest_answer"].items()
+    )
+    return [
+        (
+            f"{part['callers']} callers over several apps, {part['rounds']} times: "
+            f"{part['cancelled']} cancel, {part['vanished']} vanish, the others wait",
+            f"{part['waited']} pictures are, to the last bit, those made alone; {part['lost']} "
+            f"lost, {part['swapped']} swapped; "
+            f"longest wait for an answer {answers}",
+        )
+    ]
+
+
+def _soak(part: Record) -> Rows:
+    warm, last = part["warm"], part["last"]
+    ends = ", ".join(f"{name} {warm[name]} and {last[name]}" for name in ("threads", "descriptors"))
+    return [
+        (
+            f"{part['requests']} short requests in {part['seconds'] / 60:.0f} minutes",
+            f"{part['failed']} failed; memory {warm['memory_mb']:.0f} MB after {warm['requests']}, "
+            f"then {part['growth_percent']:+.1f} %; {ends}; files at most "
+            f"{part['most_files_mb']:.0f} MB, where 1000 MB were allowed",
+        )
+    ]
+
+
+def _uploads(part: Record) -> Rows:
+    overflow, flood = part["overflow"], part["flood"]
+    return [
+        (f"{overflow['asked']} requests at once", _answered(overflow)),
+        (
+            f"{flood['asked']} pictures of {flood['megapixels']:.0f} megapixels at once",
+            f"{_answered(flood)}; memory {part['memory_before_mb']:.0f} MB before, "
+            f"{part['memory_peak_mb']:.0f} MB at most",
+        ),
+    ]
+
+
+def _answered(part: Record) -> str:
+    told = " ".join(json.loads(one)["detail"] for one in part["refusals"])
+    return (
+        f"{part['done']} of {part['accepted']} that were taken have their picture; "
+        f"{part['refused']} were refused" + (f": “{told}”" if told else "")
+    )
+
+
+def _kills(part: Record) -> Rows:
+    tidy = "removed" if part["cleaned_up"] else "**not** removed"
+    return [
+        (
+            f"killed {part['kills']} times while saving",
+            f"{part['broken']} of {part['pictures']} pictures broken, {part['cut_off']} cut off "
+            f"under other names; what was left is {tidy} by the next start",
+        )
+    ]
+
+
+def _disks(part: Record) -> Rows:
+    if "skipped" in part:
+        return [("a full and a read-only disk", f"not measured: {part['skipped']}")]
+    return [
+        (f"{name} disk", f"the picture is shown; “{' '.join(one['sentences'])}”")
+        for name, one in part["shown"].items()
+    ]
+
+
+LOAD: dict[str, Callable[[Record], Rows]] = {
+    "callers": _callers,
+    "soak": _soak,
+    "uploads": _uploads,
+    "kills": _kills,
+    "disks": _disks,
+}
+"""By part, the rows of its record."""
+
+
 def watermark() -> str:
     """Return what the watermark costs, and where it is found."""
     (record,) = records("watermark-diorama-cpu")
@@ -321,6 +413,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "modes": modes,
     "throughput": throughput,
     "live": live,
+    "load": load,
     "watermark": watermark,
 }
 

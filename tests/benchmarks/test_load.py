@@ -1,5 +1,6 @@
 """What the benchmark of load makes of what it sees; it starts no server here."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import load
+from apps.web.files import NOT_COPIED, NOT_SAVED
+from benchmarks import _load_faults as faults
+from benchmarks import _load_site, load
 from benchmarks._load_site import Holding, Place, figure, given, pixels
+from core.request import SETTINGS
 
 ONE = Holding(
     requests=0, seconds=0, memory_mb=1000, threads=30, descriptors=20, files=0, files_mb=0
@@ -87,4 +91,46 @@ def test_a_server_gets_its_own_folders_and_none_of_our_settings(monkeypatch):
 def test_an_unknown_part_is_named(only, capsys):
     with pytest.raises(SystemExit):
         load.main(["--only", only])
-    assert "no part is called 'nothing'; there are: callers, soak" in capsys.readouterr().err
+    assert (
+        "no part is called 'nothing'; there are: callers, soak, uploads" in capsys.readouterr().err
+    )
+
+
+def test_a_cut_picture_is_not_whole(tmp_path):
+    Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)).save(tmp_path / "one.png")
+    data = (tmp_path / "one.png").read_bytes()
+    assert faults.is_whole(tmp_path / "one.png")
+    for length in (0, 20, len(data) // 2):
+        (tmp_path / "cut.png").write_bytes(data[:length])
+        assert not faults.is_whole(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "sentences", "is_told"),
+    [(1, ["lost"], True), (0, ["lost"], False), (1, [], False), (1, ["lost", "lost"], False)],
+)
+def test_a_picture_and_one_sentence_are_wanted(pictures, sentences, is_told):
+    assert faults.is_told({"pictures": pictures, "sentences": sentences}) == is_told
+
+
+@pytest.mark.parametrize("note", [NOT_SAVED, NOT_COPIED])
+def test_sentences_about_disks_are_recognised(note):
+    assert any(sign in note for sign in faults.SENTENCES)
+
+
+def test_a_request_by_http_is_one_that_the_site_understands(monkeypatch):
+    """Its arguments are those of the endpoint; a picture is a data URL."""
+    sent = []
+
+    def answer(request, timeout):
+        sent.append(request)
+        return io.BytesIO(b'{"event_id": "7"}')
+
+    monkeypatch.setattr(_load_site.urllib.request, "urlopen", answer)
+    assert _load_site.post("http://127.0.0.1:1", "canny2image", 3, _load_site.LONG) == "7"
+    body = json.loads(sent[0].data)
+    assert sent[0].full_url == "http://127.0.0.1:1/gradio_api/call/v2/canny2image"
+    assert body.pop("image")["url"].startswith("data:image/")
+    assert set(body) <= set(SETTINGS)
+    settings = {"num_samples": body["num_samples"], "steps": body["steps"]}
+    assert settings == {"num_samples": 12, "steps": 100}
