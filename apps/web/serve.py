@@ -348,6 +348,7 @@ def launch(
     Blocking, it returns when the process is asked to stop and all running requests are finished.
     """
     from apps.web.files import upload_folder  # noqa: PLC0415 - as above
+    from apps.web.pages.sessions import MOST_SESSIONS  # noqa: PLC0415
     from apps.web.telemetry import serve_metrics  # noqa: PLC0415
 
     host = options.host.strip("[]") if options.host else None
@@ -368,6 +369,7 @@ def launch(
             server_port=options.port,
             strict_cors=True,
             share=False,
+            state_session_capacity=MOST_SESSIONS,
             prevent_thread_lock=True,
             **shared,
         )
@@ -405,13 +407,14 @@ def _prepared(
 
     from apps.web import health  # noqa: PLC0415
     from apps.web.files import LARGEST_UPLOAD  # noqa: PLC0415
-    from apps.web.pages import first_paint  # noqa: PLC0415
+    from apps.web.pages import first_paint, sessions  # noqa: PLC0415
     from apps.web.pages.calls import REFUSALS  # noqa: PLC0415
     from apps.web.pages.visitors import limit_visitors  # noqa: PLC0415
     from apps.web.pages.widgets import PICTURES, TEST_IMAGES  # noqa: PLC0415
     from apps.web.telemetry import set_up_logging  # noqa: PLC0415
 
     first_paint.install()
+    sessions.install(blocks)
     if mcp:
         from apps.web.pages import mcp_server  # noqa: PLC0415
 
@@ -492,7 +495,8 @@ def _wait_for_quiet(blocks: "gr.Blocks") -> None:
 
 def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:
     """Remove old uploads and results and what was cut off in the operator's folder; free memory."""
-    from core.memory import release_freed_memory  # noqa: PLC0415 - as above
+    from apps.web.pages.sessions import drop_old  # noqa: PLC0415 - as above
+    from core.memory import release_freed_memory  # noqa: PLC0415
 
     if environment.output:
         remove_partial_copies(environment.output)
@@ -501,6 +505,7 @@ def _tidy(blocks: "gr.Blocks", environment: Environment) -> None:
         environment.own.sweep(environment.limits, {Path(file) for files in kept for file in files})
     for noted in blocks.temp_file_sets:  # for Gradio's own cleaner, which is off
         noted.clear()
+    drop_old(blocks)
     release_freed_memory()
 
 
