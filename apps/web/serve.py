@@ -350,7 +350,9 @@ def launch(
     from apps.web.files import upload_folder  # noqa: PLC0415 - as above
     from apps.web.pages.sessions import MOST_SESSIONS  # noqa: PLC0415
     from apps.web.telemetry import serve_metrics  # noqa: PLC0415
+    from core.memory import keep_one_arena  # noqa: PLC0415
 
+    keep_one_arena()
     host = options.host.strip("[]") if options.host else None
     listens_on = host or os.environ.get("GRADIO_SERVER_NAME") or OWN_HOSTS[0]
     shared = _prepared(blocks, environment, suite, options.mcp, listens_on)

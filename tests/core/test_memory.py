@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,6 +164,31 @@ def test_what_glibc_keeps_of_freed_memory_goes_back():
     before = resident()
     release_freed_memory()
     assert before - resident() > 60e6 and in_use.all()
+
+
+ALLOCATE = """
+import ctypes, sys, threading
+from core.memory import keep_one_arena
+if sys.argv[1] == "one":
+    keep_one_arena()
+libc, together = ctypes.CDLL(None), threading.Barrier(8)
+def allocate():
+    libc.malloc(10_000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.malloc_stats()
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_stats"), reason="not glibc")
+@pytest.mark.parametrize(("asked", "is_one"), [("one", True), ("usual", False)])
+def test_all_threads_allocate_from_one_arena(asked, is_one):
+    program = [sys.executable, "-c", ALLOCATE, asked]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(program, cwd=root, check=True, capture_output=True, text=True)
+    assert (done.stderr.count("Arena ") == 1) == is_one
 
 
 def test_which_errors_are_meant():
