@@ -1,6 +1,7 @@
 """A server that is killed in a run and started again: the open page keeps what was done."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def test_a_killed_server_costs_the_image_in_work_alone(browser: Any, tmp_path: P
             _set(page, "num_samples", "12")
             page.locator("#run").click()
             history = page.locator(".cl-history")
-            expect(history.locator("summary")).to_contain_text("(2)", timeout=PATIENCE_MS)
+            # Some are done, and the rest is in work: one by one, or a few together.
+            some = re.compile(r"\(([2-9]|10)\)")
+            expect(history.locator("summary")).to_contain_text(some, timeout=PATIENCE_MS)
             server.kill()
             server.wait()
             server = subprocess.Popen(command, env=environment)
