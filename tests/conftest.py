@@ -6,9 +6,9 @@ import os
 # Before any library reads them: no test may reach for the network.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The processes share the cores: threads of torch beside threads of torch wait for each other.
-    os.environ["OMP_NUM_THREADS"] = "1"
+# Threads of torch beside threads of torch wait for each other; and how many run at a moment, and so
+# the last bit of what torch's own operations compute, would depend on how busy the machine is.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 from typing import TYPE_CHECKING
