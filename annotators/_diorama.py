@@ -180,14 +180,14 @@ _BATCH: ContextVar[dict[int, Any]] = ContextVar("_BATCH", default={})  # noqa: B
 
 @lru_cache(maxsize=2)
 def _predict_once(
-    network: "SceneAnnotator", data: bytes, shape: tuple[int, int, int], is_rough: bool
+    network: "SceneAnnotator", data: bytes, shape: tuple[int, int, int], rough: bool
 ) -> dict[str, Maps]:
     """Predict for a picture's bytes; several maps of one picture, and its doubt, cost one pass."""
-    return _predict(network, [np.frombuffer(data, np.uint8).reshape(shape)], is_rough)[0]
+    return _predict(network, [np.frombuffer(data, np.uint8).reshape(shape)], rough)[0]
 
 
 def _predict(
-    network: "SceneAnnotator", images: Sequence[RGBImage], is_rough: bool
+    network: "SceneAnnotator", images: Sequence[RGBImage], rough: bool
 ) -> list[dict[str, Maps]]:
     height, width = (max(GRID, round(side / GRID) * GRID) for side in images[0].shape[:2])
     resized = [cv2.resize(i, (width, height), interpolation=cv2.INTER_AREA) for i in images]
@@ -195,7 +195,7 @@ def _predict(
     narrow = network.device.type == "cpu" and cpu_has_bfloat16()
     fit_threads()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-        shifts = 1 if is_rough else 4 if min(height, width) <= TRAINING_RESOLUTION else 2
+        shifts = 1 if rough else 4 if min(height, width) <= TRAINING_RESOLUTION else 2
         output = _steady(network, pixels / 127.5 - 1, SHIFTS[:shifts])
     parts = {name: part.permute(0, 2, 3, 1).cpu().numpy() for name, part in vars(output).items()}
     return [{name: part[k] for name, part in parts.items()} for k in range(len(images))]

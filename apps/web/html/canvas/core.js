@@ -593,6 +593,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     if (scene.drawn === before.drawn && canvas.images.drawn) canvas.shown = scene.shows ?? null;
     if (canvas.size[0] !== width || canvas.size[1] !== height) layOut();
     if (!isLookDue && JSON.stringify(given()) !== JSON.stringify(told)) {
+      clearTimeout(late); // it was for the value before
       past.push(value);
       future.length = 0;
       told = given();
