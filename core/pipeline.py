@@ -235,7 +235,7 @@ class Pipeline:
             if control.preprocessor == ALREADY_A_MAP:
                 return _read_map(_extractor(control), control)
             return _extractor(control).begin_edit(
-                control.image, _size(request), request.image_resolution
+                control.image, request.size, request.image_resolution
             )
 
     def generate(
@@ -272,7 +272,7 @@ class Pipeline:
         with reporter.stage("prepare"):
             request = resolved(request)
             seeds = image_seeds(request.seed, request.num_samples)
-            size = _size(request)
+            size = request.size
             reporter.warnings += _size_notes(request, size)
             reporter.warnings += _window_notes(request)
             reporter.warnings += _control_mode_notes(request)
@@ -440,7 +440,7 @@ def _resolved_control(control: ControlRequest, request: GenerationRequest) -> Co
         detect_resolution = control.detect_resolution or own or detect_resolution
         if control.pixel_perfect:
             height, width = _cropped(control, request).shape[:2]
-            perfect = pixel_perfect_resolution(width, height, _size(request), control.resize_mode)
+            perfect = pixel_perfect_resolution(width, height, request.size, control.resize_mode)
             # Beyond its bounds a map would take too much memory, or be too small for a network.
             detect_resolution, _ = SETTINGS["detect_resolution"].clamp(perfect)
     return replace(
@@ -458,11 +458,6 @@ def image_seeds(seed: int, count: int) -> list[int]:
 
 def _few_step(request: GenerationRequest) -> bool:
     return MODES[request.mode].few_step
-
-
-def _size(request: GenerationRequest) -> tuple[int, int]:
-    height, width = request.controls[0].image.shape[:2]
-    return fit_size(width, height, request.image_resolution)
 
 
 # The control map
@@ -501,7 +496,7 @@ def _fetch_preprocessor(preprocessor: Preprocessor, reporter: ProgressReporter) 
 
 def _drawn_pixels(control: ControlRequest, request: GenerationRequest) -> int:
     """Return how many pixels the drawing of a control's map works on."""
-    size = _size(request)
+    size = request.size
     return max(size[0] * size[1], _extractor(control).pixels(control.image))
 
 
@@ -518,7 +513,7 @@ def _read_map(extractor: Extractor, control: ControlRequest) -> dict[str, Any]:
 def _control_map(
     extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
-    editor, size = extractor.annotator.editor, _size(request)
+    editor, size = extractor.annotator.editor, request.size
     if control.edit is None or editor is None or editor.begin:
         return _detected_map(extractor, control, request)
     if editor.is_whole(control.edit):
@@ -529,7 +524,7 @@ def _control_map(
 def _detected_map(
     extractor: Extractor, control: ControlRequest, request: GenerationRequest
 ) -> ControlMap:
-    size = _size(request)
+    size = request.size
     if control.resize_mode != RESIZE_AND_FILL:
         return _map_at(size, extractor, control, request.image_resolution)
     height, width = control.image.shape[:2]

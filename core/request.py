@@ -263,6 +263,12 @@ class GenerationRequest:
         return self.denoising_strength < 1 or self.mask is not None
 
     @property
+    def size(self) -> tuple[int, int]:
+        """The images' (width, height) in pixels."""
+        height, width = self.controls[0].image.shape[:2]
+        return fit_size(width, height, self.image_resolution)
+
+    @property
     def steps_taken(self) -> int:
         """How many of the steps run: the last ones, by the denoising strength."""
         return steps_taken(self.steps, self.denoising_strength)
@@ -270,8 +276,7 @@ class GenerationRequest:
     @property
     def work(self) -> int:
         """What sampling costs: pixels times steps times images."""
-        height, width = self.controls[0].image.shape[:2]
-        wide, high = fit_size(width, height, self.image_resolution)
+        wide, high = self.size
         return wide * high * self.steps_taken * self.num_samples
 
     @property

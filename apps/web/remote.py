@@ -12,7 +12,6 @@ from apps.web.jobs.errors import sentence_of
 from apps.web.jobs.job import Partial, Report, watched
 from core.condition import Condition
 from core.errors import SuiteError
-from core.images import fit_size
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
 from core.wire import packed, unpacked
@@ -88,8 +87,7 @@ def gather(
 
 
 def _nothing(request: GenerationRequest) -> GenerationResult:
-    height, width = request.controls[0].image.shape[:2]
-    wide, high = fit_size(width, height, request.image_resolution)
+    wide, high = request.size
     return GenerationResult(
         images=(),
         controls=(),

@@ -22,7 +22,6 @@ import torch
 from apps.web.remote import gather, work
 from core.condition import Condition
 from core.errors import DeviceUnavailable, SuiteError
-from core.images import fit_size
 from core.pipeline import Pipeline
 from core.request import GenerationRequest, GenerationResult, Progress
 from core.wire import packed
@@ -43,8 +42,7 @@ ZeroGPU lends half of an H200."""
 
 def gpu_seconds(request: GenerationRequest) -> int:
     """Return for how long a GPU is asked, an upper estimate: after it the run is ended."""
-    height, width = request.controls[0].image.shape[:2]
-    wide, high = fit_size(width, height, request.image_resolution)
+    wide, high = request.size
     networks = 1 + len(request.controls)
     steps = request.num_samples * request.steps_taken * networks * wide * high / 512**2
     return min(LONGEST_S, START_S + math.ceil(steps * STEP_S))

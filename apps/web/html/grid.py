@@ -19,12 +19,8 @@ EMPTY = """
 
 def under_way(done: int, total: int, words: str) -> str:
     """Return the stage while one of `total` pictures is made; `words` say what is done for it."""
-    return f"""
-<div class="cl-stage cl-running" role="status">
-  <div class="cl-progress"><b>{results.escape(words)}</b>
-  <div class="cl-track"><i style="width:{100 * done / max(total, 1):.0f}%"></i></div>
-  <span>picture {min(done + 1, total)} of {total} · Stop keeps what is done</span></div>
-</div>"""
+    hint = f"picture {min(done + 1, total)} of {total} · Stop keeps what is done"
+    return results.strip(words, done / max(total, 1), hint)
 
 
 def grid(
@@ -53,7 +49,10 @@ def grid(
     )
     rows = "".join(
         f"<tr>{_side(sweep, row)}"
-        + "".join(_cell(by_place.get((k, row)), files.get((k, row))) for k in range(wide))
+        + "".join(
+            _cell(sweep, (column, row), by_place.get((column, row)), files.get((column, row)))
+            for column in range(wide)
+        )
         + "</tr>"
         for row in range(high)
     )
@@ -66,7 +65,7 @@ def grid(
     save = results.save_link("Save the grid as PNG", sheet) if sheet else ""
     return f"""
 <section class="cl-results">
-  <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>{save}</header>
+  {results.many_bar(facts, save)}
   {results.warnings_list(notes)}
   <div class="cl-grid" tabindex="0" role="region" aria-label="{html.escape(names)}"
     style="--columns:{wide};--heads:{heads_width}px"><table>
@@ -82,7 +81,10 @@ def axes(sweep: Sweep) -> str:
 
 
 def _mean(mean: float | None, rows: int) -> str:
-    return f"<small>mean {mean:.0f}</small>" if mean is not None and rows > 1 else ""
+    if rows == 1:
+        return ""
+    # Its place is kept from the start, so that nothing moves when it comes.
+    return f"<small>{'&nbsp;' if mean is None else f'mean {mean:.0f}'}</small>"
 
 
 def _side(sweep: Sweep, row: int) -> str:
@@ -91,11 +93,16 @@ def _side(sweep: Sweep, row: int) -> str:
     return f'<th scope="row"><span>{results.escape(sweep.rows.label(row))}</span></th>'
 
 
-def _cell(cell: Cell | None, file: File | None) -> str:
-    if cell is None:
-        return '<td><div class="cl-cell-empty" aria-label="not made yet"></div></td>'
-    if cell.result is None or file is None:
-        return f'<td><div class="cl-cell-empty"><p>{results.escape(cell.error)}</p></div></td>'
-    size = (cell.result.width, cell.result.height)
-    score = score_words(cell.headline)
-    return f"<td>{results.picture(score, 'cl-made', results.file_url(file), size, file)}</td>"
+def _cell(sweep: Sweep, place: tuple[int, int], cell: Cell | None, file: File | None) -> str:
+    if cell is not None and cell.result is not None and file is not None:
+        size = (cell.result.width, cell.result.height)
+        score = score_words(cell.headline)
+        return f"<td>{results.picture(score, 'cl-made', results.file_url(file), size, file)}</td>"
+    # As large as its picture will be, so that nothing moves when it comes.
+    wide, high = sweep.size_of(*place)
+    text = f"<p>{results.escape(cell.error)}</p>" if cell else ""
+    facts = f'style="aspect-ratio:{wide}/{high}"' + ("" if cell else ' aria-label="not made yet"')
+    return f"""<td><figure class="cl-no-picture">
+      <div class="cl-cell-empty" {facts}>{text}</div>
+      <figcaption aria-hidden="true"><span>100 / 100</span><a>Save PNG</a></figcaption>
+    </figure></td>"""

@@ -33,8 +33,7 @@ def many(
     save = "".join(results.save_link(title, path) for title, path in (links or {}).items())
     return f"""
 <section class="cl-results">
-  <header class="cl-bar"><h2>{results.escape(" · ".join(facts))}</h2>
-    <span class="cl-actions">{save}</span></header>
+  {results.many_bar(facts, save)}
   {results.warnings_list(notes)}
   <div class="cl-maps">{"".join(tiles)}</div>
 </section>"""

@@ -67,7 +67,7 @@ WAITING = """
   <div class="cl-frame cl-pulse"></div>
   <div class="cl-progress"><b>Waiting for the machine</b>
   <div class="cl-track cl-indeterminate"><i></i></div>
-  <span>Another run may be ahead of this one. Esc stops.</span></div>
+  <span>Another run may be ahead of this one.</span></div>
 </div>"""
 
 
@@ -98,11 +98,11 @@ def running(progress: Progress, images: int, preview: str = "") -> str:
     picture = '<div class="cl-frame cl-pulse"></div>'
     if preview:
         picture = f'<div class="cl-frame"><img alt="The picture so far" src="{preview}"></div>'
-    return _under_way(words, done / total, " · ".join(details) or "Esc stops.", picture)
+    return _under_way(words, done / total, " · ".join(details) or "Stop ends it.", picture)
 
 
 def _downloading(progress: Progress, download: Download) -> str:
-    hint = "Esc stops; the next run resumes the download."
+    hint = "Stop ends it; the next run resumes the download."
     part = download.bytes_here / max(download.bytes_whole, 1)
     return _under_way(download_words(progress), part, hint)
 
@@ -135,6 +135,32 @@ def _under_way(
   <div class="cl-track"><i style="width:{100 * part:.0f}%"></i></div>
   <span>{hint}</span></div>
 </div>"""
+
+
+def strip(words: str, part: float | None, hint: str) -> str:
+    """Return the stage while many pictures are made, each shown in `results` once it is there.
+
+    It lies over the facts of `many_bar`, so that nothing moves when it comes or goes. `part` is
+    what is done, 0 to 1; None if nobody knows.
+    """
+    track = (
+        '<div class="cl-track cl-indeterminate"><i></i></div>'
+        if part is None
+        else f'<div class="cl-track"><i style="width:{100 * part:.0f}%"></i></div>'
+    )
+    return f"""
+<div class="cl-stage cl-running cl-many" role="status">
+  <div class="cl-progress"><b>{escape(words)}</b>{track}<span>{hint}</span></div>
+</div>"""
+
+
+WAITING_MANY = strip("Waiting for the machine", None, "Another run may be ahead of this one.")
+
+
+def many_bar(facts: Sequence[str], links: str = "") -> str:
+    """Return the head of many pictures; `links` save them."""
+    return f"""<header class="cl-bar cl-stage cl-many"><h2>{escape(" · ".join(facts))}</h2>
+    <span class="cl-actions">{links}</span></header>"""
 
 
 def note(text: str) -> str:
@@ -472,11 +498,7 @@ EMPTY_MAPS = """
 
 def drawing(choice: MapChoice, done: int, total: int) -> str:
     """Return the stage while a map is being drawn."""
-    return f"""
-<div class="cl-stage cl-running" role="status">
-  <div class="cl-progress"><b>Drawing {escape(choice.title)}</b>
-  <div class="cl-track"><i style="width:{100 * done / total:.0f}%"></i></div>
-  <span>map {done + 1} of {total}</span></div></div>"""
+    return strip(f"Drawing {choice.title}", done / total, f"map {done + 1} of {total}")
 
 
 def maps(
@@ -501,8 +523,7 @@ def maps(
         facts.insert(1, f"{found[0].shape[1]} × {found[0].shape[0]}")
     return f"""
 <section class="cl-results">
-  <header class="cl-bar"><h2>{escape(" · ".join(facts))}</h2>
-    <span class="cl-actions">{save_links(SavedResult((), (), archive=archive))}</span></header>
+  {many_bar(facts, save_links(SavedResult((), (), archive=archive)))}
   {warnings_list(notes)}
   <div class="cl-maps">{tiles}</div>
 </section>"""

@@ -118,6 +118,11 @@ class Sweep:
         """The first cell's request that can be made."""
         return next(one for one in self._requests.values() if isinstance(one, GenerationRequest))
 
+    def size_of(self, column: int, row: int) -> tuple[int, int]:
+        """Return a cell's (width, height) in pixels; one that is refused has the first one's."""
+        found = self._requests[column, row]
+        return (found if isinstance(found, GenerationRequest) else self.request).size
+
     def _places(self) -> list[tuple[int, int]]:
         """Return all (column, row), row by row; but one model's together, to load each once."""
         wide, high = self.shape

@@ -125,7 +125,7 @@ class _MapsPage:
         """Check everything before the event queues."""
         with plain_errors():
             self._checked(*values)
-        return gr.Button(visible=False), gr.Button(visible=True), results.WAITING
+        return gr.Button(visible=False), gr.Button(visible=True), results.WAITING_MANY
 
     def _settle(self) -> tuple[Any, ...]:
         """Reset the buttons after a run that was done, stopped or failed."""

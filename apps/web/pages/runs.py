@@ -75,7 +75,9 @@ class Runs:
         """Check everything before the event queues; return updates of Run, Stop and stage."""
         with plain_errors():
             current.begin(new_job)
-        return gr.Button(visible=False), gr.Button(visible=True), results.WAITING
+        is_batch = isinstance(current.job, UploadRun)
+        waiting = results.WAITING_MANY if is_batch else results.WAITING
+        return gr.Button(visible=False), gr.Button(visible=True), waiting
 
     def generate(self, current: CurrentJob, last_seed: int) -> Iterator[tuple[Any, ...]]:
         """Run the job; yield updates of the stage, of the result cards and of the last seed."""

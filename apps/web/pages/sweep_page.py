@@ -304,7 +304,7 @@ class _SweepPage:
         given = dict(zip(self.fields, values, strict=True))
         with plain_errors():
             current.begin(lambda: new_sweep(self.suite, _whole(given)))
-        return gr.Button(visible=False), gr.Button(visible=True), results.WAITING
+        return gr.Button(visible=False), gr.Button(visible=True), results.WAITING_MANY
 
     def _generate(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
         """Show each cell as soon as it is made, and at the end the grid as one picture."""

@@ -100,6 +100,26 @@ def _opened(browser: Any, screen: str, url: str) -> Iterator[Any]:
     context.close()
 
 
+WATCH = """(measures) => {
+  window.seen = measures.map(() => []);
+  const look = () => {
+    measures.forEach(([selector, side], k) => {
+      const box = document.querySelector(selector)?.getBoundingClientRect();
+      if (box?.height) window.seen[k].push(side === "top" ? box.top + scrollY : box.height);
+    });
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+"""Notes in every frame where something begins in the page ("top"), or how high it is."""
+
+
+def _moved(page: Any) -> list[float]:
+    """By how many pixels each thing that is watched has moved or grown."""
+    assert all(page.evaluate("window.seen.map((one) => one.length)"))
+    return [round(max(seen) - min(seen)) for seen in page.evaluate("window.seen")]
+
+
 @pytest.fixture(params=SCREENS)
 def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
     """The canny page."""
@@ -508,10 +528,12 @@ def test_every_map_of_a_picture_stands_in_its_place(
             toast.get_by_test_id("toast-close").click()
             _upload(page)
             page.get_by_label("canny: Blind (10 MB from the hub)").check()
+            page.evaluate(WATCH, [[".cl-maps figure", "top"], ["#results .cl-bar", "top"]])
             page.locator("#run").click()
             places = page.locator(".cl-maps figure")
             expect(places).to_have_count(3, timeout=PATIENCE_MS)
             expect(page.locator("#run")).to_be_visible(timeout=PATIENCE_MS)
+            assert max(_moved(page)) <= 1
             expect(places.nth(0)).to_contain_text("The eyes are not here: fetch <them>.")
             expect(places.nth(1)).to_contain_text("the server's log has details")
             assert (
@@ -703,8 +725,10 @@ def test_a_sweep_shows_its_cells_with_scores_and_saves_the_grid(browser: Any, ad
         with _opened(browser, screen, f"{address}sweep") as page:
             _upload(page)
             _sweep_values(page, "0, 1", "3, 4")
+            cell = ".cl-grid tr:last-child td:last-child figure"
+            page.evaluate(WATCH, [[cell, "top"], [cell, "height"], ["#results .cl-bar", "top"]])
             page.locator("#run").click()
-            cells = page.locator(".cl-grid td figure")
+            cells = page.locator(".cl-grid td .cl-made")
             expect(cells).to_have_count(4, timeout=PATIENCE_MS)
             expect(page.locator(".cl-grid thead th span")).to_have_text(["0", "1"])
             expect(page.locator(".cl-grid tbody th span")).to_have_text(["3", "4"])
@@ -713,6 +737,7 @@ def test_a_sweep_shows_its_cells_with_scores_and_saves_the_grid(browser: Any, ad
                 page.get_by_text("Save the grid as PNG").click()
             assert read_image(saved.value.path())[0].shape[1] > 2 * 64
             expect(page.locator("#run")).to_be_visible()
+            assert max(_moved(page)) <= 1
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, "the grid scrolls in its own frame"
             _shot(page, "sweep")

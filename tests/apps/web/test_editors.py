@@ -403,6 +403,32 @@ def test_a_direction_is_picked_on_the_ball_and_painted(
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+HOLD_LATE_MAPS = """window.late = new Set();
+const begin = window.setTimeout, end = window.clearTimeout;
+window.setTimeout = (call, ...rest) => {
+  const id = begin(call?.name === "tell" ? () => {} : call, ...rest);
+  if (call?.name === "tell") window.late.add(id);
+  return id;
+};
+window.clearTimeout = (id) => { window.late.delete(id); end(id); };"""
+"""Keeps the maps that are asked for after a live picture from being asked for."""
+
+
+def test_a_map_that_waits_for_a_live_picture_is_of_the_value_that_is_there(
+    browser: Any, editors_address: str
+) -> None:
+    with _opened(browser, "desktop", f"{editors_address}canny2image") as page:
+        detected = _edit(page)
+        page.evaluate(HOLD_LATE_MAPS)
+        page.locator("#canvas .cv-live").click()
+        expect(page.locator(".cl-live .cl-made img")).to_be_visible(timeout=PATIENCE_MS)
+        _press(page, 0.4, 0.25, (0.6, 0.25))
+        page.wait_for_function("window.late.size === 1")
+        page.get_by_role("button", name="Back to the detected map").click()
+        page.wait_for_function("window.late.size === 0", timeout=PATIENCE_MS)
+        assert np.array_equal(_map_pixels(page), detected)
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_what_a_button_opens_and_what_run_makes_come_into_sight(
     browser: Any, editors_address: str, screen: str

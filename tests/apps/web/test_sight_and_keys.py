@@ -8,7 +8,9 @@ from tests.apps.web import test_browser
 from tests.apps.web.conftest import HeldRun
 from tests.apps.web.test_browser import (
     PATIENCE_MS,
+    WATCH,
     _finished,
+    _moved,
     _open_advanced,
     _set,
     _upload,
@@ -78,6 +80,27 @@ def test_the_result_of_a_drawing_is_in_sight(canvas_page: Any) -> None:
     page.locator("#run").click()
     _finished(page)
     expect(page.locator(".cl-bar")).to_be_in_viewport(ratio=1)
+
+
+def test_the_stage_and_the_facts_keep_their_height(page: Any) -> None:
+    _upload(page)
+    stage, facts = ["#stage .cl-running", "height"], [".cl-chips", "height"]
+    page.evaluate(WATCH, [stage, facts])
+    page.locator("#run").click()
+    _finished(page)
+    expect(page.locator(".cl-chips")).to_contain_text("your last run here")
+    assert max(_moved(page)) <= 1
+
+
+def test_the_enlarged_views_buttons_stand_in_one_row(page: Any) -> None:
+    _upload(page)
+    page.locator("#run").click()
+    _finished(page)
+    page.locator(".cl-zoom").first.click()
+    tops = page.locator(".cl-large-bar .cl-button").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect().top)"
+    )
+    assert len(tops) == 4 and max(tops) - min(tops) <= 1
 
 
 def test_a_visitor_who_scrolls_away_is_left_alone(page: Any, held: HeldRun) -> None:
