@@ -104,6 +104,7 @@ class Batcher:
                     self._changed,
                     lambda: self._model_queue[0] is ticket and self._may_work(model, admission),
                     on_wait,
+                    lambda: self._model_queue.index(ticket) + len(self._at_work),
                 )
             except BaseException:
                 self._admitted -= 1
@@ -138,7 +139,15 @@ class Batcher:
             self._lease_queue.append(ticket)
             try:
                 self._begin_next()
-                wait_until(self._changed, lambda: ticket.group is not None, on_wait)
+                wait_until(
+                    self._changed,
+                    lambda: ticket.group is not None,
+                    on_wait,
+                    lambda: (
+                        self._lease_queue.index(ticket)
+                        + (self._group.members if self._group else 0)
+                    ),
+                )
             except BaseException:
                 self._give_up(ticket)
                 raise

@@ -206,7 +206,7 @@ class Pipeline:
             return False
         return True
 
-    def draw_map(self, request: GenerationRequest, on_wait: OnWait = lambda: None) -> ControlMap:
+    def draw_map(self, request: GenerationRequest, on_wait: OnWait = lambda _: None) -> ControlMap:
         """Return the first control's map as `generate` would use it, without touching a model.
 
         on_wait is called now and then while others' maps are drawn.
@@ -399,7 +399,7 @@ class Pipeline:
             measured = []
             for extractor, track in zip(extractors, tracks, strict=True):
                 pixels = max(image.shape[0] * image.shape[1], extractor.pixels(image))
-                with self._drawing.taken(pixels, reporter.stop_if_cancelled):
+                with self._drawing.taken(pixels, lambda _: reporter.stop_if_cancelled()):
                     measured.append(extractor.reextract_and_score(image, track.control_map))
             found, scores = zip(*measured, strict=True)
             yield _Finished(image, found, scores, seed)

@@ -77,9 +77,10 @@ class ProgressReporter:
                 "please choose fewer images or steps, or a smaller image resolution."
             )
 
-    def waiting(self) -> None:
-        """Report that other requests have the device; stop if cancelled."""
-        self._report(Progress("wait", 0, self.steps, self.images_done, self._seconds_left(), None))
+    def waiting(self, ahead: int) -> None:
+        """Report that other requests have the device, so many before this; stop if cancelled."""
+        left = self._seconds_left()
+        self._report(Progress("wait", 0, self.steps, self.images_done, left, None, ahead=ahead))
         self.stop_if_cancelled()
 
     def downloaded(self, now: Download) -> None:

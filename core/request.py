@@ -461,3 +461,5 @@ class Progress:
     """A small picture of the image so far; None if not asked for."""
     download: Download | None = None
     """In the stage download."""
+    ahead: int = 0
+    """In the stage wait: how many requests are before this one; 0 if that is not known."""

@@ -7,19 +7,25 @@ from contextlib import contextmanager
 HEARTBEAT_S = 0.5
 """Time between two calls of a waiting thread's OnWait."""
 
-OnWait = Callable[[], None]
-"""Called now and then while a thread waits; raises to give up."""
+OnWait = Callable[[int], None]
+"""Called now and then while a thread waits, with how many are before it; raises to give up."""
 
 
-def wait_until(changed: threading.Condition, true: Callable[[], bool], on_wait: OnWait) -> None:
+def wait_until(
+    changed: threading.Condition,
+    true: Callable[[], bool],
+    on_wait: OnWait,
+    ahead: Callable[[], int],
+) -> None:
     """Wait on a condition that is held until `true()`, with a call of `on_wait` at every heartbeat.
 
-    The condition is released while `on_wait` runs.
+    `ahead` returns how many are before this thread. The condition is released while `on_wait` runs.
     """
     while not changed.wait_for(true, HEARTBEAT_S):
+        before = ahead()
         changed.release()
         try:
-            on_wait()
+            on_wait(before)
         finally:
             changed.acquire()
 
@@ -35,7 +41,7 @@ class Shares:
         self._queue: list[object] = []
 
     @contextmanager
-    def taken(self, amount: int, on_wait: OnWait = lambda: None) -> Iterator[None]:
+    def taken(self, amount: int, on_wait: OnWait = lambda _: None) -> Iterator[None]:
         """Have so much of it during the block; whoever wants more than there is has all of it."""
         mine, amount = object(), min(amount, self.amount)
         with self._changed:
@@ -45,6 +51,7 @@ class Shares:
                     self._changed,
                     lambda: self._queue[0] is mine and self._taken + amount <= self.amount,
                     on_wait,
+                    lambda: self._queue.index(mine) + 1,
                 )
                 self._taken += amount
             finally:

@@ -52,7 +52,7 @@ def occupied(shared):
     @contextmanager
     def held(waiting):
         batcher = pipeline._batcher
-        with batcher.lease(shared, "something else", 1, lambda: None):
+        with batcher.lease(shared, "something else", 1, lambda _: None):
             yield
             wait_until(lambda: len(batcher._lease_queue) == waiting)
 
@@ -153,10 +153,10 @@ def test_leases_begin_in_order_of_arrival(shared):
     batcher, order = Batcher(), []
 
     def take(kind):
-        with batcher.lease(shared, kind, 1, lambda: None, max_batch=4):
+        with batcher.lease(shared, kind, 1, lambda _: None, max_batch=4):
             order.append(kind)
 
-    with ThreadPoolExecutor(4) as threads, batcher.lease(shared, "first", 1, lambda: None):
+    with ThreadPoolExecutor(4) as threads, batcher.lease(shared, "first", 1, lambda _: None):
         for count, kind in enumerate("abac", 1):
             threads.submit(take, kind)
             wait_until(lambda count=count: len(batcher._lease_queue) == count)
@@ -223,13 +223,13 @@ def test_a_full_queue_says_so(shared):
     batcher = Batcher(most_admitted=2)
     full = pytest.raises(Busy, match=r"^2 requests are waiting already: please try again")
     with (
-        batcher.admitted("a", lambda: None),
-        batcher.admitted("a", lambda: None),
+        batcher.admitted("a", lambda _: None),
+        batcher.admitted("a", lambda _: None),
         full,
-        batcher.admitted("a", lambda: None),
+        batcher.admitted("a", lambda _: None),
     ):
         pass
-    with batcher.admitted("b", lambda: None):
+    with batcher.admitted("b", lambda _: None):
         pass
 
 
@@ -238,11 +238,11 @@ def test_one_model_at_a_time_and_none_is_starved():
     batcher, order = Batcher(), []
 
     def use(model):
-        with batcher.admitted(model, lambda: None):
+        with batcher.admitted(model, lambda _: None):
             order.append(model)
 
-    with ThreadPoolExecutor(2) as threads, batcher.admitted("a", lambda: None):
-        with batcher.admitted("a", lambda: None):
+    with ThreadPoolExecutor(2) as threads, batcher.admitted("a", lambda _: None):
+        with batcher.admitted("a", lambda _: None):
             pass
         for count, model in enumerate(("b", "a"), 1):
             threads.submit(use, model)
@@ -263,12 +263,34 @@ def test_a_float32_retry_does_not_affect_the_others(shared, condition, image):
     shared.predict, shared.in_float32 = broken, lambda: whole
     pipeline = Pipeline(lambda *_, **__: shared)
     with ThreadPoolExecutor(2) as threads:
-        with pipeline._batcher.lease(shared, "something else", 1, lambda: None):
+        with pipeline._batcher.lease(shared, "something else", 1, lambda _: None):
             good = threads.submit(pipeline.generate, ask(condition, image))
             bad = threads.submit(pipeline.generate, ask(condition, image, negative_prompt="xyz"))
             wait_until(lambda: len(pipeline._batcher._lease_queue) == 2)
         assert good.result(WAIT_S).dtype == "float16"
         assert bad.result(WAIT_S).dtype == "float32"
+
+
+@pytest.mark.parametrize("line", ["lease", "admitted"])
+def test_who_waits_hears_how_many_are_before_it(shared, line):
+    batcher, heard = Batcher(), set()
+
+    def use(name, on_wait=lambda _: None):
+        if line == "lease":
+            return batcher.lease(shared, name, 1, on_wait)
+        return batcher.admitted(name, on_wait)
+
+    def wait(name):
+        with use(name, lambda ahead: heard.add((name, ahead))):
+            pass
+
+    waiting = batcher._lease_queue if line == "lease" else batcher._model_queue
+    with ThreadPoolExecutor(2) as threads, use("first"):
+        for count, name in enumerate(("second", "third"), 1):
+            threads.submit(wait, name)
+            wait_until(lambda count=count: len(waiting) == count)
+        wait_until(lambda: {name for name, _ in heard} == {"second", "third"})
+        assert heard == {("second", 1), ("third", 2)}
 
 
 @pytest.mark.slow
@@ -277,18 +299,18 @@ def test_who_waits_is_asked_at_heartbeats_alone(shared):
     batcher, asked = Batcher(), []
 
     def step(calls):
-        with batcher.lease(shared, "a", 1, lambda: None, max_batch=2) as networks:
+        with batcher.lease(shared, "a", 1, lambda _: None, max_batch=2) as networks:
             while not calls.wait(0.001):
                 networks.predict(CALL)
 
     stop = threading.Event()
     with ThreadPoolExecutor(3) as threads:
-        with batcher.lease(shared, "first", 1, lambda: None):
+        with batcher.lease(shared, "first", 1, lambda _: None):
             for count in (1, 2):
                 threads.submit(step, stop)
                 wait_until(lambda count=count: len(batcher._lease_queue) == count)
         began = time.monotonic()
-        waiting = threads.submit(take, batcher, shared, lambda: asked.append(time.monotonic()))
+        waiting = threads.submit(take, batcher, shared, lambda _: asked.append(time.monotonic()))
         wait_until(lambda: len(asked) == 2)
         steps, spent = len(shared.batches), time.monotonic() - began
         stop.set()
@@ -341,10 +363,10 @@ def test_a_request_waits_until_memory_holds_its_controlnets():
     order = []
 
     def use(name, weights):
-        with batcher.admitted("model", lambda: None, weights):
+        with batcher.admitted("model", lambda _: None, weights):
             order.append(name)
 
-    with ThreadPoolExecutor(3) as threads, batcher.admitted("model", lambda: None, {"a": 6}):
+    with ThreadPoolExecutor(3) as threads, batcher.admitted("model", lambda _: None, {"a": 6}):
         use("the same", {"a": 6})
         use("small", {"b": 4})
         larger = threads.submit(use, "larger", {"b": 4, "c": 1})

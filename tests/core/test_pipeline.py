@@ -332,7 +332,7 @@ def test_a_request_ends_when_it_has_been_at_work_for_too_long(networks, conditio
 
     networks.predict = slowly
     with ThreadPoolExecutor(1) as threads:
-        with pipeline._batcher.lease(networks, "another", 1, lambda: None):
+        with pipeline._batcher.lease(networks, "another", 1, lambda _: None):
             made = threads.submit(pipeline.generate, ask(condition, image, num_samples=9))
             time.sleep(0.6)
         result = made.result(60)
@@ -480,8 +480,9 @@ def test_time_left_counts_the_wait_for_the_device(monkeypatch):
             clock[0] += 1
             reporter.stepped(step, 1, None, None)
     reporter.finished(1)
-    reporter.waiting()
+    reporter.waiting(3)
     assert heard[-1].stage == "wait" and heard[-1].seconds_left == 24
+    assert heard[-1].ahead == 3
 
 
 @pytest.mark.parametrize(("stop_at", "kept"), [(0, 0), (3, 0), (6, 1), (12, 2)])

@@ -62,7 +62,7 @@ def test_who_came_first_is_not_overtaken_by_a_smaller_wish():
 def test_who_gives_up_leaves_the_place_to_others():
     shares = Shares(10)
 
-    def give_up():
+    def give_up(_):
         raise Left
 
     with shares.taken(10), pytest.raises(Left), shares.taken(1, give_up):

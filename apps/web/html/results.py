@@ -89,6 +89,8 @@ def running(progress: Progress, images: int, preview: str = "") -> str:
     details = []
     if progress.download:
         return _downloading(progress, progress.download)
+    if progress.ahead:
+        details.append(ahead(progress.ahead))
     if images > 1:
         details.append(f"image {min(progress.image_index + 1, images)} of {images}")
     if progress.stage == "sample":
@@ -99,6 +101,11 @@ def running(progress: Progress, images: int, preview: str = "") -> str:
     if preview:
         picture = f'<div class="cl-frame"><img alt="The picture so far" src="{preview}"></div>'
     return _under_way(words, done / total, " · ".join(details) or "Stop ends it.", picture)
+
+
+def ahead(count: int) -> str:
+    """Return how many runs are before one that waits, in words."""
+    return "1 run is ahead of this one" if count == 1 else f"{count} runs are ahead of this one"
 
 
 def _downloading(progress: Progress, download: Download) -> str:
@@ -122,6 +129,8 @@ def progress_words(progress: Progress) -> str:
     words = download_words(progress) or STAGES.get(progress.stage, progress.stage.capitalize())
     if progress.stage == "sample":
         return f"{words}, step {progress.step} of {progress.steps}"
+    if progress.ahead:
+        return f"{words}: {ahead(progress.ahead)}"
     return words
 
 

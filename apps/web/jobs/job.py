@@ -83,7 +83,7 @@ def drawn_map(
     """
     stopped = threading.Event()
 
-    def stop_if_left() -> None:
+    def stop_if_left(_: int) -> None:
         if stopped.is_set():
             raise Stopped
 

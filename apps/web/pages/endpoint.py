@@ -205,7 +205,8 @@ class Running:
     """What an endpoint tells while a job runs, in the place of the report and as Gradio's progress.
 
     {"stage", "step", "steps", "image", "images", "seconds_left"}, and where there is one a
-    "preview", a data URL; of a download also its "bytes" and "bytes_in_all"; of two models "model".
+    "preview", a data URL; while it waits "ahead", the requests before it; of a download also its
+    "bytes" and "bytes_in_all"; of two models "model".
     """
 
     def __init__(self, job: Job | Pair):
@@ -229,6 +230,8 @@ class Running:
             "images": self._images,
             "seconds_left": now.seconds_left,
         }
+        if now.ahead:
+            told["ahead"] = now.ahead
         if self._models:
             told["model"] = self._models[min(models_done, len(self._models) - 1)]
         if now.download is not None:

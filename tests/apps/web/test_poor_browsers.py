@@ -14,7 +14,6 @@ pytestmark = test_browser.pytestmark
 NO_SITE_DATA = {"profile": {"default_content_setting_values": {"cookies": 2}}}
 """Chromium's settings where a visitor forbids cookies, and so what a page may keep."""
 NO_CANVAS = "HTMLCanvasElement.prototype.getContext = () => null; delete window.OffscreenCanvas;"
-"""Our editors' own code fails there."""
 
 
 @pytest.mark.parametrize("lacking", ["site data", "canvas"])
@@ -28,13 +27,14 @@ def test_what_a_browser_lacks_costs_no_page(address: str, lacking: str, tmp_path
         )
         page: Any = browser.new_page()
         broken: list[str] = []
+        page.on("pageerror", lambda error: broken.append(str(error)))
         if lacking == "canvas":
             page.add_init_script(NO_CANVAS)
-        else:
-            page.on("pageerror", lambda error: broken.append(str(error)))
         for name in ("", "scribble2image_interactive", "depth2image", "canny2image"):
             page.goto(f"{address}{name}")
             expect(page.locator("#run, .cl-home").first).to_be_visible(timeout=PATIENCE_MS)
+            if lacking == "canvas" and name == "scribble2image_interactive":
+                expect(page.get_by_text("gives pages no canvas to draw on")).to_be_visible()
         if not page.locator("#image img").count():  # the first visit's example
             _upload(page)
         page.locator("#run").click()

@@ -60,7 +60,7 @@ def in_line(busy: Suite) -> Callable[..., AbstractContextManager[list[Any]]]:
     @contextmanager
     def held(requests: Iterable[tuple[Client, dict[str, Any]]]) -> Iterator[list[Any]]:
         networks = busy.store.load("tiny", "canny")
-        with batcher.lease(networks, "something else", 1, lambda: None):
+        with batcher.lease(networks, "something else", 1, lambda _: None):
             calls: list[Any] = []
             for client, asked in requests:
                 # One after another: each needs for a moment the single place in Gradio's queue.
@@ -134,7 +134,7 @@ def test_a_full_queue_is_one_sentence(visitors: list[Client], busy: Suite, in_li
 def test_a_full_line_is_one_sentence(visitors: list[Client], busy: Suite) -> None:
     with ExitStack() as others:
         for _ in range(3):
-            others.enter_context(busy.pipeline._batcher.admitted("tiny", lambda: None))
+            others.enter_context(busy.pipeline._batcher.admitted("tiny", lambda _: None))
         with pytest.raises(AppError) as error:
             _ask(visitors[0], **FIRST).result(WAIT_S)
     assert str(error.value) == "3 requests are waiting already: please try again in a minute."

@@ -133,6 +133,13 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     class: "cv-screen", tabindex: 0, role: "application",
     "aria-label": `${heading}. Arrow keys move the pen, Enter puts it down and lifts it.`,
   });
+  if (!screen.getContext("2d")) {
+    const told = "This browser gives pages no canvas to draw on: an add-on that guards privacy may "
+      + "forbid it. Please allow it for this site, or use another browser.";
+    const hint = node("p", { class: "cv-hint", role: "alert" }, told);
+    element.querySelector("[data-canvas]").append(node("div", { class: "cv" }, hint));
+    return;
+  }
   const toolbar = node("div", { class: "cv-bar", role: "toolbar", "aria-label": `${heading}: tools` });
   const hint = node("p", { class: "cv-hint" });
   const root = node("div", { class: "cv" }, toolbar, node("div", { class: "cv-stage" }, screen), hint);

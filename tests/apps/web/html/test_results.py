@@ -268,6 +268,15 @@ def test_text_from_outside_stays_text(canny: Condition) -> None:
         assert "<img src=x" not in page and "&lt;img" in page
 
 
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "1 run is ahead of this one"), (3, "3 runs are ahead of this one")]
+)
+def test_who_waits_sees_how_many_are_ahead(count: int, words: str) -> None:
+    report = Progress("wait", 0, 20, 0, None, None, ahead=count)
+    assert words in results.running(report, 1)
+    assert results.progress_words(report) == f"Waiting for the machine: {words}"
+
+
 def test_progress_counts_all_images() -> None:
     page = results.running(Progress("sample", 10, 20, 1, 75.0, None), 2)
     assert "image 2 of 2 · step 10 of 20 · about 75 s left" in page
