@@ -4,6 +4,7 @@
     python -m benchmarks.speed --model sd15-random --steps 4 --rounds 3 [--compile] [--growth]
     python -m benchmarks.speed --model sd15-random --dtype bfloat16 --device cuda
     python -m benchmarks.speed --beside 2,5 --steps 4
+    python -m benchmarks.speed --model sd15-random --size 256 --steps 4 --level avx2
 
 All competitors run in one process, in turns (A B A B), with the same weights and number of threads,
 so that a busy machine slows them equally: ratios can be compared across machines, seconds cannot.
@@ -15,6 +16,8 @@ for a competitor that executes fewer. Memory is a competitor's weights and what 
 peak, without Python and libraries, which are common to all; on a GPU it includes what CUDA graphs
 keep.
 
+--level limits all competitors alike to a processor's instructions, as if it had no better ones.
+
 --beside runs them, and a matrix product, beside so many programs that are always busy, and prints
 how many times as long each takes as alone.
 
@@ -24,6 +27,7 @@ in memory: 2.9 GB twice in bfloat16, and 5.7 GB in float32, which `--peers diffu
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -53,6 +57,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.request import DEFAULTS, GenerationRequest
 from models.devices import choose_device
+from models.engine.kernels.build import LIMIT_VARIABLE
 from models.registry import Registry
 from models.store import Store
 from training.diorama.dataset import HELD_OUT
@@ -67,6 +72,13 @@ SLOW_ROUNDS, SLOW_SEEDS = 3, 1
 """For sd15-random, where a picture takes minutes."""
 WARM_UP_STEPS = 2
 PEERS = ("diffusers", "diffusers_float32")
+LIMIT_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", LIMIT_VARIABLE)
+LEVELS = {
+    "avx512-vnni": ("avx512", "AVX512", "AVX512_CORE_VNNI"),
+    "avx512": ("avx512", "AVX512", "AVX512_CORE"),
+    "avx2": ("avx2", "AVX2", "AVX2"),
+}
+"""Instruction sets as torch, MKL, and oneDNN with our kernels call them in LIMIT_VARIABLES."""
 BUSY = "while True: pass"
 """A program that wants a processor all the time."""
 PRODUCTS = 20
@@ -426,11 +438,20 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
     parser.add_argument(
         "--beside", default="", help="numbers of busy programs to measure beside instead, as 2,5"
     )
+    parser.add_argument("--level", choices=LEVELS, help="best instructions used; CPU only")
     parser.add_argument("--no-server", action="store_true", help="skip the server's times")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line"
     )
     return parser, parser.parse_args(arguments)
+
+
+def limit(level: str, arguments: Sequence[str]) -> None:
+    """Start this program anew with a level's limits, which libraries read once; or do nothing."""
+    limits = dict(zip(LIMIT_VARIABLES, LEVELS[level], strict=True))
+    if any(os.environ.get(name) != value for name, value in limits.items()):
+        program = [sys.executable, "-m", "benchmarks.speed", *arguments]
+        os.execve(sys.executable, program, os.environ | limits)
 
 
 def _competitors(options: argparse.Namespace, device: torch.device) -> list[str]:
@@ -484,6 +505,8 @@ def _workload(options: argparse.Namespace) -> Workload:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; `arguments` replace sys.argv."""
     parser, options = _options(arguments)
+    if options.level:
+        limit(options.level, sys.argv[1:] if arguments is None else arguments)
     slow = options.model == RANDOM
     rounds = options.rounds or (SLOW_ROUNDS if slow else ROUNDS)
     seeds = options.seeds or (SLOW_SEEDS if slow else rounds)
@@ -492,7 +515,7 @@ def main(arguments: list[str] | None = None) -> None:
         device, dtype, _ = choose_device(options.device, options.dtype)
         result: dict[str, Any] = {
             "command": command("speed", arguments),
-            "machine": machine(device, dtype),
+            "machine": machine(device, dtype) | {"level": options.level or ""},
             "workload": {
                 "model": work.model,
                 "control": work.control,

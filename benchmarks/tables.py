@@ -148,10 +148,12 @@ def every_speed() -> str:
 
 
 def _place(record: Record) -> str:
-    """Return what a run was made on, in short: AMD EPYC, 2 cores."""
+    """Return what a run was made on, in short: AMD EPYC, 2 cores, AVX2 only."""
     machine = record["machine"]
     name = (machine["gpu"] or machine["processor"]).replace("(R)", "")
-    return " ".join(name.split()[:2]) + ("" if machine["gpu"] else f", {machine['cores']} cores")
+    cores = "" if machine["gpu"] else f", {machine['cores']} cores"
+    level = f", {machine['level'].upper()} only" if machine.get("level") else ""
+    return " ".join(name.split()[:2]) + cores + level
 
 
 def _model(work: Record) -> str:

@@ -1,8 +1,8 @@
 """Chooses the device and the number format (dtype) that the networks run in.
 
-The format is the fastest that the device supports natively: bfloat16 on CPUs with instructions for
-it, float16 on NVIDIA GPUs since Volta (Stable Diffusion 1.x is published in it, and bfloat16 has
-three mantissa bits fewer), float32 elsewhere.
+The format is the fastest on the device: bfloat16 on CPUs with instructions for it or kernels of our
+own (engine/kernels), float16 on NVIDIA GPUs since Volta (Stable Diffusion 1.x is published in it,
+and bfloat16 has three mantissa bits fewer), float32 elsewhere.
 """
 
 import os
@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from core.errors import BadInput, DeviceUnavailable
+from models.engine.kernels.build import has_kernels, may_use
 
 DEVICE_VARIABLE = "CONTROLLOOP_DEVICE"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Names in /proc/cpuinfo: AVX-512 BF16, AMX, and Arm's extension. Without one of them bfloat16 is
-emulated and slower than float32."""
+"""Names in /proc/cpuinfo: AVX-512 BF16, AMX, and Arm's extension. Without one of them torch's own
+bfloat16 is slower than float32."""
 VOLTA = (7, 0)
 """First CUDA compute capability with float16 tensor cores."""
 
@@ -93,12 +94,14 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, "this GPU is slow in float16"
     if cpu_has_bfloat16():
         return torch.bfloat16, "this processor has bfloat16 instructions"
+    if has_kernels():
+        return torch.bfloat16, "with kernels for this processor, which has no bfloat16 instructions"
     return torch.float32, "this processor has no bfloat16 instructions"
 
 
 def cpu_has_bfloat16() -> bool:
-    """Return whether this processor has instructions for bfloat16."""
-    return bool(_cpu_flags() & CPU_BFLOAT16_FLAGS)
+    """Return whether this processor has instructions for bfloat16, and oneDNN may use them."""
+    return bool(_cpu_flags() & CPU_BFLOAT16_FLAGS) and may_use("AVX512_CORE_BF16")
 
 
 def _cpu_flags() -> set[str]:

@@ -22,6 +22,7 @@ from models.catalog.lora_tags import without_tags
 from models.engine import batched
 from models.engine.cuda_graph import CudaGraphForward, drop_all_graphs
 from models.engine.kernels.build import has_kernels
+from models.engine.layers import in_float32, to_be_run
 from models.engine.offload import Offloader, offloader_of
 from models.engine.unet import Forward, takes_guidance_scale
 from models.engine.vae_decoder import decode_latents
@@ -298,18 +299,18 @@ class DiffusersNetworks:
             return self
         return replace(
             self,
-            text_encoder=_in_float32(self.text_encoder),
-            unet=_in_float32(self.unet),
-            vae=_in_float32(self.vae),
-            controlnets={name: _in_float32(one) for name, one in self.controlnets.items()},
-            taesd=_in_float32(self.taesd) if self.taesd is not None else None,
+            text_encoder=in_float32(self.text_encoder),
+            unet=in_float32(self.unet),
+            vae=in_float32(self.vae),
+            controlnets={name: in_float32(one) for name, one in self.controlnets.items()},
+            taesd=in_float32(self.taesd) if self.taesd is not None else None,
             dtype=torch.float32,
         )
 
     def with_vae_in_float32(self) -> "DiffusersNetworks":
         """Return the same networks with only the VAE in float32 (diffusers: upcast_vae)."""
         twin = copy.copy(self)  # not replace: what the forward pass has cached stays valid
-        twin.vae = _in_float32(self.vae)
+        twin.vae = in_float32(self.vae)
         return twin
 
 
@@ -358,15 +359,6 @@ def _for_batch(networks: Any, call: PredictCall) -> tuple[Forward, PredictCall]:
     return networks._forward, call.to(networks.device, networks.dtype)
 
 
-def _in_float32(part: nn.Module) -> nn.Module:
-    """Return a copy in CPU memory, without making one in the first format."""
-    weights = {
-        id(one): nn.Parameter(one.to("cpu", torch.float32), requires_grad=False)
-        for one in part.parameters()
-    }
-    return copy.deepcopy(part, weights)
-
-
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the autoencoder's float32 pictures (B, 3, H, W) of the scheduler's latents."""
@@ -380,7 +372,9 @@ def encode(vae: Any, picture: Tensor, dtype: torch.dtype) -> EncodedPicture:
     """Return an autoencoder's latents of a picture (1, 3, H, W) in [-1, 1]."""
     config = vae.config
     shift = config.get("shift_factor") or 0.0
-    found = vae.encode(picture.to(dtype, memory_format=torch.channels_last))
+    faster: Any = to_be_run(vae)
+    dtype = torch.float32 if faster is not vae else dtype
+    found = faster.encode(picture.to(dtype, memory_format=torch.channels_last))
     if not hasattr(found, "latent_dist"):  # a tiny one
         return EncodedPicture((found.latents.float() - shift) * config.scaling_factor, None)
     normal = found.latent_dist

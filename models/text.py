@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from core.prompt_syntax import CHUNK_TOKENS, MOST_CHUNKS, Piece, read_weights
+from models.engine.layers import to_be_run
 from models.engine.unet import OnDevice
 
 COMMA_REACH = 20
@@ -89,9 +90,11 @@ def encode_text(
         for row in rows
     ]
     with on_device(text_encoder):
+        dtype = next(text_encoder.parameters()).dtype
+        text_encoder = to_be_run(text_encoder)
         if any(vectors):
             text_encoder = _with_vectors(text_encoder, vectors)
-        embeddings: Tensor = text_encoder(tokens)[0]
+        embeddings: Tensor = text_encoder(tokens)[0].to(dtype)
     for index, row in enumerate(rows):
         if any(one.weight != 1 for one in row):
             embeddings[index] = _weighted(embeddings[index], [one.weight for one in row])

@@ -9,9 +9,13 @@ Layers that share a weight, as a base and its version with LoRAs do, share the p
 whichever of them runs first.
 
 Weights are packed in bfloat16 only; otherwise torch's own functions run, on a GPU with fewer kernel
-launches.
+launches. On a CPU without instructions for bfloat16, where torch's and oneDNN's take 3 to 5 times
+as long as in float32, ours run for all layers: other convolutions as products of gathered pixels.
+What diffusers and transformers run themselves is float32 there (`to_be_run`). models/README.md has
+a table of which kernel runs for which layer.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from core.memory import release_cached_memory
+from models.devices import cpu_has_bfloat16
 from models.engine.kernels import matmul, winograd
 from models.engine.kernels.build import on_gpu
 from models.engine.kernels.groupnorm import group_norm, lie_alike
@@ -127,6 +132,10 @@ def convolve(
         activation = RELU if relu and kept is None else NO_ACTIVATION
         how = (layer.padding, layer.stride, [1, 1], 1, *activation)
         found = ONEDNN._convolution_pointwise.default(x, *parts, bias, *how)
+    elif _may_be_product(layer, x, bias) and (parts := _packed(layer, x, GATHERED)):
+        found = matmul.multiply(_gathered(layer, x), parts[0], bias, layer.out_channels)
+        found = found.permute(0, 3, 1, 2)
+        found = found.relu_() if relu and kept is None else found
     else:
         found = functional.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
         found = functional.relu(found) if relu and kept is None else found
@@ -134,6 +143,53 @@ def convolve(
         found = found.add_(kept)
         found = found.relu_() if relu else found
     return found
+
+
+def _may_be_product(layer: Any, x: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether a convolution of x is best as a product of gathered pixels.
+
+    It is with few pixels, few input channels, or a stride, where oneDNN is slow in bfloat16.
+    """
+    return (
+        layer.kernel_size == (3, 3)
+        and x.shape[1] == layer.in_channels
+        and not cpu_has_bfloat16()
+        and matmul.takes(9 * layer.in_channels, layer.out_channels, x, bias)
+    )
+
+
+def _gathered(layer: Any, x: Tensor) -> Tensor:
+    """Return what a 3x3 convolution sees of x (B, C, h, w) for each result, (B, h', w', 9 * C)."""
+    down, right = layer.padding
+    pixels = functional.pad(x.permute(0, 2, 3, 1), (0, 0, right, right, down, down))
+    windows = pixels.unfold(1, 3, layer.stride[0]).unfold(2, 3, layer.stride[1])
+    return windows.permute(0, 1, 2, 4, 5, 3).flatten(3).contiguous()
+
+
+def to_be_run(module: nn.Module) -> nn.Module:
+    """Return a module that diffusers or transformers run themselves, in the faster format.
+
+    Itself, or where torch is slow in bfloat16 a copy in float32, which is made in a moment.
+    """
+    weight = next(module.parameters())
+    is_slow = _may_pack(weight, weight) and not cpu_has_bfloat16()
+    return in_float32(module) if is_slow else module
+
+
+def as_it_is(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the result of a module for `to_be_run`, in x's format."""
+    faster = to_be_run(module)
+    found: Tensor = faster(x.to(next(faster.parameters()).dtype))
+    return found.to(x.dtype)
+
+
+def in_float32(part: nn.Module) -> nn.Module:
+    """Return a copy in CPU memory, without making one in the first format."""
+    weights = {
+        id(one): nn.Parameter(one.to("cpu", torch.float32), requires_grad=False)
+        for one in part.parameters()
+    }
+    return copy.deepcopy(part, weights)
 
 
 def convolve_doubled(layer: Any, x: Tensor) -> Tensor:
@@ -294,7 +350,7 @@ def _may_pack(weight: Tensor, x: Tensor) -> bool:
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Tell whether torch has oneDNN with bfloat16, and the private operations used here.
+    """Tell whether torch has oneDNN, fast in bfloat16, and the private operations used here.
 
     They are those that torch.compile emits.
     """
@@ -307,6 +363,7 @@ def _has_onednn() -> bool:
         bool(torch._C._has_mkldnn)
         and all(hasattr(ONEDNN, name) for name in names)
         and bool(ONEDNN._is_mkldnn_bf16_supported())
+        and cpu_has_bfloat16()
     )
 
 
@@ -334,6 +391,10 @@ WINOGRAD = Packing(winograd.pack, winograd.unpack)
 VNNI = Packing(
     lambda weight: (matmul.pack(weight.flatten(1)),),
     lambda parts, rows: matmul.unpack(parts[0], rows),
+)
+GATHERED = Packing(
+    lambda weight: (matmul.pack(weight.permute(0, 2, 3, 1).flatten(1)),),
+    lambda parts, rows: matmul.unpack(parts[0], rows).reshape(rows, 3, 3, -1).permute(0, 3, 1, 2),
 )
 GATED_VNNI = Packing(
     lambda weight: (matmul.pack_gated(weight),),

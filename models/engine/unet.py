@@ -11,9 +11,9 @@ up to rounding (tests/models/engine/test_unet.py). What differs, and why:
   place.
 - Tensors stay channels-last throughout, so that the 1x1 convolutions around attention are matrix
   products on the same memory, and no layout conversion is needed.
-- On a CPU with bfloat16 instructions, attention, 3x3 convolutions, matrix products and group norms
-  have kernels of our own (kernels/), with weights packed for these or for oneDNN (layers.py); GELU
-  and gate are fused into a product, upsampling into a convolution.
+- On an x86 CPU attention, 3x3 convolutions, matrix products and group norms have kernels of our own
+  (kernels/), with weights packed for these or for oneDNN (layers.py); GELU and gate are fused into
+  a product, upsampling into a convolution.
 - Divisions by scales that are 1 in every SD 1.x model are left out.
 
 On a GPU a step is captured as a CUDA graph and replayed (cuda_graph.py). For that, and for batching
@@ -41,6 +41,7 @@ from models.engine.kernels.attention import attention
 from models.engine.kernels.groupnorm import group_norm
 from models.engine.layers import (
     add_and_norm,
+    as_it_is,
     convolve,
     convolve_and_norm,
     convolve_doubled,
@@ -212,13 +213,12 @@ def _entry(cache: WeakTensorKeyDictionary, tensor: Tensor) -> dict[Any, Any]:
 def _encode_hint(network: Any, hint: Tensor) -> Tensor:
     if network.config.controlnet_conditioning_channel_order == "bgr":
         hint = hint.flip(1)
-    encoded: Tensor = network.controlnet_cond_embedding(channels_last(hint))
-    return encoded
+    return as_it_is(network.controlnet_cond_embedding, channels_last(hint))
 
 
 def _keys_values(attention: Any, texts: Tensor, images: int) -> KeysValues:
     keys, values = (
-        _heads(projection(texts), attention.heads).repeat_interleave(images, 0)
+        _heads(as_it_is(projection, texts), attention.heads).repeat_interleave(images, 0)
         for projection in (attention.to_k, attention.to_v)
     )
     return keys, values

@@ -13,6 +13,7 @@ import torch
 from benchmarks import _peers, speed
 from benchmarks._random_sd15 import random_networks
 from core.networks import PredictCall
+from models.engine.kernels.build import best_target
 from models.store import Store
 from tests.tiny_networks import tiny_networks
 
@@ -42,6 +43,23 @@ def test_all_competitors_do_the_same_work(work):
     assert runs["diffusers"]["rho"] == pytest.approx(1)
     assert 0.2 < runs["ours"]["rho"] < 1.5
     json.dumps(result)
+
+
+@pytest.mark.parametrize("level", speed.LEVELS)
+def test_a_level_limits_all_libraries_before_they_are_imported(level, monkeypatch):
+    started = []
+    monkeypatch.setattr(speed.os, "execve", lambda *given: started.append(given))
+    for name in speed.LIMIT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    speed.limit(level, ["--level", level, "--steps", "2"])
+    ((program, arguments, environment),) = started
+    assert arguments == [program, "-m", "benchmarks.speed", "--level", level, "--steps", "2"]
+    for name in speed.LIMIT_VARIABLES:
+        monkeypatch.setenv(name, environment[name])
+    speed.limit(level, ["--level", level])  # the limits hold: it does nothing
+    assert len(started) == 1
+    best = best_target()
+    assert best is None or best.isa in environment.values()
 
 
 PACE = {"ours": 1.0, "diffusers": 3.0, "diffusers_float32": 5.0}

@@ -8,6 +8,7 @@ import torch
 from core.errors import BadInput, DeviceUnavailable
 from models import devices
 from models.devices import choose_device
+from models.engine.kernels.build import LIMIT_VARIABLE
 
 
 @pytest.fixture
@@ -37,11 +38,27 @@ def test_threads_are_counted(
 def test_a_processor_gets_bfloat16_only_with_instructions_for_it(
     flags: set[str], dtype: torch.dtype, no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
     monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(devices, "has_kernels", lambda: False)
     device, chosen, note = choose_device()
     assert (device.type, chosen) == ("cpu", dtype)
     assert note.startswith("CPU")
     assert str(dtype).removeprefix("torch.") in note
+
+
+@pytest.mark.parametrize("reason", ["flags", "limit"])
+def test_kernels_of_our_own_make_bfloat16_fast_elsewhere(
+    reason: str, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "has_kernels", lambda: True)
+    monkeypatch.setattr(
+        devices, "_cpu_flags", lambda: {"avx2", *["avx512_bf16"] * (reason == "limit")}
+    )
+    monkeypatch.setenv(LIMIT_VARIABLE, "AVX2" if reason == "limit" else "")
+    assert not devices.cpu_has_bfloat16()
+    _, chosen, note = choose_device()
+    assert chosen == torch.bfloat16 and "kernels for this processor" in note
 
 
 @pytest.mark.parametrize(

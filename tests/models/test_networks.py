@@ -338,13 +338,13 @@ def test_a_vae_that_overflows_is_the_only_copy_in_float32(
     for network in (half.text_encoder, half.unet, half.vae, *half.controlnets.values()):
         torch.nn.Module.to(network, torch.float16)
     copies: list[torch.nn.Module] = []
-    copy_to_float32 = models.networks._in_float32
+    copy_to_float32 = models.networks.in_float32
 
     def counted(part: torch.nn.Module) -> torch.nn.Module:
         copies.append(part)
         return copy_to_float32(part)
 
-    monkeypatch.setattr("models.networks._in_float32", counted)
+    monkeypatch.setattr("models.networks.in_float32", counted)
     picture = (hint[0].permute(1, 2, 0) * 255).byte().numpy()
     condition = Condition("canny", "canny", "", find_annotator("canny"), "canny")
     control = ControlRequest(condition, picture, strength=0.1)

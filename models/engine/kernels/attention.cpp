@@ -1,33 +1,28 @@
-// Attention in bfloat16 for processors with AVX-512 BF16: softmax(q k' * scale) v.
+// Attention in bfloat16: softmax(q k' * scale) v.
 //
 // torch's own (flash attention too) spends most of its time in small products without the bfloat16
 // instructions: 75 GFLOP/s of 434 on one Zen 5 core, for SD 1.5's 4096 tokens. Here keys and values
 // are first packed as those instructions need them (VNNI): two neighbours in one 32-bit lane. Then, as
 // in flash attention (Dao et al. 2022, arXiv 2205.14135), a tile of rows goes through the keys block by
-// block. Logits, sums and results are float32; only the softmax weights are rounded, as torch does.
+// block. Logits, sums and results are float32; only the softmax weights are rounded, as torch does, and not even these
+// where there are no such instructions: then all products are float32.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-#include "avx512.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int ROWS = 8;        // of a tile
-constexpr int GROUP = 32;      // keys of one product: two vectors of float32
+constexpr int ROWS = REGISTERS == 32 ? 8 : ROWS_AT_ONCE;  // of a tile
+constexpr int GROUP = 2 * LANES;  // keys of one product
 constexpr int BLOCK = 256;     // keys between two updates of the maximum; their logits stay in the L1 cache
 constexpr int WIDEST = 512;    // of a head: the UNet has 40, 80 and 160, the decoder 512
 constexpr float NOTHING = -1e30f;  // logit of a padding key; -inf would give inf - inf
 
-inline __m512bh pair(const void* at) {
-  int32_t both;
-  std::memcpy(&both, at, sizeof both);
-  return (__m512bh)_mm512_set1_epi32(both);
-}
-
-// (keys, width) -> groups of 32 keys, each (width / 2) x 32 pairs of neighbouring columns.
+// (keys, width) -> groups of keys, each (width / 2) x GROUP pairs of neighbouring columns.
 void pack_keys(const uint16_t* from, int64_t stride, int keys, int width, uint32_t* to) {
   for (int group = 0; group < keys; group += GROUP)
     for (int column = 0; column < width; column += 2)
@@ -46,102 +41,105 @@ void pack_values(const uint16_t* from, int64_t stride, int keys, int padded_keys
         *to = one < keys && column < width ? from[one * stride + column] : 0;
 }
 
-// Logits of a tile of rows with one group of keys.
-void logits_of(const uint16_t* const* rows, const uint32_t* keys, int width, float* to) {
-  __m512 sums[ROWS][2];
+// Logits of a tile of rows (ROWS, width) with one group of keys.
+void logits_of(const Factor* const* rows, const uint32_t* keys, int width, float* to) {
+  Floats sums[ROWS][2];
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-  for (int column = 0; column < width; column += 2, keys += GROUP) {
-    const __m512bh low = (__m512bh)_mm512_loadu_si512(keys);
-    const __m512bh high = (__m512bh)_mm512_loadu_si512(keys + 16);
+  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = Floats{};
+  for (int column = 0; column < width; column += 2, keys += GROUP)
+#pragma GCC unroll 2
+    for (int half = 0; half < HALVES; ++half) {
+      const auto low = pairs<Floats>(keys, half), high = pairs<Floats>(keys + LANES, half);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-      const __m512bh query = pair(rows[r] + column);
-      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], query, low);
-      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], query, high);
+      for (int r = 0; r < ROWS; ++r) {
+        const auto query = for_all<Floats>(rows[r] + column, half);
+        add_products(sums[r][0], query, low);
+        add_products(sums[r][1], query, high);
+      }
     }
-  }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
-    _mm512_storeu_ps(to + r * BLOCK, sums[r][0]);
-    _mm512_storeu_ps(to + r * BLOCK + 16, sums[r][1]);
+    store(to + r * BLOCK, sums[r][0]);
+    store(to + r * BLOCK + LANES, sums[r][1]);
   }
 }
 
 // The running softmax of one row over one block; returns the factor of the earlier sums.
-float weigh(const float* logits, int keys, float scale, float* largest, float* total, uint16_t* weights) {
-  __m512 high = _mm512_loadu_ps(logits);
-  for (int key = 16; key < keys; key += 16) high = _mm512_max_ps(high, _mm512_loadu_ps(logits + key));
+float weigh(const float* logits, int keys, float scale, float* largest, float* total, Factor* weights) {
+  Floats high = load(logits);
+  for (int key = LANES; key < keys; key += LANES) high = larger(high, load(logits + key));
   const float before = *largest;
-  *largest = std::max(before, _mm512_reduce_max_ps(high) * scale);
-  const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(*largest);
-  __m512 sum = _mm512_setzero_ps();
-  for (int key = 0; key < keys; key += 32) {
-    const __m512 a = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(logits + key), factor, shift));
-    const __m512 b = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(logits + key + 16), factor, shift));
-    sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-    _mm512_storeu_si512(weights + key, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+  *largest = std::max(before, largest_of(high) * scale);
+  const Floats factor = all(scale), shift = all(-*largest);
+  Floats sum{};
+  for (int key = 0; key < keys; key += GROUP) {
+    const Floats a = exp2_of(fused(load(logits + key), factor, shift));
+    const Floats b = exp2_of(fused(load(logits + key + LANES), factor, shift));
+    sum += a + b;
+    write_factors(weights + key, a, b);
   }
   const float kept = std::exp2(before - *largest);
-  *total = *total * kept + _mm512_reduce_add_ps(sum);
+  *total = *total * kept + sum_of(sum);
   return kept;
 }
 
 // sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once, for
 // VECTORS vectors of columns, and half a vector more if HALF.
 template <int VECTORS, bool HALF>
-void add_values(const uint16_t* weights, const uint32_t* values, int keys, int columns, const float* kept,
+void add_values(const Factor* weights, const uint32_t* values, int keys, int columns, const float* kept,
                 float* sums) {
-  constexpr int ALL = VECTORS + HALF, AT_ONCE = ALL <= 3 ? 8 : ALL <= 6 ? 4 : 2;  // as many as 32 registers hold
+  // As many rows as the registers hold.
+  constexpr int ALL = VECTORS + HALF, AT_ONCE = REGISTERS == 16 ? ROWS : ALL <= 3 ? 8 : ALL <= 6 ? 4 : 2;
   for (int first = 0; first < ROWS; first += AT_ONCE) {
-    __m512 part[AT_ONCE][VECTORS];
-    __m256 half[AT_ONCE];
+    Floats part[AT_ONCE][VECTORS];
+    HalfFloats last[AT_ONCE];
 #pragma GCC unroll 8
     for (int r = 0; r < AT_ONCE; ++r) {
       const float* from = sums + (first + r) * columns;
 #pragma GCC unroll 10
-      for (int c = 0; c < VECTORS; ++c)
-        part[r][c] = _mm512_mul_ps(_mm512_set1_ps(kept[first + r]), _mm512_loadu_ps(from + 16 * c));
-      if (HALF) half[r] = _mm256_mul_ps(_mm256_set1_ps(kept[first + r]), _mm256_loadu_ps(from + 16 * VECTORS));
+      for (int c = 0; c < VECTORS; ++c) part[r][c] = kept[first + r] * load(from + LANES * c);
+      if (HALF) last[r] = kept[first + r] * load<HalfFloats>(from + LANES * VECTORS);
     }
-    for (int key = 0; key < keys; key += 2) {
-      const uint32_t* from = values + key / 2 * columns;
-      __m512bh value[VECTORS];
-      __m256bh last;
+    for (int key = 0; key < keys; key += 2)
+#pragma GCC unroll 2
+      for (int half = 0; half < HALVES; ++half) {
+        const uint32_t* from = values + key / 2 * columns;
+        decltype(pairs<Floats>(from, 0)) value[VECTORS];
+        decltype(pairs<HalfFloats>(from, 0)) last_value;
 #pragma GCC unroll 10
-      for (int c = 0; c < VECTORS; ++c) value[c] = (__m512bh)_mm512_loadu_si512(from + 16 * c);
-      if (HALF) last = (__m256bh)_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 16 * VECTORS));
+        for (int c = 0; c < VECTORS; ++c) value[c] = pairs<Floats>(from + LANES * c, half);
+        if (HALF) last_value = pairs<HalfFloats>(from + LANES * VECTORS, half);
 #pragma GCC unroll 8
-      for (int r = 0; r < AT_ONCE; ++r) {
-        const __m512bh weight = pair(weights + (first + r) * BLOCK + key);
+        for (int r = 0; r < AT_ONCE; ++r) {
+          const Factor* weight = weights + (first + r) * BLOCK + key;
 #pragma GCC unroll 10
-        for (int c = 0; c < VECTORS; ++c) part[r][c] = _mm512_dpbf16_ps(part[r][c], weight, value[c]);
-        if (HALF) half[r] = _mm256_dpbf16_ps(half[r], (__m256bh)_mm512_castsi512_si256((__m512i)weight), last);
+          for (int c = 0; c < VECTORS; ++c) add_products(part[r][c], for_all<Floats>(weight, half), value[c]);
+          if (HALF) add_products(last[r], for_all<HalfFloats>(weight, half), last_value);
+        }
       }
-    }
 #pragma GCC unroll 8
     for (int r = 0; r < AT_ONCE; ++r) {
       float* to = sums + (first + r) * columns;
 #pragma GCC unroll 10
-      for (int c = 0; c < VECTORS; ++c) _mm512_storeu_ps(to + 16 * c, part[r][c]);
-      if (HALF) _mm256_storeu_ps(to + 16 * VECTORS, half[r]);
+      for (int c = 0; c < VECTORS; ++c) store(to + LANES * c, part[r][c]);
+      if (HALF) store(to + LANES * VECTORS, last[r]);
     }
   }
 }
 
-using AddValues = void (*)(const uint16_t*, const uint32_t*, int, int, const float*, float*);
+using AddValues = void (*)(const Factor*, const uint32_t*, int, int, const float*, float*);
 template <bool HALF>
 constexpr AddValues BY_VECTORS[] = {add_values<1, HALF>, add_values<2, HALF>, add_values<3, HALF>, add_values<4, HALF>,
                                     add_values<5, HALF>, add_values<6, HALF>, add_values<7, HALF>, add_values<8, HALF>,
                                     add_values<9, HALF>, add_values<10, HALF>};
 constexpr const AddValues* ADD_VALUES[] = {BY_VECTORS<false>, BY_VECTORS<true>};
-constexpr int MOST_VECTORS = 10;
+constexpr int MOST_VECTORS = REGISTERS == 32 ? 10 : VECTORS_AT_ONCE;
 
 // Weighted sums of the values for one tile of rows, not yet divided by the total weight.
-void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* values, int count, int width,
+void tile(const Factor* const* rows, const uint32_t* keys, const uint32_t* values, int count, int width,
           int columns, float scale, float* sums, float* totals) {
   alignas(64) float logits[ROWS * BLOCK];
-  alignas(64) uint16_t weights[ROWS * BLOCK];
+  alignas(64) Factor weights[ROWS * BLOCK];
   float largest[ROWS], kept[ROWS];
   std::fill(largest, largest + ROWS, -INFINITY);
   std::fill(totals, totals + ROWS, 0.0f);
@@ -156,9 +154,9 @@ void tile(const uint16_t* const* rows, const uint32_t* keys, const uint32_t* val
       kept[r] = weigh(logits + r * BLOCK, padded, scale, largest + r, totals + r, weights + r * BLOCK);
     }
     const uint32_t* from = values + int64_t(block / 2) * columns;
-    for (int first = 0; first < columns / 16; first += MOST_VECTORS)
-      ADD_VALUES[columns % 16 != 0][std::min(MOST_VECTORS, columns / 16 - first) - 1](
-          weights, from + 16 * first, padded, columns, kept, sums + 16 * first);
+    for (int first = 0; first < columns / LANES; first += MOST_VECTORS)
+      ADD_VALUES[columns % LANES != 0][std::min(MOST_VECTORS, columns / LANES - first) - 1](
+          weights, from + LANES * first, padded, columns, kept, sums + LANES * first);
   }
 }
 
@@ -174,8 +172,9 @@ extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, u
                       int heads, int rows, int count, int width, const int64_t* strides,
                       float scale, int threads) {
   // Half a vector only if all columns fit one call, with at least one whole vector.
-  const bool half = (width + 7) / 8 % 2 == 1 && width > 16 && width < 16 * MOST_VECTORS;
-  const int vectors = (width + 15) / 16, columns = 16 * vectors - 8 * half;
+  const int halves = (width + LANES / 2 - 1) / (LANES / 2), vectors = (halves + 1) / 2;
+  const bool half = halves % 2 == 1 && width > LANES && width < LANES * MOST_VECTORS;
+  const int columns = LANES * vectors - LANES / 2 * half;
   const int padded = (count + GROUP - 1) / GROUP * GROUP;
   const int64_t keys_size = int64_t(padded) * (width / 2), values_size = int64_t(padded / 2) * columns;
   const int64_t each = (keys_size + values_size + 15) / 16 * 16;
@@ -197,20 +196,19 @@ extern "C" int attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, u
     for (int64_t work = 0; work < int64_t(batch) * heads * tiles; ++work) {
       const int head = int(work / tiles), first = int(work % tiles) * ROWS;
       const int64_t b = head / heads, at = int64_t(head % heads) * width;
-      const uint16_t* queries[ROWS];
+      const Factor* queries[ROWS];
+      alignas(64) Factor room[ROWS][HALVES == 1 ? 1 : WIDEST];
       for (int r = 0; r < ROWS; ++r)  // the last tile repeats its last row
-        queries[r] = q + b * strides[0] + std::min(first + r, rows - 1) * strides[1] + at;
+        queries[r] = factors(q + b * strides[0] + std::min(first + r, rows - 1) * strides[1] + at, width, room[r]);
       alignas(64) float sums[ROWS * WIDEST];
       float totals[ROWS];
       const uint32_t* keys = packed + head * each;
       tile(queries, keys, keys + keys_size, count, width, columns, to_powers_of_two, sums, totals);
       for (int r = 0; r < std::min(ROWS, rows - first); ++r) {
         uint16_t* to = out + b * strides[6] + (first + r) * strides[7] + at;
-        const __m512 inverse = _mm512_set1_ps(1.0f / totals[r]);
-        for (int c = 0; c < vectors; ++c) {
-          const __mmask16 inside = __mmask16((1u << std::min(16, width - 16 * c)) - 1);
-          const __m512 mean = _mm512_mul_ps(_mm512_loadu_ps(sums + r * columns + 16 * c), inverse);
-          _mm256_mask_storeu_epi16(to + 16 * c, inside, (__m256i)_mm512_cvtneps_pbh(mean));
+        for (int c = 0; c < width; c += LANES) {
+          const Halves mean = narrowed(load(sums + r * columns + c) * (1.0f / totals[r]));
+          std::memcpy(to + c, &mean, sizeof(uint16_t) * std::min(LANES, width - c));
         }
       }
     }

@@ -1,7 +1,9 @@
 """Compiles the suite's own kernels: for the processor, once, into the user's cache; and for a GPU.
 
-Without GCC, or on a processor that lacks AVX-512 BF16, torch's own run instead. Those for a GPU are
-compiled by Triton, which comes with torch for NVIDIA cards and has a cache of its own.
+They are compiled for the best of TARGETS that the processor has and oneDNN's own limit, the
+environment variable ONEDNN_MAX_CPU_ISA, allows. Without GCC, or on another processor (as Arm's),
+torch's own run instead. Those for a GPU are compiled by Triton, which comes with torch for NVIDIA
+cards and has a cache of its own.
 
 What a kernel and its Python have in common, such as the width of a panel, is a constant of the
 C++, exported as a function: `kernel("matmul").panel()`.
@@ -36,26 +38,66 @@ ROOT = 0
 FLAGS = ("-std=c++17", "-fPIC", "-fopenmp")
 
 
+LIMIT_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+ISAS = (
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX"),
+)
+"""oneDNN's names of instruction sets, each with all before it; values of LIMIT_VARIABLE."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What the kernels are compiled for."""
 
+    isa: str
+    """oneDNN's name for it, of ISAS; empty for any processor."""
     features: tuple[str, ...]
     """What they need of the processor, as torch.cpu names it."""
     flags: tuple[str, ...]
 
 
-AVX512 = Target(
-    ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16"),
-    (
-        *("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-        *("-mavx512bf16", "-mfma"),
+_AVX512_FEATURES = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
+_AVX512_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
+TARGETS = (
+    Target(
+        "AVX512_CORE_BF16",
+        (*_AVX512_FEATURES, "avx512_vnni", "avx512_bf16"),
+        (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"),
     ),
+    Target(
+        "AVX512_CORE_VNNI",
+        (*_AVX512_FEATURES, "avx512_vnni"),
+        (*_AVX512_FLAGS, "-mavx512vnni"),
+    ),
+    Target("AVX512_CORE", _AVX512_FEATURES, _AVX512_FLAGS),
+    Target("AVX2", ("avx2", "fma3"), ("-O3", "-mavx2", "-mfma")),
 )
-PORTABLE = Target((), ("-O1", "-DPORTABLE", "-Wno-psabi"))
-"""The same sources on GCC's vector extension (portable.h), for any processor: the tests' reference.
-It is slower than torch, so that the app never uses it."""
-target = AVX512
+"""The best first."""
+PORTABLE = Target("", (), ("-O1", "-Wno-psabi"))
+"""The same sources for any processor: the tests' reference. It is slower than torch, so that the
+app never uses it."""
+
+
+def may_use(isa: str) -> bool:
+    """Tell whether LIMIT_VARIABLE allows one of ISAS."""
+    limit = os.environ.get(LIMIT_VARIABLE, "").upper()
+    return limit not in ISAS or ISAS.index(isa) <= ISAS.index(limit)
+
+
+def is_supported(target: Target) -> bool:
+    """Tell whether this processor has the features of a target."""
+    # Older versions of torch have no such function; then none counts as there.
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return all(features.get(feature) for feature in target.features)
+
+
+def best_target() -> Target | None:
+    """Return the best of TARGETS that runs here and that may be used."""
+    return next((one for one in TARGETS if may_use(one.isa) and is_supported(one)), None)
+
+
+target = best_target()
 
 _no_triton = False
 """Whether a Triton kernel has failed; then none is tried again."""
@@ -105,12 +147,12 @@ def has_kernels() -> bool:
 
 @functools.cache
 def has_tiles() -> bool:
-    """Tell whether this CPU has AMX, whose tiles oneDNN uses for products of matrices.
+    """Tell whether this CPU has AMX, whose tiles oneDNN uses for products of matrices, if it may.
 
     With them torch's attention was 2 to 9 times as fast as ours in SD 1.5's self-attentions, and
     about the same for text.
     """
-    return bool(torch.cpu._is_amx_tile_supported())
+    return may_use("AVX512_CORE_AMX") and bool(torch.cpu._is_amx_tile_supported())
 
 
 @functools.cache
@@ -121,7 +163,7 @@ def kernel(name: str) -> ctypes.CDLL | None:
     features.
     """
     compiler = shutil.which("g++")
-    if compiler is None or not is_supported(target):
+    if compiler is None or target is None or not is_supported(target):
         return None
     source = SOURCES / f"{name}.cpp"
     flags = (*FLAGS, *target.flags)
@@ -177,13 +219,6 @@ def _require_own(path: Path) -> None:
     facts, user = path.stat(), getattr(os, "getuid", lambda: 0)()
     if facts.st_uid not in (user, ROOT) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError(f"{path} is another user's, or others can write to it: delete it.")
-
-
-def is_supported(target: Target) -> bool:
-    """Tell whether this processor has the features of a target."""
-    # Older versions of torch have no such function; then none counts as there.
-    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return all(features.get(feature) for feature in target.features)
 
 
 def _compile(compiler: list[str], source: Path, folder: Path) -> Path:

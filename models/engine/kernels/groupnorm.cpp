@@ -1,4 +1,4 @@
-// Group normalisation, optionally with SiLU, in bfloat16 for processors with AVX-512 BF16.
+// Group normalisation, optionally with SiLU, in bfloat16.
 //
 // torch's own is slow twice: its group normalisation of channels-last pictures does not vectorize groups as
 // narrow as these (4 to 80 channels), and SiLU reads and writes everything again. Here the first pass sums each
@@ -10,11 +10,10 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "avx512.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int LANES = 16;
 constexpr int VECTORS = 4;      // of channels summed at once
 constexpr int64_t RUN = 256;    // pixels whose sums stay float32
 constexpr int64_t PART = 512;   // pixels that one thread sums at a time
@@ -24,19 +23,19 @@ constexpr int64_t STRIP = 64;   // pixels that one thread writes at a time
 template <int COUNT>
 void add_sums(const uint16_t* x, int64_t first, int64_t last, int channels, double* sums, double* squares) {
   for (int64_t run = first; run < last; run += RUN) {
-    __m512 sum[COUNT], square[COUNT];
-    for (int v = 0; v < COUNT; ++v) sum[v] = square[v] = _mm512_setzero_ps();
+    Floats sum[COUNT], square[COUNT];
+    for (int v = 0; v < COUNT; ++v) sum[v] = square[v] = Floats{};
     for (int64_t p = run; p < std::min(run + RUN, last); ++p)
       for (int v = 0; v < COUNT; ++v) {
-        const __m512 value = widened(x + p * channels + v * LANES);
-        sum[v] = _mm512_add_ps(sum[v], value);
-        square[v] = _mm512_fmadd_ps(value, value, square[v]);
+        const Floats value = widened(x + p * channels + v * LANES);
+        sum[v] += value;
+        square[v] = fused(value, value, square[v]);
       }
     alignas(64) float part[LANES];
     for (int v = 0; v < COUNT; ++v) {
-      _mm512_store_ps(part, sum[v]);
+      store(part, sum[v]);
       for (int k = 0; k < LANES; ++k) sums[v * LANES + k] += part[k];
-      _mm512_store_ps(part, square[v]);
+      store(part, square[v]);
       for (int k = 0; k < LANES; ++k) squares[v * LANES + k] += part[k];
     }
   }
@@ -55,7 +54,7 @@ void all_sums(const uint16_t* x, int64_t first, int64_t last, int channels, doub
 extern "C" int lanes() { return LANES; }
 
 // x and result (batch, pixels, channels), weight and bias (channels), all bfloat16 and dense; channels is a
-// multiple of 16 and of groups. Returns 0, or 1 if memory runs out.
+// multiple of LANES and of groups. Returns 0, or 1 if memory runs out.
 extern "C" int normalize(const uint16_t* x, uint16_t* out, const uint16_t* weight, const uint16_t* bias,
                          int batch, int64_t pixels, int channels, int groups, int silu, float eps,
                          int threads) {
@@ -100,12 +99,9 @@ extern "C" int normalize(const uint16_t* x, uint16_t* out, const uint16_t* weigh
       for (int64_t p = first; p < std::min(first + STRIP, pixels); ++p) {
         const int64_t at = (b * pixels + p) * channels;
         for (int c = 0; c < channels; c += LANES) {
-          __m512 y = _mm512_fmadd_ps(widened(x + at + c), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
-          if (silu) {
-            const __m512 faded = exp2_of(_mm512_mul_ps(y, _mm512_set1_ps(-1.44269504f)));
-            y = _mm512_div_ps(y, _mm512_add_ps(_mm512_set1_ps(1.0f), faded));
-          }
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at + c), (__m256i)_mm512_cvtneps_pbh(y));
+          Floats y = fused(widened(x + at + c), load(scale + c), load(shift + c));
+          if (silu) y = y / (1.0f + exp2_of(-1.44269504f * y));
+          store(out + at + c, narrowed(y));
         }
       }
     }

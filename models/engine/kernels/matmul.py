@@ -20,13 +20,23 @@ def suits(weight: Tensor, x: Tensor, bias: Tensor | None, *, gated: bool = False
     """
     return (
         x.shape[-1] == weight.shape[1]
-        and x.shape[-1] % 2 == 0
         and x.is_contiguous()
-        and (bias is None or (bias.is_contiguous() and len(bias) == len(weight)))
+        and takes(weight.shape[1], weight.shape[0], x, bias, halves=2 if gated else 1)
+    )
+
+
+def takes(inputs: int, outputs: int, x: Tensor, bias: Tensor | None, *, halves: int = 1) -> bool:
+    """Tell whether the kernel takes a weight (outputs, inputs) of `halves` equal parts.
+
+    x is where the inputs are from.
+    """
+    return (
+        inputs % 2 == 0
+        and (bias is None or (bias.is_contiguous() and len(bias) == outputs))
         and fits(x, bias)
         and not has_tiles()
         and (library := kernel("matmul")) is not None
-        and weight.shape[0] % ((2 if gated else 1) * library.lanes()) == 0
+        and outputs % (halves * library.lanes()) == 0
     )
 
 
@@ -69,9 +79,11 @@ def multiply(
     found = x.new_empty(*x.shape[:-1], outputs)
     depth = x.shape[-1]
     sizes = (ctypes.c_int64(x.numel() // depth), ctypes.c_int64(depth))
-    _library().multiply(
+    failed = _library().multiply(
         *addresses(x, packed, bias, found), *sizes, outputs, int(gated), torch.get_num_threads()
     )
+    if failed:
+        raise torch.OutOfMemoryError("There is no memory for a product.")
     return found
 
 

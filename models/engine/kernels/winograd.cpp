@@ -1,4 +1,4 @@
-// 3x3 convolutions with a quarter of the multiplications, for processors with AVX-512 BF16 and VNNI.
+// 3x3 convolutions with a quarter of the multiplications.
 //
 // This is Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308): a tile of 6x6 pixels, which gives 4x4
 // results, and the 3x3 weights are transformed into 36 numbers each, the points. Their products, summed over the
@@ -6,7 +6,8 @@
 // transform would lose four bits, and float32 has half its rate. So both sides are 16-bit integers times a factor:
 // for pixels one per tile and point, for weights one per output channel, each in a block of input channels. Input
 // channels are equalized first: pixels are multiplied by powers of two, by which weights are divided. That is as
-// fast as bfloat16, and adds a twentieth to the rounding error of the result.
+// fast as bfloat16, and adds a twentieth to the rounding error of the result. AVX2 has products of such integers too,
+// two instructions (one with VNNI) for twice the numbers of one in float32.
 //
 // Weights are transformed at each use: stored transformed, they would take four times the memory, and with enough
 // tiles the transform takes a tenth of the time. Each thread takes a group of tiles and goes through the output
@@ -20,17 +21,17 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "avx512.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int LANES = 16;
 constexpr int SIDE = 6;               // of a tile's pixels, and of its points
 constexpr int KEPT = 4;               // side of a tile's results
 constexpr int POINTS = SIDE * SIDE;
 constexpr int DEPTH = 128;            // input channels in a block
 constexpr int PANEL = 64;             // output channels in a panel
-constexpr int ROWS = 6;               // tiles at once: with a panel, 24 sums in the 32 registers
+constexpr int ROWS = ROWS_AT_ONCE;     // tiles at once
+constexpr int COLUMNS = VECTORS_AT_ONCE * LANES;
 constexpr int TILES = 64;             // most tiles in a group
 // Exponent of the least equalization: channels whose weights are zero must not drown the others either.
 constexpr float LEAST_EQUALIZATION = -20;
@@ -43,23 +44,22 @@ constexpr int FEWEST = 8;              // tiles in a group that is split to give
 // Times to transform a tile's pixels, and a panel's weights, relative to that of a tile's products with a panel.
 constexpr double PIXELS_TIME = 0.6, WEIGHTS_TIME = 8;
 
-inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
-inline __m512 plus(__m512 x, float factor, __m512 y) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), y, x); }
+inline Floats plus(Floats x, float factor, Floats y) { return fused(all(factor), y, x); }
 
 // The paper's matrices B', G and A', each times a column, for the points 0, +-NEAR, +-FAR and infinity, which
 // amplify rounding errors 2.3 times less than the paper's 0, +-1, +-2 (the least is at 0.66 and 1.54).
 constexpr float NEAR = 2.0f / 3, FAR = 3.0f / 2, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
 static_assert(NEAR * FAR == 1, "the transforms omit this factor");
 
-inline void transform_pixels(const __m512* x, __m512* to, int step) {
-  const __m512 a = plus(x[4], -FAR2, x[2]), b = plus(x[3], -FAR2, x[1]);
-  const __m512 c = plus(x[4], -NEAR2, x[2]), d = plus(x[3], -NEAR2, x[1]);
-  to[0] = _mm512_add_ps(plus(x[4], -NEAR2 - FAR2, x[2]), x[0]);
+inline void transform_pixels(const Floats* x, Floats* to, int step) {
+  const Floats a = plus(x[4], -FAR2, x[2]), b = plus(x[3], -FAR2, x[1]);
+  const Floats c = plus(x[4], -NEAR2, x[2]), d = plus(x[3], -NEAR2, x[1]);
+  to[0] = plus(x[4], -NEAR2 - FAR2, x[2]) + x[0];
   to[step] = plus(a, NEAR, b);
   to[2 * step] = plus(a, -NEAR, b);
   to[3 * step] = plus(c, FAR, d);
   to[4 * step] = plus(c, -FAR, d);
-  to[5 * step] = _mm512_add_ps(plus(x[5], -NEAR2 - FAR2, x[3]), x[1]);
+  to[5 * step] = plus(x[5], -NEAR2 - FAR2, x[3]) + x[1];
 }
 
 // G's rows are scaled to length 1; GAINS has the rest.
@@ -67,9 +67,9 @@ const float NEAR_LENGTH = std::sqrt(1 + NEAR2 + NEAR2 * NEAR2), FAR_LENGTH = std
 const float NEAR_GAIN = NEAR_LENGTH / (2 * NEAR2 * (NEAR2 - FAR2)), FAR_GAIN = FAR_LENGTH / (2 * FAR2 * (FAR2 - NEAR2));
 const float GAINS[SIDE] = {1, NEAR_GAIN, NEAR_GAIN, FAR_GAIN, FAR_GAIN, 1};
 
-inline void transform_weights(const __m512* x, __m512* to) {
-  const __m512 near = plus(times(1 / NEAR_LENGTH, x[0]), NEAR2 / NEAR_LENGTH, x[2]);
-  const __m512 far = plus(times(1 / FAR_LENGTH, x[0]), FAR2 / FAR_LENGTH, x[2]);
+inline void transform_weights(const Floats* x, Floats* to) {
+  const Floats near = plus((1 / NEAR_LENGTH) * x[0], NEAR2 / NEAR_LENGTH, x[2]);
+  const Floats far = plus((1 / FAR_LENGTH) * x[0], FAR2 / FAR_LENGTH, x[2]);
   to[0] = x[0];
   to[1] = plus(near, NEAR / NEAR_LENGTH, x[1]);
   to[2] = plus(near, -NEAR / NEAR_LENGTH, x[1]);
@@ -78,12 +78,12 @@ inline void transform_weights(const __m512* x, __m512* to) {
   to[5] = x[2];
 }
 
-inline void transform_back(const __m512* x, __m512* to, int step) {
-  const __m512 a = _mm512_add_ps(x[1], x[2]), b = _mm512_sub_ps(x[1], x[2]);
-  const __m512 c = _mm512_add_ps(x[3], x[4]), d = _mm512_sub_ps(x[3], x[4]);
-  to[0] = _mm512_add_ps(_mm512_add_ps(x[0], a), c);
-  to[step] = plus(times(NEAR, b), FAR, d);
-  to[2 * step] = plus(times(NEAR2, a), FAR2, c);
+inline void transform_back(const Floats* x, Floats* to, int step) {
+  const Floats a = x[1] + x[2], b = x[1] - x[2];
+  const Floats c = x[3] + x[4], d = x[3] - x[4];
+  to[0] = x[0] + a + c;
+  to[step] = plus(NEAR * b, FAR, d);
+  to[2 * step] = plus(NEAR2 * a, FAR2, c);
   to[3 * step] = plus(plus(x[5], NEAR * NEAR2, b), FAR * FAR2, d);
 }
 
@@ -107,40 +107,36 @@ void read_tile(const uint16_t* x, const float* equalization, const Picture& p, i
   const int64_t image = p.image(tile);
   const int top = p.top(tile) - 1, left = p.left(tile) - 1;
   alignas(64) float points[POINTS][DEPTH];
-  __m512 squares[POINTS];
-  for (auto& one : squares) one = _mm512_setzero_ps();
+  Floats squares[POINTS];
+  for (auto& one : squares) one = Floats{};
   for (int c = 0; c < depth; c += LANES) {
-    const __m512 share = _mm512_loadu_ps(equalization + first + c);
-    __m512 half[POINTS];
+    const Floats share = load(equalization + first + c);
+    Floats half[POINTS];
     for (int j = 0; j < SIDE; ++j) {
-      __m512 column[SIDE];
+      Floats column[SIDE];
 #pragma GCC unroll 6
       for (int i = 0; i < SIDE; ++i) {
         const int row = top + i, at = left + j;
         const bool inside = row >= 0 && row < p.height && at >= 0 && at < p.width;
-        column[i] = _mm512_setzero_ps();
-        if (inside) column[i] = _mm512_mul_ps(share, widened(x + p.at(image, row, at) + first + c));
+        column[i] = inside ? share * widened(x + p.at(image, row, at) + first + c) : Floats{};
       }
       transform_pixels(column, half + j, SIDE);
     }
     for (int i = 0; i < SIDE; ++i) {
-      __m512 row[SIDE];
+      Floats row[SIDE];
       transform_pixels(half + SIDE * i, row, 1);
 #pragma GCC unroll 6
       for (int j = 0; j < SIDE; ++j) {
-        _mm512_store_ps(points[SIDE * i + j] + c, row[j]);
-        squares[SIDE * i + j] = _mm512_fmadd_ps(row[j], row[j], squares[SIDE * i + j]);
+        store(points[SIDE * i + j] + c, row[j]);
+        squares[SIDE * i + j] = fused(row[j], row[j], squares[SIDE * i + j]);
       }
     }
   }
   for (int point = 0; point < POINTS; ++point, to += stride) {
-    const float norm = std::sqrt(_mm512_reduce_add_ps(squares[point]));
-    const __m512 up = _mm512_set1_ps(norm == 0 ? 0 : PIXELS_NORM / norm);
+    const float norm = std::sqrt(sum_of(squares[point]));
+    const float up = norm == 0 ? 0 : PIXELS_NORM / norm;
     factors[point * TILES] = norm / PIXELS_NORM * GAINS[point / SIDE] * GAINS[point % SIDE];
-    for (int c = 0; c < depth; c += LANES) {
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(points[point] + c), up));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), _mm512_cvtepi32_epi16(whole));
-    }
+    for (int c = 0; c < depth; c += LANES) store(to + c, halves((Words)nearest(load(points[point] + c) * up)));
   }
 }
 
@@ -151,39 +147,37 @@ constexpr int PAIRS[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 template <int PAIR>
 void read_weights(const uint16_t* weights, const float* norms, int depth, int width, int32_t* to) {
   for (int c = 0; c < width; c += LANES) {
-    const __m512 norm = _mm512_loadu_ps(norms + c);
-    const __mmask16 some = _mm512_cmp_ps_mask(norm, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-    const __m512 up = _mm512_maskz_div_ps(some, _mm512_set1_ps(WEIGHTS_NORM), norm);
+    const Floats norm = load(norms + c);
+    const Floats up = norm != 0.0f ? WEIGHTS_NORM / norm : Floats{};
     for (int k = 0; k < depth; k += 2) {
-      __m512i first[2 * SIDE];
+      Ints first[2 * SIDE];
 #pragma GCC unroll 2
       for (int one = 0; one < 2; ++one) {
-        __m512 parts[2][3];
+        Floats parts[2][3];
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) {
-          __m512 column[3], points[SIDE];  // two of them are used, so that the compiler drops the rest
+          Floats column[3], points[SIDE];  // two of them are used, so that the compiler drops the rest
 #pragma GCC unroll 3
           for (int i = 0; i < 3; ++i) {
             const uint16_t* at = weights + ((k + one) * 9 + 3 * i + j) * PANEL + c;
             column[i] = widened(at);
-            _mm_prefetch(reinterpret_cast<const char*>(at + depth * 9 * PANEL), _MM_HINT_T1);  // the next block
+            __builtin_prefetch(at + depth * 9 * PANEL, 0, 2);  // the next block, into the L2 cache
           }
           transform_weights(column, points);
-          for (int i = 0; i < 2; ++i) parts[i][j] = _mm512_mul_ps(up, points[PAIRS[PAIR][i]]);
+          for (int i = 0; i < 2; ++i) parts[i][j] = up * points[PAIRS[PAIR][i]];
         }
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          __m512 row[SIDE];
+          Floats row[SIDE];
           transform_weights(parts[i], row);
 #pragma GCC unroll 6
           for (int j = 0; j < SIDE; ++j) {
-            const __m512i whole = _mm512_cvtps_epi32(row[j]);
+            const Ints whole = nearest(row[j]);
             const int point = SIDE * i + j;
             if (one == 0)
               first[point] = whole;
             else
-              _mm512_storeu_si512(to + point * WEIGHTS + k / 2 * PANEL + c,
-                                  _mm512_mask_blend_epi16(0xAAAAAAAA, first[point], _mm512_slli_epi32(whole, 16)));
+              store(to + point * WEIGHTS + k / 2 * PANEL + c, (first[point] & 0xFFFF) | (whole << 16));
           }
         }
       }
@@ -198,36 +192,36 @@ struct Factors {
   const float *pixels, *norms;  // of tiles, and of the weights of a panel's columns
 };
 
-// sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), or += unless `begins`.
+// Some columns of sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), or += unless `begins`.
 template <int COUNT, int VECTORS>
 void product(const int16_t* pixels, const int32_t* weights, int depth, bool begins, Factors factors, float* sums) {
-  __m512i part[COUNT][VECTORS];
+  Ints part[COUNT][VECTORS];
 #pragma GCC unroll 6
   for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c) part[r][c] = _mm512_setzero_si512();
+    for (int c = 0; c < VECTORS; ++c) part[r][c] = Ints{};
   for (int k = 0; k < depth; k += 2) {
-    __m512i weight[VECTORS];
+    Ints weight[VECTORS];
 #pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c) weight[c] = _mm512_loadu_si512(weights + k / 2 * PANEL + c * LANES);
+    for (int c = 0; c < VECTORS; ++c) weight[c] = load<Ints>(weights + k / 2 * PANEL + c * LANES);
 #pragma GCC unroll 6
     for (int r = 0; r < COUNT; ++r) {
       int32_t both;
       std::memcpy(&both, pixels + r * DEPTH + k, sizeof both);
-      const __m512i pair = _mm512_set1_epi32(both);
+      const Ints pair = both - Ints{};
 #pragma GCC unroll 4
       for (int c = 0; c < VECTORS; ++c) add_products(part[r][c], pair, weight[c]);
     }
   }
 #pragma GCC unroll 4
   for (int c = 0; c < VECTORS; ++c) {
-    const __m512 weight = times(1 / WEIGHTS_NORM, _mm512_loadu_ps(factors.norms + c * LANES));
+    const Floats weight = (1 / WEIGHTS_NORM) * load(factors.norms + c * LANES);
 #pragma GCC unroll 6
     for (int r = 0; r < COUNT; ++r) {
       float* to = sums + r * PANEL + c * LANES;
-      const __m512 found = _mm512_mul_ps(_mm512_cvtepi32_ps(part[r][c]), weight);
-      const __m512 pixel = _mm512_set1_ps(factors.pixels[r]);
-      _mm512_storeu_ps(to, begins ? _mm512_mul_ps(found, pixel) : _mm512_fmadd_ps(found, pixel, _mm512_loadu_ps(to)));
+      const Floats found = __builtin_convertvector(part[r][c], Floats) * weight;
+      const Floats pixel = all(factors.pixels[r]);
+      store(to, begins ? found * pixel : fused(found, pixel, load(to)));
     }
   }
 }
@@ -242,9 +236,11 @@ void all_products(const int16_t* pixels, const int32_t* weights, int tiles, int 
                   Factors factors, float* sums) {
   for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, factors.pixels += ROWS) {
     // Prefetch the next rows, which are six streams: too many for the hardware prefetcher.
-    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 2 * LANES)
-      _mm_prefetch(reinterpret_cast<const char*>(pixels + next), _MM_HINT_T0);
-    PRODUCTS[std::min(ROWS, tiles - r) - 1][width / LANES - 1](pixels, weights, depth, begins, factors, sums);
+    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 32)
+      __builtin_prefetch(pixels + next);
+    for (int c = 0; c < width; c += COLUMNS)
+      PRODUCTS[std::min(ROWS, tiles - r) - 1][std::min(COLUMNS, width - c) / LANES - 1](
+          pixels, weights + c, depth, begins, {factors.pixels, factors.norms + c}, sums + c);
   }
 }
 
@@ -254,23 +250,23 @@ void write_tile(const float* sums, int64_t stride, const Picture& p, int64_t til
   const int64_t image = p.image(tile);
   const int top = p.top(tile), left = p.left(tile);
   for (int c = 0; c < width; c += LANES) {
-    __m512 half[KEPT * SIDE];
+    Floats half[KEPT * SIDE];
     for (int j = 0; j < SIDE; ++j) {
-      __m512 column[SIDE];
+      Floats column[SIDE];
 #pragma GCC unroll 6
-      for (int i = 0; i < SIDE; ++i) column[i] = _mm512_loadu_ps(sums + (SIDE * i + j) * stride + c);
+      for (int i = 0; i < SIDE; ++i) column[i] = load(sums + (SIDE * i + j) * stride + c);
       transform_back(column, half + j, SIDE);
     }
-    const __m512 shift = bias == nullptr ? _mm512_setzero_ps() : widened(bias + first + c);
+    const Floats shift = bias == nullptr ? Floats{} : widened(bias + first + c);
     for (int i = 0; i < std::min(KEPT, p.height - top); ++i) {
-      __m512 row[KEPT];
+      Floats row[KEPT];
       transform_back(half + SIDE * i, row, 1);
       for (int j = 0; j < std::min(KEPT, p.width - left); ++j) {
         const int64_t at = p.at(image, top + i, left + j) + first + c;
-        __m512 y = _mm512_add_ps(row[j], shift);
-        if (kept != nullptr) y = _mm512_add_ps(y, widened(kept + at));
-        if (relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // in this order NaN stays NaN
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), (__m256i)_mm512_cvtneps_pbh(y));
+        Floats y = row[j] + shift;
+        if (kept != nullptr) y += widened(kept + at);
+        if (relu) y = larger(Floats{}, y);  // in this order NaN stays NaN
+        store(out + at, narrowed(y));
       }
     }
   }
@@ -307,18 +303,16 @@ void equalize_channels(uint16_t* weights, float* equalization, int panels, int i
   for (int panel = 0; panel < panels; ++panel)
     for (int c = 0; c < PANEL; c += LANES) {
       const auto square_of = [&](int first, int last) {
-        __m512 sum = _mm512_setzero_ps();
+        Floats sum{};
         for (int row = 9 * first; row < 9 * last; ++row) {
-          const __m512 x = widened(weights + (int64_t(panel) * in * 9 + row) * PANEL + c);
-          sum = _mm512_fmadd_ps(x, x, sum);
+          const Floats x = widened(weights + (int64_t(panel) * in * 9 + row) * PANEL + c);
+          sum = fused(x, x, sum);
         }
         return sum;
       };
-      const __m512 whole = square_of(0, in);
-      const __mmask16 sound = _mm512_cmp_ps_mask(whole, _mm512_setzero_ps(), _CMP_GT_OQ) &
-                              _mm512_cmp_ps_mask(whole, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
-      for (int k = 0; k < in; ++k)
-        equalization[k] += _mm512_reduce_add_ps(_mm512_maskz_div_ps(sound, square_of(k, k + 1), whole));
+      const Floats whole = square_of(0, in);
+      const Ints sound = (whole > 0.0f) & (whole < INFINITY);
+      for (int k = 0; k < in; ++k) equalization[k] += sum_of(sound ? square_of(k, k + 1) / whole : Floats{});
     }
   float mean = 0;
   for (int k = 0; k < in; ++k) mean += std::sqrt(equalization[k]) / in;
@@ -329,8 +323,7 @@ void equalize_channels(uint16_t* weights, float* equalization, int panels, int i
   for (int64_t row = 0; row < int64_t(panels) * in * 9; ++row)
     for (int c = 0; c < PANEL; c += LANES) {
       uint16_t* at = weights + row * PANEL + c;
-      const __m512 divided = times(1 / equalization[row / 9 % in], widened(at));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), (__m256i)_mm512_cvtneps_pbh(divided));
+      store(at, narrowed((1 / equalization[row / 9 % in]) * widened(at)));
     }
 }
 
@@ -342,31 +335,31 @@ void measure(const uint16_t* weights, float* norms, int panels, int in) {
     const int first = work % blocks * DEPTH, last = std::min(in, first + DEPTH);
     for (int c = 0; c < PANEL; c += LANES) {
       // Squares are compared as integers, which have the same order; NaN is the largest, and stays.
-      const auto larger = [](__m512 a, __m512 b) { return (__m512)_mm512_max_epu32((__m512i)a, (__m512i)b); };
-      __m512 squares[POINTS], most = _mm512_setzero_ps();
+      const auto larger = [](Floats a, Floats b) { return (Floats)((Words)a > (Words)b ? (Words)a : (Words)b); };
+      Floats squares[POINTS], most{};
       std::fill(squares, squares + POINTS, most);
       for (int k = first; k < last; ++k) {
-        __m512 half[3][SIDE];
+        Floats half[3][SIDE];
         const uint16_t* from = weights + (int64_t(work / blocks) * in + k) * 9 * PANEL + c;
         for (int j = 0; j < 3; ++j) {
-          __m512 column[3];
+          Floats column[3];
           for (int i = 0; i < 3; ++i) column[i] = widened(from + (3 * i + j) * PANEL);
           transform_weights(column, half[j]);
         }
         for (int i = 0; i < SIDE; ++i) {
-          const __m512 column[3] = {half[0][i], half[1][i], half[2][i]};
-          __m512 row[SIDE];
+          const Floats column[3] = {half[0][i], half[1][i], half[2][i]};
+          Floats row[SIDE];
           transform_weights(column, row);
           for (int j = 0; j < SIDE; ++j) {
-            const __m512 square = _mm512_mul_ps(row[j], row[j]);
-            squares[SIDE * i + j] = _mm512_add_ps(squares[SIDE * i + j], square);
+            const Floats square = row[j] * row[j];
+            squares[SIDE * i + j] += square;
             most = larger(most, square);
           }
         }
       }
-      most = times(4, most);
-      for (const __m512 one : squares) most = larger(most, one);
-      _mm512_storeu_ps(norms + work * PANEL + c, _mm512_sqrt_ps(most));
+      most = 4.0f * most;
+      for (const Floats one : squares) most = larger(most, one);
+      store(norms + work * PANEL + c, root(most));
     }
   }
 }
@@ -390,7 +383,7 @@ extern "C" void prepare(uint16_t* weights, float* equalization, float* norms, in
 // PANEL) with anything after the last output channel, divided by their equalization (in), by which pixels are
 // multiplied, and their norms; bias (channels) or null; kept, which is added, like the result or null;
 // result (batch, height, width, channels). Balance and norms are float32, all else is bfloat16, dense; in and channels
-// are multiples of 16. Returns 0, or 1 if memory runs out.
+// are multiples of LANES. Returns 0, or 1 if memory runs out.
 extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* equalization, const float* norms,
                         const uint16_t* bias, const uint16_t* kept, uint16_t* out, int batch, int height, int width,
                         int in, int channels, int doubled, int relu, int threads) {

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.devices import cpu_has_bfloat16
 from models.engine.kernels.build import addresses, fits, has_tiles, kernel
 
 FEW_PIXELS = 49
 """Pixels of a picture from which on the kernel is faster: below, transforming the weights takes too
-long. There oneDNN runs, and a layer that sees both sizes in turn is packed anew each time, which
-takes 25 to 90 ms with 1280 channels: about a second for all of Stable Diffusion's."""
+long. There oneDNN runs, or a product (layers.py), and a layer that sees both sizes in turn is
+packed anew each time, which takes 25 to 90 ms with 1280 channels: about a second for all of Stable
+Diffusion's."""
 
 
 def suits(
@@ -23,7 +25,8 @@ def suits(
     """Tell whether the kernel takes a convolution layer for x (B, C, h, w), and is the fastest.
 
     `kept`, if given, is to be added to the result; with `doubled` each pixel of x stands for 2 x 2.
-    With AMX, whose tiles multiply matrices, torch's own is faster.
+    With AMX, whose tiles multiply matrices, torch's own is faster. A number of output channels that
+    fills no vector is left to oneDNN where that is fast in bfloat16.
     """
     return (
         layer.kernel_size == (3, 3)
@@ -37,7 +40,8 @@ def suits(
         and fits(x, bias, kept)
         and not has_tiles()
         and (library := kernel("winograd")) is not None
-        and layer.in_channels % library.lanes() == layer.out_channels % library.lanes() == 0
+        and layer.in_channels % library.lanes() == 0
+        and (layer.out_channels % library.lanes() == 0 or (kept is None and not cpu_has_bfloat16()))
     )
 
 
@@ -89,6 +93,11 @@ def convolve(
     sum.
     """
     batch, channels, height, width = x.shape
+    missing = -outputs % _library().lanes()
+    if missing:
+        bias = None if bias is None else functional.pad(bias, (0, missing))
+        found = convolve(x, parts, bias, outputs + missing, doubled=doubled, relu=relu)
+        return found[:, :outputs].contiguous(memory_format=torch.channels_last)
     if doubled:
         height, width = 2 * height, 2 * width
     found = torch.empty(

@@ -1,4 +1,4 @@
-"""The kernels' tests run on both builds: AVX-512's, and the portable one on any processor."""
+"""The kernels' tests run on every build that the processor can run, and on the portable one."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ import pytest
 from models.engine.kernels import attention, build, matmul, winograd
 
 
-@pytest.fixture(params=["avx512", "portable"])
+@pytest.fixture(params=[one.isa or "portable" for one in (*build.TARGETS, build.PORTABLE)])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have the kernels compiled for a target, and every packing at hand."""
     if shutil.which("g++") is None:
         pytest.skip("no GCC")
-    target = build.AVX512 if request.param == "avx512" else build.PORTABLE
+    target = next((one for one in build.TARGETS if one.isa == request.param), build.PORTABLE)
     if not build.is_supported(target):
-        pytest.skip("no AVX-512 BF16")
+        pytest.skip(f"no {target.isa}")
     monkeypatch.setattr(build, "target", target)
     build.kernel.cache_clear()
     yield

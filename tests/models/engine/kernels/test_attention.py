@@ -45,10 +45,10 @@ def test_a_processor_with_tiles_is_left_to_torch(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(attention(*given).double(), exactly(*given), rtol=2e-2, atol=2e-2)
 
 
-on_both_builds = pytest.mark.usefixtures("compiled")
+on_every_build = pytest.mark.usefixtures("compiled")
 
 
-@on_both_builds
+@on_every_build
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> None:
     given = drawn(shape)
@@ -59,7 +59,7 @@ def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> No
     assert (found - exact).norm() <= 1.1 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
-@on_both_builds
+@on_every_build
 def test_heads_may_lie_between_others() -> None:
     """As the parts of one product for queries, keys and values do."""
     whole = torch.randn(2, 48, 3 * 4 * 40).bfloat16()
@@ -67,7 +67,7 @@ def test_heads_may_lie_between_others() -> None:
     assert torch.equal(attention(*given), attention(*(one.contiguous() for one in given)))
 
 
-@on_both_builds
+@on_every_build
 def test_large_logits_choose_one_key() -> None:
     keys = torch.zeros(1, 40, 1, 8)
     keys[0, 33, 0, 0], keys[0, 5, 0, 0] = 300, -300
@@ -77,7 +77,7 @@ def test_large_logits_choose_one_key() -> None:
     assert (found == 33).all()
 
 
-@on_both_builds
+@on_every_build
 def test_what_is_no_number_stays_none() -> None:
     queries, keys, values = drawn((1, 16, 64, 1, 8))
     keys[0, 40] = float("nan")

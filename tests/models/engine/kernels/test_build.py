@@ -1,4 +1,4 @@
-"""The kernels compile for both targets, and Python reads from them what both must agree on."""
+"""The kernels compile for every target, and Python reads from them what both must agree on."""
 
 import shutil
 import stat
@@ -20,7 +20,33 @@ def test_every_kernel_compiles(name: str) -> None:
 
 
 def test_the_app_never_uses_the_portable_build() -> None:
-    assert build.target is build.AVX512
+    assert build.target in (*build.TARGETS, None)
+
+
+@pytest.mark.parametrize(
+    ("missing", "limit", "isa"),
+    [
+        ((), "", "AVX512_CORE_BF16"),
+        (("avx512_bf16",), "", "AVX512_CORE_VNNI"),
+        (("avx512_bf16", "avx512_vnni"), "", "AVX512_CORE"),
+        (("avx512_bf16", "avx512_f"), "", "AVX2"),
+        (("avx512_f", "fma3"), "", None),
+        ((), "AVX512_CORE_AMX", "AVX512_CORE_BF16"),
+        ((), "ALL", "AVX512_CORE_BF16"),
+        ((), "avx512_core_vnni", "AVX512_CORE_VNNI"),
+        ((), "AVX2_VNNI", "AVX2"),
+        (("avx512_bf16",), "AVX512_CORE_BF16", "AVX512_CORE_VNNI"),
+        ((), "SSE41", None),
+    ],
+)
+def test_the_best_target_is_what_the_processor_has_and_onednns_limit_allows(
+    missing: tuple[str, ...], limit: str, isa: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = {feature: feature not in missing for one in build.TARGETS for feature in one.features}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setenv(build.LIMIT_VARIABLE, limit)
+    found = build.best_target()
+    assert (found.isa if found else None) == isa
 
 
 @pytest.fixture
@@ -92,7 +118,7 @@ def test_a_changed_constant_reaches_python(monkeypatch: pytest.MonkeyPatch, tmp_
     sources = tmp_path / "sources"
     shutil.copytree(build.SOURCES, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name, *changes in (
-        ("matmul", ("PANEL = 64", "PANEL = 32")),
+        ("matmul", ("PANEL = VECTORS_AT_ONCE * LANES", "PANEL = 32")),
         ("winograd", ("PANEL = 64", "PANEL = 32"), ("DEPTH = 128", "DEPTH = 64")),
         ("attention", ("WIDEST = 512", "WIDEST = 16")),
         ("groupnorm", ("return LANES;", "return 64;")),

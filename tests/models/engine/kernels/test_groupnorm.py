@@ -19,7 +19,7 @@ SHAPES = [
     (1, 16, 2, 1, 1),
     (2, 176, 16, 65, 5),
 ]
-on_both_builds = pytest.mark.usefixtures("compiled")
+on_every_build = pytest.mark.usefixtures("compiled")
 
 
 def drawn(shape: tuple[int, ...], offset: float = 1.0) -> tuple[nn.GroupNorm, Tensor]:
@@ -40,7 +40,7 @@ def exactly(layer: nn.GroupNorm, x: Tensor, *, silu: bool) -> Tensor:
     return functional.silu(found) if silu else found
 
 
-@on_both_builds
+@on_every_build
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...], silu: bool) -> None:
@@ -52,14 +52,14 @@ def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...], silu:
     assert (found - exact).norm() <= 1.02 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
-@on_both_builds
+@on_every_build
 def test_a_mean_far_from_zero_costs_no_precision() -> None:
     layer, x = drawn((1, 64, 16, 64, 64), offset=100.0)
     exact = exactly(layer, x, silu=False)
     assert (group_norm(layer, x) - exact).norm() <= 5e-3 * exact.norm()
 
 
-@on_both_builds
+@on_every_build
 def test_what_is_no_number_stays_none_in_its_group() -> None:
     layer, x = drawn((1, 32, 2, 4, 4))
     x[0, 3, 2, 2] = float("nan")
@@ -69,7 +69,7 @@ def test_what_is_no_number_stays_none_in_its_group() -> None:
 
 @pytest.mark.parametrize("reason", ["format", "gradient", "layout", "channels", "compiler"])
 def test_elsewhere_torchs_own_runs(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = drawn((1, 24 if reason == "channels" else 32, 8, 4, 4))
+    layer, x = drawn((1, 20 if reason == "channels" else 32, 4, 4, 4))
     if reason == "format":
         layer, x = layer.float(), x.float()
     if reason == "gradient":
@@ -87,7 +87,7 @@ def test_elsewhere_torchs_own_runs(reason: str, monkeypatch: pytest.MonkeyPatch)
     assert found.requires_grad == (reason == "gradient")
 
 
-@on_both_builds
+@on_every_build
 def test_a_picture_is_the_same_in_any_batch_and_with_any_number_of_threads() -> None:
     layer, x = drawn((3, 128, 16, 40, 40))
     wanted, before = group_norm(layer, x, silu=True), torch.get_num_threads()

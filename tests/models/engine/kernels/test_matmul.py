@@ -10,7 +10,7 @@ from torch.nn import functional
 from models.engine.kernels import matmul
 from models.engine.layers import GATED_VNNI, VNNI, multiply, multiply_gated
 
-on_both_builds = pytest.mark.usefixtures("compiled")
+on_every_build = pytest.mark.usefixtures("compiled")
 SHAPES = [
     # (rows, in, out): Diorama's and SD 1.x's, and remainders of rows at once, of a group of them,
     # and of a panel.
@@ -40,7 +40,7 @@ def no_further(found: Tensor, theirs: Tensor, exact: Tensor) -> None:
     assert (found - exact).norm() <= 1.01 * (theirs - exact).norm() + 1e-6 * exact.norm()
 
 
-@on_both_builds
+@on_every_build
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...], bias: bool) -> None:
@@ -51,7 +51,7 @@ def test_it_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...], bias:
     assert torch.equal(layer.weight, plain)
 
 
-@on_both_builds
+@on_every_build
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_gate_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -> None:
     rows, inputs, outputs = shape
@@ -66,7 +66,7 @@ def test_a_gate_is_no_further_from_exact_than_torch_is(shape: tuple[int, ...]) -
     assert torch.equal(layer.weight, plain)
 
 
-@on_both_builds
+@on_every_build
 def test_a_gate_far_below_zero_shuts() -> None:
     for gate, wanted in ((-3e38, 0), (-9, 0), (0, 0), (1, 0.8413), (9, 9), (3e38, 3e38)):
         layer = nn.Linear(2, 64).bfloat16().requires_grad_(False)
@@ -76,7 +76,7 @@ def test_a_gate_far_below_zero_shuts() -> None:
         torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=4e-3, atol=1e-6)
 
 
-@on_both_builds
+@on_every_build
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> None:
     layer, x = drawn(500, 64, 192)
@@ -88,14 +88,14 @@ def test_the_result_does_not_depend_on_the_number_of_threads(threads: int) -> No
         torch.set_num_threads(before)
 
 
-@on_both_builds
+@on_every_build
 @pytest.mark.parametrize("shape", [(3, 31, 32), (3, 32, 30)])
 def test_others_are_left_to_others(shape: tuple[int, ...]) -> None:
     layer, x = drawn(*shape)
     assert not matmul.suits(layer.weight, x, layer.bias)
 
 
-@on_both_builds
+@on_every_build
 def test_what_does_not_fit_is_never_read() -> None:
     layer, x = drawn(3, 32, 32)
     assert matmul.suits(layer.weight, x, layer.bias)
