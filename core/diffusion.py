@@ -16,7 +16,14 @@ from torch import Tensor
 from core.batching import Batcher
 from core.condition import ControlMap
 from core.errors import DeviceUnavailable, SuiteError
-from core.guidance import CONTROL_MODES, MORE_CONTROL, ControlMode, Guidance, residual_scales
+from core.guidance import (
+    CONTROL_MODES,
+    MORE_CONTROL,
+    ControlMode,
+    Guidance,
+    adapter_scales,
+    residual_scales,
+)
 from core.images import to_picture_tensor, to_tensor
 from core.memory import OUT_OF_MEMORY, is_out_of_memory, release_cached_memory
 from core.modes import MODES, X0Extrapolation
@@ -284,12 +291,15 @@ class Diffusion:
     def _control_input(self, track: ControlTrack) -> ControlInput:
         networks, control = self.networks, track.control
         name, mode = control.condition.weights, self._control_mode(track)
+        is_adapter = networks.is_adapter(name)
+        scales_of = adapter_scales if is_adapter else residual_scales
         return ControlInput(
             name,
             hint=to_tensor(track.control_map).to(networks.device),
-            scales=residual_scales(networks.residual_count(name), control.strength, mode.soft),
+            scales=scales_of(networks.residual_count(name), control.strength, mode.soft),
             window=(control.control_start, control.control_end),
             prompt_half_only=mode.prompt_half_only,
+            is_adapter=is_adapter,
         )
 
     def _control_mode(self, track: ControlTrack) -> ControlMode:

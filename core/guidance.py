@@ -21,6 +21,9 @@ GUESS_DECAY = 0.825
 middle block) the shallowest, which fix the finest detail, keep a tenth, so that the model is freer
 without a prompt. The number is v1.0's."""
 
+ADAPTER_RAMP = (0.25, 0.62, 0.825, 1.0)
+"""The same of a T2I-Adapter's four features, sd-webui-controlnet's."""
+
 
 @dataclass(frozen=True)
 class ControlMode:
@@ -54,6 +57,12 @@ def residual_scales(count: int, strength: float, soft: bool) -> tuple[float, ...
     """
     decay = GUESS_DECAY if soft else 1.0
     return tuple(strength * decay ** (count - 1 - index) for index in range(count))
+
+
+def adapter_scales(count: int, strength: float, soft: bool) -> tuple[float, ...]:
+    """Return a scale per feature of a T2I-Adapter, shallowest first, as residual_scales."""
+    ramp = ADAPTER_RAMP[-count:] if soft else (1.0,) * count
+    return tuple(strength * scale for scale in ramp)
 
 
 def in_window(step: int, steps: int, start: float, end: float) -> bool:
@@ -104,9 +113,9 @@ class Guidance:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _controlled(self, call: PredictCall, step: int, half: str = "") -> Tensor:
-        if call.controls and self.shortcuts.control_every > 1:
+        if call.active_controls and self.shortcuts.control_every > 1:
             residuals = self._residual_caches[half].at(call, step)
-            call = replace(call, controls=(), residuals=residuals)
+            call = replace(call, controls=call.active_adapters, residuals=residuals)
         return self.networks.predict(call)
 
     @cached_property

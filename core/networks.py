@@ -16,7 +16,7 @@ from core.condition import RGBImage
 
 @dataclass(frozen=True, eq=False)
 class ControlInput:
-    """One ControlNet's input to a prediction."""
+    """One ControlNet's or T2I-Adapter's input to a prediction."""
 
     name: str
     hint: Tensor
@@ -27,6 +27,9 @@ class ControlInput:
     """The fraction of the steps in which it acts; guidance leaves it out of the others."""
     prompt_half_only: bool = False
     """Whether guidance leaves it out of the negative prompt's half."""
+    is_adapter: bool = False
+    """Whether it is a T2I-Adapter: its features are added to the levels of the UNet's own encoder,
+    shallowest first, and are the same in every step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +70,13 @@ class PredictCall:
 
     @property
     def active_controls(self) -> list[ControlInput]:
-        """The controls with a scale other than 0; the others are never evaluated."""
-        return [control for control in self.controls if any(control.scales)]
+        """The ControlNets with a scale other than 0; the others are never evaluated."""
+        return [one for one in self.controls if any(one.scales) and not one.is_adapter]
+
+    @property
+    def active_adapters(self) -> list[ControlInput]:
+        """The T2I-Adapters with a scale other than 0."""
+        return [one for one in self.controls if any(one.scales) and one.is_adapter]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PredictCall":
         """Return the call with latents and texts on a device, in a number format."""
@@ -136,8 +144,11 @@ class Networks(Protocol):
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings (B, 77 * chunks, D), all with as many chunks as the longest needs."""
 
+    def is_adapter(self, name: str) -> bool:
+        """Tell whether the named control is a T2I-Adapter."""
+
     def residual_count(self, name: str) -> int:
-        """Return how many residuals the named ControlNet adds (13 for SD 1.5)."""
+        """Return how many residuals the named ControlNet adds (13 for SD 1.5; an adapter 4)."""
 
     def predict(self, call: PredictCall) -> Tensor:
         """Return the UNet's raw output (T * B, C, h, w) in float32: noise or velocity."""
@@ -149,10 +160,9 @@ class Networks(Protocol):
         """
 
     def control_residuals(self, call: PredictCall) -> Residuals:
-        """Return what the controls add in a prediction, scaled and summed, so that it can be kept.
+        """Return what ControlNets add in a prediction, scaled and summed, so that it can be kept.
 
-        Given as a call's `residuals` instead of its controls, it gives the same prediction up to
-        rounding.
+        Given as a call's `residuals` instead of them, it gives the same prediction up to rounding.
         """
 
     def control_residuals_batched(

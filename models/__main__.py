@@ -25,7 +25,9 @@ from models.catalog.lora_tags import Strengths
 from models.catalog.paths import shown
 from models.catalog.wheels import WHEELS, Wheel, fetch_wheel
 from models.checkpoints import embeddings, folders, lora
+from models.checkpoints.adapters import CLASS, inspect_adapter, is_adapter
 from models.checkpoints.detect import (
+    ADAPTER,
     AUTOENCODER,
     BASE,
     CONTROLNET,
@@ -148,7 +150,7 @@ def check(registry: Registry, path: Path) -> None:
             f"{shown(path)} is not the folder of a model: it has no config.json. Check its files."
         )
     contents = _contents(path)
-    if contents.kind == CONTROLNET:
+    if contents.kind in (CONTROLNET, ADAPTER):
         fits = _fitting(registry, partial(_try_control, path))
         place = f"{shown(registry.card(_advised(path, fits)).folder)}/controlnet/CONDITION/"
         advice = "it is in its place" if _in_place(registry, path) else f"put it into {place}"
@@ -244,7 +246,8 @@ def _contents(path: Path) -> Contents:
         return identify(read_shapes(path))
     if (path / "config.json").is_file():
         facts = folders.read_json(path / "config.json")
-        kind = CONTROLNET if facts.get("_class_name") == "ControlNetModel" else ""
+        kinds = {"ControlNetModel": CONTROLNET, CLASS: ADAPTER}
+        kind = kinds.get(str(facts.get("_class_name")), "")
     elif (path / "unet" / "config.json").is_file():
         facts, kind = folders.read_json(path / "unet" / "config.json"), BASE
     else:
@@ -280,7 +283,8 @@ def _fitting(registry: Registry, try_on: Callable[[Path], None]) -> list[str]:
 def _try_control(path: Path, config_dir: Path) -> None:
     from models.checkpoints import loading  # noqa: PLC0415 - it imports diffusers, for seconds
 
-    folders.inspect_control(path, folders.read_json(config_dir / "unet" / "config.json"))
+    inspect = inspect_adapter if is_adapter(path) else folders.inspect_control
+    inspect(path, folders.read_json(config_dir / "unet" / "config.json"))
     _, unet = loading.empty_networks(config_dir)
     loading.build_control(path, unet, loading.read_on_meta)
 

@@ -24,7 +24,7 @@ from models.engine.cuda_graph import CudaGraphForward, drop_all_graphs
 from models.engine.kernels.build import has_kernels
 from models.engine.layers import in_float32, to_be_run
 from models.engine.offload import Offloader, offloader_of
-from models.engine.unet import Forward, takes_guidance_scale
+from models.engine.unet import Forward, is_adapter, takes_guidance_scale
 from models.engine.vae_decoder import decode_latents
 from models.text import Inversion, PromptParts, encode_text, fit_prompt
 from models.threads import fit_threads
@@ -62,6 +62,7 @@ class DiffusersNetworks:
     vae: Any
     """AutoencoderKL or AutoencoderTiny."""
     controlnets: Mapping[str, nn.Module]
+    """ControlNetModel or T2IAdapter each."""
     scheduler_config: Mapping[str, Any]
     preview_matrix: Tensor
     """(latent channels, 3), RGB in [-1, 1]; a further row is a bias."""
@@ -182,10 +183,19 @@ class DiffusersNetworks:
     def _parts(self, prompt: str) -> PromptParts:
         return self.split_prompt(without_tags(prompt))
 
+    def is_adapter(self, name: str) -> bool:
+        """Tell whether the named control is a T2I-Adapter."""
+        return is_adapter(self.controlnets[name])
+
     def residual_count(self, name: str) -> int:
-        """Return how many residuals the named ControlNet adds: its skips and the middle block."""
-        skips: Any = self.controlnets[name].controlnet_down_blocks
-        return len(skips) + 1
+        """Return how many residuals a ControlNet adds: its skips and the middle block.
+
+        For a T2I-Adapter the number of its features.
+        """
+        control: Any = self.controlnets[name]
+        if self.is_adapter(name):
+            return len(control.adapter.body)
+        return len(control.controlnet_down_blocks) + 1
 
     @torch.no_grad()
     def predict(self, call: PredictCall) -> Tensor:

@@ -26,6 +26,7 @@ from models.catalog.cards import (
 from models.catalog.lora_tags import split
 from models.catalog.paths import MODELS, shown
 from models.checkpoints import folders
+from models.checkpoints.adapters import inspect_adapter, is_adapter
 from models.checkpoints.detect import (
     CHANNEL_ORDER,
     MERGED,
@@ -212,7 +213,8 @@ class Registry:
         if not control:
             return base, None
         path = self.local_control(card, control) or self._remote_control(card, control).fetch()
-        folders.inspect_control(path, unet_config)
+        inspect = inspect_adapter if is_adapter(path) else folders.inspect_control
+        inspect(path, unet_config)
         return base, path
 
     def find_vae(self, card: Card) -> Path | None:

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 RANKS = (
     ("core",),
     ("models.engine.kernels",),
-    ("models.devices", "models.threads", "models.catalog", "models.engine"),
+    ("models.devices", "models.threads", "models.catalog"),
+    ("models.engine",),
     ("models.text",),
     ("models.networks",),
     ("models.checkpoints",),

@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderTiny,
     ControlNetModel,
     DDIMScheduler,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -79,6 +80,16 @@ def tiny_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
         torch.nn.init.normal_(layer.weight, std=0.2)
         torch.nn.init.normal_(layer.bias, std=0.2)
     return network.eval()
+
+
+def tiny_adapter(
+    unet: UNet2DConditionModel, in_channels: int = 3, adapter_type: str = "full_adapter"
+) -> T2IAdapter:
+    """A T2I-Adapter of this UNet: full_adapter or light_adapter."""
+    channels = list(unet.config.block_out_channels)
+    if adapter_type == "light_adapter":  # it repeats its last width
+        assert channels.pop() == channels[-1]
+    return T2IAdapter(in_channels, channels, 2, 8, adapter_type).eval()
 
 
 def tiny_autoencoder(kind: str = "kl") -> AutoencoderKL | AutoencoderTiny:

@@ -56,6 +56,7 @@ WIDTHS = {
 
 BASE = "a base checkpoint"
 CONTROLNET = "a ControlNet"
+ADAPTER = "a T2I-Adapter"
 LORA = "a LoRA"
 EMBEDDING = "a textual inversion embedding"
 AUTOENCODER = "an autoencoder alone"
@@ -74,7 +75,8 @@ _KEY_PATTERNS = (
         r"|\.(hada_w1|lokr_w1)|\.(w_norm|b_norm|diff|diff_b)$|\.a1\.weight$",  # LyCORIS's
     ),
     (EMBEDDING, r"^(emb_params|string_to_param(\..+)?|clip_[lg])$"),
-    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.|^style_embedding$"),
+    ("a T2I-Adapter for style, which reads a picture and no map", r"^style_embedding$"),
+    (ADAPTER, r"^(adapter\.)?body\.\d+\."),
     (
         CONTROLNET,
         r"^(control_model\.)?(input_hint_block\.0\.|controlnet_cond_embedding\.conv_in\.)",
@@ -111,7 +113,7 @@ class Contents:
     """What was recognised in a file or folder."""
 
     kind: str
-    """BASE, CONTROLNET, MERGED, LORA, EMBEDDING, AUTOENCODER, or a phrase for any other."""
+    """BASE, CONTROLNET, MERGED, ADAPTER, LORA, EMBEDDING, AUTOENCODER, or a phrase for another."""
     text_width: int | None
     """Width of the text embeddings it attends to; None without cross-attention."""
     in_channels: int | None

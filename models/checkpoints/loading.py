@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.adapter import T2IAdapter
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -23,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from core.errors import WeightsMismatch, WeightsMissing
 from core.memory import free_bytes
 from models.catalog.paths import shown
+from models.checkpoints.adapters import adapter_config, is_adapter, with_diffusers_names
 from models.checkpoints.detect import DIFFERENCE, EMA, read_shapes, read_state
 from models.checkpoints.folders import network_files, read_json
 from models.checkpoints.prediction import scheduler_changes
@@ -216,7 +218,7 @@ def fit_preview(vae: nn.Module, channels: int, device: torch.device, dtype: torc
 
 
 def load_control(path: Path, unet: Any, placement: Placement, channel_order: str = "") -> nn.Module:
-    """Load a ControlNet from a diffusers folder or a single file, for use beside `unet`.
+    """Load a ControlNet or a T2I-Adapter from a folder or a single file, for use beside `unet`.
 
     With `channel_order` "bgr" the network reverses the channels of the RGB maps it gets, as by
     diffusers' config switch; "" leaves it to the folder's config, and to RGB for a single file.
@@ -226,7 +228,7 @@ def load_control(path: Path, unet: Any, placement: Placement, channel_order: str
         WeightsMismatch: the weights do not fill the network.
     """
     network = build_control(path, unet)
-    if channel_order:
+    if channel_order and isinstance(network, ControlNetModel):
         # Set, not toggled: right whatever the folder's config says.
         network.register_to_config(controlnet_conditioning_channel_order=channel_order)
     return placement.place(network)
@@ -273,11 +275,13 @@ def load_network(kind: Any, folder: Path, read: Read = read_state) -> Any:
 
 
 def build_control(path: Path, unet: Any, read: Read = read_state) -> Any:
-    """Return a ControlNet for use beside `unet`, as build_base.
+    """Return a ControlNet, or a T2I-Adapter, for use beside `unet`, as build_base.
 
     Raises:
         WeightsMissing, WeightsMismatch: as load_control.
     """
+    if is_adapter(path):
+        return _build_adapter(path, unet, read)
     if path.is_dir():
         return load_network(ControlNetModel, path, read)
     state = read(path)
@@ -293,6 +297,14 @@ def build_control(path: Path, unet: Any, read: Read = read_state) -> Any:
     if is_difference:
         _add_encoder(network, unet)
     return network
+
+
+def _build_adapter(path: Path, unet: Any, read: Read) -> Any:
+    if path.is_dir():
+        return load_network(T2IAdapter, path, read)
+    with torch.device("meta"):
+        empty = T2IAdapter.from_config(adapter_config(path, unet.config))
+    return _fill(empty, with_diffusers_names(read(path), unet.config), path)
 
 
 def _add_encoder(control: nn.Module, unet: nn.Module) -> None:

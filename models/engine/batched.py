@@ -45,7 +45,7 @@ def predict(calls: Sequence[tuple[Forward, PredictCall]]) -> list[Tensor]:
     forward, images = rows[0].forward, rows[-1].last
     unet = forward.unet
     start = torch.cat([convolve(unet.conv_in, channels_last(one.call.latents)) for one in rows])
-    skips, x = run_down_and_mid(unet, start, _joint_cache(unet, rows))
+    skips, x = run_down_and_mid(unet, start, _joint_cache(unet, rows), _joint_features(rows))
     targets = (*skips, x)
     for one, depth, residual, scale in _controlnets(rows, start):
         one.of(targets[depth], images).add_(residual, alpha=scale)
@@ -89,6 +89,23 @@ def _joint_cache(network: nn.Module, rows: Sequence[_Rows]) -> StepCache:
         keys, values = (torch.cat(same, 1).flatten(0, 1) for same in zip(*by_text, strict=True))
         joint[layer] = keys, values
     return StepCache(joint, caches[0].biases)
+
+
+def _joint_features(rows: Sequence[_Rows]) -> list[Tensor]:
+    """Return the calls' features of T2I-Adapters in the batch's order, 0 for a call without."""
+    each = [one.forward.adapter_features(one.call) for one in rows]
+    known = next(filter(None, each), [])
+    return [
+        torch.cat(
+            [
+                (found[depth] if found else torch.zeros_like(like)).expand(
+                    one.last - one.first, -1, -1, -1
+                )
+                for one, found in zip(rows, each, strict=True)
+            ]
+        )
+        for depth, like in enumerate(known)
+    ]
 
 
 def _controlnets(

@@ -118,7 +118,7 @@ class CudaGraphForward:
         Raises:
             RuntimeError: memory ran out; then the graphs of all models have been dropped.
         """
-        if self._failed:
+        if self._failed or call.active_adapters:  # a graph would hold one request's features
             return []
         try:
             # Static buffers outlive the call, so they must not be inference tensors.

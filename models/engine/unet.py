@@ -7,6 +7,7 @@ up to rounding (tests/models/engine/test_unet.py). What differs, and why:
   text, and each residual block's time embedding, which goes into a convolution's bias.
 - The prompts of one image (guidance has two) start from the same latents, so they share one pass up
   to the first cross-attention: in SD 1.5 that includes one of the largest self-attentions.
+- A T2I-Adapter runs once for a request, since its features depend on the map alone.
 - A ControlNet whose scales are all 0 is not run; the others' residuals are added to the skips in
   place.
 - Tensors stay channels-last throughout, so that the 1x1 convolutions around attention are matrix
@@ -25,7 +26,7 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -107,7 +108,8 @@ class Forward:
         self.controlnets: Mapping[str, Any] = controlnets
         self.on_device: OnDevice = on_device or (lambda *_: nullcontext())
         for network in (unet, *controlnets.values()):
-            _check(network)
+            if not is_adapter(network):
+                _check(network)
         self._lock = threading.Lock()
         self._keys_values = WeakTensorKeyDictionary()
         """By text, then by network and image count."""
@@ -121,7 +123,8 @@ class Forward:
         """Return the UNet's output (T * B, C, h, w), see PredictCall."""
         latents = channels_last(call.latents)
         cache = self.step_cache(self.unet, call)
-        skips, x = run_down_and_mid(self.unet, convolve(self.unet.conv_in, latents), cache)
+        start, features = convolve(self.unet.conv_in, latents), self.adapter_features(call)
+        skips, x = run_down_and_mid(self.unet, start, cache, features)
         for control in call.active_controls:
             with self.on_device(self.controlnets[control.name], latents):
                 for target, (residual, scale) in zip(
@@ -133,8 +136,34 @@ class Forward:
                 target.add_(residual)
         return run_up(self.unet, skips, x, cache)
 
+    def adapter_features(self, call: PredictCall) -> list[Tensor]:
+        """Return what the active T2I-Adapters add to each level of the UNet's encoder.
+
+        Each is (1, C, h, w), scaled and summed; [] where there are none.
+        """
+        total: list[Tensor] = []
+        for control in call.active_adapters:
+            features = self._features(control, call.latents)
+            scaled = [one * scale for one, scale in zip(features, control.scales, strict=True)]
+            total = [a + b for a, b in zip(total, scaled, strict=True)] if total else scaled
+        return total
+
+    def _features(self, control: ControlInput, like: Tensor) -> list[Tensor]:
+        """Return an adapter's features of its hint, made once for a request."""
+        with self._lock:
+            by_name = _entry(self._hints, control.hint)
+            if control.name not in by_name:
+                network = self.controlnets[control.name]
+                with self.on_device(network, like):
+                    hint = control.hint.to(like)
+                    if network.config.in_channels == 1:
+                        hint = hint.mean(1, keepdim=True)
+                    by_name[control.name] = [channels_last(one) for one in network(hint)]
+            found: list[Tensor] = by_name[control.name]
+            return found
+
     def control_residuals(self, call: PredictCall) -> Residuals:
-        """Return what the active controls add, scaled and summed; () where there are none.
+        """Return what the active ControlNets add, scaled and summed; () where there are none.
 
         Each has (B, C, h, w) before the first cross-attention, (T * B, C, h, w) after it.
         """
@@ -224,6 +253,11 @@ def _keys_values(attention: Any, texts: Tensor, images: int) -> KeysValues:
     return keys, values
 
 
+def is_adapter(network: Any) -> bool:
+    """Tell whether a control is a T2I-Adapter; a ControlNet is built as a UNet's encoder is."""
+    return not hasattr(network, "down_blocks")
+
+
 def takes_guidance_scale(network: Any) -> bool:
     """Return whether a UNet has the guidance scale as an input (diffusers: time_cond_proj_dim)."""
     return network.time_embedding.cond_proj is not None
@@ -282,19 +316,25 @@ def channels_last(picture: Tensor) -> Tensor:
     return picture.contiguous(memory_format=torch.channels_last)
 
 
-def run_down_and_mid(network: Any, x: Tensor, cache: StepCache) -> tuple[list[Tensor], Tensor]:
+def run_down_and_mid(
+    network: Any, x: Tensor, cache: StepCache, features: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], Tensor]:
     """Run the down blocks and the middle block of a UNet or a ControlNet on conv_in's output.
 
-    Returns every skip, shallowest first, and the middle block's output. They have B rows before the
-    first cross-attention, T * B after it.
+    `features`, (1 or B, C, h, w) for each down block, are added to what comes out of its last layer
+    (T2I-Adapters). Returns every skip, shallowest first, and the middle block's output. They have B
+    rows before the first cross-attention, T * B after it.
     """
     skips = [x]
-    for level in network.down_blocks:
+    for depth, level in enumerate(network.down_blocks):
         attentions = getattr(level, "attentions", None) or [None] * len(level.resnets)
         for block, transformer in zip(level.resnets, attentions, strict=True):
             x = _residual_block(block, x, cache)
             if transformer is not None:
                 x = _transformer(transformer, x, cache)
+            if features and block is level.resnets[-1]:
+                own = features[depth]
+                x.view(-1, len(own), *x.shape[1:]).add_(own)
             skips.append(x)
         for downsampler in level.downsamplers or ():
             x = convolve(downsampler.conv, x)

@@ -70,6 +70,9 @@ class FakeNetworks:
     def encode_text(self, prompts):
         return torch.tensor([float(len(p)) for p in prompts])[:, None, None].expand(-1, 77, 4)
 
+    def is_adapter(self, name):
+        return False
+
     def residual_count(self, name):
         assert name == "weights-name"
         return 13

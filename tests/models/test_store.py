@@ -23,7 +23,7 @@ from models.store import Store
 from tests.conftest import CARD
 from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 from tests.models.conftest import HUB_CARD, OTHER_CARD
-from tests.tiny_networks import tiny_networks
+from tests.tiny_networks import tiny_adapter, tiny_networks
 
 
 def test_models_load_from_a_folder_of_any_name(models_folder: Path, tmp_path: Path) -> None:
@@ -526,3 +526,20 @@ def test_averaged_weights_are_not_used(
     save_file(averaged, tmp_path / "averaged.safetensors")
     with pytest.raises(WeightsMismatch, match="of averaged weights alone"):
         store.load(str(tmp_path / "averaged.safetensors"))
+
+
+def test_a_t2i_adapter_stands_in_a_controlnets_place(
+    copy: Path, networks: DiffusersNetworks
+) -> None:
+    tiny_adapter(networks.unet).save_pretrained(copy / "sd15" / "controlnet" / "own")
+    loaded = Store("cpu", "float32", copy).load("sd15", "own")
+    assert loaded.is_adapter("own") and "controlnet own" in loaded.hashes
+    text, latents = loaded.encode_text(["the red ball"]), torch.randn(1, 4, 8, 8)
+    scales = (1.0,) * loaded.residual_count("own")
+    control = ControlInput("own", torch.rand(1, 3, 64, 64), scales, is_adapter=True)
+    call = PredictCall(latents, 500, text, [control])
+    features = loaded.controlnets["own"](control.hint)
+    wanted = networks.unet(
+        latents, 500, text, down_intrablock_additional_residuals=[one.clone() for one in features]
+    )
+    torch.testing.assert_close(loaded.predict(call), wanted.sample, rtol=1e-4, atol=1e-4)
