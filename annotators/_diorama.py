@@ -24,7 +24,8 @@ from core.condition import RGBImage, is_rough
 from core.errors import WeightsMissing
 from core.images import fit_size, resize
 from models.catalog.paths import MODELS
-from models.devices import cpu_has_bfloat16, shared_device
+from models.devices import shared_device
+from models.engine.kernels.build import cpu_has_bfloat16
 from models.threads import fit_threads
 
 if TYPE_CHECKING:

@@ -7,18 +7,14 @@ and bfloat16 has three mantissa bits fewer), float32 elsewhere.
 
 import os
 import re
-from pathlib import Path
 
 import torch
 
 from core.errors import BadInput, DeviceUnavailable
-from models.engine.kernels.build import has_kernels, may_use
+from models.engine.kernels.build import cpu_has_bfloat16, has_kernels
 
 DEVICE_VARIABLE = "CONTROLLOOP_DEVICE"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Names in /proc/cpuinfo: AVX-512 BF16, AMX, and Arm's extension. Without one of them torch's own
-bfloat16 is slower than float32."""
 VOLTA = (7, 0)
 """First CUDA compute capability with float16 tensor cores."""
 
@@ -97,19 +93,3 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if has_kernels():
         return torch.bfloat16, "with kernels for this processor, which has no bfloat16 instructions"
     return torch.float32, "this processor has no bfloat16 instructions"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Return whether this processor has instructions for bfloat16, and oneDNN may use them."""
-    return bool(_cpu_flags() & CPU_BFLOAT16_FLAGS) and may_use("AVX512_CORE_BF16")
-
-
-def _cpu_flags() -> set[str]:
-    """Return the first core's feature names; none if the system does not list them."""
-    listing = Path("/proc/cpuinfo")
-    if not listing.exists():
-        return set()
-    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()

@@ -28,9 +28,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from core.memory import release_cached_memory
-from models.devices import cpu_has_bfloat16
 from models.engine.kernels import matmul, winograd
-from models.engine.kernels.build import on_gpu
+from models.engine.kernels.build import cpu_has_bfloat16, on_gpu
 from models.engine.kernels.groupnorm import group_norm, lie_alike
 
 ONEDNN: Any = torch.ops.mkldnn

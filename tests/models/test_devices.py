@@ -8,6 +8,7 @@ import torch
 from core.errors import BadInput, DeviceUnavailable
 from models import devices
 from models.devices import choose_device
+from models.engine.kernels import build
 from models.engine.kernels.build import LIMIT_VARIABLE
 
 
@@ -39,7 +40,7 @@ def test_a_processor_gets_bfloat16_only_with_instructions_for_it(
     flags: set[str], dtype: torch.dtype, no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(build, "_cpu_flags", lambda: flags)
     monkeypatch.setattr(devices, "has_kernels", lambda: False)
     device, chosen, note = choose_device()
     assert (device.type, chosen) == ("cpu", dtype)
@@ -53,10 +54,10 @@ def test_kernels_of_our_own_make_bfloat16_fast_elsewhere(
 ) -> None:
     monkeypatch.setattr(devices, "has_kernels", lambda: True)
     monkeypatch.setattr(
-        devices, "_cpu_flags", lambda: {"avx2", *["avx512_bf16"] * (reason == "limit")}
+        build, "_cpu_flags", lambda: {"avx2", *["avx512_bf16"] * (reason == "limit")}
     )
     monkeypatch.setenv(LIMIT_VARIABLE, "AVX2" if reason == "limit" else "")
-    assert not devices.cpu_has_bfloat16()
+    assert not build.cpu_has_bfloat16()
     _, chosen, note = choose_device()
     assert chosen == torch.bfloat16 and "kernels for this processor" in note
 
@@ -85,7 +86,7 @@ def test_the_flags_of_this_machine_are_read() -> None:
     if not listing.exists():
         pytest.skip("this system does not list its processor's features")
     assert "flags" in listing.read_text() or "Features" in listing.read_text()
-    assert devices._cpu_flags()
+    assert build._cpu_flags()
 
 
 def test_a_missing_gpu_is_reported(no_gpu: None) -> None:

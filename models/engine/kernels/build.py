@@ -38,6 +38,9 @@ ROOT = 0
 FLAGS = ("-std=c++17", "-fPIC", "-fopenmp")
 
 
+CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Names in /proc/cpuinfo: AVX-512 BF16, AMX, and Arm's extension. Without one of them torch's own
+bfloat16 is slower than float32."""
 LIMIT_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 ISAS = (
     *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
@@ -83,6 +86,22 @@ def may_use(isa: str) -> bool:
     """Tell whether LIMIT_VARIABLE allows one of ISAS."""
     limit = os.environ.get(LIMIT_VARIABLE, "").upper()
     return limit not in ISAS or ISAS.index(isa) <= ISAS.index(limit)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this processor has instructions for bfloat16, and oneDNN may use them."""
+    return bool(_cpu_flags() & CPU_BFLOAT16_FLAGS) and may_use("AVX512_CORE_BF16")
+
+
+def _cpu_flags() -> set[str]:
+    """Return the first core's feature names; none if the system does not list them."""
+    listing = Path("/proc/cpuinfo")
+    if not listing.exists():
+        return set()
+    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
 
 
 def is_supported(target: Target) -> bool:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.devices import cpu_has_bfloat16
-from models.engine.kernels.build import addresses, fits, has_tiles, kernel
+from models.engine.kernels.build import addresses, cpu_has_bfloat16, fits, has_tiles, kernel
 
 FEW_PIXELS = 49
 """Pixels of a picture from which on the kernel is faster: below, transforming the weights takes too
