@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from core.errors import BadInput
+from training import processes
 from training.progress import progress_line
 
 SCHEDULES = ("cosine", "constant")
@@ -131,10 +132,33 @@ def train(
     `loss_at(batch)` returns named losses, of which "loss" is minimised and the others logged. Its
     randomness must depend on the batch's number alone, so that a resumed run equals an
     uninterrupted one. `sheet(modules, path)` saves sample pictures.
+
+    Of several processes (processes.py) each takes batches of its own: a step of N has N times as
+    many. The first alone validates, logs and saves.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     state = _State(run, modules)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    if processes.rank():
+        while state.progress() < 1:
+            state.advance(loss_at)
+    else:
+        _lead(state, modules, loss_at, sheet, validate)
+    state.use_average()
+    if run.sheet_every and not processes.rank():
+        sheet(modules, run.folder / "final.png")
+    return modules
+
+
+def _lead(
+    state: "_State",
+    modules: dict[str, nn.Module],
+    loss_at: Callable[[int], dict[str, Tensor]],
+    sheet: Callable[[dict[str, nn.Module], Path], None],
+    validate: Validate | None,
+) -> None:
+    """Train as the first process, or the only one: with log, checkpoints, scores and sheets."""
+    run = state.run
     with _open_log(run.folder / "log.jsonl", state.step) as log:
         if state.step == 0:
             _validate(state, validate, log)
@@ -154,10 +178,6 @@ def train(
         if not _due(run.validate_every, state.step):
             _validate(state, validate, log)
     state.save()
-    state.use_average()
-    if run.sheet_every:
-        sheet(modules, run.folder / "final.png")
-    return modules
 
 
 def _due(every: int, step: int) -> bool:
@@ -238,8 +258,11 @@ class _State:
         self._scaler = GradScaler(self.device.type, enabled=run.scale_gradients)
         self._checkpoint = run.folder / "checkpoint.pt"
         self.step = 0
-        spent = self._resume() if self._checkpoint.exists() else 0.0
-        self.start = time.monotonic() - spent
+        self._spent = self._resume() if self._checkpoint.exists() else 0.0
+        """Seconds of training so far, by the first process's clock."""
+        self.start = time.monotonic() - self._spent
+        processes.take_from_first([p.data for p in self.parameters.values()])
+        processes.take_from_first([*self.average.values()])
 
     def _resume(self) -> float:
         """Load the checkpoint; return the seconds spent so far."""
@@ -279,7 +302,7 @@ class _State:
     def progress(self) -> float:
         """The finished fraction of the run, by steps or by time, whichever is larger."""
         run = self.run
-        by_time = (time.monotonic() - self.start) / 60 / run.minutes if run.minutes else 0.0
+        by_time = self._spent / 60 / run.minutes if run.minutes else 0.0
         return max(self.step / run.steps, by_time)
 
     def advance(self, loss_at: Callable[[int], dict[str, Tensor]]) -> None:
@@ -288,10 +311,12 @@ class _State:
         self._optimizer.zero_grad(set_to_none=True)
         latest: dict[str, Tensor] = {}
         for batch in range(self.step * count, (self.step + 1) * count):
-            losses = loss_at(batch)
+            losses = loss_at(batch * processes.count() + processes.rank())
             self._scaler.scale(losses["loss"] / count).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():  # they stay on the GPU: reading would wait
                 latest[name] = latest.get(name, 0) + value.detach() / count
+        processes.average([p.grad for p in self.parameters.values() if p.grad is not None])
+        processes.average([*latest.values()])
         self._set_learning_rate()
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
@@ -306,6 +331,11 @@ class _State:
             decay = min(self.run.ema_decay, (1 + self.step) / (10 + self.step))
             weights = [p.detach() for p in self.parameters.values()]
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        spent = torch.tensor([time.monotonic() - self.start], dtype=torch.float64)
+        if self.run.minutes:
+            spent = spent.to(self.device)
+            processes.take_from_first([spent])
+        self._spent = float(spent)
 
     def _set_learning_rate(self) -> None:
         run = self.run

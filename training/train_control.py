@@ -35,6 +35,7 @@ from core.images import to_images
 from core.request import DEFAULTS
 from models.checkpoints import folders, loading
 from models.networks import decode
+from training import processes
 from training.base import Base
 from training.diffusion import NoisyTarget
 from training.diorama.dataset import Pictures
@@ -245,8 +246,10 @@ class Batches:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; `arguments` replace sys.argv."""
+    options = _options(arguments)
     try:
-        _train(_options(arguments))
+        with processes.joined(options.device):
+            _train(options)
     except SuiteError as error:
         sys.exit(f"{error}")
 
@@ -265,11 +268,12 @@ def _train(options: argparse.Namespace) -> None:
         return
     base.find()  # before maps are drawn in vain
     torch.manual_seed(options.seed)
-    data, cache_folder = _examples(options, annotator, base)
     validation_data = None
-    if options.validation:
-        validation_data = _folder_examples(options, annotator, base, options.validation)
-    training = Training(options, base, data, cache_folder, annotator)
+    with processes.first_alone():  # it draws maps and encodes pictures; the others find them
+        data, cache_folder = _examples(options, annotator, base)
+        if options.validation:
+            validation_data = _folder_examples(options, annotator, base, options.validation)
+        training = Training(options, base, data, cache_folder, annotator)
     validate = None
     if validation_data:
         validate = Validation(
@@ -286,7 +290,7 @@ def _train(options: argparse.Namespace) -> None:
     )
     modules: dict[str, nn.Module] = {"control": training.control}
     train(run, modules, training.loss_at, training.sheet, validate)
-    if options.save:
+    if options.save and not processes.rank():
         _save(options, base, data, training)
 
 

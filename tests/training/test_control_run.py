@@ -1,7 +1,9 @@
 """A whole run of train_control on a small base of Stable Diffusion's shape."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from training.examples import FolderExamples, default_extractor
 from training.train_control import Training
 from training.validation import Validation, read_curve
 from training.weights import read_metadata
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +67,36 @@ def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(
         for run in ("whole", "broken")
     )
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_twice_the_batches(sd_base, folder, tmp_path):
+    both = ["--steps", "3", "--sheet-every", "0", "--ema-decay", "0", "--mixed-precision", "no"]
+    both += ["--validation", f"{folder}", "--validate-every", "2", "--lr-warmup-steps", "0"]
+    twice = ["--gradient-accumulation-steps", "2"]
+    train_control.main(arguments(sd_base, folder, tmp_path / "one", *both, *twice))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command = ["-m", "training.train_control"]
+    two = arguments(sd_base, folder, tmp_path / "two", *both)
+    done = subprocess.run(
+        [*launch, *command, *two], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Memory: ") == 1, "the first process alone speaks"
+    weights = [
+        torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["weights"]
+        for run in ("one", "two")
+    ]
+    assert weights[0]["control.controlnet_mid_block.weight"].any(), "it was zero at first"
+    for name, one in weights[0].items():
+        torch.testing.assert_close(weights[1][name], one, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
