@@ -49,6 +49,7 @@ from models.engine.layers import (
     convolve_onto,
     multiply,
     multiply_gated,
+    to_be_run,
 )
 
 KEPT_TIMESTEPS = 200
@@ -155,10 +156,11 @@ class Forward:
             if control.name not in by_name:
                 network = self.controlnets[control.name]
                 with self.on_device(network, like):
-                    hint = control.hint.to(like)
+                    faster = to_be_run(network)
+                    hint = control.hint.to(next(faster.parameters()))
                     if network.config.in_channels == 1:
                         hint = hint.mean(1, keepdim=True)
-                    by_name[control.name] = [channels_last(one) for one in network(hint)]
+                    by_name[control.name] = [channels_last(one.to(like)) for one in faster(hint)]
             found: list[Tensor] = by_name[control.name]
             return found
 
