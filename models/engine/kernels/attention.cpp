@@ -19,6 +19,8 @@ namespace {
 constexpr int ROWS = REGISTERS == 32 ? 8 : ROWS_AT_ONCE;  // of a tile
 constexpr int GROUP = 2 * LANES;  // keys of one product
 constexpr int BLOCK = 256;     // keys between two updates of the maximum; their logits stay in the L1 cache
+constexpr int MOST_VECTORS = REGISTERS == 32 ? 10 : VECTORS_AT_ONCE;  // of columns of values at once
+constexpr int CHUNK = MOST_VECTORS * LANES;
 constexpr int WIDEST = 512;    // of a head: the UNet has 40, 80 and 160, the decoder 512
 constexpr float NOTHING = -1e30f;  // logit of a padding key; -inf would give inf - inf
 
@@ -32,17 +34,18 @@ void pack_keys(const uint16_t* from, int64_t stride, int keys, int width, uint32
       }
 }
 
-// (keys, width) -> (keys / 2) x columns pairs of neighbouring keys, padded with zeros.
+// (keys, width) -> chunks of columns, each (keys / 2) x columns pairs of neighbouring keys, padded with zeros.
 void pack_values(const uint16_t* from, int64_t stride, int keys, int padded_keys, int width, int columns,
                  uint16_t* to) {
-  for (int key = 0; key < padded_keys; key += 2)
-    for (int column = 0; column < columns; ++column)
-      for (int one = key; one < key + 2; ++one, ++to)
-        *to = one < keys && column < width ? from[one * stride + column] : 0;
+  for (int first = 0; first < columns; first += CHUNK)
+    for (int key = 0; key < padded_keys; key += 2)
+      for (int column = first; column < std::min(first + CHUNK, columns); ++column)
+        for (int one = key; one < key + 2; ++one, ++to)
+          *to = one < keys && column < width ? from[one * stride + column] : 0;
 }
 
-// Logits of a tile of rows (ROWS, width) with one group of keys.
-void logits_of(const Factor* const* rows, const uint32_t* keys, int width, float* to) {
+// Logits of a tile of rows (ROWS, width) with one group of keys. Inlined, GCC 12 would keep the sums in memory.
+[[gnu::noinline]] void logits_of(const Factor* const* rows, const uint32_t* keys, int width, float* to) {
   Floats sums[ROWS][2];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = Floats{};
@@ -83,11 +86,11 @@ float weigh(const float* logits, int keys, float scale, float* largest, float* t
   return kept;
 }
 
-// sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, columns), a few rows at once, for
-// VECTORS vectors of columns, and half a vector more if HALF.
+// sums (rows, columns) = kept * sums + weights (rows, keys) x values (keys, VECTORS vectors of columns, and half a
+// vector more if HALF), a few rows at once.
 template <int VECTORS, bool HALF>
-void add_values(const Factor* weights, const uint32_t* values, int keys, int columns, const float* kept,
-                float* sums) {
+void add_values(const Factor* weights, const uint32_t* values, int keys, const float* kept, float* sums,
+                int columns) {
   // As many rows as the registers hold.
   constexpr int ALL = VECTORS + HALF, AT_ONCE = REGISTERS == 16 ? ROWS : ALL <= 3 ? 8 : ALL <= 6 ? 4 : 2;
   for (int first = 0; first < ROWS; first += AT_ONCE) {
@@ -103,7 +106,7 @@ void add_values(const Factor* weights, const uint32_t* values, int keys, int col
     for (int key = 0; key < keys; key += 2)
 #pragma GCC unroll 2
       for (int half = 0; half < HALVES; ++half) {
-        const uint32_t* from = values + key / 2 * columns;
+        const uint32_t* from = values + key / 2 * (LANES * VECTORS + HALF * LANES / 2);
         decltype(pairs<Floats>(from, 0)) value[VECTORS];
         decltype(pairs<HalfFloats>(from, 0)) last_value;
 #pragma GCC unroll 10
@@ -127,13 +130,12 @@ void add_values(const Factor* weights, const uint32_t* values, int keys, int col
   }
 }
 
-using AddValues = void (*)(const Factor*, const uint32_t*, int, int, const float*, float*);
+using AddValues = void (*)(const Factor*, const uint32_t*, int, const float*, float*, int);
 template <bool HALF>
 constexpr AddValues BY_VECTORS[] = {add_values<1, HALF>, add_values<2, HALF>, add_values<3, HALF>, add_values<4, HALF>,
                                     add_values<5, HALF>, add_values<6, HALF>, add_values<7, HALF>, add_values<8, HALF>,
                                     add_values<9, HALF>, add_values<10, HALF>};
 constexpr const AddValues* ADD_VALUES[] = {BY_VECTORS<false>, BY_VECTORS<true>};
-constexpr int MOST_VECTORS = REGISTERS == 32 ? 10 : VECTORS_AT_ONCE;
 
 // Weighted sums of the values for one tile of rows, not yet divided by the total weight.
 void tile(const Factor* const* rows, const uint32_t* keys, const uint32_t* values, int count, int width,
@@ -144,6 +146,7 @@ void tile(const Factor* const* rows, const uint32_t* keys, const uint32_t* value
   std::fill(largest, largest + ROWS, -INFINITY);
   std::fill(totals, totals + ROWS, 0.0f);
   std::fill(sums, sums + ROWS * columns, 0.0f);
+  const int all = (count + GROUP - 1) / GROUP * GROUP;
   for (int block = 0; block < count; block += BLOCK) {
     const int here = std::min(BLOCK, count - block);
     const int padded = (here + GROUP - 1) / GROUP * GROUP;
@@ -153,10 +156,11 @@ void tile(const Factor* const* rows, const uint32_t* keys, const uint32_t* value
       std::fill(logits + r * BLOCK + here, logits + r * BLOCK + padded, NOTHING);
       kept[r] = weigh(logits + r * BLOCK, padded, scale, largest + r, totals + r, weights + r * BLOCK);
     }
-    const uint32_t* from = values + int64_t(block / 2) * columns;
-    for (int first = 0; first < columns / LANES; first += MOST_VECTORS)
-      ADD_VALUES[columns % LANES != 0][std::min(MOST_VECTORS, columns / LANES - first) - 1](
-          weights, from + LANES * first, padded, columns, kept, sums + LANES * first);
+    for (int first = 0; first < columns; first += CHUNK) {
+      const int some = std::min(CHUNK, columns - first);
+      const uint32_t* from = values + int64_t(all / 2) * first + int64_t(block / 2) * some;
+      ADD_VALUES[some % LANES != 0][some / LANES - 1](weights, from, padded, kept, sums + first, columns);
+    }
   }
 }
 

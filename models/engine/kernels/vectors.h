@@ -57,6 +57,7 @@ inline Vector all(float x) {
 inline Floats fused(Floats x, Floats y, Floats z) { return SIMD(fmadd_ps)(x, y, z); }
 inline Floats root(Floats x) { return SIMD(sqrt_ps)(x); }
 inline Floats larger(Floats x, Floats y) { return SIMD(max_ps)(x, y); }  // y where one is not a number
+inline Floats smaller(Floats x, Floats y) { return SIMD(min_ps)(x, y); }
 // The nearest whole number, ties to even; the least where there is none.
 inline Ints nearest(Floats x) { return (Ints)SIMD(cvtps_epi32)(x); }
 #else
@@ -66,6 +67,7 @@ inline Floats root(Floats x) {
   return x;
 }
 inline Floats larger(Floats x, Floats y) { return x > y ? x : y; }
+inline Floats smaller(Floats x, Floats y) { return x < y ? x : y; }
 inline Ints nearest(Floats x) {
   Ints y;
   for (int i = 0; i < LANES; ++i) y[i] = std::abs(x[i]) < 0x1p31f ? int32_t(std::nearbyint(x[i])) : INT32_MIN;
@@ -93,8 +95,7 @@ inline Floats exp2_of(Floats x) {
 #ifdef __AVX512F__
   const Floats whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  x = x > 128 ? all(128) : x;  // which gives infinity, and the other 0; NaN stays NaN
-  x = x < -127 ? all(-127) : x;
+  x = larger(all(-127), smaller(all(128), x));  // which give 0 and infinity; NaN stays NaN
   const Floats whole = __builtin_convertvector(nearest(x), Floats);
 #endif
   const Floats f = x - whole;
@@ -191,7 +192,11 @@ inline Sums for_all(const Factor* pair, int half) {
 }
 template <class Sums>
 inline void add_products(Sums& sums, Sums x, Sums y) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // not the compiler's: GCC 12 keeps copies of the sums, as below
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sums) : "x"(x), "x"(y));
+#else
   sums += x * y;  // fused by the compiler
+#endif
 }
 // A row of bfloat16 as factors for all lanes, in `room` if they are not the same.
 inline const Factor* factors(const uint16_t* from, int64_t count, Factor* room) {

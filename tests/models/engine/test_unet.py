@@ -252,6 +252,18 @@ def test_prompts_share_the_pass_up_to_cross_attention(
 )
 def test_in_bfloat16_it_is_no_further_from_float32(changes: dict[str, Any]) -> None:
     """Where this processor has kernels for bfloat16, they are what runs here."""
+    assert_no_further(changes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_bfloat16")
+@pytest.mark.parametrize("compiled", ["AVX512_CORE_VNNI", "AVX512_CORE", "AVX2"], indirect=True)
+@pytest.mark.parametrize("changes", [SD15, DIORAMA], ids=["sd15", "diorama"])
+def test_nor_is_it_on_a_processor_without_bfloat16(changes: dict[str, Any]) -> None:
+    assert_no_further(changes)
+
+
+def assert_no_further(changes: dict[str, Any]) -> None:
     ours, theirs = [], []
     for seed in range(4):
         example = Example(changes, images=2)

@@ -1,6 +1,5 @@
 """On a processor without instructions for bfloat16 no layer runs in torch's or oneDNN's."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,18 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.engine import layers
-from models.engine.kernels import winograd
 from models.engine.layers import GATHERED, WINOGRAD, as_it_is, convolve, convolve_doubled, to_be_run
 
-
-@pytest.fixture(autouse=True)
-def no_bfloat16(compiled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have every build run as on such a processor."""
-    for module in (layers, winograd):
-        monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
-    layers._has_onednn.cache_clear()
-    yield
-    layers._has_onednn.cache_clear()
+pytestmark = pytest.mark.usefixtures("without_bfloat16")
 
 
 def drawn(sizes: tuple[int, ...], side: int, **settings: Any) -> tuple[Any, Tensor]:
