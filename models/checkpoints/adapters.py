@@ -50,13 +50,12 @@ def inspect_adapter(path: Path, unet: Mapping[str, Any]) -> None:
     if path.is_dir():
         network_files(path)
     config = adapter_config(path, unet)
-    widths = [int(one) for one in config["channels"]]
-    if config["adapter_type"] == LIGHT:
-        widths.append(widths[-1])
-    fits = widths == [int(one) for one in unet["block_out_channels"]]
-    if config["adapter_type"] not in (FULL, LIGHT) or config["downscale_factor"] != DOWNSCALE:
-        fits = False
-    if not fits:
+    channels, kind = config["channels"], config["adapter_type"]
+    widths = list(channels) if isinstance(channels, list | tuple) else []
+    if kind == LIGHT:
+        widths += widths[-1:]
+    is_built_alike = kind in (FULL, LIGHT) and config["downscale_factor"] == DOWNSCALE
+    if not is_built_alike or widths != list(unet["block_out_channels"]):
         raise WeightsMismatch(
             f"The T2I-Adapter in {shown(path)} was made for a model of another build: choose one "
             "made for this one."

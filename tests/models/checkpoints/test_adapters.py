@@ -1,5 +1,6 @@
 """T2I-Adapters are read from folders and single files, and refused where they do not fit."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,10 @@ def test_one_for_another_model_is_refused(tmp_path: Path, unet: Any) -> None:
     tiny_adapter(other).save_pretrained(tmp_path / "other")
     save_file(_original(tiny_adapter(other)), tmp_path / "other.safetensors")
     T2IAdapter(3, [16, 32, 32, 32], 2, 16, "full_adapter_xl").save_pretrained(tmp_path / "xl")
-    for name in ("other", "other.safetensors", "xl"):
+    tiny_adapter(unet).save_pretrained(tmp_path / "damaged")
+    config = json.loads((tmp_path / "damaged" / "config.json").read_text()) | {"channels": "16"}
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(config))
+    for name in ("other", "other.safetensors", "xl", "damaged"):
         with pytest.raises(WeightsMismatch, match="made for a model of another build"):
             inspect_adapter(tmp_path / name, dict(unet.config))
 
