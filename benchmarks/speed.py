@@ -57,7 +57,7 @@ from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.request import DEFAULTS, GenerationRequest
 from models.devices import choose_device
-from models.engine.kernels.build import LIMIT_VARIABLE
+from models.engine.kernels.build import LIMIT_VARIABLE, cpu_has_bfloat16
 from models.registry import Registry
 from models.store import Store
 from training.diorama.dataset import HELD_OUT
@@ -163,10 +163,9 @@ def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> di
             memory[name] = max(memory[name], measurement.peak_memory_mb)
             _log(f"round {round_}, {name}: {measurement.seconds / work.images:.2f} s per image")
     device, dtype = peers["ours"].networks.device, peers["ours"].networks.dtype
-    peak = {
-        "fp32": round(gemm_peak(torch.float32, device)),
-        "bf16": round(gemm_peak(torch.bfloat16, device)),
-    }
+    peak = {"fp32": round(gemm_peak(torch.float32, device))}
+    if is_native := device.type == "cuda" or cpu_has_bfloat16():
+        peak["bf16"] = round(gemm_peak(torch.bfloat16, device))
     flops: dict[str, float] = {}
     eager = peers.get("diffusers")
     if isinstance(eager, Diffusers):
@@ -181,7 +180,7 @@ def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> di
         row["peak_memory_mb"] = round(weights[name] + memory[name])
         row |= _rho(runs, same_format, references)
         if flops:
-            is_float32 = dtype == torch.float32 or name == "diffusers_float32"
+            is_float32 = dtype == torch.float32 or name == "diffusers_float32" or not is_native
             best = peak["fp32" if is_float32 else "bf16"] * 1e9
             row["share_of_peak"] = flops["image"] / best / row["seconds_per_image"]["median"]
         rows[name] = row
@@ -324,7 +323,8 @@ def beside(work: Workload, counts: Sequence[int], rounds: int) -> list[dict[str,
 def _seconds_of_products() -> float:
     """Time matrix products in a row, each on all threads."""
     torch.set_num_threads(THREADS)
-    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE, dtype=torch.bfloat16) for _ in range(2))
+    dtype = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    a, b = (torch.randn(GEMM_SIDE, GEMM_SIDE, dtype=dtype) for _ in range(2))
     start = time.perf_counter()
     for _ in range(PRODUCTS):
         a @ b
@@ -402,7 +402,8 @@ def _print(result: Mapping[str, Any]) -> None:
     if result.get("gemm_peak_gflops"):
         peak, flops = result["gemm_peak_gflops"], result["flops"]
         counted = f"; diffusers executes {flops['step'] / 1e9:.0f} GFLOP per step" if flops else ""
-        print(f"matrix products: {peak['bf16']} GFLOP/s bf16, {peak['fp32']} fp32{counted}")
+        found = ", ".join(f"{value} GFLOP/s in {name}" for name, value in peak.items())
+        print(f"matrix products: {found}{counted}")
     for row in result.get("growth", []):
         print(_row(row))
     for row in result.get("beside", []):

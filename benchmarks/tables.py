@@ -138,12 +138,18 @@ def every_speed() -> str:
     for number, record in enumerate(found, 1):
         work, runs = record["workload"], record["runs"]
         rho = runs["ours"]["rho"]
-        memory = (f"{runs[name]['peak_memory_mb'] / 1000:.2f}" for name in ("ours", "diffusers"))
+        shown = [name for name in ("ours", "diffusers") if name in runs]
+        memory = (f"{runs[name]['peak_memory_mb'] / 1000:.2f}" for name in shown)
         rows.append((str(number), f"{_model(work)}, {_place(record)}",
                      f"{work['size']} px, {work['steps']}", *_times(record, ("ours", *PEERS)),
                      f"{rho:.2f}" if rho else "", f"{', '.join(memory)} GB"))  # fmt: skip
-        peak = record["gemm_peak_gflops"]["bf16"]
-        notes.append(f"{number}. {measured(record)} · {peak} GFLOP/s in bfloat16")
+        peak = record["gemm_peak_gflops"]
+        best = (
+            f"{peak['bf16']} GFLOP/s in bfloat16"
+            if "bf16" in peak
+            else f"{peak['fp32']} in float32"
+        )
+        notes.append(f"{number}. {measured(record)} · {best}")
     return table(head, rows) + "\n" + "\n".join(notes) + "\n"
 
 
