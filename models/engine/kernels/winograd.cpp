@@ -21,23 +21,16 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "vectors.h"
+#include "integers.h"
 
 namespace {
 
 constexpr int SIDE = 6;               // of a tile's pixels, and of its points
 constexpr int KEPT = 4;               // side of a tile's results
 constexpr int POINTS = SIDE * SIDE;
-constexpr int DEPTH = 128;            // input channels in a block
-constexpr int PANEL = 64;             // output channels in a panel
-constexpr int ROWS = ROWS_AT_ONCE;     // tiles at once
-constexpr int COLUMNS = VECTORS_AT_ONCE * LANES;
 constexpr int TILES = 64;             // most tiles in a group
 // Exponent of the least equalization: channels whose weights are zero must not drown the others either.
 constexpr float LEAST_EQUALIZATION = -20;
-// Norms of the integer vectors: their product, the largest possible sum, fits 32 bits; a 16-bit number can hold the
-// first and half the second.
-constexpr float PIXELS_NORM = 32000, WEIGHTS_NORM = 2 * PIXELS_NORM;
 // At distances of a power of two, points would fall into the same few places of a cache.
 constexpr int WEIGHTS = DEPTH / 2 * PANEL + LANES;  // pairs of them
 constexpr int FEWEST = 8;              // tiles in a group that is split to give every thread one
@@ -134,8 +127,8 @@ void read_tile(const uint16_t* x, const float* equalization, const Picture& p, i
   }
   for (int point = 0; point < POINTS; ++point, to += stride) {
     const float norm = std::sqrt(sum_of(squares[point]));
-    const float up = norm == 0 ? 0 : PIXELS_NORM / norm;
-    factors[point * TILES] = norm / PIXELS_NORM * GAINS[point / SIDE] * GAINS[point % SIDE];
+    const float up = norm == 0 ? 0 : ROWS_NORM / norm;
+    factors[point * TILES] = norm / ROWS_NORM * GAINS[point / SIDE] * GAINS[point % SIDE];
     for (int c = 0; c < depth; c += LANES) store(to + c, halves((Words)nearest(load(points[point] + c) * up)));
   }
 }
@@ -187,62 +180,6 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
 
 using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
 constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
-
-struct Factors {
-  const float *pixels, *norms;  // of tiles, and of the weights of a panel's columns
-};
-
-// Some columns of sums (tiles, PANEL) = pixels (tiles, depth) x weights (depth, PANEL), or += unless `begins`.
-template <int COUNT, int VECTORS>
-void product(const int16_t* pixels, const int32_t* weights, int depth, bool begins, Factors factors, float* sums) {
-  Ints part[COUNT][VECTORS];
-#pragma GCC unroll 6
-  for (int r = 0; r < COUNT; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c) part[r][c] = Ints{};
-  for (int k = 0; k < depth; k += 2) {
-    Ints weight[VECTORS];
-#pragma GCC unroll 4
-    for (int c = 0; c < VECTORS; ++c) weight[c] = load<Ints>(weights + k / 2 * PANEL + c * LANES);
-#pragma GCC unroll 6
-    for (int r = 0; r < COUNT; ++r) {
-      int32_t both;
-      std::memcpy(&both, pixels + r * DEPTH + k, sizeof both);
-      const Ints pair = both - Ints{};
-#pragma GCC unroll 4
-      for (int c = 0; c < VECTORS; ++c) add_products(part[r][c], pair, weight[c]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < VECTORS; ++c) {
-    const Floats weight = (1 / WEIGHTS_NORM) * load(factors.norms + c * LANES);
-#pragma GCC unroll 6
-    for (int r = 0; r < COUNT; ++r) {
-      float* to = sums + r * PANEL + c * LANES;
-      const Floats found = __builtin_convertvector(part[r][c], Floats) * weight;
-      const Floats pixel = all(factors.pixels[r]);
-      store(to, begins ? found * pixel : fused(found, pixel, load(to)));
-    }
-  }
-}
-
-using Product = void (*)(const int16_t*, const int32_t*, int, bool, Factors, float*);
-template <int COUNT>
-constexpr Product BY_WIDTH[] = {product<COUNT, 1>, product<COUNT, 2>, product<COUNT, 3>, product<COUNT, 4>};
-constexpr const Product* PRODUCTS[] = {BY_WIDTH<1>, BY_WIDTH<2>, BY_WIDTH<3>, BY_WIDTH<4>, BY_WIDTH<5>, BY_WIDTH<6>};
-
-// All tiles of a group at one point.
-void all_products(const int16_t* pixels, const int32_t* weights, int tiles, int depth, int width, bool begins,
-                  Factors factors, float* sums) {
-  for (int r = 0; r < tiles; r += ROWS, pixels += ROWS * DEPTH, sums += ROWS * PANEL, factors.pixels += ROWS) {
-    // Prefetch the next rows, which are six streams: too many for the hardware prefetcher.
-    for (int next = ROWS * DEPTH; next < 2 * ROWS * DEPTH; next += 32)
-      __builtin_prefetch(pixels + next);
-    for (int c = 0; c < width; c += COLUMNS)
-      PRODUCTS[std::min(ROWS, tiles - r) - 1][std::min(COLUMNS, width - c) / LANES - 1](
-          pixels, weights + c, depth, begins, {factors.pixels, factors.norms + c}, sums + c);
-  }
-}
 
 // A tile's sums[point] -> its results in some channels, where they are inside the picture.
 void write_tile(const float* sums, int64_t stride, const Picture& p, int64_t tile, int first, int width,

@@ -118,16 +118,15 @@ def test_a_changed_constant_reaches_python(monkeypatch: pytest.MonkeyPatch, tmp_
     sources = tmp_path / "sources"
     shutil.copytree(build.SOURCES, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name, *changes in (
-        ("matmul", ("PANEL = VECTORS_AT_ONCE * LANES", "PANEL = 32")),
-        ("winograd", ("PANEL = 64", "PANEL = 32"), ("DEPTH = 128", "DEPTH = 64")),
-        ("attention", ("WIDEST = 512", "WIDEST = 16")),
-        ("groupnorm", ("return LANES;", "return 64;")),
+        ("integers.h", ("PANEL = 64", "PANEL = 32"), ("DEPTH = 128", "DEPTH = 64")),
+        ("attention.cpp", ("WIDEST = 512", "WIDEST = 16")),
+        ("groupnorm.cpp", ("return LANES;", "return 64;")),
     ):
-        text = (sources / f"{name}.cpp").read_text(encoding="utf-8")
+        text = (sources / name).read_text(encoding="utf-8")
         for old, new in changes:
             assert text.count(old) == 1
             text = text.replace(old, new)
-        (sources / f"{name}.cpp").write_text(text, encoding="utf-8")
+        (sources / name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(build, "SOURCES", sources)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.manual_seed(0)

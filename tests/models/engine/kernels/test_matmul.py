@@ -102,3 +102,37 @@ def test_what_does_not_fit_is_never_read() -> None:
     assert not matmul.suits(layer.weight, x[..., :16].contiguous(), layer.bias)
     assert not matmul.suits(layer.weight, x, layer.bias[:16])
     assert multiply(layer, x[:, :0]).shape == (1, 0, 32)
+
+
+@on_every_build
+def test_small_numbers_keep_their_digits_beside_large_ones() -> None:
+    # In another row, another block of inputs, and for another output.
+    layer, x = drawn(8, 256, 64, bias=False)
+    x[:, 4:] *= 1e4
+    x[..., 128:] *= 1e-4
+    weight = layer.weight.clone()
+    weight[32:] *= 1e4
+    weight[::2, :128] = 0
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    theirs, exact = layer(x), exactly(layer, x)
+    found = multiply(layer, x)
+    for rows in (slice(0, 4), slice(4, 8)):
+        for columns in (slice(0, 32, 2), slice(1, 32, 2), slice(32, 64, 2), slice(33, 64, 2)):
+            place = (0, rows, columns)
+            error = (found[place] - exact[place]).norm()
+            assert error <= 1.1 * (theirs[place] - exact[place]).norm()  # over few numbers
+
+
+@on_every_build
+def test_what_is_no_number_stays_none() -> None:
+    for none in (torch.nan, torch.inf):
+        layer, x = drawn(8, 160, 64)
+        x[0, 3, 140] = none
+        found = multiply(layer, x)[0]
+        assert not found[3].isfinite().any()
+        assert found[:3].isfinite().all() and found[4:].isfinite().all()
+        layer, x = drawn(8, 160, 64)
+        layer.weight[5, 7] = none
+        found = multiply(layer, x)[0]
+        assert not found[:, 5].isfinite().any()
+        assert found[:, :5].isfinite().all() and found[:, 6:].isfinite().all()
