@@ -51,5 +51,5 @@ def _place(
 
 
 def _takes_results(app: Condition | Tool) -> bool:
-    """Return whether an app can start from a generated image."""
-    return app.input == "photo" if isinstance(app, Condition) else app.takes_results
+    """Return whether an app can start from a generated image; a canvas has it below, to trace."""
+    return app.input in ("photo", "canvas") if isinstance(app, Condition) else app.takes_results

@@ -2,7 +2,7 @@
 // pictures are files of the server, which forgets them in time; then they leave the list.
 (() => {
   const STORE = "controlloop-history";
-  const WAITING = "controlloop-restore"; // a picture whose settings the next page restores
+  const WAITING = "controlloop-restore"; // the result that the next page restores
   const MOST = 60;
   const read = () => {
     try {
@@ -33,21 +33,44 @@
   const nameOf = (url) => decodeURIComponent(url).split("/").pop();
   let chosen = [];
 
-  const settingsFrom = async (url) => {
+  const put = async (answer, url, box) => {
+    const content = await answer.blob();
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([content], nameOf(url), { type: content.type }));
+    box.files = transfer.files;
+    box.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  /** Waits until a selector finds something, or nothing any more, some seconds at most. */
+  const until = async (selector, isThere = true) => {
+    for (let i = 0; i < 100 && Boolean(document.querySelector(selector)) !== isThere; i += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  };
+  /** The input picture comes before the settings: with another picture Gradio's page puts an edit away. */
+  const pictureFrom = async (url) => {
+    if (!url || !document.getElementById("image") || document.querySelector("#image img")?.src === url) return;
+    const answer = await fetch(url).catch(() => null);
+    if (!answer?.ok) return; // the server has forgotten it
+    document.querySelector('#image button[aria-label="Remove Image"]')?.click();
+    await until("#image img", false);
+    await until("#image input[type=file]");
+    await put(answer, url, document.querySelector("#image input[type=file]"));
+    await until("#image img");
+  };
+  const settingsFrom = async ({ url, picture }) => {
     const box = document.querySelector("#restore input[type=file]");
     if (!box) return;
     const answer = await fetch(url);
     if (!answer.ok) return forget(url);
-    const transfer = new DataTransfer();
-    transfer.items.add(new File([await answer.blob()], nameOf(url), { type: "image/png" }));
-    box.files = transfer.files;
-    box.dispatchEvent(new Event("change", { bubbles: true }));
+    await pictureFrom(picture);
+    await put(answer, url, box);
     document.querySelector(".cl-input")?.scrollIntoView({ block: "start", behavior: "smooth" });
   };
-  const restore = ({ app, url }) => {
-    if (app === here() || !document.querySelector(`.nav-holder a[href$="/${app}"]`)) return settingsFrom(url);
-    sessionStorage.setItem(WAITING, url);
-    location.assign(document.querySelector(`.nav-holder a[href$="/${app}"]`).href);
+  const restore = (item) => {
+    const link = document.querySelector(`.nav-holder a[href$="/${item.app}"]`);
+    if (item.app === here() || !link) return settingsFrom(item);
+    sessionStorage.setItem(WAITING, JSON.stringify(item));
+    location.assign(link.href);
   };
   const forget = (url) => {
     chosen = chosen.filter((one) => one !== url);
@@ -112,11 +135,12 @@
     const known = new Set(read().map(({ url }) => url));
     const title = document.querySelector(".cl-head h1")?.textContent ?? "";
     const prompt = document.querySelector("#prompt textarea")?.value ?? "";
+    const picture = document.querySelector("#image img")?.src ?? "";
     const made = [...document.querySelectorAll("#results .cl-card, #results .cl-so-far figure")].flatMap((card) => {
       const url = card.querySelector(".cl-made a[download], :scope > figcaption a[download]")?.href;
       if (!url || known.has(url) || url.startsWith("data:")) return []; // a full disk's has no file
       return [{
-        app: here(), title, url, prompt,
+        app: here(), title, url, prompt, picture,
         score: card.querySelector(".cl-score b, figcaption b")?.textContent ?? "",
         seed: card.querySelector(".cl-seed code, figcaption code")?.textContent ?? "",
       }];
@@ -133,10 +157,10 @@
       note();
       const place = document.querySelector("#history [data-history]");
       if (place && !place.children.length) show();
-      const url = sessionStorage.getItem(WAITING);
-      if (url && document.querySelector("#restore input[type=file]")) {
+      const waiting = sessionStorage.getItem(WAITING);
+      if (waiting && document.querySelector("#restore input[type=file]")) {
         sessionStorage.removeItem(WAITING);
-        settingsFrom(url);
+        settingsFrom(JSON.parse(waiting));
       }
     }, 200);
   };

@@ -14,6 +14,10 @@
     ["Esc", "Stop the run; or close what lies over the page"],
     ["← →", "The picture before or after, in the enlarged view"],
     ["Tab, Shift + Tab", "To the next or the previous control"],
+    ["Ctrl + Z, Ctrl + Y", "In an editor: undo and redo"],
+    ["Arrow keys, Enter", "In an editor: move the pen, put it down and lift it"],
+    ["Delete, [ ]", "In an editor: leave out the chosen joint or line; the joint before or after"],
+    ["A letter", "In an editor: the tool whose button names it"],
     ["?", "This list"],
   ];
 
@@ -141,6 +145,11 @@
     if (app && document.title !== title) document.title = title;
   };
 
+  /** Gradio leaves the button around a shown map without a name. */
+  const nameMap = () => {
+    document.querySelector("#map button:not([aria-label]):has(img)")?.setAttribute("aria-label", "Control map");
+  };
+
   /** Examples are pictures; their names are the prompts that they bring. */
   const nameExamples = () => {
     const names = document.querySelectorAll(".cl-example-names li");
@@ -183,17 +192,20 @@
   /** On the first visit of a page an example is there, so that one press of Run gives a picture. */
   const fillFirstVisit = () => {
     const visited = `controlloop-visited:${location.pathname}`;
+    const begun = new URLSearchParams(location.search).size || document.getElementById("canvas")
+      || document.querySelector("#image img") || document.querySelector("#prompt textarea")?.value;
+    const example = document.querySelector(".cl-examples .gallery-item");
     try {
       if (localStorage.getItem(visited) !== null) return;
+      if (!begun && !example && document.querySelector(".cl-examples")) {
+        setTimeout(fillFirstVisit, 200); // Gradio places the pictures later
+        return;
+      }
       localStorage.setItem(visited, "");
     } catch {
       return; // a browser without storage cannot say whether it is the first
     }
-    const begun = new URLSearchParams(location.search).size
-      || document.querySelector("#image img") || document.querySelector("#prompt textarea")?.value;
-    if (!begun && !document.getElementById("canvas")) {
-      document.querySelector(".cl-examples .gallery-item")?.click();
-    }
+    if (!begun) example?.click();
   };
 
   let due = false;
@@ -202,6 +214,7 @@
     appear();
     nameTab();
     nameExamples();
+    nameMap();
     placeRow();
     followRun();
     followOpening();

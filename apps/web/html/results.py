@@ -57,6 +57,9 @@ EMPTY = """
 
 THUMBNAIL_SIDE = 320
 """Of images that are shown while more are made, in pixels."""
+FAKED = {"weights": "scribble", "annotator": "fake_scribble"}
+"""Drawings by hand, which no benchmark has, are judged beside scribbles that are made of pictures:
+the ControlNet and the way back from an image to a map are the same."""
 SMALLEST = 5e-4
 """A figure below it is shown as 0."""
 MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
@@ -322,14 +325,19 @@ def _what_scores_mean(
     """Return a sentence that gives the scores their scale, for controls that were measured."""
     sentences = []
     for control in result.controls:
-        measured = references.get(control.condition.annotator.name)
+        measured, of = references.get(control.condition.annotator.name), ""
+        if measured is None and control.condition.weights == FAKED["weights"]:
+            measured, of = (
+                references.get(FAKED["annotator"]),
+                " (of scribbles made from its scenes)",
+            )
         if measured is None or control.asks_for_nothing:
             continue
         several = len(result.controls) > 1
         start = f"{escape(control.condition.title)}: on" if several else "On"
         sentences.append(
             f"{start} average this model scores <b>{measured[0]:.0f}</b> without the control, and "
-            f"<b>{measured[1]:.0f}</b> is the most that its autoencoder can keep."
+            f"<b>{measured[1]:.0f}</b> is the most that its autoencoder can keep{of}."
         )
     return f'<p class="cl-scale">{" ".join(sentences)}</p>' if sentences else ""
 
@@ -391,7 +399,7 @@ def _send(image: File, send_to: Sequence[Condition | Tool]) -> str:
 
 def _use(control_map: File, send_to: Sequence[Condition | Tool], image: File | None = None) -> str:
     """Return links to the apps that take a map, with the settings of the image made from it."""
-    takers = [app for app in send_to if isinstance(app, Condition)]
+    takers = [app for app in send_to if isinstance(app, Condition) and app.input != "canvas"]
     title = "Opens an app with this control map as its input"
     return _menu("Use this map", title, takers, image=image, control_map=control_map)
 

@@ -31,8 +31,8 @@ class Canvas(gr.HTML):
 
     Events: `edit` when a stroke has ended, `live` when besides that a picture is asked for; neither
     while a stroke is drawn. Its property `scene`, a dict, is what lies under the drawing: "size"
-    [width, height] for a value that is None, the URLs "photo" and "drawn" (the map), "shows", the
-    value that the map shows, and "model", {"title", "classes"} as of its card.
+    [width, height] for a value that is None, the URLs "photo", "drawn" (the map) and "trace",
+    "shows", the value that the map shows, and "model", {"title", "classes"} as of its card.
     """
 
     def __init__(self, editor: Editor, title: str, can_follow: bool = False, **options: Any):

@@ -1,6 +1,6 @@
 """The page of one condition: its control's settings and the preview of its map."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -219,6 +219,29 @@ class SingleControl:
         kept = put_away(canvas, self.panel, self.back, *others)
         inputs = [kept if field is canvas else field for field in fields.values()]
         self.back.click(begin, **opened | {"inputs": inputs})
+
+    def reopen_editor(self, fields: Fields, *events: Callable[..., Any]) -> None:
+        """See Controls."""
+        if not self.can_edit:
+            return
+
+        def begin(*values: Any) -> Iterator[Any]:
+            given = dict(zip(fields, values, strict=True))
+            if given["edit"]:
+                yield from self._open_editor(given)
+            else:
+                yield gr.skip(), gr.skip(), gr.skip()
+
+        for after in events:
+            after(
+                begin,
+                list(fields.values()),
+                [self.panel, fields["edit"], self.map],
+                preprocess=False,
+                concurrency_id="map",
+                concurrency_limit=2,
+                **PRIVATE,
+            )
 
     def _open_editor(self, given: dict[str, Any]) -> Iterator[Any]:
         """Show the editor on the map, with the page's edit or the one that stands for the map.

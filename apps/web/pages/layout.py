@@ -4,7 +4,7 @@ Settings' labels, bounds and help come from the records, the HTML from apps.web.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,9 @@ class Controls(Protocol):
 
     def wire(self, fields: Fields, examples: gr.Dataset) -> None:
         """Connect their events; a click on one of `examples` brings another picture."""
+
+    def reopen_editor(self, fields: Fields, *events: Callable[..., Any]) -> None:
+        """Open the editor after each event that may have brought an edit, if it has."""
 
     def original(self, values: dict[str, Any]) -> object:
         """Return Gradio's record of the picture that a mask is of, from the fields' values."""

@@ -53,12 +53,13 @@ class Page:
         controls.wire(self.layout.fields, self.layout.examples)
         if "edit" in self.layout.fields:
             self._wire_live()
-        if app.input != "canvas":
-            self._wire_sent(blocks)
+        self._wire_sent(blocks)
         if "mask" in self.layout.fields:
             self._wire_mask()
+        brought = [self.restored.then]
         if isinstance(app, Condition):
-            self._wire_memory(blocks, app)
+            brought.append(self._wire_memory(blocks, app).then)
+        controls.reopen_editor(self.layout.fields, *brought)
         self._publish(app.name)
 
     def _publish(self, name: str) -> None:
@@ -188,8 +189,11 @@ class Page:
             **PRIVATE,
         )
 
-    def _wire_memory(self, blocks: gr.Blocks, condition: Condition) -> None:
-        """Keep the settings in the browser alone, so that they survive a reload."""
+    def _wire_memory(self, blocks: gr.Blocks, condition: Condition) -> Any:
+        """Keep the settings in the browser alone, so that they survive a reload.
+
+        Returns the event that brings them back.
+        """
         fields = list(self.layout.fields.values())
         # Nothing in it is secret: it is the visitor's own, and stays with them.
         memory = gr.BrowserState(None, storage_key=f"controlloop-{condition.name}", secret="open")
@@ -201,7 +205,7 @@ class Page:
             js="(...values) => [values]",
             **PRIVATE,
         )
-        blocks.load(
+        return blocks.load(
             lambda kept: self.prefill.take_remembered(kept, condition),
             [memory],
             self.prefill.outputs,

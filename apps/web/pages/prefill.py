@@ -22,6 +22,8 @@ OF_PICTURE = ("edit", "mask", *SETTINGS_OF_ORIGINAL)
 picture to change at all."""
 MASK_SIDE = 768
 """The longer side of the picture that a mask is painted on, in pixels."""
+NO_PICTURE = "The picture that it was made from is not in the file: please add it."
+EDIT_ALONE = "The edit was drawn on that picture: once it is there, bring the edit back."
 MASK_LOST = "It was made with a mask, which could not be restored."
 
 
@@ -79,6 +81,7 @@ class Prefill:
                 edit = edit_of(mask) if "mask" in self._layout.fields else None
                 settings |= {"mask": edit} if edit else {}
                 notes += [] if edit else [MASK_LOST]
+            notes += self._on_picture(settings, self._layout.values_of(values))
             model, changes = settings.get("model"), settings
             if model:
                 prompt = " ".join(str(settings.get(name, "")) for name in PROMPTS[:2])
@@ -89,6 +92,12 @@ class Prefill:
                 changes |= settings
             note = results.restored_note(self._layout.labels(settings), notes)
             return self._updates(changes, model, note)
+
+    def _on_picture(self, settings: dict[str, Any], values: dict[str, Any]) -> list[str]:
+        """Return what to say of the picture that restored settings are of, if it is not here."""
+        if self.takes_drawings or path_in(self._controls.original(values)):
+            return []
+        return [NO_PICTURE, *([EDIT_ALONE] if settings.get("edit") else [])]
 
     def open_mask(self, *values: Any) -> tuple[Any, Any]:
         """Return updates of the panel for a mask and of its canvas: open, over the picture."""
@@ -112,7 +121,7 @@ class Prefill:
         """Start from an app's result: its picture or its control map, and its settings.
 
         `sent` is the result, `control_map` its map or one without a result; "" for none. The model
-        is the result's if it is on offer.
+        is the result's if it is on offer. A canvas has the picture below, to trace.
         """
         with plain_errors():
             if not sent and not control_map:
@@ -124,12 +133,15 @@ class Prefill:
             model = settings.get("model")
             model = model if model in self._controls.models() else self._suite.model
             taken = settings | {"image": sent_result(control_map or sent)}
+            if self.takes_drawings:
+                taken["edit"] = _to_trace(taken.pop("image"))
             changes = self._controls.defaults(model) | taken | {"model": model}
             if sent:
                 changes |= self._controls.sent_updates(sent_result(sent), model)
             if control_map:
                 taken["preprocessor"] = changes["preprocessor"] = ALREADY_A_MAP
-            note = results.restored_note(self._layout.labels(taken), [], "Taken over")
+            told = self._layout.labels(taken.keys() - {"edit"})
+            note = results.restored_note(told, [], "Taken over")
             return self._updates(changes, model, note)
 
     def take_remembered(self, kept: Any, condition: Condition) -> list[Any]:
@@ -178,3 +190,9 @@ class Prefill:
             *((model, self._layout.header_of(model)) if model else [gr.skip()] * 2),
             *self._layout.updates(changes),
         ]
+
+
+def _to_trace(path: str) -> Any:
+    """Return the update of a canvas that has a picture below its paper, which is as large."""
+    picture, _ = given_picture({"path": path})
+    return gr.update(scene={"size": list(picture.shape[1::-1]), "trace": results.inline(picture)})

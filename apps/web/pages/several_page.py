@@ -1,6 +1,6 @@
 """The page for several controls, each in a slot."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -137,6 +137,9 @@ class ControlSlots:
         return {"choices": choices, "value": preprocessor if preprocessor in known else ""}
 
     # What happens when
+
+    def reopen_editor(self, fields: Fields, *events: Callable[..., Any]) -> None:
+        """See Controls; there is none."""
 
     def wire(self, fields: Fields, examples: gr.Dataset) -> None:
         """See Controls."""

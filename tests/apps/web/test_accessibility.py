@@ -110,6 +110,9 @@ def test_axe_finds_nothing_wrong(browser: Any, address: str, scheme: str, screen
         page.get_by_role("button", name="Advanced options").click()
         expect(page.locator("#seed input")).to_be_visible(timeout=PATIENCE_MS)
         assert _faults(page) == [], "settings"
+        page.locator("#preview").click()
+        expect(page.locator("#map img")).to_be_visible(timeout=PATIENCE_MS)
+        assert _faults(page) == [], "a map"
         page.locator("#run").click()
         expect(page.locator(".cl-card")).to_be_visible(timeout=PATIENCE_MS)
         page.locator(".cl-compare summary").click()

@@ -430,6 +430,21 @@ def test_what_is_drawn_becomes_the_map(canvas_page: Any) -> None:
     assert _lines_in(page, control_map) > 1.1 * first
 
 
+def test_a_picture_to_trace_keeps_its_shape(canvas_page: Any, tmp_path: Path) -> None:
+    page = canvas_page
+    screen = page.locator("#canvas .cv-screen")
+    expect(screen).to_be_visible(timeout=PATIENCE_MS)
+    Image.new("RGB", (300, 100), "red").save(tmp_path / "wide.png")
+    page.locator("#canvas input[type=file]").set_input_files(tmp_path / "wide.png")
+    blue_at = """(screen, share) => screen.getContext("2d").getImageData(
+      screen.width / 2, Math.round(screen.height * share), 1, 1).data[2]"""
+    page.wait_for_function(
+        f"({blue_at})(document.querySelector('#canvas .cv-screen'), 0.5) < 200",
+        timeout=PATIENCE_MS,
+    )
+    assert screen.evaluate(blue_at, 0.1) == screen.evaluate(blue_at, 0.9) == 255, "paper"
+
+
 def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) -> None:
     page = canvas_page
     expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
@@ -633,6 +648,23 @@ def test_a_result_is_sent_to_another_app_with_its_prompt(page: Any) -> None:
     expect(page.locator("#prompt textarea")).to_have_value("the red ball & <b>more</b>")
     expect(page.locator(".cl-card")).to_have_count(1)
     target.close()
+    with page.context.expect_page() as opened:
+        menu.get_by_text("Interactive scribbles").click()
+    canvas = opened.value
+    expect(canvas.locator("#prompt textarea")).to_have_value(
+        "the red ball & <b>more</b>", timeout=PATIENCE_MS
+    )
+    expect(canvas.locator(".cl-restored")).to_contain_text("Taken over: ")
+    canvas.wait_for_function(
+        """() => {
+          const screen = document.querySelector("#canvas .cv-screen");
+          const middle = [screen.width / 2, Math.round(screen.height / 2), 1, 1];
+          const { data } = screen.getContext("2d").getImageData(...middle);
+          return Math.min(...data) < 250;
+        }""",
+        timeout=PATIENCE_MS,
+    )  # it lies on the paper, to be traced
+    canvas.close()
 
 
 def test_a_control_map_is_used_as_an_input_with_its_settings(page: Any) -> None:

@@ -152,6 +152,10 @@ def test_a_joint_is_dragged_and_a_person_added_without_a_picture(
             arg=before,
             timeout=PATIENCE_MS,
         )
+        page.get_by_label("Leave out the chosen joint").click()
+        expect(page.get_by_label("Bring a missing joint back")).to_contain_text("joints (1)")
+        page.get_by_label("Undo").click()
+        expect(page.get_by_label("Bring a missing joint back")).to_contain_text("joints (0)")
         page.get_by_label("Undo").click()
         page.get_by_label("Redo").click()
         page.locator("#canvas .cv-more summary").click()
@@ -401,6 +405,46 @@ def test_a_direction_is_picked_on_the_ball_and_painted(
         flat = _changed(page, lambda: strength.fill("0"))[: side // 2]
         assert np.abs(flat - [127, 127, 255]).max() <= 1
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_an_edit_comes_back_on_its_picture(
+    browser: Any, editors_address: str, tmp_path: Path
+) -> None:
+    """After a reload, from the visit's results, and from a saved picture, which holds no input."""
+    with _opened(browser, "desktop", f"{editors_address}canny2image") as page:
+        screen, source = page.locator("#canvas .cv-screen"), page.locator("#image img")
+        _edit(page)
+        edited = _changed(page, lambda: _drag(page, (0.3, 0.2), (0.7, 0.2)))
+        first = source.get_attribute("src")
+        page.locator("#run").click()
+        saving = page.locator(".cl-made a[download]").first
+        expect(saving).to_be_visible(timeout=PATIENCE_MS)
+        with page.expect_download() as saved:
+            saving.click()
+        saved.value.save_as(tmp_path / "saved.png")
+        expect(page.locator(".cl-history summary")).to_contain_text("(1)", timeout=PATIENCE_MS)
+        page.wait_for_timeout(500)
+
+        page.reload()
+        expect(screen).to_be_visible(timeout=PATIENCE_MS)
+        assert np.array_equal(_map_pixels(page), edited)
+
+        page.set_input_files("#image input[type=file]", PHOTOS / "diorama_2.png")
+        expect(screen).to_be_hidden(timeout=PATIENCE_MS)
+        page.locator(".cl-history summary").click()
+        page.locator(".cl-history").get_by_text("Restore").click()
+        expect(screen).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator("#restored")).to_contain_text("Edit")
+        expect(page.locator("#restored")).not_to_contain_text("not in the file")
+        assert (source.get_attribute("src") or "").rpartition("/")[2] == first.rpartition("/")[2]
+        assert np.array_equal(_map_pixels(page), edited)
+
+    with _opened(browser, "desktop", f"{editors_address}canny2image") as page:
+        page.set_input_files("#restore input[type=file]", tmp_path / "saved.png")
+        told = page.locator("#restored")
+        expect(told).to_contain_text("not in the file: please add it", timeout=PATIENCE_MS)
+        expect(told).to_contain_text("bring the edit back")
+        expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
 
 
 HOLD_LATE_MAPS = """window.late = new Set();

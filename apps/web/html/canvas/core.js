@@ -124,6 +124,7 @@ const unshown = (vectors, shown = []) => {
   return same < 0 ? [] : vectors.slice(same);
 };
 
+const BELOW = Object.keys({ photo: 0, drawn: 0, trace: 0 }); // the pictures of a scene, see watch below
 const MAP_AFTER_PICTURE_MS = 400; // most live pictures have come by then
 
 const rounded = (number) => Math.round(number * 10) / 10;
@@ -370,7 +371,11 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     for (const name of new Set(["photo", ...Object.keys(canvas.images)])) {
       const image = canvas.images[name];
       context.globalAlpha = canvas.opacity[name] ?? 1;
-      if (image) context.drawImage(image, 0, 0, width, height);
+      if (!image) continue;
+      // The server's pictures are as large as the paper; one to trace has a shape of its own.
+      const share = name === "trace" ? Math.min(width / image.width, height / image.height) : 0;
+      const [wide, high] = share ? [image.width * share, image.height * share] : [width, height];
+      context.drawImage(image, (width - wide) / 2, (height - high) / 2, wide, high);
     }
     context.globalAlpha = 1;
     context.save();
@@ -594,7 +599,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
     const before = scene;
     const [width, height] = canvas.size;
     scene = { ...scene, ...props.scene }; // Python sends what has changed
-    for (const name of ["photo", "drawn"]) {
+    for (const name of BELOW) {
       if (scene[name] !== before[name]) canvas.load(name, scene[name]);
     }
     if (scene.drawn === before.drawn && canvas.images.drawn) canvas.shown = scene.shows ?? null;
@@ -611,7 +616,7 @@ function openCanvas({ element, props, trigger, watch }, { kind, facts, heading, 
   };
   // Built, not quoted: Gradio takes every quoted name in this text for an event's.
   watch(Object.keys({ value: 0, scene: 0 }), follow);
-  for (const name of ["photo", "drawn"]) if (scene[name]) canvas.load(name, scene[name]);
+  for (const name of BELOW) if (scene[name]) canvas.load(name, scene[name]);
 
   new ResizeObserver(layOut).observe(screen.parentElement);
   window.addEventListener("resize", layOut);

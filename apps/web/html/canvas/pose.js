@@ -202,10 +202,19 @@ editors.pose = (canvas) => {
       replace({ ...people()[chosen.person], body: body.map((one, k) => (k === joint ? place.map(rounded) : one)) });
     },
   });
+  const leaveOut = () => {
+    const person = people()[chosen.person];
+    const body = person.body.map((place, k) => (k === chosen.joint ? null : place));
+    chosen.joint = -1;
+    if (body.some(Boolean)) replace({ ...person, body });
+    else commit(people().filter((one) => one !== person));
+  };
   const ofPerson = [];
+  let ofJoint = null; // the toolbar's button
   const tell = () => {
     const person = people()[chosen.person];
     for (const button of ofPerson) button.disabled = !person;
+    if (ofJoint) ofJoint.disabled = !person?.body[chosen.joint];
     const gone = person ? names.map((name, k) => [k, name]).filter(([k]) => !person.body[k]) : [];
     missing.replaceChildren(node("option", { value: "" }, `Missing joints (${gone.length})`),
       ...gone.map(([k, name]) => node("option", { value: k }, name)));
@@ -213,7 +222,7 @@ editors.pose = (canvas) => {
     canvas.opacity.drawn = canvas.value ? 0 : 1; // a map that was given lies below, to be traced
     const count = people().length;
     const which = chosen.joint >= 0 && person ? `${names[chosen.joint]} of person ${chosen.person + 1}. ` : "";
-    canvas.say(`${which}${count ? "Drag a joint; Delete takes it away." : "Nobody is here: add a person."} `
+    canvas.say(`${which}${count ? "Drag a joint; Leave out takes the chosen one away." : "Nobody is here: add a person."} `
       + "The tool Person moves, scales and turns a whole one.");
   };
 
@@ -280,7 +289,9 @@ editors.pose = (canvas) => {
             chosen = { person: -1, joint: -1 };
             commit(people().filter((_, i) => i !== gone));
           })),
-        bar.group("Joints", bar.toggle("Limbs keep their length", "Keep lengths", (on) => { keepsLengths = on; }, true), missing),
+        bar.group("Joints",
+          bar.toggle("Limbs keep their length", "Keep lengths", (on) => { keepsLengths = on; }, true),
+          ofJoint = bar.button("Leave out the chosen joint", "Leave out", leaveOut, "Delete"), missing),
         node("details", { class: "cv-more" }, node("summary", {}, "Picture and files"),
           node("div", { class: "cv-menu" },
             bar.range("Picture", 0, 100, 5, 50, (part) => {
@@ -368,10 +379,7 @@ editors.pose = (canvas) => {
       const { joint } = chosen;
       if (!person) return false;
       if (["Delete", "Backspace"].includes(event.key) && joint >= 0) {
-        const body = person.body.map((place, k) => (k === joint ? null : place));
-        chosen.joint = -1;
-        if (body.some(Boolean)) replace({ ...person, body });
-        else commit(people().filter((one) => one !== person));
+        leaveOut();
         return true;
       }
       const [dx, dy] = {

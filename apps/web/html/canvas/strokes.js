@@ -172,9 +172,9 @@ editors.strokes = (canvas) => {
           }), trace),
         canvas.facts.over ? "" : node("details", { class: "cv-more" }, node("summary", {}, "Size and files"),
           node("div", { class: "cv-menu" }, ...sides,
-            bar.button("Save as PNG", "PNG", () =>
+            bar.button("Save as PNG", "Save PNG", () =>
               canvas.flat("#ffffff").toBlob((blob) => saveAs("drawing.png", blob))),
-            bar.button("Save as SVG", "SVG", () => saveAs("drawing.svg", svg(), "image/svg+xml")))),
+            bar.button("Save as SVG", "Save SVG", () => saveAs("drawing.svg", svg(), "image/svg+xml")))),
       );
     },
     changed() {
