@@ -164,6 +164,7 @@ def test_elsewhere_a_weight_stays_where_it_is(reason: str, monkeypatch: pytest.M
         monkeypatch.setattr(layers, "_has_onednn", lambda: False)
         for kernels in (layers.matmul, layers.winograd):  # ours, which this processor may have
             monkeypatch.setattr(kernels, "suits", lambda *_, **__: False)
+        monkeypatch.setattr(layers.matmul, "takes", lambda *_, **__: False)
     enlarged = functional.interpolate(x, scale_factor=2.0)
     same(convolve(convolution, x), convolution(x))
     same(convolve_doubled(convolution, x), convolution(enlarged))

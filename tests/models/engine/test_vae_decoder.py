@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.checkpoints.loading import Placement
 from models.engine import vae_decoder
+from models.engine.kernels.build import cpu_has_bfloat16
 from models.engine.vae_decoder import decode_latents
 from tests.tiny_networks import tiny_autoencoder
 
@@ -90,7 +91,10 @@ def test_a_tiny_one_gives_diffusers_own_result_to_the_bit(refused: list[Any]) ->
         latents = torch.randn(1, 4, 8, 6).to(dtype).contiguous(memory_format=torch.channels_last)
         found = decode_latents(vae, latents)
         assert not refused
-        assert torch.equal(found, theirs(vae, latents))
+        if dtype == torch.float32 or cpu_has_bfloat16():
+            assert torch.equal(found, theirs(vae, latents))
+        else:  # kernels of our own
+            torch.testing.assert_close(found, theirs(vae, latents), rtol=2e-2, atol=2e-2)
         refused.clear()
 
 
