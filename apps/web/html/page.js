@@ -145,9 +145,11 @@
     if (app && document.title !== title) document.title = title;
   };
 
-  /** Gradio leaves the button around a shown map without a name. */
+  /** Gradio leaves the button around a shown map without a name, and puts a button into its link. */
   const nameMap = () => {
     document.querySelector("#map button:not([aria-label]):has(img)")?.setAttribute("aria-label", "Control map");
+    const inner = document.querySelector("#map .download-link button");
+    if (inner) inner.tabIndex = -1;
   };
 
   /** Examples are pictures; their names are the prompts that they bring. */
