@@ -9,9 +9,10 @@ lines. With --check nothing is written; it ends with 1 if a table differs.
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import apps
@@ -316,10 +317,25 @@ def _soak(part: Record) -> Rows:
         (
             f"{part['requests']} short requests in {part['seconds'] / 60:.0f} minutes",
             f"{part['failed']} failed; memory {warm['memory_mb']:.0f} MB after {warm['requests']}, "
-            f"then {part['growth_percent']:+.1f} %; {ends}; files at most "
+            f"then {part['growth_percent']:+.1f} %{_last_hour(part)}; {ends}; files at most "
             f"{part['most_files_mb']:.0f} MB, where 1000 MB were allowed",
         )
     ]
+
+
+def _last_hour(part: Record) -> str:
+    """Return the median memory of each half of the last hour, by which visits are forgotten."""
+    began = part["seconds"] - 3600
+    if began < 3600:
+        return ""
+    halves = (began, began + 1800, began + 3600)
+    medians = [
+        statistics.median(
+            one["memory_mb"] for one in part["seen"] if after < one["seconds"] <= until
+        )
+        for after, until in pairwise(halves)
+    ]
+    return f" (the last hour's halves: {medians[0]:.0f} and {medians[1]:.0f} MB)"
 
 
 def _uploads(part: Record) -> Rows:
