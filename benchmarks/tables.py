@@ -145,11 +145,8 @@ def every_speed() -> str:
                      f"{work['size']} px, {work['steps']}", *_times(record, ("ours", *PEERS)),
                      f"{rho:.2f}" if rho else "", f"{', '.join(memory)} GB"))  # fmt: skip
         peak = record["gemm_peak_gflops"]
-        best = (
-            f"{peak['bf16']} GFLOP/s in bfloat16"
-            if "bf16" in peak
-            else f"{peak['fp32']} in float32"
-        )
+        kind, name = ("bf16", "bfloat16") if "bf16" in peak else ("fp32", "float32")
+        best = f"{peak[kind]} GFLOP/s in {name}"
         notes.append(f"{number}. {measured(record)} · {best}")
     return table(head, rows) + "\n" + "\n".join(notes) + "\n"
 
