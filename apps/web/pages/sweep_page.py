@@ -55,6 +55,10 @@ HOW_VALUES = (
 THE_PAPERS_CAKE = "delicious cake"
 """The conflicting prompt of the figure in Zhang et al. 2023 (arXiv 2302.05543)."""
 SEEDS = "1..3"
+RUN_WITH_A_PICTURE = """() => {
+  if (document.querySelector("#image img")) document.getElementById("run")?.click();
+}"""
+"""In the browser, once a preset has filled the axes: one click makes the figure."""
 PRESETS = {
     "papers": (
         "Four prompts",
@@ -247,7 +251,7 @@ class _SweepPage:
                 [*axes, *fixed, self.told],
                 queue=False,
                 **PRIVATE,
-            )
+            ).success(None, None, None, js=RUN_WITH_A_PICTURE, **PRIVATE)
 
     def _take_example(self, index: int) -> tuple[str, str]:
         file = self.example_files[index]

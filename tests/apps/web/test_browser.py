@@ -755,8 +755,8 @@ def _sweep_values(page: Any, across: str, down: str) -> None:
 def test_a_sweep_shows_its_cells_with_scores_and_saves_the_grid(browser: Any, address: str) -> None:
     for screen in SCREENS:
         with _opened(browser, screen, f"{address}sweep") as page:
-            _upload(page)
             _sweep_values(page, "0, 1", "3, 4")
+            _upload(page)
             cell = ".cl-grid tr:last-child td:last-child figure"
             page.evaluate(WATCH, [[cell, "top"], [cell, "height"], ["#results .cl-bar", "top"]])
             page.locator("#run").click()
@@ -775,11 +775,23 @@ def test_a_sweep_shows_its_cells_with_scores_and_saves_the_grid(browser: Any, ad
             _shot(page, "sweep")
 
 
+def test_one_click_makes_the_papers_figure(browser: Any, address: str) -> None:
+    with _opened(browser, "desktop", f"{address}sweep") as page:
+        page.locator("#preset-papers").click()
+        expect(page.locator("#told")).to_contain_text("The figure of the ControlNet paper")
+        expect(page.locator("#stop")).to_be_hidden()  # there is no picture yet
+        _upload(page)
+        page.locator("#preset-papers").click()
+        expect(page.locator(".cl-grid td .cl-made")).to_have_count(4, timeout=PATIENCE_MS)
+        heads = page.locator(".cl-grid thead th span").all_inner_texts()
+        assert len(set(heads)) == 4
+
+
 def test_a_stopped_sweep_keeps_what_is_done(browser: Any, address: str, held: HeldRun) -> None:
     """The first cell is held in its first step, so nothing is done yet when it is stopped."""
     with _opened(browser, "desktop", f"{address}sweep") as page:
-        _upload(page)
         _sweep_values(page, "1", "3, 4")
+        _upload(page)
         page.locator("#run").click()
         assert held.at_work.wait(PATIENCE_S)
         page.locator("#stop").click()
@@ -790,8 +802,8 @@ def test_a_stopped_sweep_keeps_what_is_done(browser: Any, address: str, held: He
 
 def test_a_sweep_says_what_is_wrong_with_typed_values(browser: Any, address: str) -> None:
     with _opened(browser, "desktop", f"{address}sweep") as page:
-        _upload(page)
         _sweep_values(page, "much", "3")
+        _upload(page)
         page.locator("#run").click()
         expect(page.get_by_text("'much' is not a number")).to_be_visible()
         expect(page.locator("#run")).to_be_visible()
