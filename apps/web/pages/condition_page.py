@@ -27,6 +27,8 @@ from core.params import settings_of
 from core.pipeline import map_notes
 from core.request import SETTINGS, SETTINGS_OF_ORIGINAL
 
+HIDE_MAP = """(edit) => edit?.size
+  ? { __type__: "update" } : { __type__: "update", value: null, visible: false }"""
 MAP_LABEL = "Control map"
 PARTLY_READ = "Only a part of it could be read. While it is edited, the rest is left out."
 READ_WITHIN_PX, MOSTLY_READ = 2, 0.92
@@ -166,15 +168,16 @@ class SingleControl:
         self.preview.click(draw, **event)
         for name in ("preprocessor", *self.params):
             fields[name].input(redraw, **event)
-        fields["image"].change(
-            None,
-            None,
-            self.map,
-            js="() => ({__type__: 'update', value: null, visible: false})",
-            **PRIVATE,
-        )
-        if self.can_edit:
-            self._wire_editor(fields, examples, event)
+        picture = fields["image"]
+        hidden = {"outputs": self.map, "js": HIDE_MAP, **PRIVATE}
+        if not self.can_edit:
+            picture.change(None, None, **hidden)
+            return
+        # The map of an edit that came with its picture stays: it may be there before the change.
+        picture.change(None, [fields["edit"]], **hidden)
+        for other in (picture.upload, picture.clear, examples.click):
+            other(None, None, **hidden)
+        self._wire_editor(fields, examples, event)
 
     def _wire_editor(self, fields: Fields, examples: gr.Dataset, event: dict[str, Any]) -> None:
         """Open the editor on the map, and show what an edit makes of it."""
