@@ -139,6 +139,7 @@ ANNOTATOR = Annotator(
     score=score,
     interpolation="nearest",
     reextract=Preprocessor("Diorama", draw_fake, doubt=doubt),
+    measured_as="fake_scribble",
     empty_message="No lines found in this drawing; choose which colour they have.",
     map_warning=line_map_warning(
         "strokes", " If the picture is a photograph, use Fake scribbles.", MAX_STROKES

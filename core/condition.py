@@ -167,6 +167,9 @@ class Annotator:
     reextract: Preprocessor | None = None
     """Draws the maps of generated pictures if the input is a drawing; None uses the preprocessor
     that drew the input's map."""
+    measured_as: str = ""
+    """The annotator with whose maps it was measured, if the input is a drawing: no benchmark has
+    drawings, but the ControlNet and `reextract` are the same; "" for itself."""
     empty_message: str = ""
     """The warning for an empty map; "" if that is not unusual."""
     is_empty: Callable[[ControlMap], bool] = of_one_colour

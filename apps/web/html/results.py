@@ -57,9 +57,6 @@ EMPTY = """
 
 THUMBNAIL_SIDE = 320
 """Of images that are shown while more are made, in pixels."""
-FAKED = {"weights": "scribble", "annotator": "fake_scribble"}
-"""Drawings by hand, which no benchmark has, are judged beside scribbles that are made of pictures:
-the ControlNet and the way back from an image to a map are the same."""
 SMALLEST = 5e-4
 """A figure below it is shown as 0."""
 MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
@@ -325,12 +322,9 @@ def _what_scores_mean(
     """Return a sentence that gives the scores their scale, for controls that were measured."""
     sentences = []
     for control in result.controls:
-        measured, of = references.get(control.condition.annotator.name), ""
-        if measured is None and control.condition.weights == FAKED["weights"]:
-            measured, of = (
-                references.get(FAKED["annotator"]),
-                " (of scribbles made from its scenes)",
-            )
+        annotator = control.condition.annotator
+        measured = references.get(annotator.measured_as or annotator.name)
+        of = " (of maps drawn from its scenes, not by hand)" if annotator.measured_as else ""
         if measured is None or control.asks_for_nothing:
             continue
         several = len(result.controls) > 1

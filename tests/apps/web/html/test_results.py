@@ -321,12 +321,14 @@ def test_an_empty_page_says_what_to_do_first(canny: Condition) -> None:
     assert "Add a drawing" in results.empty(replace(canny, input="drawing"))
 
 
-@pytest.mark.parametrize("name", ["fake_scribble2image", "scribble2image_interactive"])
+@pytest.mark.parametrize(
+    "name", ["fake_scribble2image", "scribble2image", "scribble2image_interactive"]
+)
 def test_a_drawings_score_stands_beside_those_of_made_scribbles(name: str) -> None:
     app = apps.find(name)
     assert isinstance(app, Condition)
     result = _result(app, 50.0)
     shown = results._what_scores_mean(result, {"fake_scribble": (39.6, 97.97)})
     assert "scores <b>40</b> without the control, and <b>98</b> is the most" in shown
-    assert ("scribbles made from its scenes" in shown) == (app.input == "canvas")
+    assert ("not by hand" in shown) == (app.input != "photo")
     assert results._what_scores_mean(result, {"canny": (8.0, 76.0)}) == ""
