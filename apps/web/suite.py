@@ -328,10 +328,11 @@ NOT_LOADED = "The model could not be loaded; see the server's log."
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: "0.8 s", "12 s", "3 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    """Return a time in words that no line break parts: "0.8 s", "12 s", "3 min"."""
+    number, unit = f"{seconds:.1f}", "s"
+    if seconds >= 10:
+        number, unit = (f"{seconds:.0f}", "s") if seconds < 100 else (f"{seconds / 60:.0f}", "min")
+    return f"{number}\N{NO-BREAK SPACE}{unit}"
 
 
 def how_much(download: Download) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.image_utils import save_image
+from gradio.processing_utils import save_pil_to_cache
+from PIL import Image
 
 from apps.web.files import upload_folder
 from apps.web.html import results
@@ -353,7 +354,9 @@ def _map_image(shown: RGBImage | None, label: str) -> Any:
     """Return the update of the map: the map, or what its download does."""
     if shown is not None:
         try:  # here, because what Gradio cannot save it does not tell
-            file = save_image(shown, str(upload_folder()), "png")
+            file = save_pil_to_cache(
+                Image.fromarray(shown), str(upload_folder()), "control-map", "png"
+            )
         except OSError as error:
             return gr.Image(value=None, label=f"{MAP_LABEL}: {sentence_of(error)}", visible=True)
         return gr.Image(value=file, label=label, visible=True)

@@ -156,12 +156,12 @@ def test_what_was_made_while_others_ran_gives_way(suite: Suite, canny: Condition
     fresh._estimating = True
     fresh.measured(slow)
     fresh._estimating = False
-    assert fresh.facts("tiny")[2].startswith("about 30 s")
+    assert fresh.facts("tiny")[2].startswith("about 30\N{NO-BREAK SPACE}s")
     assert "other requests" not in fresh.facts("tiny")[2], "the estimate is nobody's request"
     fresh.measured(replace(result, seconds={"sample": 5.0}))
     fresh.measured(slow)
     speed = fresh.facts("tiny")[2]
-    assert speed.startswith("about 5.0 s") and "other requests" not in speed
+    assert speed.startswith("about 5.0\N{NO-BREAK SPACE}s") and "other requests" not in speed
 
 
 def test_a_time_says_whose_it_is(suite: Suite, canny: Condition) -> None:
@@ -174,5 +174,5 @@ def test_a_time_says_whose_it_is(suite: Suite, canny: Condition) -> None:
     own = fresh.measured(replace(result, seconds={"sample": 5.0}))
     assert "the last run on this server" in fresh.facts("tiny")[2], "for another visitor"
     told = fresh.facts("tiny", own_speed=own)[2]
-    assert told.startswith("about 5.0 s") and "your last run here" in told
+    assert told.startswith("about 5.0\N{NO-BREAK SPACE}s") and "your last run here" in told
     assert fresh.measured(replace(result, cancelled=True)) == ""

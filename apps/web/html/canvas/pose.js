@@ -229,7 +229,9 @@ editors.pose = (canvas) => {
   const addPerson = (name) => {
     const [width, height] = canvas.size;
     const tall = height * 0.8;
-    const x = width * (0.5 + 0.18 * ((people().length % 3) - 1) * (people().length ? 1 : 0));
+    const aside = people().length ? 0.18 * ((people().length % 3) - 1) : 0;
+    const reach = Math.max(...POSES[name].map(([dx]) => Math.abs(dx))) * tall + 0.03 * width;
+    const x = width * 0.5 + Math.sign(aside) * Math.max(Math.min(width * Math.abs(aside), width * 0.5 - reach), 0);
     const body = POSES[name].map(([dx, y]) => [rounded(x + dx * tall), rounded(height * 0.12 + y * tall)]);
     chosen = { person: people().length, joint: -1 };
     commit([...people(), { body }]);

@@ -279,7 +279,7 @@ def test_who_waits_sees_how_many_are_ahead(count: int, words: str) -> None:
 
 def test_progress_counts_all_images() -> None:
     page = results.running(Progress("sample", 10, 20, 1, 75.0, None), 2)
-    assert "image 2 of 2 · step 10 of 20 · about 75 s left" in page
+    assert "image 2 of 2 · step 10 of 20 · about 75\N{NO-BREAK SPACE}s left" in page
     assert "width:75%" in page
 
 

@@ -1,6 +1,7 @@
 """A visitor's session is small, its own, and dropped when it is old."""
 
 import argparse
+import tracemalloc
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -40,6 +41,24 @@ def test_each_visitor_has_a_small_session_of_their_own(page: gr.Blocks) -> None:
     for session in held:
         assert isinstance(session, Session)
         assert len(session.config_values) <= 1, "that of the gr.State at most"
+
+
+def test_a_visitor_costs_what_was_changed_for_them_and_not_the_site() -> None:
+    with gr.Blocks(analytics_enabled=False) as page:
+        boxes = [gr.Textbox() for _ in range(500)]
+        for box in boxes:
+            box.change(lambda text: text, box, box)
+    changed, other = Session(page), Session(page)
+    mine = gr.Textbox(label="Mine", render=False)
+    changed[boxes[3]._id] = mine
+    assert changed[boxes[3]._id] is mine and changed[boxes[4]._id] is boxes[4]
+    assert other[boxes[3]._id] is boxes[3] is page.blocks[boxes[3]._id]
+    assert list(other.blocks_config.fns.values()) == list(page.fns.values())
+    tracemalloc.start()
+    held = [Session(page) for _ in range(20)]
+    each = tracemalloc.get_traced_memory()[0] / len(held)
+    tracemalloc.stop()
+    assert each < 10_000, "bytes; the tables of the page alone would be more than three times that"
 
 
 @pytest.mark.slow
