@@ -1,10 +1,13 @@
 """How ControlNet++'s paper draws and compares each condition's maps, and its published results.
 
-Source: Li et al. 2024, "ControlNet++" (arXiv 2404.07987), and its eval/.
+Pose, which it does not measure, is as CPO's paper has it.
+
+Source: Li et al. 2024, "ControlNet++" (arXiv 2404.07987), and its eval/; Lyu et al. 2025, "CPO"
+(arXiv 2511.04753).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,7 @@ from annotators._diorama import resize_like
 from annotators._map_checks import require_finite
 from annotators._pretrained import load_transformer
 from annotators.seg import as_classes, as_map, palette
+from benchmarks._keypoints import mean_average_precision, people_matched
 from core.condition import ControlMap, RGBImage
 from core.consistency import lines_in, ms_ssim
 from core.images import grey_map
@@ -156,6 +160,10 @@ class Evaluation:
     labelled: bool = False
     """Whether the paper's maps are labels of its data set, so that a folder may bring its own."""
     higher_is_better: bool = True
+    quality: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """FID and CLIP score by method, from the same tables."""
+    skips_empty: bool = False
+    """Whether pictures with an empty map are left out, as nothing in them is to be found."""
 
 
 EVALUATIONS = {
@@ -164,6 +172,11 @@ EVALUATIONS = {
         draw="Kornia",
         compare=pooled_f1,
         published={"ControlNet": 34.65, "ControlNet++": 37.04, "CPO": 39.28},
+        quality={
+            "ControlNet": (14.73, 32.15),
+            "ControlNet++": (20.16, 31.87),
+            "CPO": (19.69, 31.83),
+        },
     ),
     "hed": Evaluation(
         metric="MS-SSIM",
@@ -176,6 +189,13 @@ EVALUATIONS = {
             "InnerControl": 0.8207,
             "CPO": 0.8201,
         },
+        quality={
+            "ControlNet": (15.47, 32.33),
+            "ControlNet++": (15.01, 32.05),
+            "Ctrl-U": (11.59, 32.05),
+            "InnerControl": (13.27, 31.99),
+            "CPO": (13.35, 32.07),
+        },
     ),
     "lineart": Evaluation(
         metric="MS-SSIM",
@@ -187,6 +207,13 @@ EVALUATIONS = {
             "Ctrl-U": 0.8250,
             "InnerControl": 0.8258,
             "CPO": 0.8447,
+        },
+        quality={
+            "ControlNet": (17.44, 32.46),
+            "ControlNet++": (13.88, 31.95),
+            "Ctrl-U": (12.04, 31.88),
+            "InnerControl": (12.08, 31.97),
+            "CPO": (13.35, 31.98),
         },
     ),
     "depth": Evaluation(
@@ -203,6 +230,13 @@ EVALUATIONS = {
         draw_generated=draw_generated_depth,
         labelled=True,
         higher_is_better=False,
+        quality={
+            "ControlNet": (17.76, 32.45),
+            "ControlNet++": (16.66, 32.17),
+            "Ctrl-U": (19.73, 31.88),
+            "InnerControl": (18.29, 31.97),
+            "CPO": (15.88, 32.31),
+        },
     ),
     "seg": Evaluation(
         metric="mIoU",
@@ -213,5 +247,20 @@ EVALUATIONS = {
         published={"ControlNet": 32.55, "ControlNet++": 43.64, "CPO": 44.81},
         aggregate=miou,
         labelled=True,
+        quality={
+            "ControlNet": (33.28, 31.53),
+            "ControlNet++": (30.24, 31.96),
+            "CPO": (30.30, 31.97),
+        },
+    ),
+    "pose": Evaluation(
+        metric="mAP",
+        draw="OpenPose",
+        compare=people_matched,
+        published={"ControlNet": 72.53, "CPO": 87.98},  # on COCO's people
+        aggregate=mean_average_precision,
+        labelled=True,
+        quality={"ControlNet": (42.02, 32.05), "CPO": (39.21, 32.90)},
+        skips_empty=True,
     ),
 }

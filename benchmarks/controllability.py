@@ -3,8 +3,9 @@
     python -m benchmarks.controllability --model diorama --conditions canny,depth [--json]
     python -m benchmarks.controllability --model sd15_plus --protocol controlnet++ --data DIR
 
---conditions are annotators' names; the default is all that the model has a ControlNet for. The
-second line follows ControlNet++'s paper, on your own pictures (`_controlnetpp.py`). The first:
+--conditions are annotators' names; the default is all that the model has a ControlNet for. --model
+may also be a ControlNet's folder of `training.train_control`, --save or --out. The second line
+follows ControlNet++'s paper, on your own pictures (`_controlnetpp.py`). The first:
 
 Every held-out scene has a picture, its control map and its caption. Map and caption generate an
 image at several control strengths; the map is re-extracted from it, and the two are scored as in
@@ -15,6 +16,7 @@ Prompt colours: the share of named things whose visible surface is nearest to th
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -39,6 +41,7 @@ from benchmarks._shared import (
     round_trip,
     save_sheet,
 )
+from benchmarks._trained import Trained, TrainedRegistry, find_trained
 from core.condition import Condition, ControlMap, RGBImage, Score
 from core.consistency import Extractor
 from core.errors import BadInput, SuiteError, WeightsMissing
@@ -446,36 +449,69 @@ def _write_scores(folder: Path, scores: dict[str, Any]) -> None:
 
 def _run_interactive(options: argparse.Namespace) -> dict[str, Any]:
     """The apps' metrics on held-out scenes."""
-    store, names, strengths = _parse(options, STRENGTHS)
-    conditions = select_conditions(store, options.model, names)
+    store, model, names, strengths = _parse(options, STRENGTHS)
+    conditions = select_conditions(store, model, names)
     scenes = options.scenes or SCENES
-    result = measure(store, options.model, conditions, scenes, strengths, options.sheet)
+    result = measure(store, model, conditions, scenes, strengths, options.sheet)
+    result |= {"model": options.model, "base": model}
     _print_totals(result)
     _print_json(result, store, options)
     if options.annotate:
-        _annotate(result, conditions, store.registry.card(options.model).folder)
+        _annotate(result, conditions, store.registry.card(model).folder)
     return result
 
 
 def _run_controlnetpp(options: argparse.Namespace) -> dict[str, Any]:
     """The paper's protocol on a folder of pictures."""
-    store, names, strengths = _parse(options, (1.0,))
-    names = _controlnetpp.select_conditions(store, options.model, names)
+    store, model, names, strengths = _parse(options, (1.0,))
+    names = _controlnetpp.select_conditions(store, model, names)
     examples = _controlnetpp.read_folder(options.data)[: options.scenes]
-    result = _controlnetpp.measure(store, options.model, names, examples, strengths, options.sheet)
+    out = options.out or _default_out(options)
+    result = _controlnetpp.measure(store, model, names, examples, strengths, options.sheet, out)
+    result |= {"model": options.model, "base": model}
     _controlnetpp.print_totals(result)
+    print(f"Rows and pictures: {out}")
     _print_json(result, store, options)
     return result
 
 
+def _default_out(options: argparse.Namespace) -> Path:
+    """Another folder for each model and folder of pictures."""
+    own = [options.model, str(options.data.resolve())]
+    digest = hashlib.sha256(repr(own).encode()).hexdigest()[:8]
+    return Path("runs", f"controllability-{Path(options.model).stem}-{digest}")
+
+
 def _parse(
     options: argparse.Namespace, strengths: tuple[float, ...]
-) -> tuple[Store, list[str] | None, tuple[float, ...]]:
-    """The store, the conditions' names and the strengths, by default `strengths`."""
+) -> tuple[Store, str, list[str] | None, tuple[float, ...]]:
+    """The store, the model, the conditions' names and the strengths, by default `strengths`.
+
+    Raises:
+        BadInput: The model is a trained ControlNet, and other conditions are asked for.
+    """
     names = options.conditions.split(",") if options.conditions else None
     if options.strengths:
         strengths = tuple(float(s) for s in options.strengths.split(","))
-    return Store(options.device, options.dtype), names, strengths
+    store = Store(options.device, options.dtype)
+    trained = _find_trained(store, options)
+    if trained is None:
+        return store, options.model, names, strengths
+    if names not in (None, [trained.condition]):
+        raise BadInput(f"{options.model} was trained for {trained.condition} alone.")
+    weights = conditions_by_annotator()[trained.condition].weights
+    store.registry = TrainedRegistry(trained, {trained.condition, weights})
+    return store, trained.base, [trained.condition], strengths
+
+
+def _find_trained(store: Store, options: argparse.Namespace) -> Trained | None:
+    """The trained ControlNet that --model names; a card's name is no folder."""
+    if any(card.name == options.model for card in store.registry.cards()):
+        return None
+    trained = find_trained(options.model)
+    if trained and options.annotate:
+        raise BadInput("--annotate is for the models of cards: leave it out.")
+    return trained
 
 
 def _print_json(result: dict[str, Any], store: Store, options: argparse.Namespace) -> None:
@@ -490,7 +526,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns 1 if a condition could not be measured.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="diorama")
+    parser.add_argument(
+        "--model",
+        default="diorama",
+        help="a card's name, a checkpoint's path, or the folder of a ControlNet that you trained",
+    )
     parser.add_argument(
         "--conditions",
         default=None,
@@ -536,8 +576,15 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         default=None,
         help="for controlnet++: a folder of pictures, with captions in training's prompt.json or "
-        "in a text file beside each; it may bring maps for depth and seg, in folders of these "
-        "names, each a PNG named as its picture",
+        "in a text file beside each; it may bring maps for depth, seg and pose, in folders of "
+        "these names, each a PNG named as its picture",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="for controlnet++: folder of rows and pictures, from which an interrupted run goes "
+        "on; the default is one in runs/ for each model and --data",
     )
     options = parser.parse_args(arguments)
     options.command = command("controllability", arguments)

@@ -5,12 +5,17 @@ where a user would put them.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessor,
@@ -20,14 +25,15 @@ from transformers import (
     SwinConfig,
 )
 
-from annotators import _pretrained, find_annotator
+from annotators import _pretrained, find_annotator, pose
 from annotators.seg import as_map, map_colours, palette
-from benchmarks import _controlnetpp, _controlnetpp_metrics, controllability
+from benchmarks import _controlnetpp, _controlnetpp_metrics, _quality, _trained, controllability
 from core.errors import BadInput, SuiteError, WeightsMissing
 from core.images import grey_map
 from models.store import Store
 from tests.conftest import CARD
-from tests.tiny_networks import save_networks, tiny_networks
+from tests.tiny_networks import save_networks, tiny_networks, tiny_tokenizer
+from training.weights import save_module
 
 CONTROLS = ("canny", "depth", "seg")
 
@@ -255,9 +261,9 @@ def model(tmp_path, monkeypatch):
     return "tiny"
 
 
-def run(folder, capsys, *more):
-    options = ["--model", "tiny", "--protocol", "controlnet++", "--data", str(folder), "--json"]
-    code = controllability.main([*options, *more])
+def run(folder, capsys, *more, model="tiny"):
+    options = ["--model", model, "--protocol", "controlnet++", "--data", str(folder), "--json"]
+    code = controllability.main([*options, "--out", str(folder.parent / "out"), *more])
     out, err = capsys.readouterr()
     return code, json.loads(out.splitlines()[-1]), out, err
 
@@ -278,9 +284,12 @@ def test_the_json_follows_the_contract_with_the_papers_results(model, extractors
         assert summary["metric"] == _controlnetpp_metrics.EVALUATIONS[name].metric
         assert summary["strength"].keys() == {"1"} and summary["pictures"] == 2
         assert summary["headline"].keys() == {"oracle", "1"}
+        assert summary["fid"] == summary["clip"] == {"1": None}  # their networks are not here
     assert result["published"]["canny"]["ControlNet++"] == 37.04
     assert "published: ControlNet 34.65  ControlNet++ 37.04  CPO 39.28" in out
-    assert "(lower is better)" in out
+    assert "(lower is better)" in out and "others' repetitions differ by up to 1.5" in out
+    assert "FID is not measured: it needs NVIDIA's inception-2015-12-05.pt in" in out
+    assert result["not_measured"].keys() == {"FID", "CLIP"} and result["resumed"] == 0
     with Image.open(sheet.with_name("sheet-seg.png")) as picture:
         assert picture.size == (4 * 256, 2 * 256)
 
@@ -317,13 +326,221 @@ def test_failures_do_not_stop_the_rest(model, extractors, tmp_path, capsys):
 def test_a_condition_that_the_paper_does_not_measure_is_refused(model, tmp_path, capsys):
     save_picture(tmp_path / "one.png")
     with pytest.raises(SystemExit):
-        run(tmp_path, capsys, "--conditions", "pose")
+        run(tmp_path, capsys, "--conditions", "mlsd")
     assert (
-        "ControlNet++ does not measure 'pose': choose among canny, hed" in capsys.readouterr().err
+        "This protocol does not measure 'mlsd': choose among canny, hed" in capsys.readouterr().err
     )
     with pytest.raises(SystemExit):
         controllability.main(["--protocol", "controlnet++"])
     assert "needs --data DIR" in capsys.readouterr().err
+
+
+# Interruptions
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_and_ends_as_if_unbroken(model, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "data"
+    for level, name in enumerate(("one", "two", "three")):
+        save_picture(folder / f"{name}.png", 40 * level)
+    options = ("--conditions", "canny", "--sheet", str(tmp_path / "sheet.png"))
+    _, whole, *_ = run(folder, capsys, *options, "--out", str(tmp_path / "whole"))
+    sheet = (tmp_path / "sheet-canny.png").read_bytes()
+
+    measure, measured = _controlnetpp._Evaluator._measure, []
+
+    def break_after_two(self, example, *rest):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(example.path.name)
+        return measure(self, example, *rest)
+
+    monkeypatch.setattr(_controlnetpp._Evaluator, "_measure", break_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, capsys, *options)
+    rows = tmp_path / "out" / "rows.jsonl"
+    rows.write_text(rows.read_text() + '{"key": "cut o')  # as a full disk leaves it
+    monkeypatch.setattr(_controlnetpp._Evaluator, "_measure", measure)
+    _, resumed, out, _ = run(folder, capsys, *options)
+    assert resumed["resumed"] == 2 and "2 rows are of an earlier, interrupted run." in out
+    assert resumed["conditions"] == whole["conditions"]
+    assert resumed["autoencoder_psnr"] == whole["autoencoder_psnr"]
+    assert (tmp_path / "sheet-canny.png").read_bytes() == sheet
+
+
+@pytest.mark.slow
+def test_only_rows_of_the_same_picture_caption_settings_and_weights_are_kept(
+    model, tmp_path, capsys
+):
+    folder = tmp_path / "data"
+    for name in ("one", "two"):
+        save_picture(folder / f"{name}.png")
+
+    def resumed(*more):
+        return run(folder, capsys, "--conditions", "canny", *more)[1]["resumed"]
+
+    assert (resumed(), resumed()) == (0, 2)
+    (folder / "two.txt").write_text("another caption")
+    assert resumed() == 1
+    save_picture(folder / "one.png", 90)
+    assert resumed() == 1
+    latest = json.loads((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[-1])
+    assert resumed("--strengths", "0.5") == 0
+    (tmp_path / "out" / latest["pictures"][1]).unlink()
+    assert resumed() == 1
+    (weights,) = (tmp_path / "models" / "tiny" / "controlnet" / "canny").glob("*.safetensors")
+    weights.touch()
+    assert resumed() == 0
+
+
+# Pose
+
+
+@pytest.mark.slow
+def test_poses_are_measured_where_there_are_people(tmp_path, capsys, monkeypatch, model):
+    save_networks(tiny_networks(controls=("pose",)), tmp_path / "models" / "tiny")
+    drawn = replace(_controlnetpp_metrics.EVALUATIONS["pose"], draw="Diorama")
+    monkeypatch.setitem(_controlnetpp_metrics.EVALUATIONS, "pose", drawn)
+    folder = tmp_path / "data"
+    for name in ("one", "two"):
+        save_picture(folder / f"{name}.png")
+    (folder / "pose").mkdir()
+    joints = np.array([(256 + 9 * k * (-1) ** k, 80 + 20 * k) for k in range(18)], float)
+    Image.fromarray(pose.draw_people([joints], 512, 512)).save(folder / "pose" / "one.png")
+    Image.new("RGB", (512, 512)).save(folder / "pose" / "two.png")  # nobody
+    code, result, out, _ = run(folder, capsys, "--conditions", "pose")
+    summary = result["conditions"]["pose"]
+    assert code == 0 and summary["pictures"] == 1 and summary["metric"] == "mAP"
+    assert summary["oracle"] == summary["strength"]["1"] == 0  # noise shows nobody
+    assert "published: ControlNet 72.53  CPO 87.98" in out
+
+
+# FID and CLIP score
+
+
+def save_clip(folder):
+    config = CLIPConfig(
+        text_config={
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 600,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 16,
+        },
+        projection_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder / _quality.CLIP)
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = CLIPProcessor(CLIPImageProcessor(**sizes), tiny_tokenizer())
+    processor.save_pretrained(folder / _quality.CLIP)
+
+
+def test_clip_score_is_the_cosine_of_picture_and_caption(extractors, picture, tmp_path):
+    save_clip(extractors)
+    file, device = tmp_path / "a.png", torch.device("cpu")
+    Image.fromarray(picture).save(file)
+    score = _quality.clip_score([file, file], ["the red ball", " "], device)
+    network = CLIPModel.from_pretrained(extractors / _quality.CLIP).eval()
+    processor = CLIPProcessor.from_pretrained(extractors / _quality.CLIP)
+    inputs = processor(text=["the red ball"], images=[picture], return_tensors="pt")
+    with torch.no_grad():
+        logits = network(**inputs).logits_per_image / network.logit_scale.exp()
+    assert score == pytest.approx(100 * float(logits), abs=1e-4)
+    assert _quality.clip_score([file], [""], device) is None
+    assert _quality.clip_score([file], ["the red ball " * 99], device) is not None
+
+
+class Features(torch.nn.Module):
+    """Means of the channels, and a deviation."""
+
+    num_features = 4
+
+    def forward(self, pixels):
+        assert pixels.shape[1:] == (3, 299, 299) and pixels.max() > 1
+        return torch.cat([pixels.mean((2, 3)), pixels.std((1, 2, 3))[:, None]], 1)
+
+
+def test_fid_is_that_of_the_features_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(_quality, "_inception", lambda *_: Features())
+    files = {"real": [], "same": [], "other": []}
+    for name, shift in (("real", 0), ("same", 0), ("other", 60)):
+        for k in range(9):
+            noise = np.random.default_rng(k).integers(20, 190 - 10 * k, (40, 40, 3)) + shift
+            Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"{name}-{k}.png")
+            files[name].append(tmp_path / f"{name}-{k}.png")
+    device = torch.device("cpu")
+    same, other = (_quality.fid(files["real"], [files[name]], device) for name in ("same", "other"))
+    assert same == pytest.approx(0, abs=1e-2)
+    assert other == pytest.approx(3 * 60**2, rel=1e-4)  # three features moved, none spread
+    both = _quality.fid(files["real"], [files["same"], files["other"]], device)
+    assert both == pytest.approx((same + other) / 2)
+    with pytest.raises(BadInput, match="at least 2 pictures"):
+        _quality.fid(files["real"][:1], [files["same"][:1]], device)
+
+
+def test_inception_gets_pixels_from_minus_one_to_one(tmp_path):
+    network = torch.nn.Module()
+    network.layers = torch.nn.AvgPool2d(299)
+    torch.jit.script(network).save(tmp_path / _quality.INCEPTION)
+    inception = _quality._inception(tmp_path / _quality.INCEPTION, torch.device("cpu"))
+    pixels = torch.tensor([0.0, 128, 255]).reshape(1, 3, 1, 1).expand(2, 3, 299, 299)
+    assert inception(pixels)[0].tolist() == pytest.approx([-1, 0, 127 / 128])
+
+
+@pytest.mark.slow
+def test_fid_and_clip_score_stand_beside_the_papers(
+    model, extractors, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(_quality, "_inception", lambda *_: Features())
+    save_clip(extractors)
+    for name in ("one", "two", "three"):
+        save_picture(tmp_path / "data" / f"{name}.png")
+        (tmp_path / "data" / f"{name}.txt").write_text("the ball")
+    _, result, out, _ = run(tmp_path / "data", capsys, "--conditions", "canny")
+    summary = result["conditions"]["canny"]
+    assert summary["fid"]["1"] > 0 and -100 < summary["clip"]["1"] < 100
+    assert not result["not_measured"]
+    assert "published: ControlNet 14.73  ControlNet++ 20.16  CPO 19.69" in out
+    assert "published: ControlNet 32.15  ControlNet++ 31.87  CPO 31.83" in out
+
+
+# A ControlNet that was trained here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", ["", "best"])
+def test_a_trained_control_net_is_measured_where_it_lies(
+    model, tmp_path, capsys, monkeypatch, inside
+):
+    monkeypatch.setattr(_trained, "FOLDER", tmp_path / "models")
+    (control,) = tiny_networks(seed=1).controlnets.values()
+    trained = tmp_path / "trained"
+    save_module(control, trained / inside, {"base": "tiny", "condition": "canny"})
+    save_picture(tmp_path / "data" / "one.png")
+    _, result, *_ = run(tmp_path / "data", capsys, model=str(trained))
+    assert list(result["conditions"]) == ["canny"]
+    assert (result["model"], result["base"]) == (str(trained), "tiny")
+    _, cards, *_ = run(tmp_path / "data", capsys, "--conditions", "canny", "--out", str(tmp_path))
+    own, other = result["conditions"]["canny"], cards["conditions"]["canny"]
+    assert own["oracle"] == other["oracle"]  # of one autoencoder
+    assert own["strength"] != other["strength"]
+    with pytest.raises(SystemExit):
+        run(tmp_path / "data", capsys, "--conditions", "depth", model=str(trained))
+    assert "was trained for canny alone" in capsys.readouterr().err
+
+
+def test_a_run_without_weights_and_a_stranger_are_named(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(BadInput, match=r"train with --validation, or name the folder of --save"):
+        _trained.find_trained(str(tmp_path))
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    with pytest.raises(BadInput, match="does not say what it was trained for"):
+        _trained.find_trained(str(stranger))
+    assert _trained.find_trained("sd15") is None
 
 
 @pytest.mark.parametrize("name", _controlnetpp_metrics.EVALUATIONS)
