@@ -4,16 +4,15 @@ Data and loss are the caller's.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from core.errors import BadInput
 from training import processes
+from training.log import Log
 from training.progress import progress_line
 
 SCHEDULES = ("cosine", "constant")
@@ -117,7 +117,8 @@ def lr_factor(progress: float) -> float:
 
 
 Validate = Callable[[int], dict[str, Any]]
-"""Called with a step, while the modules have their averaged weights; what it returns is logged."""
+"""Called with a step, while the modules have their averaged weights; what it returns is logged:
+numbers, and paths of pictures."""
 
 
 def train(
@@ -159,7 +160,7 @@ def _lead(
 ) -> None:
     """Train as the first process, or the only one: with log, checkpoints, scores and sheets."""
     run = state.run
-    with _open_log(run.folder / "log.jsonl", state.step) as log:
+    with closing(Log(run.folder, state.step)) as log:
         if state.step == 0:
             _validate(state, validate, log)
         while state.progress() < 1:
@@ -184,24 +185,13 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _validate(state: "_State", validate: Validate | None, log: TextIO) -> None:
+def _validate(state: "_State", validate: Validate | None, log: Log) -> None:
     if validate:
         with averaged_weights(state.parameters, state.average):
-            _write(log, {"step": state.step, **validate(state.step)})
-
-
-def _open_log(file: Path, step: int) -> TextIO:
-    """Open a log to append to, without what was logged after the step that a run resumes at."""
-    if file.exists():
-        *lines, _ = file.read_text().split("\n")  # the last is empty, or was cut off
-        kept = (f"{line}\n" for line in lines if json.loads(line)["step"] <= step)
-        file.write_text("".join(kept))
-    return file.open("a")
-
-
-def _write(log: TextIO, record: dict[str, Any]) -> None:
-    log.write(json.dumps(record) + "\n")
-    log.flush()
+            found = validate(state.step)
+            pictures = {name: one for name, one in found.items() if isinstance(one, Path)}
+            numbers = {name: one for name, one in found.items() if name not in pictures}
+            log.write(state.step, numbers, pictures)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -337,6 +327,11 @@ class _State:
             processes.take_from_first([spent])
         self._spent = float(spent)
 
+    @property
+    def learning_rate(self) -> float:
+        """That of the latest step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
     def _set_learning_rate(self) -> None:
         run = self.run
         rate = run.learning_rate * min((self.step + 1) / max(run.lr_warmup_steps, 1), 1.0)
@@ -346,7 +341,7 @@ class _State:
             group["lr"] = rate
 
 
-def _report(state: _State, log: TextIO) -> None:
+def _report(state: _State, log: Log) -> None:
     """Print a line of progress and append it to the log."""
     run, step = state.run, state.step
     values = {name: float(value) for name, value in state.losses.items()}
@@ -356,7 +351,7 @@ def _report(state: _State, log: TextIO) -> None:
     text = (f"{name} {value:.4f}" for name, value in values.items())
     print(progress_line(step, total, state.start, "steps"), *text, flush=True)
     seconds = round(time.monotonic() - state.start)
-    _write(log, {"step": step, "seconds": seconds, **values})
+    log.write(step, {"seconds": seconds, **values, "learning_rate": state.learning_rate}, {})
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Validation:
         self._save_best, self._out = save_best, out
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """Validate; return the score, 0 to 100, and the mean of the condition's own metric."""
+        """Validate; return the score (0 to 100), the condition's mean metric and a picture."""
         pictures, found, scores = self._generate(self._data), [], []
         maps = [self._data.maps([row])[0] for row in range(len(self._data))]
         for picture, control_map in zip(pictures, maps, strict=True):
@@ -58,8 +58,9 @@ class Validation:
         if all(score > one for _, one in curve):
             self._save_best(step, score)
         draw_curve([*curve, (step, score)]).save(self._out / "score.png")
-        self._sheet(maps, pictures, found).save(self._out / "validation.png")
-        return {"score": round(score, 2), metric: round(mean, 4)}
+        sheet = self._out / "validation.png"
+        self._sheet(maps, pictures, found).save(sheet)
+        return {"score": round(score, 2), metric: round(mean, 4), "validation": sheet}
 
     def _tell_jump(self, step: int, score: float, curve: list[tuple[int, float]]) -> None:
         if curve and score - curve[-1][1] >= JUMP:

@@ -124,6 +124,8 @@ def test_a_validated_run_keeps_a_curve_and_loads_in_the_apps(
         assert drawn.size == (640, 360)
     with Image.open(out / "validation.png") as sheet:
         assert sheet.size == (2 * 64, 3 * 64)
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(isinstance(one, int | float) for record in records for one in record.values())
     card = (out / "saved" / "README.md").read_text()
     assert card.startswith("---\nlicense: other\n") and "| 5 | " in card
     assert "| Data | 2 pictures" in card and "| Steps | 5, of 1 pictures each |" in card
@@ -164,7 +166,7 @@ def test_the_score_is_the_apps_and_a_jump_is_told(folder, tmp_path, capsys):
     log = (tmp_path / "log.jsonl").open("a")
     for step, picture in ((0, np.zeros_like(square)), (10, square), (20, square), (30, made[0])):
         made[0] = picture
-        log.write(json.dumps({"step": step, **validate(step)}) + "\n")
+        log.write(json.dumps({"step": step, "score": validate(step)["score"]}) + "\n")
         log.flush()
     assert read_curve(tmp_path) == [(0, 0.0), (10, 100.0), (20, 100.0), (30, 0.0)]
     assert saved == [(0, 0.0), (10, 100.0)]
