@@ -146,7 +146,7 @@ def test_a_joint_is_dragged_and_a_person_added_without_a_picture(
         side = min(box["width"], box["height"])
         x = 0.5 - 0.15 * 0.8 * side / box["width"]
         _press(page, x, 0.12 + 0.48 * 0.8, (x - 0.1, 0.3))
-        expect(page.locator("#canvas .cv-hint")).to_contain_text("right wrist of person 1")
+        expect(page.locator("#canvas .cv-hint")).to_contain_text("Right wrist of person 1")
         page.wait_for_function(
             "before => document.querySelector('#map img')?.getAttribute('src') !== before",
             arg=before,

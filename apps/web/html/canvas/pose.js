@@ -221,7 +221,8 @@ editors.pose = (canvas) => {
     missing.disabled = !gone.length;
     canvas.opacity.drawn = canvas.value ? 0 : 1; // a map that was given lies below, to be traced
     const count = people().length;
-    const which = chosen.joint >= 0 && person ? `${names[chosen.joint]} of person ${chosen.person + 1}. ` : "";
+    const name = names[chosen.joint] ?? "";
+    const which = name && person ? `${name[0].toUpperCase()}${name.slice(1)} of person ${chosen.person + 1}. ` : "";
     canvas.say(`${which}${count ? "Drag a joint; Leave out takes the chosen one away." : "Nobody is here: add a person."} `
       + "The tool Person moves, scales and turns a whole one.");
   };

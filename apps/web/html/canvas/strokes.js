@@ -24,29 +24,29 @@ const held = (tool, a, b) => {
   return { ...b, x: a.x + side * Math.sign(dx || 1), y: a.y + side * Math.sign(dy || 1) };
 };
 
-// Draws one stroke as the server does: width times pressure, round ends.
-const paintStroke = (context, { points, width }, colour) => {
+// A stroke's pieces of one thickness each, as the server draws them: width times pressure.
+const pieces = ({ points, width }) => {
+  if (points.length === 1) return [{ points, thick: width * (points[0][2] ?? 1) }];
+  if (!points.some((point) => point.length > 2)) return [{ points, thick: width }];
+  return points.slice(1).map((point, i) => ({
+    points: [points[i], point], thick: (width * ((points[i][2] ?? 1) + (point[2] ?? 1))) / 2,
+  }));
+};
+
+// Draws one stroke, with round ends.
+const paintStroke = (context, stroke, colour) => {
   context.strokeStyle = context.fillStyle = colour;
   context.lineCap = context.lineJoin = "round";
-  if (points.length === 1) {
-    const [x, y, pressure = 1] = points[0];
+  for (const { points, thick } of pieces(stroke)) {
     context.beginPath();
-    context.arc(x, y, (width * pressure) / 2, 0, 2 * Math.PI);
-    context.fill();
-  } else if (points.some((point) => point.length > 2)) {
-    for (let i = 1; i < points.length; i += 1) {
-      const [[x0, y0, from = 1], [x1, y1, to = 1]] = [points[i - 1], points[i]];
-      context.lineWidth = (width * (from + to)) / 2;
-      context.beginPath();
-      context.moveTo(x0, y0);
-      context.lineTo(x1, y1);
+    if (points.length === 1) {
+      context.arc(points[0][0], points[0][1], thick / 2, 0, 2 * Math.PI);
+      context.fill();
+    } else {
+      context.lineWidth = thick;
+      points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
       context.stroke();
     }
-  } else {
-    context.lineWidth = width;
-    context.beginPath();
-    points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
-    context.stroke();
   }
 };
 
@@ -118,11 +118,11 @@ editors.strokes = (canvas) => {
 
   const svg = () => {
     const [wide, high] = canvas.size;
-    const parts = (canvas.value?.strokes ?? []).map(({ points, width: thick, erase }) => {
+    const parts = (canvas.value?.strokes ?? []).flatMap((stroke) => pieces(stroke).map(({ points, thick }) => {
       const path = points.map(([x, y], i) => `${i ? "L" : "M"}${x} ${y}`).join("");
-      const colour = erase ? "#fff" : "#000";
-      return `<path d="${path}${points.length === 1 ? "h0" : ""}" stroke="${colour}" stroke-width="${thick}"/>`;
-    });
+      const colour = stroke.erase ? "#fff" : "#000";
+      return `<path d="${path}${points.length === 1 ? "h0" : ""}" stroke="${colour}" stroke-width="${rounded(thick)}"/>`;
+    }));
     return `<svg xmlns="http://www.w3.org/2000/svg" width="${wide}" height="${high}" ` +
       `viewBox="0 0 ${wide} ${high}"><rect width="100%" height="100%" fill="#fff"/>` +
       '<g fill="none" stroke-linecap="round" stroke-linejoin="round">' + `${parts.join("")}</g></svg>`;
