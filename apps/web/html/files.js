@@ -16,13 +16,15 @@
     if (box.type === "file" && needsName(box.files)) box.files = carrying(box.files).files;
   }, true);
 
-  // Dropped beside every box for files, a picture restores its settings, from anywhere on the page
+  // Dropped beside every box for files, a picture restores its settings, from anywhere on the page; on a
+  // page that restores none it is the input
 
   const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   const ownBox = (event) => event.target.closest?.(
     '[aria-dropeffect], .upload-container, [data-testid="image"], .cl-canvas, #restore',
   );
   const restoreBox = () => document.querySelector("#restore input[type=file]");
+  const inputBox = () => document.querySelector("#image input[type=file]");
 
   /** What was restored is told at the foot of the settings, far from where a picture may be dropped. */
   const bringNoteIntoSight = () => {
@@ -42,12 +44,15 @@
   };
 
   document.addEventListener("dragover", (event) => {
-    if (!hasFiles(event) || ownBox(event) || !restoreBox()) return;
+    if (!hasFiles(event) || ownBox(event)) return;
     event.preventDefault(); // else the browser would open the file in place of the page
-    document.body.classList.add("cl-dragging");
+    const [restores, takes] = [Boolean(restoreBox()), Boolean(inputBox())];
+    if (!restores && !takes) event.dataTransfer.dropEffect = "none"; // and there is no drop
+    document.body.classList.toggle("cl-dragging", restores || takes);
+    document.body.classList.toggle("cl-dragging-input", !restores && takes);
   });
   for (const kind of ["dragleave", "dragend", "drop"]) {
-    document.addEventListener(kind, () => document.body.classList.remove("cl-dragging"), true);
+    document.addEventListener(kind, () => document.body.classList.remove("cl-dragging", "cl-dragging-input"), true);
   }
   document.addEventListener("drop", (event) => {
     const files = event.dataTransfer?.files ?? [];
@@ -61,11 +66,11 @@
       );
       return;
     }
-    const box = restoreBox();
-    if (!box) return;
     event.preventDefault();
+    const box = restoreBox() ?? inputBox();
+    if (!box) return;
     box.files = carrying([files[0]]).files;
     box.dispatchEvent(new Event("change", { bubbles: true }));
-    bringNoteIntoSight();
+    if (restoreBox()) bringNoteIntoSight();
   }, true);
 })();

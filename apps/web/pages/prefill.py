@@ -81,7 +81,8 @@ class Prefill:
                 edit = edit_of(mask) if "mask" in self._layout.fields else None
                 settings |= {"mask": edit} if edit else {}
                 notes += [] if edit else [MASK_LOST]
-            notes += self._on_picture(settings, self._layout.values_of(values))
+            if settings:
+                notes += self._on_picture(settings, self._layout.values_of(values))
             model, changes = settings.get("model"), settings
             if model:
                 prompt = " ".join(str(settings.get(name, "")) for name in PROMPTS[:2])

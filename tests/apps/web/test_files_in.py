@@ -120,6 +120,28 @@ def test_a_picture_dropped_anywhere_restores_its_settings(page: Any) -> None:
 
 
 @_marked
+def test_a_picture_without_settings_is_not_said_to_lack_its_input(page: Any) -> None:
+    photograph = (test_browser.PHOTOS / "coffee.jpg").read_bytes()
+    _drop(page, ".cl-head h1", "coffee.jpg", "image/jpeg", photograph)
+    expect(page.locator(".cl-restored")).to_have_text(
+        "This picture holds no settings.", timeout=PATIENCE_MS
+    )
+
+
+@_marked
+def test_a_dropped_picture_never_takes_the_place_of_a_page(browser: Any, address: str) -> None:
+    photograph = (test_browser.PHOTOS / "coffee.jpg").read_bytes()
+    for name in ("", "annotator", "sweep"):
+        page = browser.new_page()
+        page.goto(f"{address}{name}")
+        page.locator("h1").wait_for(timeout=PATIENCE_MS)
+        _drop(page, "h1", "coffee.jpg", "image/jpeg", photograph)
+        if name:
+            expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+        page.close()
+
+
+@_marked
 def test_a_picture_dropped_on_the_input_is_the_input(page: Any) -> None:
     _drop(page, "#image [aria-dropeffect]", "IMG_0001.HEIC", "", _heic())
     page.wait_for_function("document.querySelector('#image img')?.naturalWidth === 96")
