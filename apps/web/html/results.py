@@ -555,6 +555,21 @@ def _tile(
     return picture(drawn.choice.title, "cl-made", file_url(paths[1]), (wide, high), paths[0], note)
 
 
+def preview(
+    condition: Condition, files: tuple[File, File], size: tuple[int, int], notes: Sequence[str]
+) -> str:
+    """Return one of several controls' maps, drawn before a run; `files` as RunFiles.save_map's."""
+    told = "".join(f'<p class="cl-map-note">{escape(note)}</p>' for note in notes)
+    return picture(condition.title, "cl-map", file_url(files[1]), size, files[0], told)
+
+
+def previews(tiles: Sequence[str], words: str = "") -> str:
+    """Return the maps that are drawn so far, and what is waited for."""
+    waiting = f'<p class="cl-told" role="status">{escape(words)}</p>' if words else ""
+    maps = f'<div class="cl-maps">{"".join(tiles)}</div>'
+    return f'<section class="cl-results">{maps}{waiting}</section>'
+
+
 def without_picture(caption: str, why: str) -> str:
     """Return the place of a picture that could not be made."""
     return f"""<figure class="cl-no-map"><div><p class="cl-map-note">{escape(why)}</p></div>

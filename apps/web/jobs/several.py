@@ -10,7 +10,7 @@ from apps.web.jobs.request import checked_control, checked_whole
 from apps.web.suite import Suite
 from core.condition import Condition
 from core.errors import BadInput
-from core.request import ControlRequest
+from core.request import ControlRequest, GenerationRequest
 
 SLOTS = (1, 2, 3)
 """A slot's fields end in its number: control_1, image_1, …"""
@@ -37,7 +37,18 @@ def offered(suite: Suite, model: str) -> dict[str, Condition]:
 def new_several_job(suite: Suite, given: Mapping[str, Any]) -> Job:
     """Check the values of the several-controls page, or of its endpoint, and build a Job.
 
-    They are by field name. A slot without a picture of its own uses the shared one, "image".
+    Raises:
+        SuiteError: as checked_several.
+    """
+    request, notes = checked_several(suite, given)
+    suite.require_work(request)
+    return Job(suite.pipeline, request, notes)
+
+
+def checked_several(suite: Suite, given: Mapping[str, Any]) -> tuple[GenerationRequest, list[str]]:
+    """Return the request made of the page's values by field name, and notes on its pictures.
+
+    A slot without a picture of its own uses the shared one, "image".
 
     Raises:
         SuiteError: something is missing, unreadable or out of its bounds.
@@ -61,6 +72,4 @@ def new_several_job(suite: Suite, given: Mapping[str, Any]) -> Job:
         control, new_notes = checked_control(known[name], suite, card.name, values)
         controls.append(control)
         notes += [note for note in new_notes if note not in notes]  # the picture may be shared
-    request, notes = checked_whole(card, controls, given, notes)
-    suite.require_work(request)
-    return Job(suite.pipeline, request, notes)
+    return checked_whole(card, controls, given, notes)

@@ -1,23 +1,34 @@
 """The page for several controls, each in a slot."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 import apps
+from apps.web.files import RunFiles, upload_folder
 from apps.web.html import results
-from apps.web.jobs.job import Job
-from apps.web.jobs.several import SLOT_FIELDS, SLOTS, combinable, new_several_job, offered
+from apps.web.jobs.job import Job, drawn_map
+from apps.web.jobs.several import (
+    SLOT_FIELDS,
+    SLOTS,
+    checked_several,
+    combinable,
+    new_several_job,
+    offered,
+)
 from apps.web.pages.endpoint import PICTURES, Endpoint, help_of, mask_argument
 from apps.web.pages.layout import Fields
 from apps.web.pages.page import Page
-from apps.web.pages.widgets import PRIVATE, in_rows, picture_input, widget
+from apps.web.pages.widgets import PRIVATE, in_rows, picture_input, plain_errors, widget
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import ALREADY_A_MAP, Condition, Example
 from core.metadata import read_controls, read_settings
 from core.params import settings_of
+from core.pipeline import map_notes
 from core.request import DEFAULTS, SETTINGS, ControlRequest, GenerationRequest
 
 OWN_PICTURE = "{title} had its own picture; please add it again."
@@ -27,6 +38,7 @@ ANY_RESOLUTION = DEFAULTS["image_resolution"]
 OF_CONTROL = settings_of(ControlRequest)
 PLACED = {"preprocessor", "detect_resolution"}
 """Those of them whose widgets depend on the slot's control."""
+OF_ITS_OWN_SHAPE = "Its own picture has another shape: Run fits this map to the first one's."
 TOO_MANY = "It was made with more controls than there are slots."
 
 
@@ -69,6 +81,8 @@ class ControlSlots:
 
     def place(self, fields: Fields) -> None:
         """See Controls."""
+        self.preview = gr.Button("Preview maps", elem_id="preview", size="md")
+        self.previews = gr.HTML("", elem_id="previews")
         names = [*offered(self.suite, self.suite.model)][:2]
         for slot, name in zip(SLOTS, [*names, *[""] * len(SLOTS)], strict=False):
             with gr.Column(elem_classes="cl-slot"):
@@ -166,6 +180,66 @@ class ControlSlots:
                 queue=False,
                 **PRIVATE,
             )
+        self._wire_preview(fields)
+
+    def _wire_preview(self, fields: Fields) -> None:
+        """Draw the maps when their button is clicked; while they are shown, also on a change."""
+        names = list(fields)
+
+        def draw(*values: Any) -> Iterator[Any]:
+            try:
+                yield from self._previews(dict(zip(names, values, strict=True)))
+            except Exception:
+                yield ""  # the previous maps would be taken for these
+                raise
+
+        def redraw(shown: str, *values: Any) -> Iterator[Any]:
+            if shown and values[names.index("image")]:
+                yield from draw(*values)
+            else:
+                yield ""
+
+        event = {
+            "outputs": [self.previews],
+            "preprocess": False,
+            "concurrency_id": "map",
+            "concurrency_limit": 2,
+            "trigger_mode": "always_last",
+            **PRIVATE,
+        }
+        inputs = list(fields.values())
+        self.preview.click(draw, inputs, **event)
+        moved = ("preprocessor", "detect_resolution", "pixel_perfect", "resize_mode")
+        settings = {f"{name}_{slot}" for name in moved for slot in SLOTS}
+        settings |= {"image_resolution", *self.of_maps}
+        sources = {"image", *(f"{name}_{slot}" for name in ("image", "control") for slot in SLOTS)}
+        gr.on(
+            [fields[name].input for name in fields if name in settings]
+            + [fields[name].change for name in fields if name in sources],
+            redraw,
+            [self.previews, *inputs],
+            **event,
+        )
+
+    def _previews(self, given: dict[str, Any]) -> Iterator[str]:
+        """Draw the maps one after the other; yield those that are done as HTML."""
+        with plain_errors():
+            request, _ = checked_several(self.suite, self.job_values(given))
+            run, tiles = RunFiles(upload_folder()), list[str]()
+            for control in request.controls:
+                own = replace(request, controls=(control,), mask=None, denoising_strength=1)
+                for report in drawn_map(self.suite.pipeline, own):
+                    if not isinstance(report, np.ndarray):
+                        words = results.download_words(report) if report else ""
+                        yield results.previews(tiles, words)  # ends here if the tab was closed
+                        continue
+                    notes = map_notes(control, report)
+                    if own.size != request.size:
+                        notes = [*notes, OF_ITS_OWN_SHAPE]
+                    stem = f"control-map-{len(tiles) + 1}"
+                    files = run.save_map(report, control.condition.annotator, stem)
+                    tiles.append(results.preview(control.condition, files, own.size, notes))
+            yield results.previews(tiles)
 
     def _choose(self, name: str, preprocessor: str, model: str) -> tuple[Any, ...]:
         return (

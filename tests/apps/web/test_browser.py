@@ -445,6 +445,29 @@ def test_a_picture_to_trace_keeps_its_shape(canvas_page: Any, tmp_path: Path) ->
     assert screen.evaluate(blue_at, 0.1) == screen.evaluate(blue_at, 0.9) == 255, "paper"
 
 
+def test_a_saved_drawing_is_as_thick_as_the_pen_pressed(canvas_page: Any, tmp_path: Path) -> None:
+    screen = canvas_page.locator("#canvas .cv-screen")
+    screen.scroll_into_view_if_needed()
+    box, pen = screen.bounding_box(), canvas_page.context.new_cdp_session(canvas_page)
+    y = box["y"] + box["height"] / 2
+    for kind, share, force in (
+        ("mousePressed", 0.3, 0.25),
+        ("mouseMoved", 0.5, 0.5),
+        ("mouseMoved", 0.7, 1.0),
+        ("mouseReleased", 0.7, 0.0),
+    ):
+        event = {"type": kind, "x": box["x"] + share * box["width"], "y": y, "force": force}
+        event |= {"button": "left", "buttons": 1, "pointerType": "pen", "clickCount": 1}
+        pen.send("Input.dispatchMouseEvent", event)
+    canvas_page.get_by_text("Size and files").click()
+    with canvas_page.expect_download() as saved:
+        canvas_page.get_by_role("button", name="Save as SVG").click()
+    saved.value.save_as(tmp_path / "drawing.svg")
+    text = (tmp_path / "drawing.svg").read_text(encoding="utf-8")
+    widths = re.findall(r'd="M[^"]+" stroke="#000" stroke-width="([^"]+)"', text)
+    assert widths == ["3", "6"], "8 times the mean pressure of each piece's ends"
+
+
 def test_a_drawing_outlives_mistakes_runs_and_another_model(canvas_page: Any) -> None:
     page = canvas_page
     expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
@@ -743,6 +766,34 @@ def test_several_controls_run_and_are_restored(browser: Any, address: str, tmp_p
 
 
 # A sweep
+
+
+def test_several_maps_are_previewed_and_follow_their_settings(browser: Any, address: str) -> None:
+    for screen in SCREENS:
+        with _opened(browser, screen, f"{address}multi2image") as page:
+            page.locator("#preview").click()
+            toast = page.get_by_test_id("toast-body")
+            expect(toast).to_contain_text("There is no picture yet", timeout=PATIENCE_MS)
+            toast.get_by_test_id("toast-close").click()
+            _upload(page)
+            page.locator("#control_2 input").click()
+            page.get_by_role("option", name="Canny edges").click()
+            page.locator("#preview").click()
+            maps = page.locator("#previews .cl-map img")
+            expect(maps).to_have_count(2, timeout=PATIENCE_MS)
+            assert page.locator(".cl-card").count() == 0, "nothing was generated"
+            _shot(page, "several-previews")
+            before = maps.last.evaluate("image => image.src")
+            page.get_by_role("button", name="Map settings").nth(1).click()
+            _set(page, "canny2image-high_threshold_2", "60")
+            page.wait_for_function(
+                "before => [...document.querySelectorAll('#previews .cl-map img')]"
+                ".map(({ src }) => src).every((src, k, all) => all.length === 2 && src !== before)",
+                arg=before,
+                timeout=PATIENCE_MS,
+            )
+            page.get_by_label("Remove Image").first.click()
+            expect(maps).to_have_count(0, timeout=PATIENCE_MS)
 
 
 def _sweep_values(page: Any, across: str, down: str) -> None:
