@@ -21,8 +21,10 @@ INK, MUTED, EMPTY, PAPER = "#17212b", "#5c6975", "#eef1f3", "#ffffff"
 
 
 def score_words(score: float | None) -> str:
-    """Return an image's score, 0..100, as it stands below it; None where there is none."""
-    return "no score: its map is empty" if score is None else f"{score:.0f} / 100"
+    """Return an image's score, 0..100, in words that no line break parts; None: there is none."""
+    if score is None:
+        return "no score: its map is empty"
+    return f"{score:.0f} / 100".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 
 from apps.web.files import SavedResult
 from apps.web.html import results
+from apps.web.sheet import score_words
 from apps.web.suite import duration
 from core.request import GenerationResult
 
@@ -40,7 +41,7 @@ def versus(sides: Sequence[Side]) -> str:
         f"{first.width} × {first.height}",
         duration(sum(sum(result.seconds.values()) for _, result, _ in finished)),
         *(
-            f"{side.title} {_mean(result):.0f} / 100"
+            f"{side.title} {score_words(_mean(result))}"
             for side, result, _ in finished
             if side.image_count and not result.asks_for_nothing
         ),

@@ -39,7 +39,7 @@ def grid(
     scores = [cell.headline for cell in cells if cell.headline is not None]
     facts = [f"{len(files)} of {wide * high} pictures"]
     if scores:
-        facts.append(f"best score {max(scores):.0f} / 100")
+        facts.append(f"best score {score_words(max(scores))}")
     spent = sum(sum(cell.result.seconds.values()) for cell in cells if cell.result)
     facts.append(duration(spent))
     heads = "".join(

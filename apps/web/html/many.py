@@ -22,7 +22,7 @@ def many(
     if batch.bad:
         facts.append(f"{len(batch.bad)} failed")
     if batch.mean_score is not None:
-        facts.append(f"mean score {batch.mean_score:.0f} / 100")
+        facts.append(f"mean score {score_words(batch.mean_score)}")
     facts.append(duration(sum(done.seconds for done in batch.done.values())))
     tiles = [
         _tile(folder / image, done.name, score)

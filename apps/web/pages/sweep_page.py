@@ -34,7 +34,7 @@ from apps.web.pages.widgets import (
     runs_at_once,
     widget,
 )
-from apps.web.sheet import Tile, drawn_sheet
+from apps.web.sheet import Tile, drawn_sheet, score_words
 from apps.web.suite import Suite
 from apps.web.tool import Tool
 from core.condition import Condition
@@ -456,7 +456,7 @@ def sheet_of(sweep: Sweep, cells: Sequence[Cell]) -> Any:
     tiles = {
         (cell.column, cell.row): Tile(
             cell.result.images[0] if cell.result else None,
-            "" if cell.headline is None else f"{cell.headline:.0f} / 100",
+            "" if cell.headline is None else score_words(cell.headline),
             cell.error,
         )
         for cell in cells

@@ -280,7 +280,7 @@ def test_images_of_one_seed_stand_side_by_side_each_with_its_model(canny: Condit
     assert re.findall(r"<h3>(.*?)</h3>", first) == ["One", "&lt;Two&gt;"]
     assert re.findall(r"<b>(\d+)</b><span>/ 100", first) == ["40", "80"]
     assert first.count("<img") == 5  # one map for both
-    assert "One 50 / 100 · &lt;Two&gt; 85 / 100" in page
+    assert "One 50 / 100 · &lt;Two&gt; 85 / 100" in page.replace("\N{NO-BREAK SPACE}", " ")
     assert page.count("<li>&lt;both&gt;</li>") == 1
 
 
