@@ -175,18 +175,15 @@ class Layout:
             elem_id="paint-mask",
         )
         self.back_button = back_button("mask")
-        found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
-        read = _drawing if drawn_here else str
-        self.example_values = [(read(TEST_IMAGES / e.image), e.prompt) for e in found]
-        self.examples = example_strip(
-            [TEST_IMAGES / e.image for e in found], [e.prompt for e in found]
-        )
-        prompts = self._suite.card(self._suite.model).prompts
-        hint = f"For example: {prompts[0]}" if prompts else ""
-        self._add("prompt", lines=2, placeholder=hint)
-        place_help(self._suite)
+        if drawn_here:  # a canvas and the examples would push the prompt out of sight
+            self.run_button, self.stop_button = run_and_stop(self._prompt)
+            self._examples()
+        else:
+            self._examples()
+            self._prompt()
         self.style = place_style(self._suite)
-        self.run_button, self.stop_button = run_and_stop()
+        if not drawn_here:
+            self.run_button, self.stop_button = run_and_stop()
         button, choice = self.comparison(self._suite.model)
         with gr.Row(elem_classes="cl-against"):
             self.compare_button = gr.Button(**button, size="md", elem_id="compare")
@@ -195,6 +192,22 @@ class Layout:
             )
         if isinstance(self._app, Condition) and not drawn_here:
             self.many = _many_pictures()
+
+    def _examples(self) -> None:
+        found = [e for e in self._controls.examples if (TEST_IMAGES / e.image).is_file()]
+        read = _drawing if self._app.input == "canvas" else str
+        self.example_values = [(read(TEST_IMAGES / e.image), e.prompt) for e in found]
+        self.examples = example_strip(
+            [TEST_IMAGES / e.image for e in found], [e.prompt for e in found]
+        )
+
+    def _prompt(self) -> None:
+        """Place the prompt, and what helps with its words."""
+        prompts = self._suite.card(self._suite.model).prompts
+        hint = f"For example: {prompts[0]}" if prompts else ""
+        lines = {"lines": 1, "max_lines": 4} if self._app.input == "canvas" else {"lines": 2}
+        self._add("prompt", placeholder=hint, **lines)
+        place_help(self._suite)
 
     def _canvas(self) -> Canvas:
         """Place the canvas of an app whose input is drawn in the page."""

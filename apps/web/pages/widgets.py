@@ -1,7 +1,7 @@
 """Gradio parts that pages and endpoints share: widgets, kinds of events, error messages."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,17 @@ def example_strip(files: Sequence[Path], prompts: Sequence[str] = ()) -> gr.Data
     return strip
 
 
-def run_and_stop() -> tuple[gr.Button, gr.Button]:
-    """Return the two buttons, one visible at a time, with a hint on their keys."""
-    with gr.Row(elem_classes="cl-run"):
-        run = gr.Button("Run", variant="primary", elem_id="run")
-        stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
+def run_and_stop(above: Callable[[], None] | None = None) -> tuple[gr.Button, gr.Button]:
+    """Return the two buttons, one visible at a time, with a hint on their keys.
+
+    `above` places what stays in sight with them.
+    """
+    with gr.Column(elem_classes="cl-foot") if above else nullcontext():
+        if above:
+            above()
+        with gr.Row(elem_classes="cl-run"):
+            run = gr.Button("Run", variant="primary", elem_id="run")
+            stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
     gr.HTML(
         '<p class="cl-keys"><kbd>Ctrl</kbd> + <kbd>Enter</kbd> runs, <kbd>Esc</kbd> stops, '
         '<button type="button" data-cl="keys" aria-label="All keys"><kbd>?</kbd></button> '

@@ -82,6 +82,19 @@ def test_the_result_of_a_drawing_is_in_sight(canvas_page: Any) -> None:
     expect(page.locator(".cl-bar")).to_be_in_viewport(ratio=1)
 
 
+def test_a_drawing_its_prompt_and_run_are_in_sight_together(canvas_page: Any) -> None:
+    page = canvas_page
+    prompt = page.locator("#prompt textarea")
+    expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
+    if page.screen == "desktop":
+        expect(prompt).to_be_in_viewport(ratio=1)  # before anything is scrolled
+    page.evaluate("document.querySelector('#canvas').scrollIntoView()")
+    for part in (page.locator("#canvas .cv-screen"), prompt, page.locator("#run")):
+        expect(part).to_be_in_viewport(ratio=1)
+    tops = [part.bounding_box()["y"] for part in (prompt, page.locator("#run"))]
+    assert tops[0] < tops[1], "Run does not cover it"
+
+
 def test_the_stage_and_the_facts_keep_their_height(page: Any) -> None:
     _upload(page)
     stage, facts = ["#stage .cl-running", "height"], [".cl-chips", "height"]
