@@ -18,6 +18,7 @@
     ["Arrow keys, Enter", "In an editor: move the pen, put it down and lift it"],
     ["Delete, [ ]", "In an editor: leave out the chosen joint or line; the joint before or after"],
     ["A letter", "In an editor: the tool whose button names it"],
+    ["Shift, Space", "In an editor, held while drawing: straight, or move the paper"],
     ["?", "This list"],
   ];
 
