@@ -29,7 +29,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from core.memory import release_cached_memory
 from models.engine.kernels import matmul, winograd
-from models.engine.kernels.build import cpu_has_bfloat16, on_gpu
+from models.engine.kernels.build import cpu_has_bfloat16, kernel, on_gpu
 from models.engine.kernels.groupnorm import group_norm, lie_alike
 
 ONEDNN: Any = torch.ops.mkldnn
@@ -61,6 +61,8 @@ class Packing:
     unpack: Callable[[tuple[Tensor, ...], int], Tensor]
     """(packed parts, rows of the weight) -> the weight, of any shape."""
     needs_onednn: bool = False
+    light: "Packing | None" = None
+    """The same order with the numbers in 8 bits (eight_bit.py), for the same kernel."""
 
 
 class PackedWeight(Tensor):
@@ -78,7 +80,7 @@ class PackedWeight(Tensor):
     ) -> "PackedWeight":
         """Wrap packed parts; `shape` is the plain weight's."""
         make: Any = torch.Tensor._make_wrapper_subclass
-        weight: PackedWeight = make(cls, shape, dtype=parts[0].dtype, device=parts[0].device)
+        weight: PackedWeight = make(cls, shape, dtype=torch.bfloat16, device=parts[0].device)
         weight.parts, weight.packing = parts, packing
         return weight
 
@@ -125,14 +127,15 @@ def convolve(
         # oneDNN's with a packed weight takes 2 to 50 times as long, most with small pictures.
         found = multiply(layer, x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
         return found if kept is None else found.add_(kept)
-    if winograd.suits(layer, x, bias, kept) and (parts := _packed(layer, x, WINOGRAD)):
+    light = is_light(layer.weight)
+    if winograd.suits(layer, x, bias, kept, light=light) and (parts := _packed(layer, x, WINOGRAD)):
         return winograd.convolve(x, parts, bias, layer.out_channels, kept=kept, relu=relu)
     if parts := _packed(layer, x, CONVOLUTION):
         activation = RELU if relu and kept is None else NO_ACTIVATION
         how = (layer.padding, layer.stride, [1, 1], 1, *activation)
         found = ONEDNN._convolution_pointwise.default(x, *parts, bias, *how)
     elif _may_be_product(layer, x, bias) and (parts := _packed(layer, x, GATHERED)):
-        found = matmul.multiply(_gathered(layer, x), parts[0], bias, layer.out_channels)
+        found = matmul.multiply(_gathered(layer, x), parts, bias, layer.out_channels)
         found = found.permute(0, 3, 1, 2)
         found = found.relu_() if relu and kept is None else found
     else:
@@ -147,13 +150,15 @@ def convolve(
 def _may_be_product(layer: Any, x: Tensor, bias: Tensor | None) -> bool:
     """Tell whether a convolution of x is best as a product of gathered pixels.
 
-    It is with few pixels, few input channels, or a stride, where oneDNN is slow in bfloat16.
+    It is with few pixels, few input channels, or a stride, where oneDNN is slow in bfloat16, or
+    where the weight is light.
     """
+    light = is_light(layer.weight)
     return (
         layer.kernel_size == (3, 3)
         and x.shape[1] == layer.in_channels
-        and not cpu_has_bfloat16()
-        and matmul.takes(9 * layer.in_channels, layer.out_channels, x, bias)
+        and (light or not cpu_has_bfloat16())
+        and matmul.takes(9 * layer.in_channels, layer.out_channels, x, bias, light=light)
     )
 
 
@@ -199,11 +204,12 @@ def convolve_doubled(layer: Any, x: Tensor) -> Tensor:
     16 products for each pixel of x instead of 36: measured twice as fast. The kernel of winograd.py
     needs 9, and nothing is summed.
     """
-    suits = winograd.suits(layer, x, layer.bias, None, doubled=True)
+    light = is_light(layer.weight)
+    suits = winograd.suits(layer, x, layer.bias, None, doubled=True, light=light)
     if suits and (parts := _packed(layer, x, WINOGRAD)):
         return winograd.convolve(x, parts, layer.bias, layer.out_channels, doubled=True)
     weight = layer.weight  # another thread may replace it meanwhile
-    if not _may_pack(weight, x) or not _has_onednn() or layer.kernel_size != (3, 3):
+    if light or not _may_pack(weight, x) or not _has_onednn() or layer.kernel_size != (3, 3):
         return convolve(layer, functional.interpolate(x, scale_factor=2.0))
     if weight not in _doubling:
         _doubling[weight] = _doubled(weight)
@@ -219,8 +225,9 @@ def multiply(layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
     x (..., in); the `bias` (out,) replaces the layer's own if given.
     """
     bias = layer.bias if bias is None else bias
-    if matmul.suits(layer.weight, x, bias) and (parts := _packed(layer, x, VNNI)):
-        return matmul.multiply(x, parts[0], bias, layer.weight.shape[0])
+    light = is_light(layer.weight)
+    if matmul.suits(layer.weight, x, bias, light=light) and (parts := _packed(layer, x, VNNI)):
+        return matmul.multiply(x, parts, bias, layer.weight.shape[0])
     if parts := _packed(layer, x, PRODUCT):
         found: Tensor = ONEDNN._linear_pointwise.default(x, *parts, bias, *NO_ACTIVATION)
         return found
@@ -234,9 +241,10 @@ def multiply_gated(layer: Any, x: Tensor) -> Tensor:
     registers: without a pass over the largest tensors, and with one rounding instead of three (two
     with oneDNN, for which the halves are two products).
     """
-    gate_suits = matmul.suits(layer.weight, x, layer.bias, gated=True)
+    light = is_light(layer.weight)
+    gate_suits = matmul.suits(layer.weight, x, layer.bias, gated=True, light=light)
     if gate_suits and (parts := _packed(layer, x, GATED_VNNI)):
-        return matmul.multiply(x, parts[0], layer.bias, layer.weight.shape[0] // 2, gated=True)
+        return matmul.multiply(x, parts, layer.bias, layer.weight.shape[0] // 2, gated=True)
     parts = _packed(layer, x, GATED)
     if not parts:
         both = functional.linear(x, layer.weight, layer.bias)
@@ -307,8 +315,11 @@ def _packed(layer: Any, x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
     returned, and not looked up again, since another thread may do the same meanwhile.
     """
     weight = layer.weight
-    if isinstance(weight, PackedWeight) and weight.packing is packing:
-        return weight.parts
+    if isinstance(weight, PackedWeight):
+        if weight.packing in (packing, packing.light):
+            return weight.parts
+        if is_light(weight):
+            return ()
     if not _may_pack(weight, x) or (packing.needs_onednn and not _has_onednn()):
         return ()
     if weight not in _packings:
@@ -327,6 +338,68 @@ def _packed(layer: Any, x: Tensor, packing: Packing) -> tuple[Tensor, ...]:
     _count_freed(weight.nbytes)
     found: tuple[Tensor, ...] = shared.parts
     return found
+
+
+def is_light(weight: Tensor) -> bool:
+    """Tell whether a weight's numbers are in 8 bits."""
+    return isinstance(weight, PackedWeight) and weight.packing in LIGHT
+
+
+def can_be_light(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether the kernels for light weights run here, in this number format."""
+    kernels = (kernel(name) is not None for name in ("matmul", "winograd"))
+    return device.type == "cpu" and dtype == torch.bfloat16 and all(kernels)
+
+
+def lighten(network: nn.Module) -> None:
+    """Store the weights of a network's large layers in 8 bits, which halves their memory.
+
+    One after the other, so that memory never holds both forms of more than one. For a bfloat16
+    network where can_be_light. A light weight has one kernel; small or odd layers, and embeddings
+    and norms, stay as they are.
+    """
+    gates = {id(one.proj) for one in network.modules() if type(one).__name__ == "GEGLU"}
+    for layer in network.modules():
+        packing = _light_packing(layer, gated=id(layer) in gates)
+        if packing is None or is_light(layer.weight):
+            continue
+        weight = layer.weight
+        with torch.inference_mode(False), torch.no_grad():
+            plain = weight.plain() if isinstance(weight, PackedWeight) else weight.detach()
+            packed = PackedWeight(packing.pack(plain), packing, weight.shape)
+            layer.weight = nn.Parameter(packed, requires_grad=False)
+        del plain
+        _count_freed(weight.nbytes)
+
+
+def _light_packing(layer: Any, *, gated: bool) -> Packing | None:
+    """Return what a layer's weight becomes in 8 bits; None if no kernel takes it so."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.dtype != torch.bfloat16:
+        return None
+    lanes = _lanes()
+    outputs, inputs, *_ = layer.weight.shape
+    if outputs % (2 * lanes if gated else lanes) or inputs % 2:
+        return None
+    if gated:
+        return GATED_VNNI.light
+    if isinstance(layer, nn.Linear):
+        return VNNI.light
+    if layer.groups != 1 or layer.dilation != (1, 1):
+        return None
+    if layer.kernel_size == (1, 1):
+        return VNNI.light if layer.stride == (1, 1) else None
+    if layer.kernel_size != (3, 3):
+        return None
+    if layer.stride == layer.padding == (1, 1):
+        return WINOGRAD.light if inputs % lanes == 0 else None
+    return GATHERED.light
+
+
+def _lanes() -> int:
+    library = kernel("matmul")
+    assert library is not None
+    lanes: int = library.lanes()
+    return lanes
 
 
 def _count_freed(size: int) -> None:
@@ -383,22 +456,42 @@ def _from_onednn(parts: tuple[Tensor, ...], _: int) -> Tensor:
     return torch.cat([part.to_dense() for part in parts])
 
 
+def _windows(weight: Tensor) -> Tensor:
+    """(out, in, 3, 3) -> (out, 9 * in), in the order of `_gathered`."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _kernels(windows: Tensor) -> Tensor:
+    return windows.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+
+
 CONVOLUTION = Packing(_for_convolution, _from_onednn, needs_onednn=True)
 PRODUCT = Packing(_for_product, _from_onednn, needs_onednn=True)
 GATED = Packing(_for_gate, _from_onednn, needs_onednn=True)
-WINOGRAD = Packing(winograd.pack, winograd.unpack)
+WINOGRAD = Packing(
+    winograd.pack,
+    winograd.unpack,
+    light=Packing(winograd.pack_light, winograd.unpack_light),
+)
 VNNI = Packing(
     lambda weight: (matmul.pack(weight.flatten(1)),),
     lambda parts, rows: matmul.unpack(parts[0], rows),
+    light=Packing(lambda weight: matmul.pack_light(weight.flatten(1)), matmul.unpack_light),
 )
 GATHERED = Packing(
-    lambda weight: (matmul.pack(weight.permute(0, 2, 3, 1).flatten(1)),),
-    lambda parts, rows: matmul.unpack(parts[0], rows).reshape(rows, 3, 3, -1).permute(0, 3, 1, 2),
+    lambda weight: (matmul.pack(_windows(weight)),),
+    lambda parts, rows: _kernels(matmul.unpack(parts[0], rows)),
+    light=Packing(
+        lambda weight: matmul.pack_light(_windows(weight)),
+        lambda parts, rows: _kernels(matmul.unpack_light(parts, rows)),
+    ),
 )
 GATED_VNNI = Packing(
     lambda weight: (matmul.pack_gated(weight),),
     lambda parts, rows: matmul.unpack_gated(parts[0], rows),
+    light=Packing(matmul.pack_gated_light, matmul.unpack_gated_light),
 )
+LIGHT = {one.light for one in (WINOGRAD, VNNI, GATHERED, GATED_VNNI)}
 
 
 def _doubled(weight: Tensor) -> Tensor:

@@ -5,7 +5,9 @@
 // the values, and half the same columns of the gates, so that both are in registers: nothing is rounded in between.
 // Weights are packed as BF16's instruction needs them (VNNI): two neighbours of a column in one 32-bit lane. Without it
 // rows and weights become 16-bit integers times factors, as in winograd.cpp, at each use: that is up to twice as fast
-// as float32, and adds a hundredth to the rounding error of the result.
+// as float32, and adds a hundredth to the rounding error of the result. Light weights are 8-bit integers in the same
+// order, with a scale for each column and block of DEPTH: half the memory. A panel of them becomes what BF16 needs at
+// each use, which takes as long as the products of five rows; elsewhere they are integers already.
 #include <omp.h>
 
 #include <algorithm>
@@ -20,7 +22,10 @@ namespace {
 constexpr int TASKS = 4;  // of a thread, so that a late one is not waited for
 
 struct Matrices {
-  const uint16_t *x, *weights, *bias;
+  const uint16_t* x;
+  const void* weights;  // bfloat16, or light
+  const float* scales;  // of light weights (panels, blocks, PANEL), or null
+  const uint16_t* bias;
   uint16_t* out;
   int64_t rows, depth;
   int columns;
@@ -29,6 +34,14 @@ struct Matrices {
   int width() const { return gated ? PANEL / 2 : PANEL; }  // of a panel's results
   int64_t panels() const { return (columns + width() - 1) / width(); }
   int64_t parts(int threads) const { return (TASKS * threads + panels() - 1) / panels(); }  // of the rows, at least
+  int64_t blocks() const { return (depth + DEPTH - 1) / DEPTH; }
+  // Of a panel, from a number of its depth on.
+  const uint16_t* plain(int64_t panel, int64_t from) const {
+    return static_cast<const uint16_t*>(weights) + (panel * depth + from) * PANEL;
+  }
+  const int8_t* light(int64_t panel, int64_t from) const {
+    return static_cast<const int8_t*>(weights) + (panel * depth + from) * PANEL;
+  }
   // Of the values, and of the gates, of a vector of columns.
   Floats start(int64_t column) const { return bias == nullptr ? Floats{} : widened(bias + column); }
   Floats gate_start(int64_t column) const { return start(columns + column); }
@@ -53,11 +66,24 @@ inline Floats gelu(Floats x) {
 constexpr int64_t CACHED = 256 * 1024;    // bytes of rows that are reused panel after panel, half of an L2 cache
 constexpr int64_t AHEAD = 16 * PANEL;     // how many pairs of weights ahead are prefetched
 
+// A panel of light weights -> bfloat16, in the same order.
+void read_light(const Matrices& m, int64_t panel, uint16_t* to) {
+  for (int64_t block = 0; block < m.blocks(); ++block) {
+    const float* scales = m.scales + (panel * m.blocks() + block) * PANEL;
+    float both[2 * PANEL];  // a column's two neighbours have one
+    for (int c = 0; c < 2 * PANEL; ++c) both[c] = scales[c / 2];
+    const int64_t last = std::min(m.depth, (block + 1) * DEPTH);
+    for (int64_t k = block * DEPTH; k < last; k += 2)
+      for (int c = 0; c < 2 * PANEL; c += LANES)
+        store(to + k * PANEL + c, narrowed(load(both + c) * widened(m.light(panel, k) + c)));
+  }
+}
+
 // Some rows times some columns of a panel; if GATED, the first half of these times the GELU of the second.
 template <int COUNT, int VECTORS, bool GATED>
-void panel_product(const Matrices& m, int64_t row, int64_t column) {
+void panel_product(const Matrices& m, const uint16_t* weights, int64_t row, int64_t column) {
   constexpr int VALUES = GATED ? VECTORS / 2 : VECTORS;
-  const uint16_t *x = m.x + row * m.depth, *weights = m.weights + column / m.width() * m.depth * PANEL;
+  const uint16_t* x = m.x + row * m.depth;
   Floats sum[COUNT][VECTORS];
 #pragma GCC unroll 4
   for (int c = 0; c < VECTORS; ++c) {
@@ -90,7 +116,7 @@ void panel_product(const Matrices& m, int64_t row, int64_t column) {
     }
 }
 
-using PanelProduct = void (*)(const Matrices&, int64_t, int64_t);
+using PanelProduct = void (*)(const Matrices&, const uint16_t*, int64_t, int64_t);
 template <int COUNT>
 constexpr PanelProduct BY_COLUMNS[2][4] = {{panel_product<COUNT, 1, false>, panel_product<COUNT, 2, false>,
                                             panel_product<COUNT, 3, false>, panel_product<COUNT, 4, false>},
@@ -102,14 +128,24 @@ bool multiply_all(const Matrices& m, int threads) {
   const int64_t panels = m.panels(), parts = m.parts(threads);
   const int64_t some = std::min(CACHED / (2 * m.depth), (m.rows + parts - 1) / parts);
   const int64_t each = std::max<int64_t>(1, (some + ROWS - 1) / ROWS) * ROWS, groups = (m.rows + each - 1) / each;
+  const int64_t own = m.scales ? m.depth * PANEL : 0;  // of each thread: a panel in bfloat16
+  auto* room = own ? static_cast<uint16_t*>(std::aligned_alloc(64, own * threads * sizeof(uint16_t))) : nullptr;
+  if (own && room == nullptr) return false;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t work = 0; work < groups * panels; ++work) {
-    const int64_t column = work % panels * m.width(), first = work / panels * each;
+    const int64_t panel = work % panels, column = panel * m.width(), first = work / panels * each;
     const int64_t last = std::min(m.rows, first + each);
     const int vectors = int(std::min<int64_t>(m.width(), m.columns - column)) / LANES;
+    const uint16_t* weights = m.plain(panel, 0);
+    if (own) {
+      uint16_t* to = room + own * omp_get_thread_num();
+      read_light(m, panel, to);
+      weights = to;
+    }
     for (int64_t row = first; row < last; row += ROWS)
-      PANEL_PRODUCTS[std::min<int64_t>(ROWS, last - row) - 1][m.gated][vectors - 1](m, row, column);
+      PANEL_PRODUCTS[std::min<int64_t>(ROWS, last - row) - 1][m.gated][vectors - 1](m, weights, row, column);
   }
+  std::free(room);
   return true;
 }
 
@@ -152,6 +188,12 @@ void read_weights(const uint16_t* weights, int depth, int32_t* to, float* norms)
   }
 }
 
+// A block of a panel's light weights, and their scales, as above.
+void read_light(const int8_t* weights, const float* scales, int depth, int32_t* to, float* norms) {
+  for (int c = 0; c < PANEL; c += LANES) store(norms + c, WEIGHTS_NORM * load(scales + c));
+  for (int at = 0; at < depth / 2 * PANEL; at += LANES) store(to + at, widened_pairs(weights + 2 * at));
+}
+
 // Sums (count, PANEL) -> results; GATED, the first half of a panel's columns times the GELU of the second.
 void write_rows(const Matrices& m, const float* sums, int64_t first, int64_t count, int64_t column) {
   const int width = int(std::min<int64_t>(m.width(), m.columns - column));
@@ -165,7 +207,7 @@ void write_rows(const Matrices& m, const float* sums, int64_t first, int64_t cou
 }
 
 bool multiply_all(const Matrices& m, int threads) {
-  const int64_t panels = m.panels(), parts = m.parts(threads), blocks = (m.depth + DEPTH - 1) / DEPTH;
+  const int64_t panels = m.panels(), parts = m.parts(threads), blocks = m.blocks();
   const int64_t each = std::min(MOST_ROWS, (m.rows + parts - 1) / parts), groups = each ? (m.rows + each - 1) / each : 0;
   // Sizes in float32: all rows as integers, with their factors, and of each thread sums, and weights with their norms.
   const int64_t rows_size = (blocks * m.rows * DEPTH + 1) / 2, factors_size = (blocks * m.rows + LANES) / LANES * LANES;
@@ -193,7 +235,10 @@ bool multiply_all(const Matrices& m, int threads) {
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t begin = block * DEPTH, at = block * m.rows + first;
         const int depth = int(std::min<int64_t>(DEPTH, m.depth - begin));
-        read_weights(m.weights + (panel * m.depth + begin) * PANEL, depth, weights, norms);
+        if (m.scales)
+          read_light(m.light(panel, begin), m.scales + (panel * blocks + block) * PANEL, depth, weights, norms);
+        else
+          read_weights(m.plain(panel, begin), depth, weights, norms);
         all_products(integers + at * DEPTH, weights, int(count), depth, PANEL, block == 0, {factors + at, norms}, sums);
       }
       write_rows(m, sums, first, count, panel * m.width());
@@ -207,14 +252,17 @@ bool multiply_all(const Matrices& m, int threads) {
 
 }  // namespace
 
-// Columns must be multiples of the first; weights are laid out in panels of the second.
+// Columns must be multiples of the first; weights are laid out in panels of the second, and light ones have a scale for
+// each block of the third.
 extern "C" int lanes() { return LANES; }
 extern "C" int panel() { return PANEL; }
+extern "C" int depth() { return DEPTH; }
 
 // x (rows, depth) and result (rows, columns), dense; weights (panels, depth / 2, PANEL, 2) with anything after the
 // last column; bias (columns, then the gates' where `gated`) or null. All bfloat16; depth is even, columns a multiple
-// of LANES. Returns 0, or 1 if memory runs out.
-extern "C" int multiply(const uint16_t* x, const uint16_t* weights, const uint16_t* bias, uint16_t* out, int64_t rows,
-                        int64_t depth, int columns, int gated, int threads) {
-  return !multiply_all({x, weights, bias, out, rows, depth, columns, gated != 0}, threads);
+// of LANES. With scales (panels, blocks, PANEL), in float32, weights are 8-bit integers, -127 to 127. Returns 0, or 1 if
+// memory runs out.
+extern "C" int multiply(const uint16_t* x, const void* weights, const float* scales, const uint16_t* bias,
+                        uint16_t* out, int64_t rows, int64_t depth, int columns, int gated, int threads) {
+  return !multiply_all({x, weights, scales, bias, out, rows, depth, columns, gated != 0}, threads);
 }

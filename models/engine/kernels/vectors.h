@@ -31,6 +31,7 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));  // bfloat16, or 16-bit integers
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
 typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
 typedef uint32_t HalfWords __attribute__((vector_size(2 * LANES)));
 
@@ -140,6 +141,32 @@ inline Floats widened(const uint16_t* from) {
   const Words words = __builtin_convertvector(load<Halves>(from), Words);
 #endif
   return (Floats)(words << 16);
+}
+
+// LANES 8-bit integers as float32.
+inline Floats widened(const int8_t* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)load<Bytes>(from)));
+#elif defined(__AVX2__)
+  int64_t bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes)));
+#else
+  return __builtin_convertvector(load<Bytes>(from), Floats);
+#endif
+}
+
+// LANES pairs of 8-bit integers as pairs of 16-bit ones.
+inline Ints widened_pairs(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi8_epi16(load<__m256i>(from));
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvtepi8_epi16(load<__m128i>(from));
+#else
+  Ints pairs;
+  for (int i = 0; i < LANES; ++i) pairs[i] = (from[2 * i] & 0xFFFF) | (int32_t(from[2 * i + 1]) << 16);
+  return pairs;
+#endif
 }
 
 // The nearest bfloat16, ties to even; what is not a number stays so.

@@ -136,12 +136,13 @@ void read_tile(const uint16_t* x, const float* equalization, const Picture& p, i
 // Pairs of rows of points, which share sums.
 constexpr int PAIRS[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
-// Weights (depth, 9, PANEL) -> to[point of the pair] (depth / 2, PANEL, 2), for `width` output channels.
-template <int PAIR>
-void read_weights(const uint16_t* weights, const float* norms, int depth, int width, int32_t* to) {
+// Weights (depth, 9, PANEL) -> to[point of the pair] (depth / 2, PANEL, 2), for `width` output channels. They are
+// bfloat16, or 8-bit integers times a scale for each column.
+template <int PAIR, class Weight>
+void read_weights(const Weight* weights, const float* scales, const float* norms, int depth, int width, int32_t* to) {
   for (int c = 0; c < width; c += LANES) {
-    const Floats norm = load(norms + c);
-    const Floats up = norm != 0.0f ? WEIGHTS_NORM / norm : Floats{};
+    const Floats norm = load(norms + c), scale = scales ? load(scales + c) : all(1);
+    const Floats up = norm != 0.0f ? WEIGHTS_NORM * scale / norm : Floats{};
     for (int k = 0; k < depth; k += 2) {
       Ints first[2 * SIDE];
 #pragma GCC unroll 2
@@ -152,7 +153,7 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
           Floats column[3], points[SIDE];  // two of them are used, so that the compiler drops the rest
 #pragma GCC unroll 3
           for (int i = 0; i < 3; ++i) {
-            const uint16_t* at = weights + ((k + one) * 9 + 3 * i + j) * PANEL + c;
+            const Weight* at = weights + ((k + one) * 9 + 3 * i + j) * PANEL + c;
             column[i] = widened(at);
             __builtin_prefetch(at + depth * 9 * PANEL, 0, 2);  // the next block, into the L2 cache
           }
@@ -178,8 +179,11 @@ void read_weights(const uint16_t* weights, const float* norms, int depth, int wi
   }
 }
 
-using ReadWeights = void (*)(const uint16_t*, const float*, int, int, int32_t*);
-constexpr ReadWeights READ_WEIGHTS[] = {read_weights<0>, read_weights<1>, read_weights<2>};
+template <class Weight>
+using ReadWeights = void (*)(const Weight*, const float*, const float*, int, int, int32_t*);
+template <class Weight>
+constexpr ReadWeights<Weight> READ_WEIGHTS[] = {read_weights<0, Weight>, read_weights<1, Weight>,
+                                                read_weights<2, Weight>};
 
 // A tile's sums[point] -> its results in some channels, where they are inside the picture.
 void write_tile(const float* sums, int64_t stride, const Picture& p, int64_t tile, int first, int width,
@@ -265,8 +269,9 @@ void equalize_channels(uint16_t* weights, float* equalization, int panels, int i
 }
 
 // The largest norm at any point of each column of a block, or twice its largest number -> norms (panels, blocks,
-// PANEL), of weights (panels, in, 9, PANEL).
-void measure(const uint16_t* weights, float* norms, int panels, int in) {
+// PANEL), of weights (panels, in, 9, PANEL), and their scales, like the norms, or null.
+template <class Weight>
+void measure(const Weight* weights, const float* scales, float* norms, int panels, int in) {
   const int blocks = (in + DEPTH - 1) / DEPTH;
   for (int work = 0; work < panels * blocks; ++work) {
     const int first = work % blocks * DEPTH, last = std::min(in, first + DEPTH);
@@ -277,7 +282,7 @@ void measure(const uint16_t* weights, float* norms, int panels, int in) {
       std::fill(squares, squares + POINTS, most);
       for (int k = first; k < last; ++k) {
         Floats half[3][SIDE];
-        const uint16_t* from = weights + (int64_t(work / blocks) * in + k) * 9 * PANEL + c;
+        const Weight* from = weights + (int64_t(work / blocks) * in + k) * 9 * PANEL + c;
         for (int j = 0; j < 3; ++j) {
           Floats column[3];
           for (int i = 0; i < 3; ++i) column[i] = widened(from + (3 * i + j) * PANEL);
@@ -296,7 +301,8 @@ void measure(const uint16_t* weights, float* norms, int panels, int in) {
       }
       most = 4.0f * most;
       for (const Floats one : squares) most = larger(most, one);
-      store(norms + work * PANEL + c, root(most));
+      const Floats scale = scales ? load(scales + work * PANEL + c) : all(1);
+      store(norms + work * PANEL + c, scale * root(most));
     }
   }
 }
@@ -309,21 +315,28 @@ extern "C" int lanes() { return LANES; }
 extern "C" int panel() { return PANEL; }
 extern "C" int depth() { return DEPTH; }
 
-// Weights (panels, in, 9, PANEL), zeros after the last output channel, as `convolve` needs them, with their
-// (in) and norms (panels, blocks, PANEL).
-extern "C" void prepare(uint16_t* weights, float* equalization, float* norms, int panels, int in) {
+// Weights (panels, in, 9, PANEL), zeros after the last output channel -> the same, divided by their equalization (in).
+extern "C" void equalize(uint16_t* weights, float* equalization, int panels, int in) {
   equalize_channels(weights, equalization, panels, in);
-  measure(weights, norms, panels, in);
+}
+
+// Equalized weights -> norms (panels, blocks, PANEL). With scales of that shape weights are 8-bit integers.
+extern "C" void measure_norms(const void* weights, const float* scales, float* norms, int panels, int in) {
+  if (scales)
+    measure(static_cast<const int8_t*>(weights), scales, norms, panels, in);
+  else
+    measure(static_cast<const uint16_t*>(weights), nullptr, norms, panels, in);
 }
 
 // x (batch, height, width, in), of half the height and width if `doubled`; weights (panels, in, 9,
 // PANEL) with anything after the last output channel, divided by their equalization (in), by which pixels are
-// multiplied, and their norms; bias (channels) or null; kept, which is added, like the result or null;
-// result (batch, height, width, channels). Balance and norms are float32, all else is bfloat16, dense; in and channels
-// are multiples of LANES. Returns 0, or 1 if memory runs out.
-extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float* equalization, const float* norms,
-                        const uint16_t* bias, const uint16_t* kept, uint16_t* out, int batch, int height, int width,
-                        int in, int channels, int doubled, int relu, int threads) {
+// multiplied, and their norms; scales like the norms, with which weights are 8-bit integers, or null; bias (channels) or
+// null; kept, which is added, like the result or null; result (batch, height, width, channels). Equalization, norms and
+// scales are float32, all else is bfloat16, dense; in and channels are multiples of LANES. Returns 0, or 1 if memory
+// runs out.
+extern "C" int convolve(const uint16_t* x, const void* weights, const float* equalization, const float* norms,
+                        const float* scales, const uint16_t* bias, const uint16_t* kept, uint16_t* out, int batch,
+                        int height, int width, int in, int channels, int doubled, int relu, int threads) {
   const int64_t across = (width + KEPT - 1) / KEPT, each = across * ((height + KEPT - 1) / KEPT);
   const int64_t all = batch * each;
   if (all == 0) return 0;
@@ -357,8 +370,14 @@ extern "C" int convolve(const uint16_t* x, const uint16_t* weights, const float*
       for (int pair = 0; pair < 3; ++pair)
         for (int block = 0; block < blocks; ++block) {
           const int depth = std::min(DEPTH, in - block * DEPTH);
-          const float* own_norms = norms + (panel * blocks + block) * PANEL;
-          READ_WEIGHTS[pair](weights + (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, own_norms, depth, columns, u);
+          const int64_t at = (int64_t(panel) * in + block * DEPTH) * 9 * PANEL, scale = (panel * blocks + block) * PANEL;
+          const float* own_norms = norms + scale;
+          if (scales)
+            READ_WEIGHTS<int8_t>[pair](static_cast<const int8_t*>(weights) + at, scales + scale, own_norms, depth,
+                                       columns, u);
+          else
+            READ_WEIGHTS<uint16_t>[pair](static_cast<const uint16_t*>(weights) + at, nullptr, own_norms, depth,
+                                         columns, u);
           for (int j = 0; j < 2 * SIDE; ++j) {
             const int point = SIDE * PAIRS[pair][j / SIDE] + j % SIDE;
             all_products(v + (block * POINTS + point) * v_stride, u + j * WEIGHTS, count, depth, columns, block == 0,
