@@ -106,7 +106,9 @@ class Ours:
 
         recorder: Any = _LatentsRecorder(self.networks, measurement)
 
-        def load(_model: str, /, *_controls: str, few_step: bool = False) -> Any:
+        def load(
+            _model: str, /, *_controls: str, few_step: bool = False, light: bool = False
+        ) -> Any:
             return recorder
 
         Pipeline(load).generate(request, on_progress)

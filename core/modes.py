@@ -12,7 +12,8 @@ fast mode leaves out work:
   exact picture than caching the UNet's deep features (DeepCache, Ma et al. 2023, arXiv 2312.00858),
   and it needs no change of the forward pass.
 
-The exact mode takes no shortcut.
+The exact mode takes no shortcut. The light mode takes none either: it is for machines with little
+memory, and has the networks' weights in 8 bits.
 """
 
 import math
@@ -42,6 +43,8 @@ class Shortcuts:
     """The networks predict at one of so many steps."""
     few_step: bool = False
     """Whether the model's few-step version runs: the base with its LCM-LoRA."""
+    light: bool = False
+    """Whether the weights of its large layers are in 8 bits: half the memory."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the request that the mode overrides."""
 
@@ -62,6 +65,7 @@ MODES = {
         few_step=True,
         settings={"steps": PREVIEW_STEPS, "sampler": "lcm", "guidance_scale": 1.0},
     ),
+    "light": Shortcuts(light=True),
 }
 """By the name that a request gives."""
 

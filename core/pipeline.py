@@ -64,8 +64,10 @@ LOGGER = logging.getLogger(__name__)
 class Load(Protocol):
     """Loads networks onto their device."""
 
-    def __call__(self, model: str, /, *controls: str, few_step: bool = False) -> Networks:
-        """Return a model with ControlNets, or its few-step version (MODES).
+    def __call__(
+        self, model: str, /, *controls: str, few_step: bool = False, light: bool = False
+    ) -> Networks:
+        """Return a model with ControlNets, or its few-step or light version (MODES).
 
         `model` is a name or a path.
         """
@@ -88,8 +90,8 @@ class Fetch(Protocol):
 class Weigh(Protocol):
     """Tells how many bytes of memory the ControlNets of Load take."""
 
-    def __call__(self, model: str, /, *controls: str) -> Weights:
-        """Return the bytes of each, by what identifies it."""
+    def __call__(self, model: str, /, *controls: str, light: bool = False) -> Weights:
+        """Return the bytes of each, or of its light version, by what identifies it."""
 
 
 LARGEST_DRAWN_SEED = 2**31 - 1
@@ -169,7 +171,7 @@ class Pipeline:
         """
         self._load = load
         self._fetch = fetch
-        self._weigh: Weigh = weigh or (lambda *_: {})
+        self._weigh: Weigh = weigh or (lambda *_, **__: {})
         self._batcher = Batcher(most_requests, most_weights)
         self._most_seconds = most_seconds
         self._drawing = Shares(MOST_DRAWN_PIXELS)
@@ -321,13 +323,16 @@ class Pipeline:
                 ]
             reporter.stop_if_cancelled()
             names = [control.condition.weights for control in request.controls]
-            weights = self._weigh(request.model, *names)
+            mode = MODES[request.mode]
+            weights = self._weigh(request.model, *names, light=mode.light)
             with (
                 self._batcher.admitted(request.model, reporter.waiting, weights) as admission,
                 oom_as_device_unavailable(),
             ):
                 with reporter.stage("load"):
-                    networks = self._load(request.model, *names, few_step=_few_step(request))
+                    networks = self._load(
+                        request.model, *names, few_step=mode.few_step, light=mode.light
+                    )
                 reporter.warnings += _prompt_notes(networks, request)
                 reporter.warnings += _sampler_notes(networks, request)
                 diffusion = Diffusion(networks, request, tracks, reporter, self._batcher, original)

@@ -215,7 +215,7 @@ class GenerationRequest:
         "exact", tuple(MODES), "Mode",
         "Fast skips work in the later steps, for nearly the same image. Preview is a "
         f"{PREVIEW_STEPS}-step LCM draft: it ignores steps, sampler, guidance and the negative "
-        "prompt.",
+        "prompt. Light is for little memory: the weights are in 8 bits, for nearly the same image.",
         argument=19, row=10)
     denoising_strength: float = bounded(
         1.0, 0.0, 1.0, 0.01, "Denoising strength",

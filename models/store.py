@@ -30,6 +30,7 @@ from models.catalog.paths import MODELS
 from models.checkpoints import embeddings, folders, lora
 from models.checkpoints.detect import MERGED, identify, read_shapes
 from models.devices import choose_device, share_device
+from models.engine.layers import can_be_light, held_bytes, lighten
 from models.networks import DiffusersNetworks
 from models.registry import Registry
 
@@ -37,16 +38,23 @@ if TYPE_CHECKING:
     from models.checkpoints.loading import Base, Placement
 
 SAFETY_VARIABLE = "CONTROLLOOP_SAFETY_CHECKER"
-BasePaths = tuple[Path, Path | None, Path | None]
-"""Of a base, of its VAE if that lies elsewhere, and of its safety checker if it is to be used."""
+BaseKey = tuple[Path, Path | None, Path | None, bool]
+"""Identifies a loaded base: its path, that of its VAE if it lies elsewhere, and of its safety
+checker if it is to be used, and whether it is light."""
 CONTROL_BYTES = 2 * 2**30
 """Usual limit of the loaded ControlNets: two of Stable Diffusion 1.5's in half precision."""
-ControlKey = tuple[Path, str, Path | None]
-"""Identifies a loaded ControlNet: its path, the order of its map's channels, and the base added to
-it if it is stored as a difference."""
+ControlKey = tuple[Path, str, Path | None, bool]
+"""Identifies a loaded ControlNet: its path, the order of its map's channels, the base added to it
+if it is stored as a difference, and whether it is light."""
 Loras = tuple[lora.Lora, ...]
-ReadyKey = tuple[str, Loras, tuple[str, ...]]
-"""Identifies what was handed out: card, LoRAs, ControlNets."""
+ReadyKey = tuple[str, Loras, tuple[str, ...], bool]
+"""Identifies what was handed out: card, LoRAs, ControlNets, and whether they are light."""
+LIGHT_SHARE = 0.52
+"""Of a ControlNet's memory in bfloat16, with its weights in 8 bits."""
+NOT_LIGHT = (
+    "The mode light has kernels for x86 processors with AVX2 on Linux, with GCC (g++) and the "
+    "format bfloat16, and not for a GPU: please choose another mode."
+)
 KEPT_READY = 8
 """Combinations that are kept with their encoded prompts. Of ten conditions, three at a time, there
 are hundreds, and small ControlNets all stay loaded."""
@@ -82,7 +90,7 @@ class Store:
         share_device(self.device)
         self.registry = Registry(folder)
         self._lock = threading.RLock()
-        self._base: tuple[BasePaths, Base] | None = None
+        self._base: tuple[BaseKey, Base] | None = None
         self._merged: tuple[Loras, tuple[nn.Module, nn.Module]] | None = None
         self._controls: OrderedDict[ControlKey, nn.Module] = OrderedDict()
         self._loaded_controls: WeakValueDictionary[ControlKey, nn.Module] = WeakValueDictionary()
@@ -91,14 +99,18 @@ class Store:
         self._ready = OrderedDict()
         self._hashes: dict[tuple[str, int, int], str] = {}
 
-    def load(self, model: str, *controls: str, few_step: bool = False) -> DiffusersNetworks:
+    def load(
+        self, model: str, *controls: str, few_step: bool = False, light: bool = False
+    ) -> DiffusersNetworks:
         """Return the model's networks with the named ControlNets.
 
-        LoRA tags may follow its name: "sd15 <lora:style:0.8>"; `few_step` adds its LCM-LoRA. Files
-        are checked before anything is built from them. Waits while another thread loads.
+        LoRA tags may follow its name: "sd15 <lora:style:0.8>"; `few_step` adds its LCM-LoRA.
+        `light` ones have the weights of their large layers in 8 bits. Files are checked before
+        anything is built from them. Waits while another thread loads.
 
         Raises:
-            BadInput: there is no such model, or a LoRA's weight is not a number.
+            BadInput: there is no such model, a LoRA's weight is not a number, or nothing here runs
+                light networks.
             WeightsMissing: a file is not here and cannot be downloaded.
             WeightsMismatch: a file is of another family, or damaged.
         """
@@ -106,7 +118,9 @@ class Store:
         card, loras = self.registry.card(model), lora.find(tags, self.registry.lora_folder)
         if few_step:
             loras = (*loras, self._lcm(card))
-        ready = (card.name, loras, controls)
+        if light:
+            self._require_light()
+        ready = (card.name, loras, controls, light)
         with self._lock:
             if ready in self._ready:
                 networks, used = self._ready[ready]
@@ -115,34 +129,48 @@ class Store:
                     self._controls.move_to_end(key)
                 return networks
         # Not under the lock: a download may take long, and other threads may need none.
-        base_path, keys = self._find(card, controls)
+        base_path, keys = self._find(card, controls, light)
         vae_path = self.registry.find_vae(card)
         checker = self.registry.find_extra(card, SAFETY) if self._is_checked(card) else None
         with self._lock:
-            networks = self._build(card, (base_path, vae_path, checker), keys, loras)
+            networks = self._build(card, (base_path, vae_path, checker, light), keys, loras)
             self._ready[ready] = (networks, list(keys.values()))
             if len(self._ready) > KEPT_READY:
                 self._ready.popitem(last=False)
             return networks
 
-    def _find(self, card: Card, controls: Iterable[str]) -> tuple[Path, dict[str, ControlKey]]:
+    def _require_light(self) -> None:
+        if not can_be_light(self.device, self.dtype):
+            raise BadInput(NOT_LIGHT)
+
+    def _find(
+        self, card: Card, controls: Iterable[str], light: bool
+    ) -> tuple[Path, dict[str, ControlKey]]:
         """Return the paths of a base and its ControlNets, downloaded if necessary."""
         keys: dict[str, ControlKey] = {}
         for control in controls or ("",):
             base_path, path = self.registry.find(card.name, control)
             if path:
                 order = self.registry.channel_order(card, control, path)
-                keys[control] = (path, order, base_path if folders.is_difference(path) else None)
+                added = base_path if folders.is_difference(path) else None
+                keys[control] = (path, order, added, light)
         return base_path, keys
 
-    def control_bytes(self, model: str, *controls: str) -> dict[ControlKey, int]:
+    def control_bytes(
+        self, model: str, *controls: str, light: bool = False
+    ) -> dict[ControlKey, int]:
         """Return how many bytes each of the ControlNets of `load` takes once it is loaded.
 
         Raises:
             SuiteError: as load.
         """
-        _, keys = self._find(self.registry.card(split(model)[0]), controls)
-        return {key: _parameter_count(key[0]) * self.dtype.itemsize for key in keys.values()}
+        _, keys = self._find(self.registry.card(split(model)[0]), controls, light)
+        return {key: self._control_bytes(key) for key in keys.values()}
+
+    def _control_bytes(self, key: ControlKey) -> int:
+        path, *_, light = key
+        share = LIGHT_SHARE if light else 1
+        return int(_parameter_count(path) * self.dtype.itemsize * share)
 
     def extras(self, model: str) -> list[str]:
         """Return those of EXTRAS that load reads whatever the mode: the safety checker, or none.
@@ -231,7 +259,7 @@ class Store:
     def _build(
         self,
         card: Card,
-        paths: BasePaths,
+        base_key: BaseKey,
         keys: dict[str, ControlKey],
         loras: Loras,
     ) -> DiffusersNetworks:
@@ -239,24 +267,24 @@ class Store:
         # Only here: it imports diffusers, which takes seconds, and the server must answer before.
         from models.checkpoints import loading  # noqa: PLC0415
 
-        placement = loading.Placement(self.device, self.dtype)
-        base_path, vae_path, checker_path = paths
-        if self._base is None or self._base[0] != paths:
+        base_path, vae_path, checker_path, light = base_key
+        placement = loading.Placement(self.device, self.dtype, light)
+        if self._base is None or self._base[0] != base_key:
             self._base = self._merged = None  # before the next is loaded: two may not fit
             self._forget()
             base = loading.load_base(base_path, card.base_folder, placement, vae_path)
             base = _with_safety_checker(base, checker_path, placement)
-            self._base = (paths, self._with_taesd(card, base, placement))
+            self._base = (base_key, self._with_taesd(card, base, placement))
         base = self._base[1]
-        text_encoder, unet = self._with_loras(base, loras)
+        text_encoder, unet = self._with_loras(base, loras, light)
         controls = {name: key[0] for name, key in keys.items()}
         hashes = self._hashes_of(base_path, vae_path, controls, loras)
         controlnets = {}
         for control, key in keys.items():
-            control_path, order, _ = key
+            control_path, order, *_ = key
             controlnet = self._loaded_controls.get(key)
             if controlnet is None:
-                self._make_room(_parameter_count(control_path) * self.dtype.itemsize, keys.values())
+                self._make_room(self._control_bytes(key), keys.values())
                 controlnet = loading.load_control(control_path, base.unet, placement, order)
             self._controls[key] = self._loaded_controls[key] = controlnets[control] = controlnet
             self._controls.move_to_end(key)
@@ -291,14 +319,18 @@ class Store:
             safety_checker=base.safety_checker,
         )
 
-    def _with_loras(self, base: "Base", loras: Loras) -> tuple[nn.Module, nn.Module]:
+    def _with_loras(self, base: "Base", loras: Loras, light: bool) -> tuple[nn.Module, nn.Module]:
         """Return the base's text encoder and UNet with LoRAs; the latest are kept."""
         if not loras:
             return base.text_encoder, base.unet
         if self._merged is None or self._merged[0] != loras:
             self._merged = None
             self._forget()
-            self._merged = (loras, lora.merge(base.text_encoder, base.unet, loras))
+            merged = lora.merge(base.text_encoder, base.unet, loras)
+            if light:
+                for network in merged:
+                    lighten(network)  # what they changed
+            self._merged = (loras, merged)
         return self._merged[1]
 
     def _make_room(self, size: int, needed: Iterable[ControlKey]) -> None:
@@ -372,8 +404,4 @@ def _parameter_count(path: Path) -> int:
 
 
 def _bytes(modules: Iterable[nn.Module]) -> int:
-    return sum(
-        parameter.numel() * parameter.element_size()
-        for module in modules
-        for parameter in module.parameters()
-    )
+    return sum(held_bytes(parameter) for module in modules for parameter in module.parameters())

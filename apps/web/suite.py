@@ -219,22 +219,25 @@ class Suite:
             self._note(model, str(error), few_step)
             raise
 
-    def _weigh(self, model: str, *controls: str) -> Weights:
+    def _weigh(self, model: str, *controls: str, light: bool = False) -> Weights:
         try:
-            return self.store.control_bytes(model, *controls)
+            return self.store.control_bytes(model, *controls, light=light)
         except SuiteError:
             return {}  # told when they are loaded
 
-    def _load(self, model: str, *controls: str, few_step: bool = False) -> Networks:
+    def _load(
+        self, model: str, *controls: str, few_step: bool = False, light: bool = False
+    ) -> Networks:
         self._require(model, controls, few_step)
-        self._note(model, LOADING, few_step)
+        is_version = few_step or light
+        self._note(model, LOADING, is_version)
         try:
-            networks = self.store.load(model, *controls, few_step=few_step)
+            networks = self.store.load(model, *controls, few_step=few_step, light=light)
         except SuiteError as error:
-            self._note(model, str(error), few_step)
+            self._note(model, str(error), is_version)
             raise
         except Exception:
-            self._note(model, NOT_LOADED, few_step)
+            self._note(model, NOT_LOADED, is_version)
             raise
         self._note(split(model)[0], READY)  # with LoRAs it is the same model
         return networks
@@ -251,12 +254,12 @@ class Suite:
         if few_step:
             self.store.registry.require_few_step(card)
 
-    def _note(self, model: str, state: str, few_step: bool = False) -> None:
-        """Note a model's state for the header; a version of it, with LoRAs or few-step, has none.
+    def _note(self, model: str, state: str, is_version: bool = False) -> None:
+        """Note a model's state for the header; a version of it, with LoRAs or of a mode, has none.
 
         Visitors type the tags of LoRAs, any number of different ones.
         """
-        if few_step or model not in self._cards:
+        if is_version or model not in self._cards:
             return
         with self._lock:
             if state != LOADING or self._state.get(model) != READY:

@@ -28,6 +28,7 @@ from models.checkpoints.adapters import adapter_config, is_adapter, with_diffuse
 from models.checkpoints.detect import DIFFERENCE, EMA, read_shapes, read_state
 from models.checkpoints.folders import network_files, read_json
 from models.checkpoints.prediction import scheduler_changes
+from models.engine.layers import is_light, lighten
 from models.networks import decode
 
 CONVERSIONS = "diffusers.loaders.single_file_utils"
@@ -61,6 +62,8 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+    light: bool = False
+    """Whether the weights of large layers are in 8 bits; see layers.lighten."""
     free: Callable[[torch.device], float] = free_bytes
     """Free memory of a device, in bytes."""
 
@@ -70,7 +73,11 @@ class Placement:
         It is on the device if there is room; else engine/offload.py moves it there when it is used.
         Convolutions are channels-last: measured 1.5 times as fast in float32 on a CPU.
         """
+        if self.light:
+            lighten(module)
         for parameter in module.parameters():
+            if is_light(parameter):
+                continue
             if parameter.dtype != self.dtype:
                 parameter.data = parameter.data.to(self.dtype)
             if parameter.ndim == CONVOLUTION_NDIM:

@@ -345,6 +345,12 @@ def is_light(weight: Tensor) -> bool:
     return isinstance(weight, PackedWeight) and weight.packing in LIGHT
 
 
+def held_bytes(weight: Tensor) -> int:
+    """Return the bytes of memory that a weight takes."""
+    parts = weight.parts if isinstance(weight, PackedWeight) else (weight,)
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
 def can_be_light(device: torch.device, dtype: torch.dtype) -> bool:
     """Tell whether the kernels for light weights run here, in this number format."""
     kernels = (kernel(name) is not None for name in ("matmul", "winograd"))
@@ -354,11 +360,12 @@ def can_be_light(device: torch.device, dtype: torch.dtype) -> bool:
 def lighten(network: nn.Module) -> None:
     """Store the weights of a network's large layers in 8 bits, which halves their memory.
 
-    One after the other, so that memory never holds both forms of more than one. For a bfloat16
-    network where can_be_light. A light weight has one kernel; small or odd layers, and embeddings
-    and norms, stay as they are.
+    One after the other, so that memory never holds both forms of more than one. For a network that
+    runs in bfloat16, where can_be_light. A light weight has one kernel; small or odd layers, and
+    embeddings and norms, stay as they are.
     """
     gates = {id(one.proj) for one in network.modules() if type(one).__name__ == "GEGLU"}
+    layer: Any
     for layer in network.modules():
         packing = _light_packing(layer, gated=id(layer) in gates)
         if packing is None or is_light(layer.weight):
@@ -366,7 +373,8 @@ def lighten(network: nn.Module) -> None:
         weight = layer.weight
         with torch.inference_mode(False), torch.no_grad():
             plain = weight.plain() if isinstance(weight, PackedWeight) else weight.detach()
-            packed = PackedWeight(packing.pack(plain), packing, weight.shape)
+            parts = packing.pack(plain.to(torch.bfloat16))
+            packed = PackedWeight(parts, packing, weight.shape)
             layer.weight = nn.Parameter(packed, requires_grad=False)
         del plain
         _count_freed(weight.nbytes)
@@ -374,25 +382,21 @@ def lighten(network: nn.Module) -> None:
 
 def _light_packing(layer: Any, *, gated: bool) -> Packing | None:
     """Return what a layer's weight becomes in 8 bits; None if no kernel takes it so."""
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.dtype != torch.bfloat16:
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
         return None
     lanes = _lanes()
     outputs, inputs, *_ = layer.weight.shape
     if outputs % (2 * lanes if gated else lanes) or inputs % 2:
         return None
-    if gated:
-        return GATED_VNNI.light
     if isinstance(layer, nn.Linear):
+        return GATED_VNNI.light if gated else VNNI.light
+    alone = layer.groups == 1 and layer.dilation == (1, 1)
+    how = (layer.kernel_size, layer.stride, layer.padding) if alone else ()
+    if how == ((1, 1), (1, 1), (0, 0)):
         return VNNI.light
-    if layer.groups != 1 or layer.dilation != (1, 1):
-        return None
-    if layer.kernel_size == (1, 1):
-        return VNNI.light if layer.stride == (1, 1) else None
-    if layer.kernel_size != (3, 3):
-        return None
-    if layer.stride == layer.padding == (1, 1):
+    if how == ((3, 3), (1, 1), (1, 1)):
         return WINOGRAD.light if inputs % lanes == 0 else None
-    return GATHERED.light
+    return GATHERED.light if how and layer.kernel_size == (3, 3) else None
 
 
 def _lanes() -> int:
@@ -462,7 +466,7 @@ def _windows(weight: Tensor) -> Tensor:
 
 
 def _kernels(windows: Tensor) -> Tensor:
-    return windows.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+    return windows.reshape(len(windows), 3, 3, -1).permute(0, 3, 1, 2)
 
 
 CONVOLUTION = Packing(_for_convolution, _from_onednn, needs_onednn=True)

@@ -197,7 +197,7 @@ def networks():
 
 @pytest.fixture
 def pipeline(networks):
-    def load(model, control, few_step):
+    def load(model, control, few_step, light):
         assert (model, control) == ("diorama", "weights-name")
         return networks
 

@@ -390,7 +390,7 @@ def test_a_request_loads_after_it_was_admitted(shared, condition, image):
         assert free.wait(WAIT_S)
         return shared
 
-    pipeline = Pipeline(load, weigh=lambda *_: {threading.get_ident(): 6}, most_weights=10)
+    pipeline = Pipeline(load, weigh=lambda *_, **__: {threading.get_ident(): 6}, most_weights=10)
     with ThreadPoolExecutor(2) as threads:
         made = [threads.submit(pipeline.generate, ask(condition, image)) for _ in range(2)]
         wait_until(lambda: len(loaded) == 1 and len(pipeline._batcher._model_queue) == 1)

@@ -191,7 +191,7 @@ def lcm(networks):
     ddim, told = networks.make_scheduler("ddim"), []
     networks.make_scheduler = lambda _: LCMScheduler.from_config(ddim.config)
 
-    def load(*names, few_step):
+    def load(*names, few_step, light):
         told.append(("load", names, few_step))
         return networks
 

@@ -17,7 +17,7 @@ from core.request import ControlRequest, GenerationRequest
 
 @pytest.fixture
 def pipeline(networks):
-    def load(model, *controls, few_step):
+    def load(model, *controls, few_step, light):
         assert set(controls) == {"weights-name"}
         return networks
 

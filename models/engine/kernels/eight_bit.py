@@ -36,4 +36,4 @@ def out_of_blocks(numbers: Tensor, scales: Tensor, depth: int) -> Tensor:
 def _blocks(weight: Tensor, depth: int) -> Tensor:
     """(N, in, K, columns) -> (N, blocks, depth, K, columns), zeros at the end."""
     padded = functional.pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % depth))
-    return padded.unflatten(1, (-1, depth))
+    return padded.reshape(len(weight), -1, depth, *weight.shape[2:])

@@ -126,14 +126,19 @@ def multiply(
 ) -> Tensor:
     """Return the product (..., outputs) of x and a packed weight that `suits` accepted.
 
-    The parts are what `pack` returned, or what pack_light did. With `gated` it is the first half of the columns times the GELU of the second.
+    The parts are what `pack` returned, or what pack_light did. With `gated` it is the first half of
+    the columns times the GELU of the second.
     """
     found = x.new_empty(*x.shape[:-1], outputs)
     depth = x.shape[-1]
     sizes = (ctypes.c_int64(x.numel() // depth), ctypes.c_int64(depth))
     packed, scales = parts if len(parts) > 1 else (parts[0], None)
     failed = _library().multiply(
-        *addresses(x, packed, scales, bias, found), *sizes, outputs, int(gated), torch.get_num_threads()
+        *addresses(x, packed, scales, bias, found),
+        *sizes,
+        outputs,
+        int(gated),
+        torch.get_num_threads(),
     )
     if failed:
         raise torch.OutOfMemoryError("There is no memory for a product.")
