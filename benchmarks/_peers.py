@@ -28,6 +28,7 @@ from core.diffusion import batches
 from core.pipeline import Pipeline, image_seeds
 from core.request import GenerationRequest, Progress
 from core.sampling import seeded_noise
+from models.engine.layers import held_bytes
 
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -306,4 +307,4 @@ def weights_mb(networks: Any) -> float:
         *networks.controlnets.values(),
     )
     weights = {id(p): p for part in parts for p in part.parameters()}
-    return float(sum(p.numel() * p.element_size() for p in weights.values())) / 2**20
+    return sum(held_bytes(p) for p in weights.values()) / 2**20

@@ -38,13 +38,15 @@ def random_networks(
     dtype: torch.dtype,
     configs: Path = CONFIGS,
     seed: int = 0,
+    light: bool = False,
 ) -> DiffusersNetworks:
     """Networks built from a folder of configs, with a ControlNet for each name.
 
-    The same seed gives the same weights. They are created in `dtype`, as float32 first would need
-    three times the memory, and on the device, as a GPU fills them fastest.
+    The same seed gives the same weights, which `light` ones have in 8 bits. They are created in
+    `dtype`, as float32 first would need three times the memory, and on the device, as a GPU fills
+    them fastest.
     """
-    placement = Placement(device, dtype)
+    placement = Placement(device, dtype, light)
     text_config = CLIPTextConfig.from_pretrained(configs / "text_encoder")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -59,13 +61,14 @@ def random_networks(
     pool = torch.randn(POOL_SIZE, generator=generator).to(device)
     for network in (unet, vae, *controlnets.values()):
         _fill(network.to(dtype).to_empty(device=device), pool, generator)
+        placement.place(network)
     return DiffusersNetworks(
         name="sd15-random",
         tokenizer=CLIPTokenizer.from_pretrained(configs / "tokenizer", local_files_only=True),
         text_encoder=placement.place(text_encoder),
-        unet=placement.place(unet),
-        vae=placement.place(vae),
-        controlnets={name: placement.place(network) for name, network in controlnets.items()},
+        unet=unet,
+        vae=vae,
+        controlnets=controlnets,
         scheduler_config=read_json(configs / "scheduler" / "scheduler_config.json"),
         preview_matrix=torch.eye(4, 3, device=device),
         hashes={},

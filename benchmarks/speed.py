@@ -18,6 +18,8 @@ keep.
 
 --level limits all competitors alike to a processor's instructions, as if it had no better ones.
 
+--light adds ours in the mode light, whose weights are in 8 bits.
+
 --beside runs them, and a matrix product, beside so many programs that are always busy, and prints
 how many times as long each takes as alone.
 
@@ -58,8 +60,9 @@ from core.errors import BadInput, SuiteError
 from core.request import DEFAULTS, GenerationRequest
 from models.devices import choose_device
 from models.engine.kernels.build import LIMIT_VARIABLE, cpu_has_bfloat16
+from models.engine.layers import can_be_light
 from models.registry import Registry
-from models.store import Store
+from models.store import NOT_LIGHT, Store
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
@@ -72,6 +75,7 @@ SLOW_ROUNDS, SLOW_SEEDS = 3, 1
 """For sd15-random, where a picture takes minutes."""
 WARM_UP_STEPS = 2
 PEERS = ("diffusers", "diffusers_float32")
+LIGHT = "light"
 LIMIT_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", LIMIT_VARIABLE)
 LEVELS = {
     "avx512-vnni": ("avx512", "AVX512", "AVX512_CORE_VNNI"),
@@ -94,7 +98,7 @@ class Workload:
     """The task of every competitor."""
 
     load: Callable[..., Any]
-    """(*control names) -> new networks, with the same weights each time."""
+    """(*control names, light=) -> new networks, with the same weights each time."""
     model: str
     control: str
     size: int
@@ -197,9 +201,11 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
     Each has its own weights, except that the compiled ones share diffusers'.
     """
     peers: dict[str, Peer] = {"ours": Ours(work.load(work.control))}
-    theirs: Any = work.load(work.control) if names else None
+    theirs: Any = work.load(work.control) if set(names) - {LIGHT} else None
     for name in names:
-        if name == "diffusers":
+        if name == LIGHT:
+            peers[name] = Ours(work.load(work.control, light=True))
+        elif name == "diffusers":
             peers[name] = Diffusers(theirs, work.control)
         elif name == "diffusers_float32":
             # If the weights are float32 already, this repeats diffusers, and rho is undefined.
@@ -433,6 +439,7 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
         "--autotune", action="store_true", help="add torch.compile with max-autotune; GPU only"
     )
     parser.add_argument("--openvino", action="store_true", help="add OpenVINO; CPU only")
+    parser.add_argument("--light", action="store_true", help="add ours in the mode light; CPU only")
     parser.add_argument(
         "--growth", action="store_true", help="measure how time and memory grow instead"
     )
@@ -455,7 +462,9 @@ def limit(level: str, arguments: Sequence[str]) -> None:
         os.execve(sys.executable, program, os.environ | limits)
 
 
-def _competitors(options: argparse.Namespace, device: torch.device) -> list[str]:
+def _competitors(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> list[str]:
     names = [name for name in options.peers.split(",") if name]
     unknown = [name for name in names if name not in PEERS]
     if unknown:
@@ -464,9 +473,10 @@ def _competitors(options: argparse.Namespace, device: torch.device) -> list[str]
         (options.compile, "inductor", why_not_compiled),
         (options.autotune, "inductor_autotuned", why_not_compiled),
         (options.openvino, "openvino", why_not_openvino),
+        (options.light, LIGHT, lambda: "" if can_be_light(device, dtype) else NOT_LIGHT),
     ):
         reason = why_not() if requested else ""
-        if requested and device.type not in COMPILE_OPTIONS[name]:
+        if requested and device.type not in COMPILE_OPTIONS.get(name, device.type):
             reason = f"it does not run on {device.type}"
         if reason:
             _log(f"{name} is left out: {reason}.")
@@ -484,11 +494,11 @@ def _workload(options: argparse.Namespace) -> Workload:
     device, dtype, _ = choose_device(options.device, options.dtype)
     defaults: Mapping[str, Any] = DEFAULTS
 
-    def load(*controls: str) -> Any:
+    def load(*controls: str, light: bool = False) -> Any:
         if options.model == RANDOM:
-            return random_networks(controls, device, dtype)
+            return random_networks(controls, device, dtype, light=light)
         # A new store each time, or competitors would share networks.
-        return Store(options.device, options.dtype).load(options.model, *controls)
+        return Store(options.device, options.dtype).load(options.model, *controls, light=light)
 
     if options.model != RANDOM:
         defaults = {**defaults, **Registry().card(options.model).defaults}
@@ -533,7 +543,7 @@ def main(arguments: list[str] | None = None) -> None:
             result["beside"] = beside(work, [int(n) for n in options.beside.split(",")], rounds)
         else:
             server = None if options.no_server or slow else server_times(options.model)
-            result |= compare(work, _competitors(options, device), rounds, seeds)
+            result |= compare(work, _competitors(options, device, dtype), rounds, seeds)
             result["server"] = server
     except SuiteError as error:
         parser.exit(2, f"{error}\n")

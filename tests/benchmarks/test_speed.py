@@ -14,6 +14,7 @@ from benchmarks import _peers, speed
 from benchmarks._random_sd15 import random_networks
 from core.networks import PredictCall
 from models.engine.kernels.build import best_target
+from models.engine.layers import can_be_light
 from models.store import Store
 from tests.tiny_networks import tiny_networks
 
@@ -22,7 +23,9 @@ from tests.tiny_networks import tiny_networks
 def work(models_folder, monkeypatch):
     monkeypatch.setattr(speed, "GEMM_SIDE", 256)  # faster, and accurate enough here
     return speed.Workload(
-        load=lambda *controls: Store("cpu", "bfloat16", models_folder).load("tiny", *controls),
+        load=lambda *controls, light=False: Store("cpu", "bfloat16", models_folder).load(
+            "tiny", *controls, light=light
+        ),
         model="tiny",
         control="canny",
         size=256,
@@ -43,6 +46,16 @@ def test_all_competitors_do_the_same_work(work):
     assert runs["diffusers"]["rho"] == pytest.approx(1)
     assert 0.2 < runs["ours"]["rho"] < 1.5
     json.dumps(result)
+
+
+@pytest.mark.slow
+def test_the_light_mode_is_compared_with_the_exact_one(work):
+    if not can_be_light(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("no GCC, or no AVX2")
+    result = speed.compare(work, [speed.LIGHT], 1, 1)
+    ours, light = (result["runs"][name] for name in ("ours", "light"))
+    assert set(result["ratios"]) == {"light"}
+    assert light["peak_memory_mb"] < ours["peak_memory_mb"]
 
 
 @pytest.mark.parametrize("level", speed.LEVELS)
