@@ -46,7 +46,7 @@ def random_networks(
     `dtype`, as float32 first would need three times the memory, and on the device, as a GPU fills
     them fastest.
     """
-    placement = Placement(device, dtype, light)
+    placement = Placement(device, dtype, light=light)
     text_config = CLIPTextConfig.from_pretrained(configs / "text_encoder")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)

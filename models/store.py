@@ -268,7 +268,7 @@ class Store:
         from models.checkpoints import loading  # noqa: PLC0415
 
         base_path, vae_path, checker_path, light = base_key
-        placement = loading.Placement(self.device, self.dtype, light)
+        placement = loading.Placement(self.device, self.dtype, light=light)
         if self._base is None or self._base[0] != base_key:
             self._base = self._merged = None  # before the next is loaded: two may not fit
             self._forget()

@@ -62,10 +62,10 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
-    light: bool = False
-    """Whether the weights of large layers are in 8 bits; see layers.lighten."""
     free: Callable[[torch.device], float] = free_bytes
     """Free memory of a device, in bytes."""
+    light: bool = False
+    """Whether the weights of large layers are in 8 bits; see layers.lighten."""
 
     def place(self, module: nn.Module) -> nn.Module:
         """Return the module ready for inference.
