@@ -254,16 +254,17 @@ def load_taesd(path: Path, placement: Placement) -> nn.Module:
     return placement.place(_fill(empty, read_state(path), path))
 
 
-def load_network(kind: Any, folder: Path, read: Read = read_state) -> Any:
+def load_network(kind: Any, folder: Path, read: Read = read_state, *, alone: bool = False) -> Any:
     """Load one network from its folder in diffusers' layout: on the CPU, in the files' dtype.
 
-    `kind` is its class, a ModelMixin of diffusers or a PreTrainedModel of transformers. Unlike
-    from_pretrained this patches nothing in the process, so that several threads may build networks
-    at once.
+    `kind` is its class, a ModelMixin of diffusers or a PreTrainedModel of transformers. With
+    `alone` the files may hold nothing else: methods that add parts to a ControlNet would run
+    without them, and follow a map worse. Unlike from_pretrained this patches nothing in the
+    process, so that several threads may build networks at once.
 
     Raises:
         WeightsMissing: the folder has no config or no weights.
-        WeightsMismatch: the weights do not fill the network.
+        WeightsMismatch: the weights do not fill the network, or are more than its own.
     """
     files, _ = network_files(folder)
     state = {name: weight for file in files for name, weight in read(file).items()}
@@ -278,6 +279,12 @@ def load_network(kind: Any, folder: Path, read: Read = read_state) -> Any:
             f"{shown(folder / 'config.json')} does not describe a {kind.__name__}: "
             f"{_first_sentence(error)}"
         ) from error
+    known = empty.state_dict().keys()
+    if alone and (more := next((name for name in state if name not in known), "")):
+        raise WeightsMismatch(
+            f"{shown(folder)} is more than a {kind.__name__}: it has weights named {more}, which "
+            "cannot run here. Please choose another."
+        )
     return _fill(empty, state, folder)
 
 
@@ -290,7 +297,7 @@ def build_control(path: Path, unet: Any, read: Read = read_state) -> Any:
     if is_adapter(path):
         return _build_adapter(path, unet, read)
     if path.is_dir():
-        return load_network(ControlNetModel, path, read)
+        return load_network(ControlNetModel, path, read, alone=True)
     state = read(path)
     with torch.device("meta"):
         empty = ControlNetModel.from_unet(

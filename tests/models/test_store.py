@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from core.errors import WeightsMismatch, WeightsMissing
@@ -241,6 +241,17 @@ def test_weights_of_other_shapes_than_their_config_are_refused(copy: Path) -> No
         WeightsMismatch, match=r"unet does not fit: .* has the shape .* where .* is needed\.$"
     ):
         Store("cpu", "float32", copy).load("tiny")
+
+
+def test_a_controlnet_with_parts_of_another_method_is_refused_not_run_without_them(
+    copy: Path,
+) -> None:
+    folder = copy / "tiny/controlnet/canny"
+    (weights,) = folder.glob("*.safetensors")
+    more = {"features_adapter.weight": torch.zeros(2, 2)}
+    save_file(load_file(weights) | more, weights)
+    with pytest.raises(WeightsMismatch, match=r"it has weights named features_adapter\.weight"):
+        Store("cpu", "float32", copy).load("tiny", "canny")
 
 
 def test_what_the_hub_client_has_cached_loads_offline(
