@@ -116,7 +116,7 @@
 
   // What a button opens may be far from it; Live's picture stands at the foot of a narrow window
   const OPENS = {
-    edit: "editor", detected: "editor", "back-edit": "editor",
+    preview: "map", edit: "editor", detected: "editor", "back-edit": "editor",
     "paint-mask": "mask-panel", "back-mask": "mask-panel",
   };
   let opening = "";
@@ -124,6 +124,7 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("button");
     opening = OPENS[button?.id] ?? "";
+    if (opening === "map" && document.getElementById("previews")) opening = "previews";
     openUntil = 0;
     if (opening) wentElsewhere = false;
     if (button?.id === "live" && innerWidth <= 860) document.getElementById("canvas").scrollIntoView();
@@ -131,7 +132,7 @@
   const followOpening = () => {
     if (!opening) return;
     const panel = visible(opening);
-    if (!panel?.querySelector(".cv-screen")) return;
+    if (!panel?.querySelector(".cv-screen, img")) return;
     openUntil ||= performance.now() + 1000;
     bringIntoSight(panel);
     if (performance.now() > openUntil) opening = "";

@@ -83,11 +83,7 @@ class SingleControl:
 
     def place(self, fields: Fields) -> None:
         """See Controls."""
-        # First, so that the map is in sight beside the picture.
-        with gr.Row():
-            self.preview = gr.Button("Preview map", elem_id="preview", size="md")
-            self.edit = gr.Button("Edit map", elem_id="edit", size="md", visible=self.can_edit)
-        self.back = back_button("edit")
+        # First, so that the map is in sight while its settings move.
         self.map = gr.Image(
             label=MAP_LABEL,
             format="png",
@@ -118,6 +114,15 @@ class SingleControl:
         if self.annotator.detect_resolution is not None:
             for name in ("detect_resolution", "pixel_perfect"):
                 fields[name] = widget(SETTINGS[name], defaults[name], elem_id=name)
+
+    def place_buttons(self) -> None:
+        """See Controls."""
+        with gr.Row():
+            self.preview = gr.Button("Preview map", size="sm", min_width=120, elem_id="preview")
+            self.edit = gr.Button(
+                "Edit map", size="sm", min_width=120, visible=self.can_edit, elem_id="edit"
+            )
+        self.back = back_button("edit")
 
     @property
     def can_edit(self) -> bool:

@@ -67,6 +67,9 @@ class Controls(Protocol):
     def place(self, fields: Fields) -> None:
         """Make the widgets of the controls' section; add those that make a request to `fields`."""
 
+    def place_buttons(self) -> None:
+        """Make the buttons that show the map or edit it, below the picture."""
+
     def place_editor(self, fields: Fields) -> None:
         """Make the editor of the map, if there is one, above the results."""
 
@@ -168,6 +171,8 @@ class Layout:
             self.fields["edit"] = self._canvas()
         kind = "drawing" if self._app.input == "drawing" else "picture"
         self.fields["image"] = picture_input(kind, not drawn_here)
+        if not drawn_here:
+            self._controls.place_buttons()
         self.mask_button = gr.Button(
             "Change only a part of it",
             size="sm",
@@ -230,6 +235,8 @@ class Layout:
 
     def _settings(self) -> None:
         with gr.Accordion(self._controls.section, open=True, elem_classes="cl-section"):
+            if self._app.input == "canvas":  # there the prompt stands below the canvas
+                self._controls.place_buttons()
             self._controls.place(self.fields)
             self.invert_box = gr.Checkbox(
                 label="Show maps inverted",

@@ -81,12 +81,15 @@ class ControlSlots:
 
     def place(self, fields: Fields) -> None:
         """See Controls."""
-        self.preview = gr.Button("Preview maps", elem_id="preview", size="md")
         self.previews = gr.HTML("", elem_id="previews")
         names = [*offered(self.suite, self.suite.model)][:2]
         for slot, name in zip(SLOTS, [*names, *[""] * len(SLOTS)], strict=False):
             with gr.Column(elem_classes="cl-slot"):
                 self._place_slot(fields, slot, name)
+
+    def place_buttons(self) -> None:
+        """See Controls."""
+        self.preview = gr.Button("Preview maps", size="sm", elem_id="preview")
 
     def place_editor(self, fields: Fields) -> None:
         """See Controls; there is none."""

@@ -781,6 +781,7 @@ def test_several_maps_are_previewed_and_follow_their_settings(browser: Any, addr
             page.locator("#preview").click()
             maps = page.locator("#previews .cl-map img")
             expect(maps).to_have_count(2, timeout=PATIENCE_MS)
+            expect(maps.first).to_be_in_viewport(ratio=0.9)
             assert page.locator(".cl-card").count() == 0, "nothing was generated"
             _shot(page, "several-previews")
             before = maps.last.evaluate("image => image.src")

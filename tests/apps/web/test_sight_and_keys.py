@@ -95,6 +95,17 @@ def test_a_drawing_its_prompt_and_run_are_in_sight_together(canvas_page: Any) ->
     assert tops[0] < tops[1], "Run does not cover it"
 
 
+def test_the_map_is_asked_for_below_the_picture_and_comes_into_sight(page: Any) -> None:
+    _upload(page)
+    page.evaluate("document.querySelector('#image').scrollIntoView()")
+    for button in (page.locator("#preview"), page.locator("#edit")):
+        expect(button).to_be_in_viewport(ratio=1)
+    page.locator("#preview").click()
+    expect(page.locator("#map img")).to_be_in_viewport(ratio=0.9, timeout=PATIENCE_MS)
+    page.locator("#edit").click()
+    expect(page.locator("#canvas .cv-screen")).to_be_in_viewport(ratio=0.9, timeout=PATIENCE_MS)
+
+
 def test_the_stage_and_the_facts_keep_their_height(page: Any) -> None:
     _upload(page)
     stage, facts = ["#stage .cl-running", "height"], [".cl-chips", "height"]
