@@ -29,6 +29,25 @@ from apps.web.tool import Tool
 from core.condition import Condition
 from core.request import SETTINGS
 
+KEEP = """(...values) => {
+  try {
+    sessionStorage.setItem("KEY", JSON.stringify(values));
+  } catch (error) {
+    console.warn(error); // full, or forbidden: what all tabs share is left
+  }
+  return [values];
+}"""
+"""Keeps the fields' values for all tabs and, as another tab of the app has others, for this one."""
+KEPT = """(shared) => {
+  if (/[?&](from|map)=/.test(location.search)) return [null];
+  try {
+    return [JSON.parse(sessionStorage.getItem("KEY")) ?? shared];
+  } catch (error) {
+    console.warn(error);
+    return [shared];
+  }
+}"""
+
 
 class Page:
     """The page of an app; build it inside its Blocks."""
@@ -196,20 +215,21 @@ class Page:
         """
         fields = list(self.layout.fields.values())
         # Nothing in it is secret: it is the visitor's own, and stays with them.
-        memory = gr.BrowserState(None, storage_key=f"controlloop-{condition.name}", secret="open")
+        key = f"controlloop-{condition.name}"
+        memory = gr.BrowserState(None, storage_key=key, secret="open")
         gr.on(
             [field.change for field in fields],
             None,
             fields,
             [memory],
-            js="(...values) => [values]",
+            js=KEEP.replace("KEY", key),
             **PRIVATE,
         )
         return blocks.load(
             lambda kept: self.prefill.take_remembered(kept, condition),
             [memory],
             self.prefill.outputs,
-            js="(kept) => [/[?&](from|map)=/.test(location.search) ? null : kept]",
+            js=KEPT.replace("KEY", key),
             **AT_ONCE,
             **PRIVATE,
         )

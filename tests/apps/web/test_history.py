@@ -57,3 +57,24 @@ def test_settings_survive_a_reload_and_results_can_be_restored(
         history.get_by_text("Forget all").click()
         expect(history).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_reload_brings_back_the_tabs_own_settings(browser: Any, address: str) -> None:
+    with _opened(browser, "desktop", f"{address}canny2image") as page:
+        _upload(page)
+        page.fill("#prompt textarea", "a red ball")
+        with page.context.expect_page() as opened:
+            page.evaluate("open(location.href, '_blank', 'noopener')")
+        other = opened.value
+        # What all tabs share is where a new one begins.
+        expect(other.locator("#prompt textarea")).to_have_value("a red ball", timeout=PATIENCE_MS)
+        other.fill("#prompt textarea", "a blue box")
+        other.get_by_label("Remove Image").first.click()
+        expect(other.locator("#image img")).to_have_count(0)
+        other.wait_for_function(
+            "sessionStorage.getItem('controlloop-canny2image').includes('a blue box')"
+        )
+        page.reload()
+        expect(page.locator("#prompt textarea")).to_have_value("a red ball", timeout=PATIENCE_MS)
+        expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+        other.close()
