@@ -193,14 +193,18 @@
     }, 150);
   };
 
-  /** On the first visit of a page an example is there, so that one press of Run gives a picture. */
-  const fillFirstVisit = () => {
+  const HEARD_WITHIN_MS = 2000, MOST_CLICKS = 10;
+
+  /** On the first visit of a page an example is there, so that one press of Run gives a picture.
+   *
+   * Gradio may have shown the examples and not listen to them yet: what it has not heard is said again. */
+  const fillFirstVisit = (clicks = 0) => {
     const visited = `controlloop-visited:${location.pathname}`;
     const begun = new URLSearchParams(location.search).size || document.getElementById("canvas")
       || document.querySelector("#image img") || document.querySelector("#prompt textarea")?.value;
     const example = document.querySelector(".cl-examples .gallery-item");
     try {
-      if (localStorage.getItem(visited) !== null) return;
+      if (!clicks && localStorage.getItem(visited) !== null) return;
       if (!begun && !example && document.querySelector(".cl-examples")) {
         setTimeout(fillFirstVisit, 200); // Gradio places the pictures later
         return;
@@ -209,7 +213,9 @@
     } catch {
       return; // a browser without storage cannot say whether it is the first
     }
-    if (!begun) example?.click();
+    if (begun || !example || clicks === MOST_CLICKS) return;
+    example.click();
+    setTimeout(() => fillFirstVisit(clicks + 1), HEARD_WITHIN_MS);
   };
 
   let due = false;

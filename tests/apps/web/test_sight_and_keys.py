@@ -206,6 +206,26 @@ def test_on_the_first_visit_one_press_gives_a_picture(browser: Any, address: str
     page.close()
 
 
+UNHEARD = """localStorage.clear();
+addEventListener("click", (event) => {
+  if (window.unheard || !event.target.closest(".gallery-item")) return;
+  window.unheard = true;
+  event.stopImmediatePropagation();
+}, true);"""
+"""The first press of an example is lost, as when Gradio does not listen to it yet."""
+
+
+def test_an_example_that_was_not_heard_on_the_first_visit_is_asked_for_again(
+    browser: Any, address: str
+) -> None:
+    page = browser.new_page()
+    page.add_init_script(UNHEARD)
+    page.goto(f"{address}canny2image")
+    expect(page.locator("#image img")).to_be_visible(timeout=PATIENCE_MS)
+    assert page.evaluate("window.unheard")
+    page.close()
+
+
 def test_a_question_mark_is_typed_into_a_prompt(page: Any) -> None:
     page.locator("#prompt textarea").press_sequentially("what?")
     expect(page.locator("#prompt textarea")).to_have_value("what?")
