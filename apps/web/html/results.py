@@ -6,6 +6,7 @@ Text from outside is escaped here; page.css styles the classes.
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -668,7 +669,7 @@ def _which_model(card: Card, others: Sequence[Card]) -> str:
         ),
         "",
     )
-    blurb = card.blurb.partition(". ")[0].rstrip(".")
+    blurb = re.split(r"[:.] ", card.blurb, maxsplit=1)[0].rstrip(".")
     return f"""<p class="cl-model">The pictures are made by <b>{escape(card.title)}</b>:
   {escape(blurb[:1].lower() + blurb[1:])}.{how}</p>"""
 

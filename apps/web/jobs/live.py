@@ -46,7 +46,13 @@ class Live:
 
 
 def live_values(suite: Suite, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the raw values of a live picture: one image, in the fastest mode of its model."""
+    """Return the raw values of a live picture: one image, in the fastest mode of its model.
+
+    With little memory, for which the mode light is, it stays light: another version would be loaded
+    in its place, twice as large.
+    """
     mode = "preview" if suite.has_preview(values["model"]) else "fast"
+    if values.get("mode") == "light":
+        mode = "light"
     open_seed = values.get("seed") in (None, -1)
     return {**values, "num_samples": 1, "mode": mode} | ({"seed": seed} if open_seed else {})

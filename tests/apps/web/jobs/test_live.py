@@ -76,6 +76,8 @@ def test_a_live_picture_is_one_draft_with_a_seed_that_stays(suite: Suite) -> Non
     assert live_values(suite, given | {"seed": 3}, 7)["seed"] == 3
     had = SimpleNamespace(card=suite.card, has_preview=lambda _: True)
     assert live_values(had, given, 7)["mode"] == "preview"  # type: ignore[arg-type]
+    with_little_memory = given | {"mode": "light"}
+    assert live_values(had, with_little_memory, 7)["mode"] == "light"  # type: ignore[arg-type]
 
 
 def test_each_visitor_has_a_seed_of_their_own() -> None:
