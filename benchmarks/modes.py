@@ -7,7 +7,8 @@ seed, so that a busy machine slows all modes equally. R is the exact mode's seco
 mode's, the median over the scenes; seconds are a whole request's without loading, including drawing
 and re-extracting the map. With --each, every shortcut of the fast mode is also measured alone, and
 the exact mode with as few steps. The preview mode is another model: judge it by its control score,
-not its PSNR. It is left out if the model has no LoRA for it.
+not its PSNR. It is left out if the model has no LoRA for it, and the light mode where no kernel
+runs it.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks._shared import command, machine, psnr
 from benchmarks.controllability import select_conditions
 from core.condition import Condition, RGBImage
-from core.errors import SuiteError, WeightsMissing
+from core.errors import BadInput, SuiteError, WeightsMissing
 from core.modes import MODES, Shortcuts
 from core.pipeline import Pipeline
 from core.request import DEFAULTS, GenerationRequest, GenerationResult
@@ -67,13 +68,14 @@ def variants(each: bool, steps: int) -> list[Variant]:
 def _available(
     store: Store, model: str, condition: Condition, candidates: list[Variant]
 ) -> tuple[list[Variant], dict[str, str]]:
-    """The variants whose weights are available, and the reasons why others are not."""
+    """The variants that can run here, and the reasons why others cannot."""
     left_out = {}
     for variant in candidates:
-        if MODES[variant.changes.get("mode", EXACT)].few_step:
+        mode = MODES[variant.changes.get("mode", EXACT)]
+        if mode.few_step or mode.light:
             try:
-                store.load(model, condition.weights, few_step=True)
-            except WeightsMissing as error:
+                store.load(model, condition.weights, few_step=mode.few_step, light=mode.light)
+            except (WeightsMissing, BadInput) as error:
                 left_out[variant.name] = str(error)
     return [variant for variant in candidates if variant.name not in left_out], left_out
 

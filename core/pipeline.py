@@ -208,17 +208,21 @@ class Pipeline:
             return False
         return True
 
-    def draw_map(self, request: GenerationRequest, on_wait: OnWait = lambda _: None) -> ControlMap:
-        """Return the first control's map as `generate` would use it, without touching a model.
+    def draw_map(
+        self, request: GenerationRequest, on_wait: OnWait = lambda _: None, index: int = 0
+    ) -> ControlMap:
+        """Return a control's map as `generate` would use it, without touching a model.
 
-        on_wait is called now and then while others' maps are drawn.
+        `index` is the control's in the request. on_wait is called now and then while others' maps
+        are drawn.
 
         Raises:
             BadInput: the picture cannot be fitted or its map not drawn.
             DeviceUnavailable: memory ran out.
             Exception: what on_wait raises.
         """
-        control = _resolved_control(request.controls[0], request)
+        control = _resolved_control(request.controls[index], request)
+        control = replace(control, image=_cropped(control, request))
         with self._drawing.taken(_drawn_pixels(control, request), on_wait):
             return _control_map(_extractor(control), control, request)
 

@@ -54,6 +54,14 @@ def test_each_control_has_its_map_and_its_score(pipeline, condition, upright, im
     assert result.headlines[0] == (first.scores[0].headline + second.scores[0].headline) / 2
 
 
+def test_a_map_that_is_drawn_alone_is_the_one_that_is_used(pipeline, condition, upright, image):
+    wide = np.concatenate([image // 3, image, image // 2], 1)
+    request = ask(ControlRequest(condition, image), ControlRequest(upright, wide))
+    for index, control in enumerate(pipeline.generate(request).controls):
+        assert np.array_equal(pipeline.draw_map(request, index=index), control.control_map)
+    assert np.array_equal(control.control_map, image), "its middle, as its picture is cropped"
+
+
 def test_the_report_tells_each_controls_score(pipeline, condition, upright, image, lower):
     first, second = ControlRequest(condition, image), ControlRequest(upright, lower)
     result = pipeline.generate(ask(first, second))

@@ -74,9 +74,9 @@ def watched(
 
 
 def drawn_map(
-    pipeline: Pipeline, request: GenerationRequest
+    pipeline: Pipeline, request: GenerationRequest, index: int = 0
 ) -> Iterator[Progress | ControlMap | None]:
-    """Download what is needed and draw a map as Pipeline.draw_map; yield as `watched`.
+    """Download what is needed and draw a control's map as Pipeline.draw_map; yield as `watched`.
 
     Raises:
         SuiteError: as Pipeline.fetch and Pipeline.draw_map.
@@ -90,7 +90,7 @@ def drawn_map(
     def draw(report: Report) -> ControlMap | None:
         try:
             if pipeline.fetch(request, report, stopped.is_set, map_only=True):
-                return pipeline.draw_map(request, stop_if_left)
+                return pipeline.draw_map(request, stop_if_left, index)
         except Stopped:
             log.info("Whoever asked for a map has left before it was drawn.")
         return None

@@ -1,7 +1,6 @@
 """The page for several controls, each in a slot."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -38,7 +37,6 @@ ANY_RESOLUTION = DEFAULTS["image_resolution"]
 OF_CONTROL = settings_of(ControlRequest)
 PLACED = {"preprocessor", "detect_resolution"}
 """Those of them whose widgets depend on the slot's control."""
-OF_ITS_OWN_SHAPE = "Its own picture has another shape: Run fits this map to the first one's."
 TOO_MANY = "It was made with more controls than there are slots."
 
 
@@ -229,19 +227,16 @@ class ControlSlots:
         with plain_errors():
             request, _ = checked_several(self.suite, self.job_values(given))
             run, tiles = RunFiles(upload_folder()), list[str]()
-            for control in request.controls:
-                own = replace(request, controls=(control,), mask=None, denoising_strength=1)
-                for report in drawn_map(self.suite.pipeline, own):
+            for index, control in enumerate(request.controls):
+                for report in drawn_map(self.suite.pipeline, request, index):
                     if not isinstance(report, np.ndarray):
                         words = results.download_words(report) if report else ""
                         yield results.previews(tiles, words)  # ends here if the tab was closed
                         continue
                     notes = map_notes(control, report)
-                    if own.size != request.size:
-                        notes = [*notes, OF_ITS_OWN_SHAPE]
                     stem = f"control-map-{len(tiles) + 1}"
                     files = run.save_map(report, control.condition.annotator, stem)
-                    tiles.append(results.preview(control.condition, files, own.size, notes))
+                    tiles.append(results.preview(control.condition, files, request.size, notes))
             yield results.previews(tiles)
 
     def _choose(self, name: str, preprocessor: str, model: str) -> tuple[Any, ...]:

@@ -38,7 +38,7 @@ def values(name: str, text: str, known: Any = TYPED) -> tuple[Any, ...]:
         ("guess_mode", "on, off", (True, False)),
         ("guess_mode", "", (False, True)),
         ("sampler", "LCM", ("lcm",)),
-        ("mode", "", ("exact", "fast", "preview")),
+        ("mode", "", ("exact", "fast", "preview", "light")),
         ("prompt", 'a red ball, a box\n\n  ""\na cat', ("a red ball, a box", "", "a cat")),
     ],
 )
