@@ -232,6 +232,22 @@ def modes() -> str:
     return f"{measured(record)}\n\n{table(head, rows)}"
 
 
+def light() -> str:
+    """Return what the mode light costs and saves at full size."""
+    (record,) = records("light-sd15-random-cpu")
+    rows = [
+        (
+            mode,
+            _seconds(run["seconds_per_step"]),
+            _seconds(run["seconds_per_image"]["median"]),
+            f"{run['peak_memory_mb'] / 1000:.2f}",
+        )
+        for mode, run in (("exact", record["runs"]["ours"]), ("light", record["runs"]["light"]))
+    ]
+    head = ("mode", "a step", f"an image of {record['workload']['steps']} steps", "memory, GB")
+    return f"{measured(record)}\n\n{table(head, rows)}"
+
+
 def throughput() -> str:
     """Return what many clients get at once, one after the other, and from several workers."""
     return "\n".join(map(_throughput, records("throughput-diorama-cpu")))
@@ -432,6 +448,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "beside": beside,
     "growth": growth,
     "modes": modes,
+    "light": light,
     "throughput": throughput,
     "live": live,
     "load": load,
