@@ -136,7 +136,7 @@
     const title = document.querySelector(".cl-head h1")?.textContent ?? "";
     const prompt = document.querySelector("#prompt textarea")?.value ?? "";
     const picture = document.querySelector("#image img")?.src ?? "";
-    const made = [...document.querySelectorAll("#results .cl-card, #results .cl-so-far figure")].flatMap((card) => {
+    const made = [...document.querySelectorAll("#results .cl-card, #results .cl-so-far figure:has(img)")].flatMap((card) => {
       const url = card.querySelector(".cl-made a[download], :scope > figcaption a[download]")?.href;
       if (!url || known.has(url) || url.startsWith("data:")) return []; // a full disk's has no file
       return [{

@@ -91,8 +91,11 @@
   let wasRunning = false;
   let wentElsewhere = false;
   let followUntil = 0;
-  for (const kind of ["wheel", "touchmove"]) {
-    document.addEventListener(kind, () => { wentElsewhere = true; }, { passive: true });
+  for (const kind of ["wheel", "touchmove", "pointerdown", "keydown"]) {
+    document.addEventListener(kind, () => {
+      wentElsewhere = true;
+      root.style.overflowAnchor = ""; // what they look at stays
+    }, { passive: true, capture: true }); // before what the click or the key sets off
   }
   const bringIntoSight = (part) => {
     if (!part || wentElsewhere) return;
@@ -110,7 +113,8 @@
     }
     // Not their column: an editor or a mask stands above them.
     if (performance.now() < followUntil) {
-      bringIntoSight((now ? visible("stage") : visible("results")) ?? visible("stage"));
+      const hasResults = document.querySelector("#results .cl-results");
+      bringIntoSight((now && !hasResults ? null : visible("results")) ?? visible("stage"));
     }
   };
 

@@ -21,7 +21,13 @@ from apps.web.tool import Tool
 from core.condition import Condition, RGBImage
 from core.png_chunks import write_png
 from core.provenance import mark, packet, source_type_of
-from core.request import ControlResult, Download, GenerationResult, Progress
+from core.request import (
+    ControlResult,
+    Download,
+    GenerationRequest,
+    GenerationResult,
+    Progress,
+)
 from models.catalog.cards import Card
 
 STAGES = {
@@ -58,6 +64,8 @@ EMPTY = """
 
 THUMBNAIL_SIDE = 320
 """Of images that are shown while more are made, in pixels."""
+ALMOST_OVER = 0.1
+"""Seconds; what is left is not said below."""
 SMALLEST = 5e-4
 """A figure below it is shown as 0."""
 MEAN = '<div class="cl-metric"><b>Mean of the controls</b></div>'
@@ -96,7 +104,7 @@ def running(progress: Progress, images: int, preview: str = "") -> str:
         details.append(f"image {min(progress.image_index + 1, images)} of {images}")
     if progress.stage == "sample":
         details.append(f"step {progress.step} of {progress.steps}")
-    if progress.seconds_left is not None:
+    if progress.seconds_left is not None and progress.seconds_left > ALMOST_OVER:
         details.append(f"about {duration(progress.seconds_left)} left")
     picture = '<div class="cl-frame cl-pulse"></div>'
     if preview:
@@ -150,8 +158,7 @@ def _under_way(
 def strip(words: str, part: float | None, hint: str) -> str:
     """Return the stage while many pictures are made, each shown in `results` once it is there.
 
-    It lies over the facts of `many_bar`, so that nothing moves when it comes or goes. `part` is
-    what is done, 0 to 1; None if nobody knows.
+    `part` is what is done, 0 to 1; None if nobody knows.
     """
     track = (
         '<div class="cl-track cl-indeterminate"><i></i></div>'
@@ -159,7 +166,7 @@ def strip(words: str, part: float | None, hint: str) -> str:
         else f'<div class="cl-track"><i style="width:{100 * part:.0f}%"></i></div>'
     )
     return f"""
-<div class="cl-stage cl-running cl-many" role="status">
+<div class="cl-stage cl-running" role="status">
   <div class="cl-progress"><b>{escape(words)}</b>{track}<span>{hint}</span></div>
 </div>"""
 
@@ -262,19 +269,31 @@ def so_far(result: GenerationResult, saved: SavedResult) -> str:
     Each can be saved, and history.js keeps it, so that it outlives a server that ends in the run.
     """
     kind, no_score = source_type_of(result.request), result.asks_for_nothing
-    figures = "".join(
+    figures = [
         f"""<figure><img src="{thumbnail(image, kind)}" alt="Image {number}">
       <figcaption><span><b>{"–" if no_score else f"{headline:.0f}"}</b></span>
       <span>seed <code>{seed}</code></span>{_save_png(file)}</figcaption></figure>"""
         for number, (image, headline, seed, file) in enumerate(
             zip(result.images, result.headlines, result.seeds, saved.images, strict=True), start=1
         )
-    )
-    count = f"{len(result.images)} of {result.request.num_samples} images"
+    ]
+    return _slots(figures, result.request.num_samples, (result.width, result.height))
+
+
+def to_come(request: GenerationRequest) -> str:
+    """Return the places of several images before the first is done."""
+    return _slots([], request.num_samples, request.size)
+
+
+def _slots(figures: Sequence[str], count: int, size: tuple[int, int]) -> str:
+    """Return the images that are done, and room for the rest: nothing moves as they come."""
+    empty = f"""<figure class="cl-to-come" aria-hidden="true">
+      <div style="aspect-ratio:{size[0]}/{size[1]}"></div><figcaption><span><b>0</b></span>
+      <span>seed <code>0</code></span><a>Save PNG</a></figcaption></figure>"""
     return f"""
 <section class="cl-results cl-so-far">
-  <header class="cl-bar"><h2>{count}</h2></header>
-  <div class="cl-maps">{figures}</div>
+  <header class="cl-bar"><h2>{len(figures)} of {count} images</h2></header>
+  <div class="cl-maps">{"".join(figures)}{empty * (count - len(figures))}</div>
 </section>"""
 
 
@@ -662,8 +681,8 @@ def _which_model(card: Card, others: Sequence[Card]) -> str:
     """Return one sentence that says which model it is and how to get another."""
     how = next(
         (
-            f" For {escape(one.title)} choose it on any page under <b>Advanced options</b>, "
-            f"<b>Model</b>, or start <code>python launch.py --model {escape(one.name)}</code>."
+            f"; for {escape(one.title)} choose it on any page under <b>Advanced options</b>, "
+            f"<b>Model</b>, or start <code>python launch.py --model {escape(one.name)}</code>"
             for one in others
             if not one.base_of and one.name != card.name
         ),
@@ -671,7 +690,7 @@ def _which_model(card: Card, others: Sequence[Card]) -> str:
     )
     blurb = re.split(r"[:.] ", card.blurb, maxsplit=1)[0].rstrip(".")
     return f"""<p class="cl-model">The pictures are made by <b>{escape(card.title)}</b>:
-  {escape(blurb[:1].lower() + blurb[1:])}.{how}</p>"""
+  {escape(blurb[:1].lower() + blurb[1:])}{how}.</p>"""
 
 
 def _link(app: Condition | Tool, pictures: Path) -> str:

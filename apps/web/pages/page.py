@@ -100,18 +100,19 @@ class Page:
         if layout.many is not None:
             files, button = layout.many
             ways.append((button, self._begin_many, [files]))
+        shown = [layout.run_button, layout.stop_button, layout.stage, layout.result_cards]
         for button, begin, own_inputs in ways:
             begun = button.click(
                 begin,
                 [layout.current, *own_inputs, *fields],
-                [layout.run_button, layout.stop_button, layout.stage],
+                shown,
                 preprocess=False,
                 **FEW_AT_ONCE,
                 **PRIVATE,
             )
             ran = begun.success(
                 self.runs.generate,
-                [layout.current, layout.last_seed],
+                [layout.current],
                 [layout.stage, layout.result_cards, layout.last_seed],
                 **runs_at_once(self.suite.runs),
                 **PRIVATE,
@@ -119,8 +120,8 @@ class Page:
             for ended in (ran.then, ran.failure):  # Gradio 6 skips `then` after a failure
                 ended(
                     self._settle,
-                    [layout.current, layout.fields["model"], layout.last_seed],
-                    [layout.run_button, layout.stop_button, layout.stage, layout.header],
+                    [layout.current, layout.fields["model"]],
+                    [*shown, layout.header],
                     queue=False,
                     **PRIVATE,
                 )
@@ -301,9 +302,9 @@ class Page:
         other = given.pop("other")
         return new_pair(self.suite, self.controls.job(given), other)
 
-    def _settle(self, current: CurrentJob, model: str, last_seed: int) -> tuple[Any, ...]:
+    def _settle(self, current: CurrentJob, model: str) -> tuple[Any, ...]:
         header = self.layout.header_of(model, current.speeds.get(model, ""))
-        return *self.runs.settle(current, last_seed), header
+        return *self.runs.settle(current), header
 
     def _tell_effects(self, *values: Any) -> list[Any]:
         """Return updates that disable the settings without effect and say why."""

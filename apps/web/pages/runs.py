@@ -40,6 +40,8 @@ class CurrentJob:
         self.job: AnyJob | None = None
         self.speeds: dict[str, str] = {}
         """What Suite.measured said of the visitor's last run with each model."""
+        self.has_cards = False
+        """Whether results are shown."""
         self._lock = threading.Lock()
 
     def __deepcopy__(self, _: Any) -> "CurrentJob":
@@ -72,23 +74,29 @@ class Runs:
         self.send_to = send_to
 
     def begin(self, current: CurrentJob, new_job: Callable[[], AnyJob]) -> tuple[Any, ...]:
-        """Check everything before the event queues; return updates of Run, Stop and stage."""
+        """Check everything before the event queues; return updates of Run, Stop, stage and cards.
+
+        The results before stay until others come; where there are none, several images get room.
+        """
         with plain_errors():
             current.begin(new_job)
-        is_batch = isinstance(current.job, UploadRun)
-        waiting = results.WAITING_MANY if is_batch else results.WAITING
-        return gr.Button(visible=False), gr.Button(visible=True), waiting
+        job = current.job
+        waiting = results.WAITING_MANY if isinstance(job, UploadRun) else results.WAITING
+        cards = gr.skip()
+        if isinstance(job, Job) and job.request.num_samples > 1 and not current.has_cards:
+            cards = results.to_come(job.request)
+        return gr.Button(visible=False), gr.Button(visible=True), waiting, cards
 
-    def generate(self, current: CurrentJob, last_seed: int) -> Iterator[tuple[Any, ...]]:
+    def generate(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
         """Run the job; yield updates of the stage, of the result cards and of the last seed."""
         with plain_errors():
             try:
                 watch = self._watch_many if isinstance(current.job, UploadRun) else self._watch
                 for stage, cards, seed in watch(current) if current.job else ():
-                    last_seed = seed if isinstance(seed, int) else last_seed
+                    current.has_cards |= isinstance(cards, str)
                     yield stage, cards, seed
             except Exception:
-                yield self._blank(last_seed), gr.skip(), gr.skip()
+                yield *self._blank(current), gr.skip()
                 raise
 
     def _watch(self, current: CurrentJob) -> Iterator[tuple[Any, ...]]:
@@ -115,7 +123,8 @@ class Runs:
                 files = self.new_files()  # for the other model
                 yield "", self._shown(job, made), report.seeds[0]
             elif isinstance(report, GenerationResult) or job.stopped:
-                yield results.note(STOPPED_EARLY), gr.skip(), gr.skip()
+                _, no_cards = self._blank(current)
+                yield results.note(STOPPED_EARLY), no_cards, gr.skip()
             else:
                 yield gr.skip(), gr.skip(), gr.skip()
 
@@ -165,19 +174,16 @@ class Runs:
         there = [Side(title, *one) for title, one in zip(titles, made, strict=False)]
         return versus([*there, *(Side(title) for title in titles[len(made) :])])
 
-    def settle(self, current: CurrentJob, last_seed: int) -> tuple[Any, ...]:
-        """Reset Run, Stop and stage after a run that was done, stopped, refused or failed."""
+    def settle(self, current: CurrentJob) -> tuple[Any, ...]:
+        """Return updates of Run, Stop, stage and cards after a run, however it ended."""
         never_ran = current.job is not None and not current.job.finished
         current.job = None
-        return (
-            gr.Button(visible=True),
-            gr.Button(visible=False, value="Stop"),
-            self._blank(last_seed) if never_ran else gr.skip(),
-        )
+        blank = self._blank(current) if never_ran else (gr.skip(), gr.skip())
+        return gr.Button(visible=True), gr.Button(visible=False, value="Stop"), *blank
 
-    def _blank(self, last_seed: int) -> str:
-        """Return the stage's HTML when nothing runs."""
-        return results.empty(self.app) if last_seed < 0 else ""
+    def _blank(self, current: CurrentJob) -> tuple[Any, Any]:
+        """Return the updates of stage and cards when nothing runs; results that are shown stay."""
+        return ("", gr.skip()) if current.has_cards else (results.empty(self.app), "")
 
     def stop(self, current: CurrentJob) -> Any:
         """Stop the run within a step; return the update of Stop."""

@@ -101,11 +101,11 @@ def _opened(browser: Any, screen: str, url: str) -> Iterator[Any]:
 
 
 WATCH = """(measures) => {
-  window.seen = measures.map(() => []);
+  const seen = (window.seen = measures.map(() => []));
   const look = () => {
     measures.forEach(([selector, side], k) => {
       const box = document.querySelector(selector)?.getBoundingClientRect();
-      if (box?.height) window.seen[k].push(side === "top" ? box.top + scrollY : box.height);
+      if (box?.height) seen[k].push(side === "top" ? box.top + scrollY : box.height);
     });
     requestAnimationFrame(look);
   };
@@ -388,6 +388,7 @@ def test_a_closed_tab_ends_its_run(browser: Any, address: str, held: HeldRun) ->
 def _stroke(page: Any, *points: tuple[float, float]) -> None:
     """Draw a line through places given as shares of the canvas's box."""
     screen = page.locator("#canvas .cv-screen")
+    screen.dispatch_event("wheel")  # whoever scrolls to the canvas is no longer taken elsewhere
     screen.scroll_into_view_if_needed()
     box = screen.bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]

@@ -75,26 +75,33 @@ def test_the_page_shows_what_comes_stops_and_goes_on(
     runs = Runs(canny, suite, ())
     monkeypatch.setattr(runs, "_shown", lambda *_: "shown")
     grey = np.full((256, 256, 3), 127, np.uint8)
-    request = GenerationRequest.single(canny, grey, **(suite.defaults("far") | {"steps": 1}))
+    settings = suite.defaults("far") | {"steps": 1, "num_samples": 2}
+    request = GenerationRequest.single(canny, grey, **settings)
+    current = CurrentJob()
 
     def shown(stop: bool) -> list[Any]:
-        current, seen = CurrentJob(), []
-        current.begin(lambda: Job(suite.pipeline, request))
-        for stage, made, _ in runs.generate(current, -1):
-            seen += [stage] if made != "shown" else ["shown"]
+        seen: list[Any] = []
+        *_, room = runs.begin(current, lambda: Job(suite.pipeline, request))
+        seen.append(room)
+        for stage, made, _ in runs.generate(current):
+            seen += [(stage, made)] if made != "shown" else ["shown"]
             if stop and len(fake.ranges) == 2:  # the config has come
                 runs.stop(current)
+        runs.settle(current)
         return seen
 
     stopped = shown(stop=True)
+    assert "0 of 2 images" in stopped[0], "room for those that come"
     assert any("<b>Downloading Far: 0 of " in str(stage) for stage in stopped)
-    assert STOPPED_EARLY in stopped[-1] and "shown" not in stopped
+    assert STOPPED_EARLY in stopped[-1][0] and stopped[-1][1] == "" and "shown" not in stopped
     fake.go_on.set()
     assert shown(stop=False)[-1] == "shown"
     assert fake.ranges[-1].startswith("bytes="), "the second goes on where the first was stopped"
     asked = len(fake.ranges)
-    assert not any("Downloading" in str(stage) for stage in shown(stop=False))
+    again = shown(stop=False)
+    assert not any("Downloading" in str(stage) for stage in again)
     assert len(fake.ranges) == asked
+    assert "images" not in str(again[0]), "the results before stay until others come"
 
 
 def test_another_call_is_answered_while_one_downloads(

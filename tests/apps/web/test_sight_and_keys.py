@@ -121,12 +121,36 @@ def test_images_that_are_done_stay_where_they_are(page: Any) -> None:
     _open_advanced(page)
     _set(page, "num_samples", "6")
     _set(page, "steps", "4")  # a busy machine may see nothing of shorter runs
-    page.evaluate(WATCH, [["#results .cl-bar", "top"]])
+    page.evaluate(WATCH, [["#results .cl-bar", "top"], ["#results .cl-so-far", "height"]])
     page.locator("#run").click()
-    expect(page.locator(".cl-so-far figure").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator(".cl-so-far img").first).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator(".cl-progress")).to_be_in_viewport(ratio=1)
+    if page.screen == "phone":  # what follows is out of sight, where it cannot be seen to move
+        expect(page.locator("#history")).not_to_be_in_viewport()
     assert _finished(page).count() == 6
     assert max(_moved(page)) <= 1
+    page.evaluate(WATCH, [["#results .cl-results", "top"]])
+    page.locator("#run").click()  # over the results before it
+    expect(page.locator(".cl-progress")).to_be_in_viewport(ratio=1, timeout=PATIENCE_MS)
+    page.wait_for_function("!document.querySelector('#stage .cl-running')", timeout=PATIENCE_MS)
+    assert max(_moved(page)) <= 1
+
+
+def test_a_page_does_not_scroll_under_a_pen(canvas_page: Any) -> None:
+    page = canvas_page
+    screen = page.locator("#canvas .cv-screen")
+    expect(screen).to_be_visible(timeout=PATIENCE_MS)
+    test_browser._stroke(page, (0.4, 0.4), (0.6, 0.6))
+    page.locator("#preview").click()
+    box = screen.bounding_box()
+    at = [max(box["y"], 0) + 40, max(box["y"], 0) + 90]
+    page.mouse.move(box["x"] + 60, at[0])
+    page.mouse.down()  # before the map comes, or before the page has gone to it
+    before = page.evaluate("scrollY")
+    expect(page.locator("#map img")).to_be_visible(timeout=PATIENCE_MS)
+    page.wait_for_timeout(1200)  # for so long the page follows what a button opens
+    assert page.evaluate("scrollY") == before
+    page.mouse.up()
 
 
 def test_the_enlarged_views_buttons_stand_in_one_row(page: Any) -> None:

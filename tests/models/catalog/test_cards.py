@@ -1,5 +1,6 @@
 """Cards say what a model is; a malformed one is named."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def test_the_shipped_cards_are_right(shipped: dict[str, Card]) -> None:
     for card in shipped.values():
         assert card.defaults.keys() <= SETTINGS.keys()
         assert card.min_resolution <= card.defaults.get("image_resolution", 512)
-        assert card.title and card.blurb and card.licence and card.prompts
+        assert card.title and card.licence and card.prompts
+        assert re.fullmatch(r"(?:[^.]|\.\d)+\.", card.blurb), "a page has room for one sentence"
         for source in (card.base, *card.controls.values()):
             assert source is None or len(source.revision) == 40  # a commit, not a branch
 

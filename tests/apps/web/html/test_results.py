@@ -104,7 +104,7 @@ def test_the_home_page_groups_the_apps_and_repeats_no_picture() -> None:
     shown = re.findall(r'<img src="([^"]+)"', page)
     assert len(shown) == len(set(shown)) == len(found)
     (sentence,) = re.findall(r'class="cl-model">(.*?)</p>', page, re.DOTALL)
-    assert "<b>Diorama</b>" in sentence and "--model sd15<" in sentence
+    assert "<b>Diorama</b>" in sentence and "--model sd15<" in sentence and ". " not in sentence
 
 
 def test_the_map_of_several_images_stands_once(canny: Condition) -> None:
@@ -121,6 +121,7 @@ def test_images_are_shown_while_more_are_made(canny: Condition) -> None:
     request = replace(made.request, num_samples=5)
     page = results.so_far(replace(made, request=request), _saved(2))
     assert "2 of 5 images" in page and page.count("data:image/jpeg") == 2
+    assert page.count("<figure") == 5 == results.to_come(request).count("<figure"), "room for all"
     assert "<b>20</b>" in page and "seed <code>8</code>" in page
     assert 'href="gradio_api/file=/cache/1.png"' in page
 

@@ -131,7 +131,7 @@ def test_what_fails_in_the_second_leaves_the_first_alone_on_the_page(
     with pytest.raises(gr.Error, match="No more"):
         current = CurrentJob()
         current.begin(lambda: Pair(job, again, "two"))
-        for stage, results, _ in runs.generate(current, -1):
+        for stage, results, _ in runs.generate(current):
             told.append((stage, results))
     assert ("", "shown") in told and told[-1][0] == "", "no empty page above the results"
 
