@@ -149,6 +149,7 @@
   };
 
   let isAsked = false;
+  let isRestoring = false;
   const look = () => {
     if (isAsked) return;
     isAsked = true;
@@ -158,9 +159,10 @@
       const place = document.querySelector("#history [data-history]");
       if (place && !place.children.length) show();
       const waiting = sessionStorage.getItem(WAITING);
-      if (waiting && document.querySelector("#restore input[type=file]")) {
-        sessionStorage.removeItem(WAITING);
-        settingsFrom(JSON.parse(waiting));
+      if (waiting && !isRestoring && document.querySelector("#restore input[type=file]")) {
+        isRestoring = true;
+        // Until it is done, nothing else fills the page (page.js, page.py).
+        settingsFrom(JSON.parse(waiting)).finally(() => sessionStorage.removeItem(WAITING));
       }
     }, 200);
   };

@@ -41,6 +41,7 @@ KEEP = """(...values) => {
 KEPT = """(shared) => {
   if (/[?&](from|map)=/.test(location.search)) return [null];
   try {
+    if (sessionStorage.getItem("controlloop-restore")) return [null]; // history.js fills the page
     return [JSON.parse(sessionStorage.getItem("KEY")) ?? shared];
   } catch (error) {
     console.warn(error);

@@ -1,12 +1,22 @@
 """What a visitor's browser keeps: settings over a reload, and results to restore and compare."""
 
 import re
+import time
 from typing import Any
 
 import pytest
 
+from apps.web.pages.prefill import Prefill
 from tests.apps.web import test_browser
-from tests.apps.web.test_browser import PATIENCE_MS, SCREENS, _finished, _opened, _upload, expect
+from tests.apps.web.test_browser import (
+    PATIENCE_MS,
+    PHOTOS,
+    SCREENS,
+    _finished,
+    _opened,
+    _upload,
+    expect,
+)
 
 browser = test_browser.browser
 pytestmark = test_browser.pytestmark
@@ -57,6 +67,37 @@ def test_settings_survive_a_reload_and_results_can_be_restored(
         history.get_by_text("Forget all").click()
         expect(history).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_result_of_another_app_comes_back_with_its_own_picture(
+    browser: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_remembered = Prefill.take_remembered
+
+    def late(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        return take_remembered(*arguments)
+
+    with _opened(browser, "desktop", f"{address}canny2image") as page:
+        _upload(page, PHOTOS / "coffee.jpg")
+        page.fill("#prompt textarea", "a cup")
+        page.locator("#run").click()
+        _finished(page)
+        page.locator('#image button[aria-label="Remove Image"]').click()
+        _upload(page, PHOTOS / "astronaut.jpg")
+        page.wait_for_function(
+            "sessionStorage.getItem('controlloop-canny2image').includes('astronaut')"
+        )
+        page.goto(f"{address}depth2image")
+        page.locator(".cl-history summary").click()
+        # What the browser remembers of the page came after the result's picture, and replaced it.
+        monkeypatch.setattr(Prefill, "take_remembered", late)
+        page.locator(".cl-history").get_by_text("Restore").click()
+        page.wait_for_url("**/canny2image*")
+        expect(page.locator(".cl-restored")).to_be_visible(timeout=PATIENCE_MS)
+        page.wait_for_timeout(2000)
+        expect(page.locator("#prompt textarea")).to_have_value("a cup")
+        assert "coffee" in page.locator("#image img").get_attribute("src")
 
 
 def test_a_reload_brings_back_the_tabs_own_settings(browser: Any, address: str) -> None:
