@@ -154,7 +154,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         choices=KINDS,
-        help="fine-tune a trained ControlNet by these losses of the annotator's predictions",
+        help="learn also from these losses of the annotator's predictions: a trained ControlNet is "
+        "tuned by them, and a new one learns sooner",
+    )
+    parser.add_argument(
+        "--reward-threshold",
+        type=int,
+        default=None,
+        help="the last timestep at which a sample is rewarded, 0 to 999; ControlNet++ has 200; "
+        "default: all",
     )
     parser.add_argument(
         "--reward-weight", type=float, default=0.5, help="relative to the diffusion loss"
@@ -217,6 +225,10 @@ def make_control(base: Base, unet: Any, start: Path | None) -> Any:
     return loading.build_control(start, unet).float()
 
 
+Make = Callable[[Base, Any, Path | None], Any]
+"""What `make_control` is: gives the network to train from the base, its UNet and --start."""
+
+
 class Batches:
     """Draws the rows of each step, all of one size, and their latents."""
 
@@ -249,23 +261,37 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     try:
         with processes.joined(options.device):
-            _train(options)
+            if options.check:
+                _check(options)
+            else:
+                _train(options)
     except SuiteError as error:
         sys.exit(f"{error}")
 
 
-def _train(options: argparse.Namespace) -> None:
+def trained(arguments: list[str], make: Make = make_control) -> "Training":
+    """Train as the command line does, and return what was trained; `make` gives the network.
+
+    Raises:
+        SuiteError: as the command's sentences.
+    """
+    return _train(_options(arguments), make)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Read every row of the folder, and say what is wrong with it."""
+    if not options.folder:
+        raise BadInput("--check reads the pictures of --folder: name it.")
+    annotator, size = find_annotator(options.condition), Base(options.base).size(options.size)
+    if not check_folder(options.folder, annotator, size, options.out / "check.png"):
+        raise BadInput("Mend or delete those named, then train.")
+
+
+def _train(options: argparse.Namespace, make: Make = make_control) -> "Training":
     base, annotator = Base(options.base), find_annotator(options.condition)
     options.batch = options.batch or (4 if base.is_sd1 else 48)
     options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
     options.size = base.size(options.size)
-    if options.check:
-        if not options.folder:
-            raise BadInput("--check reads the pictures of --folder: name it.")
-        sheet = options.out / "check.png"
-        if not check_folder(options.folder, annotator, options.size, sheet):
-            raise BadInput("Mend or delete those named, then train.")
-        return
     base.find()  # before maps are drawn in vain
     torch.manual_seed(options.seed)
     validation_data = None
@@ -273,7 +299,7 @@ def _train(options: argparse.Namespace) -> None:
         data, cache_folder = _examples(options, annotator, base)
         if options.validation:
             validation_data = _folder_examples(options, annotator, base, options.validation)
-        training = Training(options, base, data, cache_folder, annotator)
+        training = Training(options, base, data, cache_folder, annotator, make)
     validate = None
     if validation_data:
         validate = Validation(
@@ -292,6 +318,7 @@ def _train(options: argparse.Namespace) -> None:
     train(run, modules, training.loss_at, training.sheet, validate)
     if options.save and not processes.rank():
         _save(options, base, data, training)
+    return training
 
 
 def _save(options: argparse.Namespace, base: Base, data: Examples, training: "Training") -> None:
@@ -317,6 +344,7 @@ class Training:
         data: Examples,
         cache_folder: Path,
         annotator: Annotator,
+        make: Make,
     ) -> None:
         """Load the networks, and encode the pictures unless `cache_folder` has their latents."""
         self._options, self._data, self._device = options, data, options.device
@@ -329,7 +357,7 @@ class Training:
             raise BadInput(
                 "--reward is for bases like Diorama, with a tiny autoencoder: leave it out."
             )
-        control = make_control(base, networks.unet, options.start)
+        control = make(base, networks.unet, options.start)
         self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
         print(f"ControlNet {sum(p.numel() for p in control.parameters()) / 1e6:.1f} M", flush=True)
         self._precision = PRECISIONS[options.mixed_precision]
@@ -427,8 +455,14 @@ class Training:
             )
             parts = torch.split(prediction, batch)
             estimates = torch.cat([t.clean(v) for t, v in zip(targets, parts, strict=True)])
-            pictures = self._data.batch(rows[rewarded].tolist())
-            losses["reward"] = self._reward.loss(estimates[rewarded], pictures)
+            picked = torch.arange(len(rows))[rewarded]
+            if options.reward_threshold is not None:
+                timesteps = torch.cat([target.timesteps for target in targets]).cpu()
+                picked = torch.arange(len(rows))[timesteps <= options.reward_threshold]
+            losses["reward"] = diffusion.new_zeros(())
+            if len(picked):
+                pictures = self._data.batch(rows[picked].tolist())
+                losses["reward"] = self._reward.loss(estimates[picked], pictures)
             losses["loss"] = losses["loss"] + options.reward_weight * losses["reward"]
         if self._grounding:
             pixel_phrases = torch.where(

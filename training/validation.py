@@ -19,6 +19,7 @@ from training.examples import FolderExamples
 
 JUMP = 10.0  # points of score between two validations that the log tells of
 CURVE_SIZE, CURVE_MARGIN = (640, 360), 48  # pixels
+COLOURS = ("steelblue", "chocolate", "seagreen", "purple", "black")
 SHEET_PICTURES = 8
 
 
@@ -57,7 +58,7 @@ class Validation:
         self._tell_jump(step, score, curve)
         if all(score > one for _, one in curve):
             self._save_best(step, score)
-        draw_curve([*curve, (step, score)]).save(self._out / "score.png")
+        draw_curves({"": [*curve, (step, score)]}).save(self._out / "score.png")
         sheet = self._out / "validation.png"
         self._sheet(maps, pictures, found).save(sheet)
         return {"score": round(score, 2), metric: round(mean, 4), "validation": sheet}
@@ -88,12 +89,12 @@ def read_curve(out: Path) -> list[tuple[int, float]]:
     return [(one["step"], one["score"]) for one in records if "score" in one]
 
 
-def draw_curve(curve: list[tuple[int, float]]) -> Image.Image:
-    """Draw scores, 0 to 100, against steps."""
+def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> Image.Image:
+    """Draw scores, 0 to 100, against steps: a curve for each name, which is written beside it."""
     (width, height), margin = CURVE_SIZE, CURVE_MARGIN
     picture = Image.new("RGB", CURVE_SIZE, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
-    last = max(step for step, _ in curve) or 1
+    last = max(step for curve in curves.values() for step, _ in curve) or 1
 
     def place(step: float, score: float) -> tuple[float, float]:
         x = margin + step / last * (width - 2 * margin)
@@ -108,8 +109,10 @@ def draw_curve(curve: list[tuple[int, float]]) -> Image.Image:
         draw.text((x, y + 8), str(step), "black", font, anchor="mt")
     draw.text((width / 2, height - 14), "steps", "black", font, anchor="mm")
     draw.text((margin, margin / 2), "control score", "black", font, anchor="lm")
-    points = [place(step, score) for step, score in curve]
-    draw.line(points, "steelblue", 2)
-    for x, y in points:
-        draw.ellipse([x - 3, y - 3, x + 3, y + 3], "steelblue")
+    for k, (name, curve) in enumerate(curves.items()):
+        colour, points = COLOURS[k % len(COLOURS)], [place(*one) for one in curve]
+        draw.line(points, colour, 2)
+        for x, y in points:
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
+        draw.text((width - margin, margin / 2 + 16 * k - 8), name, colour, font, anchor="rm")
     return picture

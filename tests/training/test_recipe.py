@@ -167,6 +167,19 @@ def test_a_reward_tunes_a_trained_controlnet(trained, tmp_path):
         train_control.main([*short, *places, "--reward", "colour"])
 
 
+def test_only_samples_up_to_a_timestep_are_rewarded(trained, tmp_path):
+    model = trained / "models" / "diorama"
+    few = ["--steps", "1", "--batch", "4", "--size", "64", "--device", "cpu", "--reward", "edges"]
+    places = ["--data", str(trained / "scenes"), "--base", str(model), "--out", str(tmp_path)]
+    training = train_control.trained([*few, *places])
+    rewards = []
+    for threshold in (-1, 249, 999, None):
+        training._options.reward_threshold = threshold
+        rewards.append(training.loss_at(0)["reward"].item())
+    assert rewards[0] == 0 < rewards[1] != rewards[2] > 0, "of four samples none, one and all"
+    assert rewards[3] != rewards[2], "without a threshold a third of them"
+
+
 def test_own_samples_are_rewarded(trained, tmp_path, capsys):
     model, out = trained / "models" / "diorama", tmp_path / "run"
     few = ["--batch", "2", "--size", "64", "--device", "cpu", "--data", str(trained / "scenes")]
