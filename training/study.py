@@ -41,7 +41,7 @@ from training.train_control import SMALL_MAP_ENCODER, Make, Training, make_contr
 from training.validation import draw_curves, read_curve
 
 CONDITION, SIZE = "canny", 128
-SCENES, HELD_OUT_SCENES = 1000, 32
+SCENES, HELD_OUT_SCENES = 1000, 24
 RECIPE = ("--size", f"{SIZE}", "--batch", "12", "--learning-rate", "1e-3", "--sheet-every", "0")
 REWARD = ("--reward", "edges")
 STEPS, VALIDATIONS = 300, 6

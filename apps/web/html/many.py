@@ -16,7 +16,8 @@ def many(
 ) -> str:
     """Return the images so far with their scores, and the pictures without one with the reason.
 
-    `folder` is that of the batch's files; `links` are files to save, by what they are.
+    `folder` is that of the batch's files; `links` are files to save, by what they are: None while
+    more is made, which has its places already.
     """
     facts = [f"{len(batch.done)} of {batch.total} pictures"]
     if batch.bad:
@@ -30,6 +31,11 @@ def many(
         for image, score in zip(done.images, done.scores, strict=True)
     ]
     tiles += [results.without_picture(name, why) for name, why in batch.bad.items()]
+    if links is None:
+        size = next(
+            (_size(folder / image) for d in batch.done.values() for image in d.images), (1, 1)
+        )
+        tiles += [results.place_of(size, "<span>0</span>")] * (batch.total - batch.settled)
     save = "".join(results.save_link(title, path) for title, path in (links or {}).items())
     return f"""
 <section class="cl-results">
@@ -40,7 +46,10 @@ def many(
 
 
 def _tile(file: Path, name: str, score: float | None) -> str:
-    with Image.open(file) as opened:
-        size = opened.size
     caption = f"{name}: {score_words(score)}"
-    return results.picture(caption, "cl-made", results.file_url(file), size, file)
+    return results.picture(caption, "cl-made", results.file_url(file), _size(file), file)
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as opened:
+        return opened.size

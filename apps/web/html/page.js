@@ -92,7 +92,8 @@
   let wentElsewhere = false;
   let followUntil = 0;
   for (const kind of ["wheel", "touchmove", "pointerdown", "keydown"]) {
-    document.addEventListener(kind, () => {
+    document.addEventListener(kind, (event) => {
+      if (event.key === "Escape" || event.target.closest?.("#stop")) return; // what it ends is looked at
       wentElsewhere = true;
       root.style.overflowAnchor = ""; // what they look at stays
     }, { passive: true, capture: true }); // before what the click or the key sets off
@@ -113,8 +114,9 @@
     }
     // Not their column: an editor or a mask stands above them.
     if (performance.now() < followUntil) {
-      const hasResults = document.querySelector("#results .cl-results");
-      bringIntoSight((now && !hasResults ? null : visible("results")) ?? visible("stage"));
+      // A strip lies over results that are there; at the end the stage may say why there are none.
+      const isStrip = now && document.querySelector("#results .cl-results");
+      bringIntoSight(isStrip ? visible("results") : visible("stage") ?? visible("results"));
     }
   };
 

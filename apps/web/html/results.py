@@ -287,14 +287,19 @@ def to_come(request: GenerationRequest) -> str:
 
 def _slots(figures: Sequence[str], count: int, size: tuple[int, int]) -> str:
     """Return the images that are done, and room for the rest: nothing moves as they come."""
-    empty = f"""<figure class="cl-to-come" aria-hidden="true">
-      <div style="aspect-ratio:{size[0]}/{size[1]}"></div><figcaption><span><b>0</b></span>
-      <span>seed <code>0</code></span><a>Save PNG</a></figcaption></figure>"""
+    empty = place_of(size, "<span><b>0</b></span><span>seed <code>0</code></span>")
     return f"""
 <section class="cl-results cl-so-far">
   <header class="cl-bar"><h2>{len(figures)} of {count} images</h2></header>
   <div class="cl-maps">{"".join(figures)}{empty * (count - len(figures))}</div>
 </section>"""
+
+
+def place_of(size: tuple[int, int], caption: str) -> str:
+    """Return the empty place of a picture to come, as high as with such a caption (HTML)."""
+    return f"""<figure class="cl-to-come" aria-hidden="true">
+      <div style="aspect-ratio:{size[0]}/{size[1]}"></div>
+      <figcaption>{caption}<a>Save PNG</a></figcaption></figure>"""
 
 
 def retention(hours: int, is_copied: bool) -> str:

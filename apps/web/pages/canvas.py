@@ -84,7 +84,7 @@ class Canvas(gr.HTML):
 def back_button(what: str) -> gr.Button:
     """Return the button that brings back what was drawn on the picture before."""
     return gr.Button(
-        f"The {what} was put away with its picture: bring it back",
+        f"The {what} was put away: bring it back",
         size="sm",
         visible=False,
         elem_id=f"back-{what}",

@@ -334,7 +334,7 @@ def test_an_edit_is_put_away_with_its_picture_and_can_be_brought_back(
         else:
             page.locator(".cl-examples button").nth(1).click()
         expect(page.locator("#canvas .cv-screen")).to_be_hidden(timeout=PATIENCE_MS)
-        back = page.get_by_role("button", name="The edit was put away with its picture")
+        back = page.get_by_role("button", name="The edit was put away")
         back.click()
         expect(page.locator("#canvas .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
         expect(back).to_be_hidden()

@@ -99,7 +99,7 @@ def test_another_picture_has_no_mask_until_it_is_brought_back(page: Any, tmp_pat
     _paint(page, (0.25, 0.25), (0.5, 0.75))
     page.locator(".cl-examples button").nth(1).click()  # of the same size
     expect(page.locator("#mask-panel")).to_be_hidden(timeout=PATIENCE_MS)
-    back = page.get_by_role("button", name="The mask was put away with its picture")
+    back = page.get_by_role("button", name="The mask was put away")
     back.click()
     expect(page.locator("#mask .cv-screen")).to_be_visible(timeout=PATIENCE_MS)
     expect(back).to_be_hidden()

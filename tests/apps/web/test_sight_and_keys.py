@@ -136,6 +136,21 @@ def test_images_that_are_done_stay_where_they_are(page: Any) -> None:
     assert max(_moved(page)) <= 1
 
 
+def test_a_run_that_was_stopped_without_an_image_says_so_in_sight(
+    page: Any, request: pytest.FixtureRequest
+) -> None:
+    _upload(page)
+    page.locator("#run").click()
+    _finished(page)
+    held = request.getfixturevalue("held")
+    page.locator("#run").click()
+    assert held.at_work.wait(60)
+    page.locator("#stop").click()
+    held.must_stop()
+    expect(page.locator(".cl-note")).to_be_in_viewport(ratio=1, timeout=PATIENCE_MS)
+    expect(page.locator(".cl-card")).to_have_count(1)  # the result before stays
+
+
 def test_a_page_does_not_scroll_under_a_pen(canvas_page: Any) -> None:
     page = canvas_page
     screen = page.locator("#canvas .cv-screen")

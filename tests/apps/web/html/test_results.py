@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apps
+from apps.batch.folder import Batch
 from apps.web.files import RunFiles, SavedMaps, SavedResult, contact_sheet, save_whole
 from apps.web.html import results
 from apps.web.html.comparison import Side, versus
+from apps.web.html.many import many
 from apps.web.sheet import TILE
 from apps.web.tool import Tool
 from core.condition import Condition, Score
+from core.picture_folder import Row
 from core.provenance import COMPOSITE, EDITED, GENERATED, read_claims
 from core.request import ControlResult, Download, GenerationRequest, GenerationResult, Progress
 from models.registry import Registry
@@ -124,6 +127,13 @@ def test_images_are_shown_while_more_are_made(canny: Condition) -> None:
     assert page.count("<figure") == 5 == results.to_come(request).count("<figure"), "room for all"
     assert "<b>20</b>" in page and "seed <code>8</code>" in page
     assert 'href="gradio_api/file=/cache/1.png"' in page
+
+
+def test_a_batch_has_places_for_what_is_to_come(tmp_path: Path) -> None:
+    rows = [Row(name, tmp_path / name, "") for name in ("a.png", "b.png")]
+    batch = Batch(rows, {"c.png": "It is damaged."})
+    assert many(batch, tmp_path).count("cl-to-come") == 2
+    assert "cl-to-come" not in many(batch, tmp_path, {}), "at the end, also if it was stopped"
 
 
 def test_everything_of_a_run_is_in_one_archive(canny: Condition, tmp_path: Path) -> None:
