@@ -35,7 +35,12 @@ def many(
         size = next(
             (_size(folder / image) for d in batch.done.values() for image in d.images), (1, 1)
         )
-        tiles += [results.place_of(size, "<span>0</span>")] * (batch.total - batch.settled)
+        names = dict.fromkeys(row.name for row in batch.rows)
+        tiles += [
+            results.place_of(size, f"<span>{results.escape(name)}: {score_words(100)}</span>")
+            for name in names
+            if name not in batch.done and name not in batch.bad
+        ]
     save = "".join(results.save_link(title, path) for title, path in (links or {}).items())
     return f"""
 <section class="cl-results">

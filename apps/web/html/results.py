@@ -39,7 +39,7 @@ STAGES = {
     "encode": "Encoding the picture",
     "sample": "Generating",
     "decode": "Decoding",
-    "reextract": "Re-extracting and scoring",
+    "reextract": "Comparing the maps",
 }
 
 FIRST_STEP = {
