@@ -215,7 +215,7 @@ def study(name: str, out: Path, steps: int = STEPS) -> str:
         start = time.monotonic()
         training = trained(arguments, run.make)
         print(f"{title}: {time.monotonic() - start:.0f} s", flush=True)
-        curves[title] = read_curve(place)
+        curves[title] = list(dict(read_curve(place)).items())  # a run gone on with validates again
         cells = [title, f"{sum(p.numel() for p in training.control.parameters()) / 1e6:.2f}"]
         cells += [f"{score:.0f}" for _, score in curves[title]]
         if chosen.has_prompts:
