@@ -447,18 +447,9 @@ class Training:
         diffusion = targets[0].loss(prediction[:batch])
         losses = {"loss": diffusion, "diffusion": diffusion}
         if self._reward:
-            # Timesteps are in ascending order, so a stride covers all noise levels.
-            rewarded = (
-                slice(batch, None)
-                if self._own_latents is not None
-                else slice(step % REWARD_EVERY, batch, REWARD_EVERY)
-            )
             parts = torch.split(prediction, batch)
             estimates = torch.cat([t.clean(v) for t, v in zip(targets, parts, strict=True)])
-            picked = torch.arange(len(rows))[rewarded]
-            if options.reward_threshold is not None:
-                timesteps = torch.cat([target.timesteps for target in targets]).cpu()
-                picked = torch.arange(len(rows))[timesteps <= options.reward_threshold]
+            picked = self._rewarded(targets, step)
             losses["reward"] = diffusion.new_zeros(())
             if len(picked):
                 pictures = self._data.batch(rows[picked].tolist())
@@ -472,6 +463,20 @@ class Training:
             losses["grounding"] = self._attention.loss(token_phrases, pixel_phrases)
             losses["loss"] = losses["loss"] + GROUNDING_WEIGHT * losses["grounding"]
         return losses
+
+    def _rewarded(self, targets: Sequence[NoisyTarget], step: int) -> Tensor:
+        """Return which samples of a batch get the reward, by index."""
+        threshold, batch = self._options.reward_threshold, self._options.batch
+        timesteps = torch.cat([target.timesteps for target in targets]).cpu()
+        every = torch.arange(len(timesteps))
+        if self._own_latents is not None:
+            picked = every[batch:]
+        elif threshold is None:
+            # Timesteps are in ascending order, so a stride covers all noise levels.
+            picked = every[step % REWARD_EVERY :: REWARD_EVERY]
+        else:
+            picked = every
+        return picked if threshold is None else picked[timesteps[picked] <= threshold]
 
     def _predict(self, targets: Sequence[NoisyTarget], text: Tensor, maps: Tensor) -> Tensor:
         """The UNet's prediction with the ControlNet's residuals, as in diffusers' training."""

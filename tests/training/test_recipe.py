@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,11 @@ def test_own_samples_are_rewarded(trained, tmp_path, capsys):
     train_control.main([*few, *start, *tuning, "--steps", "2"])  # resumes, with the same samples
     output = capsys.readouterr().out
     assert "resumed at step 1" in output and "own samples" not in output
+    training = train_control.trained([*few, *start, *tuning, "--steps", "2"])
+    targets = [SimpleNamespace(timesteps=torch.tensor([10, 700])) for _ in range(2)]
+    assert training._rewarded(targets, 0).tolist() == [2, 3], "of scenes and own samples the own"
+    training._options.reward_threshold = 200
+    assert training._rewarded(targets, 0).tolist() == [2]
 
 
 def test_a_users_folder_trains(trained, tmp_path):

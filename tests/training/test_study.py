@@ -1,14 +1,21 @@
 """The papers' ablations in miniature, with fewer steps and scenes than the figures have."""
 
 import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from annotators import find_annotator
 from models.checkpoints import loading
 from training import study, train_control
 from training.base import Base
-from training.study import make_gaussian, make_lite, prompts
+from training.examples import FolderExamples, with_maps
+from training.study import make_gaussian, make_lite, prompt_scores, prompts
+
+PHOTOS = Path(__file__).parents[2] / "test_imgs"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,23 @@ def test_the_four_settings_of_the_prompt():
     assert found["none"] == [""] * 3 and found["perfect"] == ["a red ball", "a blue box", "a house"]
     assert found["conflicting"] == ["a blue box", "a house", "a red ball"]
     assert len(set(found["insufficient"])) == 1
+
+
+def test_pictures_that_follow_one_setting_of_the_prompt_score_there_alone(tmp_path):
+    for name in ("diorama_1", "diorama_2"):
+        shutil.copy(PHOTOS / f"{name}.png", tmp_path)
+        (tmp_path / f"{name}.txt").write_text(f"scene of {name}")
+    canny = find_annotator("canny")
+    data = FolderExamples(with_maps(tmp_path, canny, 128, tmp_path / "out"), canny, 128)
+    captions = list(data.captions)
+
+    def follows(examples):
+        rows = range(len(examples))
+        return [examples.batch([row])[0] * (examples.captions == captions) for row in rows]
+
+    scores = prompt_scores(SimpleNamespace(validation_pictures=follows), data, canny)
+    assert scores["perfect"] > 90
+    assert scores["none"] == scores["insufficient"] == scores["conflicting"] == 0
 
 
 @pytest.mark.slow

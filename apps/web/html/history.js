@@ -148,8 +148,21 @@
     if (made.length) write([...made, ...read()]);
   };
 
+  /** Takes the result that the page before asked for, unless the visitor went elsewhere meanwhile. */
+  const awaited = () => {
+    try {
+      const item = JSON.parse(sessionStorage.getItem(WAITING) ?? "null");
+      sessionStorage.removeItem(WAITING);
+      return item?.app === here() ? item : null;
+    } catch {
+      return null; // no storage in this browser
+    }
+  };
+  const root = document.documentElement;
+  let waiting = awaited();
+  root.classList.toggle("cl-restoring", Boolean(waiting)); // nothing else fills the page: page.js, page.py
+
   let isAsked = false;
-  let isRestoring = false;
   const look = () => {
     if (isAsked) return;
     isAsked = true;
@@ -158,11 +171,9 @@
       note();
       const place = document.querySelector("#history [data-history]");
       if (place && !place.children.length) show();
-      const waiting = sessionStorage.getItem(WAITING);
-      if (waiting && !isRestoring && document.querySelector("#restore input[type=file]")) {
-        isRestoring = true;
-        // Until it is done, nothing else fills the page (page.js, page.py).
-        settingsFrom(JSON.parse(waiting)).finally(() => sessionStorage.removeItem(WAITING));
+      if (waiting && document.querySelector("#restore input[type=file]")) {
+        settingsFrom(waiting).finally(() => root.classList.remove("cl-restoring"));
+        waiting = null;
       }
     }, 200);
   };

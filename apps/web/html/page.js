@@ -206,12 +206,12 @@
    * Gradio may have shown the examples and not listen to them yet: what it has not heard is said again. */
   const fillFirstVisit = (clicks = 0) => {
     const visited = `controlloop-visited:${location.pathname}`;
-    let begun = new URLSearchParams(location.search).size || document.getElementById("canvas")
-      || document.querySelector("#image img") || document.querySelector("#prompt textarea")?.value;
+    const begun = new URLSearchParams(location.search).size || document.getElementById("canvas")
+      || document.querySelector("#image img") || document.querySelector("#prompt textarea")?.value
+      || root.classList.contains("cl-restoring"); // history.js fills the page
     const example = document.querySelector(".cl-examples .gallery-item");
     try {
       if (!clicks && localStorage.getItem(visited) !== null) return;
-      begun ||= sessionStorage.getItem("controlloop-restore") !== null; // history.js fills the page
       if (!begun && !example && document.querySelector(".cl-examples")) {
         setTimeout(fillFirstVisit, 200); // Gradio places the pictures later
         return;

@@ -39,9 +39,9 @@ KEEP = """(...values) => {
 }"""
 """Keeps the fields' values for all tabs and, as another tab of the app has others, for this one."""
 KEPT = """(shared) => {
-  if (/[?&](from|map)=/.test(location.search)) return [null];
+  const isRestoring = document.documentElement.classList.contains("cl-restoring"); // history.js
+  if (isRestoring || /[?&](from|map)=/.test(location.search)) return [null];
   try {
-    if (sessionStorage.getItem("controlloop-restore")) return [null]; // history.js fills the page
     return [JSON.parse(sessionStorage.getItem("KEY")) ?? shared];
   } catch (error) {
     console.warn(error);

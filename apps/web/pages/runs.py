@@ -93,7 +93,8 @@ class Runs:
             try:
                 watch = self._watch_many if isinstance(current.job, UploadRun) else self._watch
                 for stage, cards, seed in watch(current) if current.job else ():
-                    current.has_cards |= isinstance(cards, str)
+                    if isinstance(cards, str):
+                        current.has_cards = bool(cards)
                     yield stage, cards, seed
             except Exception:
                 yield *self._blank(current), gr.skip()
