@@ -1,5 +1,7 @@
 """Diorama's noise schedule; the training target and loss weight of any base and its ControlNets."""
 
+from typing import Self
+
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -27,19 +29,15 @@ def make_scheduler() -> DDIMScheduler:
 
 
 class NoisyTarget:
-    """Latents (B, 4, h, w) with random noise at random timesteps, and the loss of a prediction."""
+    """Latents (B, 4, h, w) with noise at their timesteps, and the loss of a prediction."""
 
     def __init__(
-        self, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator
+        self, scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor
     ) -> None:
-        """Draw timesteps and noise; the scheduler's prediction type decides the target."""
-        count = len(latents)
-        # Stratified: one timestep from each of `count` equal intervals. Still uniform, with a less
-        # noisy gradient.
-        strata = torch.rand(count, generator=generator) + torch.arange(count)
-        timesteps = (strata / count * scheduler.config.num_train_timesteps).long()
-        self.timesteps = timesteps.to(latents.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        """Add noise of the latents' shape; the scheduler's prediction type decides the target."""
+        self._scheduler, self._latents, self._noise = scheduler, latents, noise
+        self.timesteps = timesteps
+        """(B,), from 0 to the schedule's last."""
         self.noisy = scheduler.add_noise(latents, noise, self.timesteps)
         alpha = scheduler.alphas_cumprod.to(latents.device)[self.timesteps]
         self._alpha = alpha.reshape(-1, 1, 1, 1)
@@ -54,10 +52,31 @@ class NoisyTarget:
         # nearly skips the noisy half of the schedule, where colours and layout are decided.
         self._weight = (snr + 1).clamp_max(MAX_WEIGHT) / (snr + 1)
 
+    @classmethod
+    def drawn(cls, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator) -> Self:
+        """Draw noise, and timesteps in ascending order."""
+        count = len(latents)
+        # Stratified: one timestep from each of `count` equal intervals. Still uniform, with a less
+        # noisy gradient.
+        strata = torch.rand(count, generator=generator) + torch.arange(count)
+        timesteps = (strata / count * scheduler.config.num_train_timesteps).long()
+        noise = torch.randn(latents.shape, generator=generator)
+        return cls(scheduler, latents, noise.to(latents.device), timesteps.to(latents.device))
+
+    def later(self, rows: Tensor, steps: int) -> Self:
+        """Return these rows with the same noise, `steps` timesteps later but not after the last."""
+        last = self._scheduler.config.num_train_timesteps - 1
+        timesteps = (self.timesteps[rows] + steps).clamp_max(last)
+        return type(self)(self._scheduler, self._latents[rows], self._noise[rows], timesteps)
+
+    def errors(self, prediction: Tensor) -> Tensor:
+        """The weighted squared errors (B,) of a prediction (B, 4, h, w)."""
+        error = (prediction.float() - self.target).square().mean((1, 2, 3))
+        return self._weight * error
+
     def loss(self, prediction: Tensor) -> Tensor:
         """The weighted mean squared error of a prediction (B, 4, h, w)."""
-        error = (prediction.float() - self.target).square().mean((1, 2, 3))
-        loss: Tensor = (self._weight * error).sum() / self._weight.sum()
+        loss: Tensor = self.errors(prediction).sum() / self._weight.sum()
         return loss
 
     def clean(self, prediction: Tensor) -> Tensor:

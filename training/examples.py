@@ -41,6 +41,10 @@ class Examples(PictureSource, Protocol):
         """The control maps, (N, height, width, 3) uint8."""
         ...
 
+    def maps_of(self, pictures: Sequence[RGBImage], rows: Sequence[int]) -> np.ndarray:
+        """The maps (N, height, width, 3) uint8 of other pictures of the size of these rows."""
+        ...
+
 
 class FolderExamples:
     """A user's own pictures with their control maps (core/picture_folder.py).
@@ -112,6 +116,12 @@ class FolderExamples:
                 for r in rows
             ]
         )
+
+    def maps_of(self, pictures: Sequence[RGBImage], rows: Sequence[int]) -> np.ndarray:
+        """The maps (N, height, width, 3) uint8 of other pictures, with the default settings."""
+        extractor = default_extractor(self._annotator)
+        pairs = zip(pictures, rows, strict=True)
+        return np.stack([extractor.extract(one, self.sizes[row], self.size) for one, row in pairs])
 
 
 def _refuse(folder: Path, bad: dict[str, str]) -> None:

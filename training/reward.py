@@ -15,13 +15,16 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
+from annotators._diorama import Prediction
 from annotators._scene_annotator import SceneAnnotator
 from annotators.seg import MIN_AREA
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels
 
-# The losses of `Targets.losses`, and the overlap of classes.
-KINDS = ("edges", "depth", "normal", "classes", "joints", "offset", "overlap")
+OVERLAP = "overlap"  # of classes
+KINDS = ("edges", "depth", "normal", "classes", "joints", "offset", OVERLAP)
+"""The losses of `Targets.losses`, and the overlap of classes."""
+DOUBT_WEIGHT = 0.1  # of the disagreement beside the reward, as published for edges and depth
 
 
 def large_classes(logits: Tensor) -> Tensor:
@@ -48,6 +51,22 @@ def overlap_loss(logits: Tensor, classes: Tensor) -> Tensor:
     return 1 - ((present * intersection / union).sum(1) / counted.sum(1)).mean()
 
 
+def disagreements(one: Prediction, other: Prediction) -> dict[str, Tensor]:
+    """How far two predictions differ at each pixel, by field, (B, 1 or C, h, w); 0 for the same."""
+    angle = 1 - functional.cosine_similarity(one.normal, other.normal, dim=1)
+    divergence = functional.kl_div(
+        one.classes.log_softmax(1), other.classes.log_softmax(1), reduction="none", log_target=True
+    )
+    return {
+        "edges": (one.edges.sigmoid() - other.edges.sigmoid()).abs(),
+        "depth": (one.depth - other.depth).abs(),
+        "normal": angle[:, None],
+        "classes": divergence.sum(1, keepdim=True),
+        "joints": (one.joints.sigmoid() - other.joints.sigmoid()).abs(),
+        "offset": (one.offset - other.offset).abs(),
+    }
+
+
 class Reward:
     """Compares pictures by a frozen annotator's predictions, with the losses named in `kinds`."""
 
@@ -63,12 +82,31 @@ class Reward:
 
         Each is around 1 for a picture of something else.
         """
-        device = latents.device.type
-        with torch.autocast(device, torch.bfloat16):
-            with torch.no_grad():
-                target = self._annotator(pixels(pictures, device))
-                targets = Targets.from_prediction(target)
-            prediction = self._annotator(self._decoder(latents).clamp(-1, 1))
-        losses = targets.losses(prediction)
-        losses["overlap"] = overlap_loss(prediction.classes, large_classes(target.classes))
+        target, prediction = self._target(pictures, latents.device.type), self._predict(latents)
+        losses = Targets.from_prediction(target).losses(prediction)
+        losses[OVERLAP] = overlap_loss(prediction.classes, large_classes(target.classes))
         return torch.stack([losses[kind] for kind in self._kinds]).sum()
+
+    def uncertain_loss(self, latents: Tensor, again: Tensor, pictures: np.ndarray) -> Tensor:
+        """The same, where a pixel counts less the more `again`, other estimates, disagree there.
+
+        Source: Zhang et al. 2025, "Ctrl-U" (arXiv 2410.11236): the reward is rectified by the
+        factor exp(-disagreement), which itself is kept small. It has no `overlap`, which is not a
+        loss of pixels.
+        """
+        target, prediction = self._target(pictures, latents.device.type), self._predict(latents)
+        doubt = disagreements(prediction, self._predict(again))
+        weights = {kind: (-values).exp() for kind, values in doubt.items()}
+        losses = Targets.from_prediction(target).losses(prediction, weights)
+        parts = [losses[kind] + DOUBT_WEIGHT * doubt[kind].mean() for kind in self._kinds]
+        return torch.stack(parts).sum()
+
+    def _target(self, pictures: np.ndarray, device: str) -> Prediction:
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            found: Prediction = self._annotator(pixels(pictures, device))
+            return found
+
+    def _predict(self, latents: Tensor) -> Prediction:
+        with torch.autocast(latents.device.type, torch.bfloat16):
+            found: Prediction = self._annotator(self._decoder(latents).clamp(-1, 1))
+            return found

@@ -116,23 +116,40 @@ class Targets:
             offset_mask=(joints.amax(1, keepdim=True) > MIN_JOINT).float(),
         )
 
-    def losses(self, prediction: Prediction) -> dict[str, Tensor]:
-        """The loss of each field, scaled to around 1 for an untrained network."""
+    def losses(
+        self, prediction: Prediction, weights: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of each field, scaled to around 1 for an untrained network.
+
+        `weights` are factors of each field's pixels, (B, 1 or C, side, side).
+        """
+
+        def weigh(name: str, values: Tensor) -> Tensor:
+            if weights is None:
+                return values
+            height, width = values.shape[2:]  # differences have one row or column less
+            return values * weights[name][..., :height, :width]
+
         error = prediction.depth - self.depth
-        gradients = [error.diff(dim=axis).abs().mean() for axis in (2, 3)]
+        gradients = [weigh("depth", error.diff(dim=axis).abs()).mean() for axis in (2, 3)]
         angle = 1 - functional.cosine_similarity(prediction.normal, self.normal, dim=1)
         joints = functional.binary_cross_entropy_with_logits(
             prediction.joints, self.joints, reduction="none"
         )
+        joints = joints * (1 + JOINT_WEIGHT * self.joints)
         offset = (prediction.offset - self.offset).abs() * self.offset_mask
-        edges = functional.binary_cross_entropy_with_logits(prediction.edges, self.edges)
+        edges = functional.binary_cross_entropy_with_logits(
+            prediction.edges, self.edges, reduction="none"
+        )
+        classes = functional.cross_entropy(prediction.classes, self.classes, reduction="none")
+        depth = weigh("depth", error.abs()).mean()
         return {
-            "edges": 3 * edges,
-            "depth": 4 * error.abs().mean() + 8 * (gradients[0] + gradients[1]),
-            "normal": angle.mean(),
-            "classes": functional.cross_entropy(prediction.classes, self.classes),
-            "joints": (joints * (1 + JOINT_WEIGHT * self.joints)).mean() * 10,
-            "offset": offset.sum() / (self.offset_mask.sum() + 1),
+            "edges": 3 * weigh("edges", edges).mean(),
+            "depth": 4 * depth + 8 * (gradients[0] + gradients[1]),
+            "normal": weigh("normal", angle[:, None]).mean(),
+            "classes": weigh("classes", classes[:, None]).mean(),
+            "joints": weigh("joints", joints).mean() * 10,
+            "offset": weigh("offset", offset).sum() / (self.offset_mask.sum() + 1),
         }
 
 

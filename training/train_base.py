@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
         emptied = torch.rand(batch, 1, generator=rng) < EMPTY_PROMPTS
         words = torch.where(emptied, empty, ids[rows]).to(device)
         clean = latents[rows].to(device).float().contiguous(memory_format=torch.channels_last)
-        target = NoisyTarget(scheduler, clean, rng)
+        target = NoisyTarget.drawn(scheduler, clean, rng)
         with torch.autocast(device, torch.bfloat16):
             text = text_encoder(words).last_hidden_state
             prediction = unet(target.noisy, target.timesteps, text).sample

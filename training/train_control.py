@@ -17,10 +17,11 @@ import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -52,8 +53,9 @@ from training.examples import (
 )
 from training.loop import add_run_options, run_config, train
 from training.model_card import write_card
+from training.preference import Errors, preference_loss
 from training.progress import progress_line
-from training.reward import KINDS, Reward
+from training.reward import KINDS, OVERLAP, Reward
 from training.train_base import (
     GROUNDING_WEIGHT,
     cached_latents,
@@ -71,6 +73,9 @@ ANY_ROW = 0.125  # the share that is drawn from all rows even where many maps ar
 REWARD_EVERY = 3  # one of so many examples is rewarded: decoding it costs more than all else
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 2.0  # of --own: the app's guidance, half its steps
 SAMPLE_BATCH = 24
+REWARD, UNCERTAINTY, CPO = METHODS = ("reward", "uncertainty", "cpo")
+UNCERTAIN_STEPS = 1  # timesteps between the two estimates of --method uncertainty, as published
+PREFERENCE_SAMPLES = 240
 SHEET_PICTURES, SHEET_STEPS, SHEET_GUIDANCE = 8, 20, 3.0
 BEST = "best"  # the run's folder of the weights with the best score
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
@@ -165,19 +170,33 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "default: all",
     )
     parser.add_argument(
-        "--reward-weight", type=float, default=0.5, help="relative to the diffusion loss"
+        "--method",
+        choices=METHODS,
+        default=METHODS[0],
+        help="reward: as ControlNet++; uncertainty: --reward counts less where two estimates "
+        "disagree, as Ctrl-U; cpo: prefer a picture's own map to one of a picture drawn for it, "
+        "without --reward",
+    )
+    parser.add_argument(
+        "--reward-weight",
+        type=float,
+        default=0.5,
+        help="of --reward or the preference, relative to the diffusion loss",
     )
     parser.add_argument(
         "--own",
         type=int,
-        default=0,
-        help="reward so many samples that the ControlNet draws before training, not scenes",
+        default=None,
+        help="reward so many samples that the ControlNet draws before training, not scenes; for "
+        f"--method cpo, which takes its losing maps from them, {PREFERENCE_SAMPLES} by default",
     )
     parser.add_argument(
         "--save", type=Path, default=None, help="folder to write the trained ControlNet to"
     )
     options = parser.parse_args(arguments)
     options.out = options.out or Path("runs", _run_name(options))
+    if options.own is None:
+        options.own = PREFERENCE_SAMPLES if options.method == CPO else 0
     return options
 
 
@@ -287,7 +306,22 @@ def _check(options: argparse.Namespace) -> None:
         raise BadInput("Mend or delete those named, then train.")
 
 
+def _check_method(options: argparse.Namespace) -> None:
+    """Refuse what does not go together, before any work."""
+    if options.method == UNCERTAINTY and not options.reward:
+        raise BadInput("--method uncertainty weighs a reward: name its losses with --reward.")
+    if options.method == UNCERTAINTY and OVERLAP in options.reward:
+        raise BadInput(
+            "--method uncertainty weighs pixels, and --reward overlap has none: take classes."
+        )
+    if options.method == CPO and options.reward:
+        raise BadInput("--method cpo has no use for --reward: leave it out.")
+    if options.own and options.enable_bucket:
+        raise BadInput("--own and --method cpo need squares: leave out --enable-bucket.")
+
+
 def _train(options: argparse.Namespace, make: Make = make_control) -> "Training":
+    _check_method(options)
     base, annotator = Base(options.base), find_annotator(options.condition)
     options.batch = options.batch or (4 if base.is_sd1 else 48)
     options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
@@ -332,6 +366,27 @@ def _save(options: argparse.Namespace, base: Base, data: Examples, training: "Tr
         state = torch.load(options.out / "checkpoint.pt", weights_only=True, mmap=True)
         write_card(options.save, base.card, vars(options), state["step"], data.captions)
     print(f"Saved: python -m models check {options.save}", flush=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with noise, and what networks are given for them."""
+
+    rows: Tensor
+    """(B,), of the examples."""
+    emptied: Tensor
+    """(B, 1), whether a prompt was left out."""
+    target: NoisyTarget
+    text: Tensor
+    """Embeddings (B, 77, D)."""
+    maps: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+
+    def later(self, picked: Tensor, steps: int) -> Self:
+        """Return these samples, by index, with the same noise so many timesteps later."""
+        parts = (self.rows, self.emptied, self.text, self.maps)
+        rows, emptied, text, maps = (part[picked] for part in parts)
+        return type(self)(rows, emptied, self.target.later(picked, steps), text, maps)
 
 
 class Training:
@@ -392,6 +447,22 @@ class Training:
         self._own_latents = None
         if options.own:
             self._own_latents = own_samples(options.out / "own.pt", self._own_rows, self._own)
+        self._reference = None
+        if options.method == CPO:
+            self._reference = deepcopy(self.control).requires_grad_(False)
+            self._losing_maps = self._maps_of_own()
+
+    def _maps_of_own(self) -> np.ndarray:
+        """The maps (N, H, W, 3) uint8 of the ControlNet's own samples."""
+        assert self._own_latents is not None
+        found = []
+        for latents, rows in zip(
+            *(torch.split(one, SAMPLE_BATCH) for one in (self._own_latents, self._own_rows)),
+            strict=True,
+        ):
+            drawn = to_images(decode(self._vae, latents.to(self._device), torch.float32))
+            found.append(self._data.maps_of(drawn, rows.tolist()))
+        return np.concatenate(found)
 
     def _own(self, rows: Tensor) -> Tensor:
         maps, seed = self._data.maps(rows.tolist()), int(rows[0])
@@ -430,65 +501,92 @@ class Training:
 
     def loss_at(self, step: int) -> dict[str, Tensor]:
         """Return a batch's losses by name; "loss" is their sum. All is drawn by the step's seed."""
-        options, device, batch = self._options, self._device, self._options.batch
-        rng = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-        rows = self._batches.rows(rng)
-        clean = self._batches.latents(rows, self._channels, rng).to(device)
-        targets = [NoisyTarget(self._scheduler, clean, rng)]
-        if self._own_latents is not None:  # half as many again, with the reward as their only loss
-            picked = torch.randint(len(self._own_latents), (batch // 2,), generator=rng)
-            own = self._own_latents[picked].to(device)
-            targets.append(NoisyTarget(self._scheduler, own, rng))
-            rows = torch.cat([rows, self._own_rows[picked]])
-        emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
-        words = torch.where(emptied, self._empty, self._ids[rows])
-        maps = map_tensor(self._data.maps(rows.tolist()), device)
-        prediction = self._predict(targets, self._text(words), maps)
-        diffusion = targets[0].loss(prediction[:batch])
+        rng = torch.Generator().manual_seed(self._options.seed * 1_000_003 + step)
+        weight = self._options.reward_weight
+        batch = rewarded = self._batch(self._batches.rows(rng), rng)
+        prediction = self._predict(self.control, batch)
+        diffusion = batch.target.loss(prediction)
         losses = {"loss": diffusion, "diffusion": diffusion}
         if self._reward:
-            parts = torch.split(prediction, batch)
-            estimates = torch.cat([t.clean(v) for t, v in zip(targets, parts, strict=True)])
-            picked = self._rewarded(targets, step)
-            losses["reward"] = diffusion.new_zeros(())
-            if len(picked):
-                pictures = self._data.batch(rows[picked].tolist())
-                losses["reward"] = self._reward.loss(estimates[picked], pictures)
-            losses["loss"] = losses["loss"] + options.reward_weight * losses["reward"]
+            if self._own_latents is not None:  # half as many again, with the reward alone
+                own = self._drawn_own(rng)
+                rewarded = self._batch(self._own_rows[own], rng, self._own_latents[own])
+                prediction = self._predict(self.control, rewarded)
+            losses["reward"] = self._reward_loss(self._reward, rewarded, prediction, step)
+            losses["loss"] = losses["loss"] + weight * losses["reward"]
+        if self._reference is not None:
+            losses["preference"] = self._preference_loss(self._reference, rng)
+            losses["loss"] = losses["loss"] + weight * losses["preference"]
         if self._grounding:
             pixel_phrases = torch.where(
-                emptied[..., None], 0, self._grounding.pixel_phrases[rows]
-            ).to(device)
-            token_phrases = torch.where(emptied, 0, self._grounding.token_phrases[rows]).to(device)
-            losses["grounding"] = self._attention.loss(token_phrases, pixel_phrases)
+                batch.emptied[..., None], 0, self._grounding.pixel_phrases[batch.rows]
+            )
+            token_phrases = torch.where(batch.emptied, 0, self._grounding.token_phrases[batch.rows])
+            losses["grounding"] = self._attention.loss(
+                token_phrases.to(self._device), pixel_phrases.to(self._device)
+            )
             losses["loss"] = losses["loss"] + GROUNDING_WEIGHT * losses["grounding"]
         return losses
 
-    def _rewarded(self, targets: Sequence[NoisyTarget], step: int) -> Tensor:
-        """Return which samples of a batch get the reward, by index."""
-        threshold, batch = self._options.reward_threshold, self._options.batch
-        timesteps = torch.cat([target.timesteps for target in targets]).cpu()
-        every = torch.arange(len(timesteps))
-        if self._own_latents is not None:
-            picked = every[batch:]
-        elif threshold is None:
-            # Timesteps are in ascending order, so a stride covers all noise levels.
-            picked = every[step % REWARD_EVERY :: REWARD_EVERY]
-        else:
-            picked = every
-        return picked if threshold is None else picked[timesteps[picked] <= threshold]
+    def _batch(self, rows: Tensor, rng: torch.Generator, latents: Tensor | None = None) -> Batch:
+        """Noise the latents of rows (B,), or the given ones, and empty half the prompts."""
+        if latents is None:
+            latents = self._batches.latents(rows, self._channels, rng)
+        target = NoisyTarget.drawn(self._scheduler, latents.to(self._device), rng)
+        emptied = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPTS
+        text = self._text(torch.where(emptied, self._empty, self._ids[rows]))
+        maps = map_tensor(self._data.maps(rows.tolist()), self._device)
+        return Batch(rows, emptied, target, text, maps)
 
-    def _predict(self, targets: Sequence[NoisyTarget], text: Tensor, maps: Tensor) -> Tensor:
-        """The UNet's prediction with the ControlNet's residuals, as in diffusers' training."""
-        noisy = torch.cat([target.noisy for target in targets])
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        timesteps = torch.cat([target.timesteps for target in targets])
+    def _drawn_own(self, rng: torch.Generator) -> Tensor:
+        """Draw half a batch of the own samples, by index."""
+        return torch.randint(len(self._own_rows), (-(-self._options.batch // 2),), generator=rng)
+
+    def _reward_loss(self, reward: Reward, batch: Batch, prediction: Tensor, step: int) -> Tensor:
+        """Return the reward's loss of those samples of a batch that are rewarded."""
+        picked = self._rewarded(batch.target.timesteps, step)
+        if not len(picked):
+            return prediction.new_zeros(())
+        estimates = batch.target.clean(prediction)[picked]
+        pictures = self._data.batch(batch.rows[picked].tolist())
+        if self._options.method != UNCERTAINTY:
+            return reward.loss(estimates, pictures)
+        later = batch.later(picked, UNCERTAIN_STEPS)
+        again = later.target.clean(self._predict(self.control, later))
+        return reward.uncertain_loss(estimates, again, pictures)
+
+    def _rewarded(self, timesteps: Tensor, step: int) -> Tensor:
+        """Return which samples get the reward, by index."""
+        threshold, picked = self._options.reward_threshold, torch.arange(len(timesteps))
+        if self._own_latents is None and threshold is None:
+            # Timesteps are in ascending order, so a stride covers all noise levels.
+            return picked[step % REWARD_EVERY :: REWARD_EVERY]
+        return picked if threshold is None else picked[timesteps.cpu() <= threshold]
+
+    def _preference_loss(self, reference: nn.Module, rng: torch.Generator) -> Tensor:
+        """Return the loss of preferring pictures' own maps to those of samples drawn for them."""
+        own = self._drawn_own(rng)
+        winning = self._batch(self._own_rows[own], rng)
+        losing = replace(winning, maps=map_tensor(self._losing_maps[own.numpy()], self._device))
+
+        def errors(control: nn.Module) -> Errors:
+            predictions = (self._predict(control, batch) for batch in (winning, losing))
+            return Errors(*(winning.target.errors(one) for one in predictions))
+
+        with torch.no_grad():
+            before = errors(reference)
+        return preference_loss(errors(self.control), before)
+
+    def _predict(self, control: nn.Module, batch: Batch) -> Tensor:
+        """The UNet's prediction with a ControlNet's residuals, as in diffusers' training."""
+        noisy = batch.target.noisy.contiguous(memory_format=torch.channels_last)
+        timesteps = batch.target.timesteps
         with self._autocast():
-            down, middle = self.control(noisy, timesteps, text, maps, return_dict=False)
+            down, middle = control(noisy, timesteps, batch.text, batch.maps, return_dict=False)
             prediction: Tensor = self._unet(
                 noisy,
                 timesteps,
-                text,
+                batch.text,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample

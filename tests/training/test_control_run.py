@@ -180,6 +180,10 @@ def test_a_refusal_is_one_sentence(sd_base, folder, tmp_path, monkeypatch):
     for more, sentence in (
         (["--use-8bit-adam"], "needs bitsandbytes"),
         (["--reward", "edges"], "with a tiny autoencoder"),
+        (["--method", "uncertainty"], "name its losses"),
+        (["--method", "uncertainty", "--reward", "overlap"], "take classes"),
+        (["--method", "cpo", "--reward", "edges"], "leave it out"),
+        (["--method", "cpo", "--enable-bucket"], "leave out --enable-bucket"),
         (["--check", "--size", "96"], "multiple of 64"),
     ):
         with pytest.raises(SystemExit) as refused:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from models.store import Store
 from training import examples, train_annotator, train_autoencoder, train_base, train_control
 from training.diorama import maps as scene_maps
 from training.diorama.dataset import Pictures, render_scenes
+from training.preference import MARGIN
 
 CARD = """
 title = "Diorama"
@@ -195,10 +195,60 @@ def test_own_samples_are_rewarded(trained, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "resumed at step 1" in output and "own samples" not in output
     training = train_control.trained([*few, *start, *tuning, "--steps", "2"])
-    targets = [SimpleNamespace(timesteps=torch.tensor([10, 700])) for _ in range(2)]
-    assert training._rewarded(targets, 0).tolist() == [2, 3], "of scenes and own samples the own"
+    rewarded, reward = [], training._reward.loss
+    training._reward.loss = lambda latents, pictures: (
+        rewarded.append(len(latents)) or reward(latents, pictures)
+    )
+    training._own_latents = training._own_latents + 1
+    assert training.loss_at(0)["diffusion"] == training.loss_at(0)["diffusion"]
+    assert rewarded == [1, 1], "half a batch of own samples, each one of them"
+    timesteps = torch.tensor([10, 700])
+    assert training._rewarded(timesteps, 0).tolist() == [0, 1]
     training._options.reward_threshold = 200
-    assert training._rewarded(targets, 0).tolist() == [2]
+    assert training._rewarded(timesteps, 0).tolist() == [0]
+
+
+def test_uncertainty_rewards_the_same_samples_and_a_step_later(trained, tmp_path):
+    model = trained / "models" / "diorama"
+    few = ["--steps", "1", "--batch", "4", "--size", "64", "--device", "cpu", "--reward", "edges"]
+    places = ["--data", str(trained / "scenes"), "--base", str(model), "--out", str(tmp_path)]
+    training = train_control.trained([*few, *places, "--method", "uncertainty"])
+    seen, loss = [], training._reward.uncertain_loss
+    training._reward.uncertain_loss = lambda first, second, pictures: (
+        seen.append((first, second)) or loss(first, second, pictures)
+    )
+    found = training.loss_at(0)
+    ((first, second),) = seen
+    assert first.shape == second.shape and 0 < (first - second).abs().max().item() < 1
+    found["loss"].backward()
+    training._options.method = "reward"
+    assert training.loss_at(0)["diffusion"] == found["diffusion"]
+
+
+def test_a_preference_is_learned_between_a_map_and_one_of_an_own_sample(
+    trained, tmp_path, monkeypatch
+):
+    model = trained / "models" / "diorama"
+    start = ["--base", str(model), "--start", str(model / "controlnet" / "canny")]
+    few = ["--steps", "1", "--batch", "4", "--size", "64", "--device", "cpu", *start]
+    places = ["--data", str(trained / "scenes"), "--out", str(tmp_path)]
+    monkeypatch.setattr(train_control, "PREFERENCE_SAMPLES", 3)
+    training = train_control.trained([*few, *places, "--method", "cpo"])
+    rows = training._own_rows.tolist()
+    assert training._losing_maps.shape == (3, 64, 64, 3)
+    assert not np.array_equal(training._losing_maps, training._data.maps(rows))
+    found = training.loss_at(0)
+    assert set(found) == {"loss", "diffusion", "grounding", "preference"}
+    training.control.zero_grad()
+    found["preference"].backward()
+    assert any(
+        bool(p.grad.abs().any()) for p in training.control.parameters() if p.grad is not None
+    )
+    first = load_file(model / "controlnet" / "canny" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(p, first[name]) for name, p in training._reference.named_parameters())
+    # With the same map on both sides nothing can be preferred: only the margin is left.
+    training._losing_maps = training._data.maps(rows)
+    assert training.loss_at(0)["preference"].item() == pytest.approx(MARGIN / 2, rel=1e-3)
 
 
 def test_a_users_folder_trains(trained, tmp_path):

@@ -52,15 +52,11 @@ def _find(tokens: list[int], part: list[int]) -> int | None:
     return None
 
 
-def _record(records: list[Tensor], output: Tensor) -> None:
-    if torch.is_grad_enabled():
-        records.append(output)
-
-
 class AttentionRecorder:
-    """Records the queries and keys of every cross-attention in the networks' last forward pass.
+    """Records the queries and keys of every cross-attention in the networks' forward pass.
 
-    Passes without gradients, such as those that sample, are not recorded.
+    Only the first since the last loss; passes without gradients, such as those that sample, are
+    not recorded.
     """
 
     def __init__(self, *networks: nn.Module) -> None:
@@ -69,12 +65,16 @@ class AttentionRecorder:
         self._heads: list[int] = []
         named = [pair for network in networks for pair in network.named_modules()]
         for module in (module for name, module in named if name.endswith("attn2")):
-            module.to_q.register_forward_hook(lambda _m, _i, out: _record(self._queries, out))
-            module.to_k.register_forward_hook(lambda _m, _i, out: _record(self._keys, out))
+            module.to_q.register_forward_hook(lambda _m, _i, out: self._record(self._queries, out))
+            module.to_k.register_forward_hook(lambda _m, _i, out: self._record(self._keys, out))
             self._heads.append(module.heads)
 
+    def _record(self, records: list[Tensor], output: Tensor) -> None:
+        if torch.is_grad_enabled() and len(records) < len(self._heads):
+            records.append(output)
+
     def loss(self, token_phrases: Tensor, pixel_phrases: Tensor) -> Tensor:
-        """The grounding loss of the last pass, which is then forgotten.
+        """The grounding loss of the recorded pass, which is then forgotten.
 
         The arguments are rows of a `Grounding`. The loss is the mean negative log of the attention
         (mean over heads) that each pixel gives to its own phrase, or to no phrase where nothing is

@@ -22,7 +22,7 @@ import torch
 from annotators import find_annotator
 from annotators._diorama import FOLDER as NETWORK
 from annotators._diorama import batched_prediction
-from core.condition import Annotator
+from core.condition import Annotator, RGBImage
 from core.params import Bounds, settings_of
 from training.diorama.dataset import CHUNK, Pictures
 from training.progress import progress_line
@@ -45,9 +45,12 @@ class SceneExamples(Pictures):
         """The control maps, (N, size, size, 3) uint8."""
         if len(self._cached) == len(self):
             return np.asarray(self._cached[list(rows)])
+        return self.maps_of(list(self.batch(rows)), rows)
+
+    def maps_of(self, pictures: Sequence[RGBImage], rows: Sequence[int]) -> np.ndarray:
+        """The maps (N, H, W, 3) uint8 of other pictures, with the settings of these rows' maps."""
         draw, params = self._annotator.preprocessors[0].draw, self._annotator.params
-        pictures = list(self.batch(rows))
-        with batched_prediction(pictures):
+        with batched_prediction(list(pictures)):
             return np.stack(
                 [
                     draw(picture, random_params(params, row) if row % 2 else params())
