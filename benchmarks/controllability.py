@@ -25,7 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 import apps
@@ -48,57 +47,18 @@ from core.errors import BadInput, SuiteError, WeightsMissing
 from core.pipeline import Pipeline
 from core.request import DEFAULTS, GenerationRequest, GenerationResult
 from models.store import Store
+from training.diorama.colours import colour_hits
 from training.diorama.dataset import HELD_OUT
-from training.diorama.renderer import TONE, Truth, render
+from training.diorama.renderer import Truth, render
 from training.diorama.truth import truth_arrays
-from training.diorama.world import COLOURS, Scene, make_scene
+from training.diorama.world import Scene, make_scene
 from training.progress import progress_line
 from training.weights import add_metadata, read_metadata
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
-MIN_SURFACE = 60  # pixels: the colour of a smaller surface is not judged
 MAX_TRIES = 20  # scenes tried per scene measured, before a condition fails; a fifth have people
 SCENES = 128  # as in the results of the README and in the weights
 MIN_CLOSED = 0.75  # a smaller fraction of the gap is marked
-
-
-def nearest_colour(pixels: np.ndarray, scene: Scene) -> str:
-    """The colour word nearest to pixels (N, 3) uint8, under the scene's light.
-
-    Each named colour is tinted by that light and compared at its best-fitting brightness.
-    """
-    light = np.asarray(scene.sky.sun) * 0.6 + np.asarray(scene.sky.ambient)
-    tint = light / light.max()
-    median = np.median(pixels, axis=0) / 255
-    brightness = np.linspace(0.3, 1.4, 45)[:, None]
-
-    def distance(name: str) -> float:
-        lit = np.clip(brightness * tint * np.asarray(COLOURS[name]), 0, 1) ** TONE
-        return float(np.abs(lit - median).sum(1).min())
-
-    return min(COLOURS, key=distance)
-
-
-def named_surfaces(scene: Scene, truth: Truth, index: int) -> list[tuple[str, np.ndarray]]:
-    """(colour word, mask (H, W)) of each thing with a visible surface in its named colour."""
-    surfaces = []
-    things, painted = truth.things[index].numpy(), truth.painted[index].numpy()
-    for k, thing in enumerate(scene.things):
-        if thing.colour is None:
-            continue
-        mask = ((things == k) & painted).astype(np.uint8)
-        inner = cv2.erode(mask, np.ones((5, 5), np.uint8)).astype(bool)  # away from the outline
-        if inner.sum() >= MIN_SURFACE:
-            surfaces.append((thing.colour, inner))
-    return surfaces
-
-
-def colour_hits(scene: Scene, truth: Truth, index: int, image: RGBImage) -> list[bool]:
-    """For each named surface, whether its pixels have the named colour."""
-    return [
-        nearest_colour(image[mask], scene) == name
-        for name, mask in named_surfaces(scene, truth, index)
-    ]
 
 
 # Maps of a scene's ground truth
