@@ -603,6 +603,10 @@ class Training:
             made += to_images(decode(self._vae, latents, torch.float32))
         return made
 
+    def pictures(self, maps: np.ndarray, captions: list[str]) -> list[RGBImage]:
+        """Generate a picture for each map (N, H, W, 3) uint8, with the guidance of the app."""
+        return self._pictures(maps, tokens(self._tokenizer, captions), self._app_guidance)
+
     def validation_pictures(self, data: FolderExamples) -> list[RGBImage]:
         """Generate a picture for each row, with its caption and the guidance of the app."""
         words = tokens(self._tokenizer, data.captions)
