@@ -1,4 +1,4 @@
-"""A ControlNet that `training.train_control` has made, measured where it lies."""
+"""A ControlNet or T2I-Adapter that `training.train_control` has made, measured where it lies."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -7,12 +7,15 @@ from pathlib import Path
 from core.errors import BadInput
 from models.catalog.cards import Card
 from models.catalog.paths import MODELS
+from models.checkpoints.adapters import CLASS
 from models.checkpoints.folders import read_json
 from models.registry import Registry
 from training.weights import read_metadata
 
 BEST = "best"
 """Folder of a run's best weights."""
+KINDS = ("ControlNetModel", CLASS)
+"""diffusers' names of what may stand beside a base."""
 FOLDER = MODELS
 """Of the cards of the bases."""
 
@@ -36,7 +39,7 @@ def find_trained(model: str) -> Trained | None:
     """
     for folder in (Path(model), Path(model, BEST)):
         config = folder / "config.json"
-        if config.is_file() and read_json(config).get("_class_name") == "ControlNetModel":
+        if config.is_file() and read_json(config).get("_class_name") in KINDS:
             recipe = read_metadata(folder).get("recipe", {})
             if "condition" not in recipe:
                 raise BadInput(

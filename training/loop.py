@@ -255,8 +255,20 @@ class _State:
         processes.take_from_first([*self.average.values()])
 
     def _resume(self) -> float:
-        """Load the checkpoint; return the seconds spent so far."""
+        """Load the checkpoint; return the seconds spent so far.
+
+        Raises:
+            BadInput: it is of another network.
+        """
         state = torch.load(self._checkpoint, weights_only=True, map_location=self.device)
+        shapes, found = (
+            {name: one.shape for name, one in weights.items()}
+            for weights in (self.parameters, state["weights"])
+        )
+        if found != shapes:
+            raise BadInput(
+                f"The run in {self.run.folder} trains another network: choose another --out."
+            )
         for name, p in self.parameters.items():
             p.data.copy_(state["weights"][name])
         for name, average in self.average.items():
@@ -350,7 +362,7 @@ def _report(state: _State, log: Log) -> None:
         total = max(step + 1, min(run.steps, round(step / max(state.progress(), 1e-6))))
     text = (f"{name} {value:.4f}" for name, value in values.items())
     print(progress_line(step, total, state.start, "steps"), *text, flush=True)
-    seconds = round(time.monotonic() - state.start)
+    seconds = round(time.monotonic() - state.start, 2)
     log.write(step, {"seconds": seconds, **values, "learning_rate": state.learning_rate}, {})
 
 

@@ -1,4 +1,4 @@
-"""The README.md of a trained ControlNet: a model card in the hub's format."""
+"""The README.md of a trained ControlNet or T2I-Adapter: a model card in the hub's format."""
 
 import shutil
 from pathlib import Path
@@ -10,11 +10,11 @@ from training.validation import read_curve
 CARD = """---
 license: other
 license_name: not-stated
-tags: [controlnet, stable-diffusion, diffusers]
+tags: [{tag}, stable-diffusion, diffusers]
 base_model: {base}
 ---
 
-# A ControlNet for {condition} maps
+# A {kind} for {condition} maps
 
 It is used with {title}. Written by `python -m training.train_control`; every option and the commit
 are in the metadata of the weights, under `controlloop`.
@@ -49,7 +49,7 @@ NO_SCORES = "Not measured: no `--validation` was given."
 def write_card(
     folder: Path, base: Card, options: dict[str, Any], steps: int, captions: list[str]
 ) -> None:
-    """Write README.md into the folder of a trained ControlNet, with its scores if there are any.
+    """Write README.md into the folder of a trained network, with its scores if there are any.
 
     `options` are those of the command, `captions` those of its pictures.
     """
@@ -59,7 +59,10 @@ def write_card(
         rows = "".join(f"| {step} | {score:.1f} |\n" for step, score in curve)
         scores = SCORES.format(rows=rows.rstrip(), folder=options["validation"].name)
     accumulated = options["batch"] * options["gradient_accumulation_steps"]
+    kind = "T2I-Adapter" if options["adapter"] else "ControlNet"
     text = CARD.format(
+        kind=kind,
+        tag=kind.lower(),
         base=base.base.hub if base.base else base.name,
         condition=options["condition"],
         title=base.title,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from models.networks import encode
+from training.adapter import predict
 from training.diffusion import NoisyTarget, make_scheduler
 from training.diorama.dataset import Pictures, PictureSource
 from training.diorama.grounding import AttentionRecorder, Grounding
@@ -172,14 +173,11 @@ def sample_latents(  # noqa: PLR0913, PLR0917 - a sampler's arguments
     for t in scheduler.timesteps:
         with torch.autocast(noise.device.type, precision, enabled=precision != torch.float32):
             doubled = torch.cat([latents, latents])
-            residuals = {}
-            if control is not None and maps is not None:
-                down, middle = control(doubled, t, both, torch.cat([maps, maps]), return_dict=False)
-                residuals = {
-                    "down_block_additional_residuals": down,
-                    "mid_block_additional_residual": middle,
-                }
-            uncond, cond = unet(doubled, t, both, **residuals).sample.float().chunk(2)
+            if control is None or maps is None:
+                prediction = unet(doubled, t, both).sample
+            else:
+                prediction = predict(unet, control, doubled, t, both, torch.cat([maps, maps]))
+            uncond, cond = prediction.float().chunk(2)
         latents = scheduler.step(uncond + guidance * (cond - uncond), t, latents).prev_sample
     return latents
 

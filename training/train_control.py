@@ -1,4 +1,4 @@
-"""Trains a ControlNet on a frozen base.
+"""Trains a ControlNet, or a T2I-Adapter, on a frozen base.
 
     python -m training.train_control --condition canny --minutes 30
     python -m training.train_control --condition canny --folder my_pictures --base sd15
@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, T2IAdapter
 from torch import Tensor, nn
 
 from annotators import find_annotator
@@ -35,8 +35,10 @@ from core.errors import BadInput, SuiteError
 from core.images import to_images
 from core.request import DEFAULTS
 from models.checkpoints import folders, loading
+from models.checkpoints.adapters import is_adapter
 from models.networks import decode
 from training import processes
+from training.adapter import make_adapter, predict
 from training.base import Base
 from training.diffusion import NoisyTarget
 from training.diorama.dataset import Pictures
@@ -142,6 +144,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="keep the shapes of a folder's pictures (aspect-ratio buckets), not centre squares",
     )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="train a T2I-Adapter, a smaller network that looks at the map alone, instead of a "
+        "ControlNet",
+    )
     parser.add_argument("--start", type=Path, default=None, help="continue from an earlier --save")
     parser.add_argument(
         "--mixed-precision",
@@ -207,7 +215,7 @@ def _run_name(options: argparse.Namespace) -> str:
     names = [Path(one).name for one in own]
     if own:
         names.append(hashlib.sha256(repr(own).encode()).hexdigest()[:8])
-    return "-".join(["control", options.condition, *names])
+    return "-".join(["adapter" if options.adapter else "control", options.condition, *names])
 
 
 def _examples(
@@ -235,11 +243,14 @@ def make_control(base: Base, unet: Any, start: Path | None) -> Any:
     """Return the ControlNet to train, in float32: from `start`, or a copy of the UNet's encoder.
 
     Raises:
+        BadInput: `start` is a T2I-Adapter.
         WeightsMissing, WeightsMismatch: `start` cannot be read, or is for another base.
     """
     if start is None:
         channels = MAP_ENCODER if base.is_sd1 else SMALL_MAP_ENCODER
         return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    if is_adapter(start):
+        raise BadInput(f"{start} is a T2I-Adapter: add --adapter, or start from a ControlNet.")
     folders.inspect_control(start, dict(unet.config))
     return loading.build_control(start, unet).float()
 
@@ -288,8 +299,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{error}")
 
 
-def trained(arguments: list[str], make: Make = make_control) -> "Training":
-    """Train as the command line does, and return what was trained; `make` gives the network.
+def trained(arguments: list[str], make: Make | None = None) -> "Training":
+    """Train as the command line does, and return what was trained; `make` gives another network.
 
     Raises:
         SuiteError: as the command's sentences.
@@ -320,8 +331,9 @@ def _check_method(options: argparse.Namespace) -> None:
         raise BadInput("--own and --method cpo need squares: leave out --enable-bucket.")
 
 
-def _train(options: argparse.Namespace, make: Make = make_control) -> "Training":
+def _train(options: argparse.Namespace, make: Make | None = None) -> "Training":
     _check_method(options)
+    make = make or (make_adapter if options.adapter else make_control)
     base, annotator = Base(options.base), find_annotator(options.condition)
     options.batch = options.batch or (4 if base.is_sd1 else 48)
     options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
@@ -390,7 +402,7 @@ class Batch:
 
 
 class Training:
-    """A ControlNet, the frozen networks beside it, and what it learns from."""
+    """A ControlNet or a T2I-Adapter, the frozen networks beside it, and what it learns from."""
 
     def __init__(
         self,
@@ -414,7 +426,8 @@ class Training:
             )
         control = make(base, networks.unet, options.start)
         self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
-        print(f"ControlNet {sum(p.numel() for p in control.parameters()) / 1e6:.1f} M", flush=True)
+        count = sum(p.numel() for p in control.parameters())
+        print(f"{type(control).__name__} {count / 1e6:.1f} M", flush=True)
         self._precision = PRECISIONS[options.mixed_precision]
         frozen = loading.Placement(torch.device(device), self._precision)
         for one in (networks.unet, networks.text_encoder):
@@ -424,8 +437,9 @@ class Training:
         if options.gradient_checkpointing:
             if isinstance(data, Pictures):
                 raise BadInput("--gradient-checkpointing is for --folder: leave it out.")
-            self.control.enable_gradient_checkpointing()
             self._unet.enable_gradient_checkpointing()
+            if not isinstance(control, T2IAdapter):  # which is small
+                self.control.enable_gradient_checkpointing()
         self._channels = int(self._unet.config.in_channels)
         self._latents = cached_latents(cache_folder, data, self._vae, device)
         self._tokenizer = networks.tokenizer
@@ -438,8 +452,11 @@ class Training:
         self._grounding = None
         if isinstance(data, Pictures):
             self._grounding = Grounding(data, self._tokenizer, self._ids)
-            # The frozen UNet's encoder does not depend on the ControlNet, so it gets no loss.
-            self._attention = AttentionRecorder(self._unet.up_blocks, control)
+            # The frozen UNet's encoder depends on a T2I-Adapter; on a ControlNet it does not, so it
+            # gets no loss.
+            alone = isinstance(control, T2IAdapter)
+            learning = (self._unet,) if alone else (self._unet.up_blocks, control)
+            self._attention = AttentionRecorder(*learning)
         self._reward = None
         if options.reward:
             self._reward = Reward(self._vae, load_network().to(device), options.reward)
@@ -578,19 +595,11 @@ class Training:
         return preference_loss(errors(self.control), before)
 
     def _predict(self, control: nn.Module, batch: Batch) -> Tensor:
-        """The UNet's prediction with a ControlNet's residuals, as in diffusers' training."""
+        """The UNet's prediction with a control's help, as in diffusers' training."""
         noisy = batch.target.noisy.contiguous(memory_format=torch.channels_last)
         timesteps = batch.target.timesteps
         with self._autocast():
-            down, middle = control(noisy, timesteps, batch.text, batch.maps, return_dict=False)
-            prediction: Tensor = self._unet(
-                noisy,
-                timesteps,
-                batch.text,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-            ).sample
-        return prediction
+            return predict(self._unet, control, noisy, timesteps, batch.text, batch.maps)
 
     def _pictures(
         self, maps: np.ndarray, words: Tensor, guidance: float, seed: int = 1

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, T2IAdapter, UNet2DConditionModel
 from PIL import Image
 from torch.nn import functional
 
@@ -41,19 +41,16 @@ def one_step(monkeypatch, arguments):
     return seen
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch, checkpointing):
-    """Loss and gradients of examples/controlnet/train_controlnet.py, the recipe of its README."""
+def few(sd_base, folder, tmp_path, checkpointing=False):
+    """Return the arguments of a run in float32 on both pictures."""
     few = ["--batch", "2", "--size", "64", "--device", "cpu", "--mixed-precision", "no"]
-    few += ["--gradient-checkpointing"] * checkpointing
     places = ["--base", f"{sd_base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
-    seen = one_step(monkeypatch, [*few, *places, "--start", f"{sd_base / 'controlnet' / 'canny'}"])
-    seen["loss"].backward()
+    return [*few, *places, *["--gradient-checkpointing"] * checkpointing]
 
+
+def inputs(sd_base, folder, seen):
+    """Return the base's UNet and what diffusers' training gives it: latents, text, maps."""
     networks = tiny_networks()
-    unet = UNet2DConditionModel.from_pretrained(sd_base / "unet")
-    control = tiny_controlnet(unet)
-    control.load_state_dict(seen["control"].state_dict())
     tokenizer, text_encoder, vae = networks.tokenizer, networks.text_encoder, networks.vae
     scheduler = DDPMScheduler.from_pretrained(sd_base / "scheduler")
     with torch.no_grad():
@@ -65,6 +62,30 @@ def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch
         text = text_encoder(prompts.input_ids)[0]
     noisy = scheduler.add_noise(seen["latents"], seen["noise"], seen["timesteps"])
     maps = torch.stack([picture(folder, f"source{k}.png") for k in range(2)])
+    return UNet2DConditionModel.from_pretrained(sd_base / "unet"), noisy, text, maps
+
+
+def assert_learns_alike(seen, theirs, predicted):
+    """Compare loss and gradients with those of diffusers' network and its UNet's prediction."""
+    seen["loss"].backward()
+    loss = functional.mse_loss(predicted, seen["noise"])
+    loss.backward()
+    assert float((loss - seen["loss"]).detach().abs()) < 1e-5
+    ours = dict(seen["control"].named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert torch.allclose(ours[name].grad, parameter.grad, atol=1e-4), name
+    largest = max(float(one.grad.abs().max()) for one in theirs.parameters())
+    assert largest > 0.01  # so that 1e-4 means something
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch, checkpointing):
+    """Loss and gradients of examples/controlnet/train_controlnet.py, the recipe of its README."""
+    start = ["--start", f"{sd_base / 'controlnet' / 'canny'}"]
+    seen = one_step(monkeypatch, [*few(sd_base, folder, tmp_path, checkpointing), *start])
+    unet, noisy, text, maps = inputs(sd_base, folder, seen)
+    control = tiny_controlnet(unet)
+    control.load_state_dict(seen["control"].state_dict())
     down, middle = control(
         noisy, seen["timesteps"], encoder_hidden_states=text, controlnet_cond=maps,
         return_dict=False,
@@ -73,20 +94,28 @@ def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch
         noisy, seen["timesteps"], encoder_hidden_states=text,
         down_block_additional_residuals=down, mid_block_additional_residual=middle,
     ).sample  # fmt: skip
-    loss = functional.mse_loss(predicted, seen["noise"])
-    loss.backward()
-    assert float((loss - seen["loss"]).detach().abs()) < 1e-5
-    ours = dict(seen["control"].named_parameters())
-    for name, parameter in control.named_parameters():
-        assert torch.allclose(ours[name].grad, parameter.grad, atol=1e-4), name
-    largest = max(float(one.grad.abs().max()) for one in control.parameters())
-    assert largest > 0.01  # so that 1e-4 means something
+    assert_learns_alike(seen, control, predicted)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapters_step_equals_diffusers_training(
+    sd_base, folder, tmp_path, monkeypatch, checkpointing
+):
+    """As examples/t2i_adapter/train_t2i_adapter_sdxl.py gives the features to the UNet."""
+    arguments = few(sd_base, folder, tmp_path, checkpointing)
+    seen = one_step(monkeypatch, [*arguments, "--adapter"])
+    unet, noisy, text, maps = inputs(sd_base, folder, seen)
+    adapter = T2IAdapter(3, [*unet.config.block_out_channels], 2, 8, "full_adapter")
+    adapter.load_state_dict(seen["control"].state_dict())
+    predicted = unet(
+        noisy, seen["timesteps"], encoder_hidden_states=text,
+        down_intrablock_additional_residuals=adapter(maps),
+    ).sample  # fmt: skip
+    assert_learns_alike(seen, adapter, predicted)
 
 
 def test_a_new_controlnet_is_a_copy_of_the_unets_encoder(sd_base, folder, tmp_path, monkeypatch):
-    few = ["--batch", "2", "--size", "64", "--device", "cpu"]
-    places = ["--base", f"{sd_base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
-    control = one_step(monkeypatch, [*few, *places])["control"]
+    control = one_step(monkeypatch, few(sd_base, folder, tmp_path))["control"]
     unet = UNet2DConditionModel.from_pretrained(sd_base / "unet").state_dict()
     copied = {name: one for name, one in control.state_dict().items() if name in unet}
     assert len(copied) > 100 and all(torch.equal(one, unet[name]) for name, one in copied.items())

@@ -168,6 +168,22 @@ def test_a_reward_tunes_a_trained_controlnet(trained, tmp_path):
         train_control.main([*short, *places, "--reward", "colour"])
 
 
+def test_an_adapter_learns_from_scenes(trained, tmp_path):
+    """The words that name each place act on it through the UNet's encoder too."""
+    few = ["--steps", "1", "--batch", "4", "--size", "64", "--device", "cpu", "--reward", "edges"]
+    places = ["--data", str(trained / "scenes"), "--base", str(trained / "models" / "diorama")]
+    training = train_control.trained([*few, *places, "--out", str(tmp_path), "--adapter"])
+    for name in ("diffusion", "reward", "grounding"):
+        training.control.zero_grad(set_to_none=True)
+        training.loss_at(0)[name].backward()
+        gradients = [one.grad for one in training.control.parameters()]
+        assert all(one is not None and bool(one.any()) for one in gradients), name
+    attention = [name for name, _ in training._unet.named_modules() if name.endswith("attn2")]
+    training.loss_at(0)
+    layers = len(training._attention._heads)
+    assert layers == len(attention) > sum(name.startswith("up_blocks") for name in attention)
+
+
 def test_only_samples_up_to_a_timestep_are_rewarded(trained, tmp_path):
     model = trained / "models" / "diorama"
     few = ["--steps", "1", "--batch", "4", "--size", "64", "--device", "cpu", "--reward", "edges"]
