@@ -26,9 +26,9 @@ def one_step(monkeypatch, arguments):
     seen = {}
 
     class Seen(NoisyTarget):
-        def __init__(self, scheduler, latents, generator):
-            super().__init__(scheduler, latents, generator)
-            seen.update(latents=latents, timesteps=self.timesteps, noise=self.target)
+        def __init__(self, scheduler, latents, noise, timesteps):
+            super().__init__(scheduler, latents, noise, timesteps)
+            seen.update(latents=latents, timesteps=timesteps, noise=noise)
 
     def train(_run, modules, loss_at, *_):
         seen.update(control=modules["control"], loss=loss_at(0)["loss"])
