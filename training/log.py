@@ -12,6 +12,12 @@ from PIL import Image
 FILE = "log.jsonl"
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the log of a run's folder, in order; none if it has no log."""
+    file = folder / FILE
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 class Log:
     """Appends to the log of a run's folder.
 

@@ -5,21 +5,27 @@
 Each run trains from nothing on rendered scenes of 128 px, by `training.train_control` as on a
 user's own pictures, and is scored on held-out scenes as in the apps. Written are NAME.png, the
 scores against the steps, and NAME.md, a table. A study that was stopped goes on where it was.
+The last one trains nothing: it draws with Diorama's ControlNet for edges.
 
 sudden-convergence  the diffusion loss alone, and with ControlNet++'s reward
 zero-convolution    zero convolutions, Gaussian ones, and ControlNet-lite, in the four settings of
                     the prompt (Zhang et al. 2023, "Adding Conditional Control", section 4.3)
 dataset-size        100, 1,000 and 10,000 scenes
 reward-threshold    the reward at timesteps up to 200, as in ControlNet++, and at all
+t2i-adapter         a ControlNet, and a T2I-Adapter (Mou et al. 2023), with the time of a step
+guidance            guidance scales from 1 to 7.5: the control score, and the share of named things
+                    that have their named colour
 """
 
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -31,14 +37,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from annotators import find_annotator
-from core.condition import Annotator
+from core.condition import Annotator, Condition
+from core.pipeline import Pipeline
+from core.request import GenerationRequest
+from models.store import Store
+from training.adapter import make_adapter
 from training.base import Base
+from training.diorama.colours import colour_hits
 from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
 from training.examples import FolderExamples, default_extractor, with_maps
+from training.log import read_log
+from training.progress import progress_line
 from training.train_control import SMALL_MAP_ENCODER, Make, Training, make_control, trained
-from training.validation import draw_curves, read_curve
+from training.validation import Curves, draw_curves, read_curve
 
 CONDITION, SIZE = "canny", 128
 SCENES, HELD_OUT_SCENES = 1000, 24
@@ -46,6 +59,8 @@ RECIPE = ("--size", f"{SIZE}", "--batch", "12", "--learning-rate", "1e-3", "--sh
 REWARD = ("--reward", "edges")
 STEPS, VALIDATIONS = 300, 6
 INSUFFICIENT = "a picture"
+MODEL = "diorama"
+GUIDANCE_SCALES, GUIDANCE_SCENES = (1.0, 2.0, 3.0, 5.0, 7.5), 128  # scenes as in the benchmark
 
 
 class ControlNetLite(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -118,14 +133,115 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a study found: its table and its figure."""
+
+    head: list[str]
+    lines: list[list[str]]
+    """Of each the first is its name."""
+    curves: Curves
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    """Of `draw_curves`."""
+
+
+@dataclass(frozen=True)
 class Study:
-    """What is trained, by the names in its table, and whether each setting of the prompt counts."""
+    """What is trained, by the names in its table."""
 
     runs: dict[str, Run] = field(default_factory=dict)
     has_prompts: bool = False
+    """Whether each of the paper's settings of the prompt is scored."""
+    is_timed: bool = False
+    """Whether the time of a step counts. Such runs are made anew, one after another: those of other
+    studies may have run on a busier machine."""
+
+    def __call__(self, out: Path, steps: int) -> Found:
+        """Train and score each run in a folder of `out`."""
+        annotator = find_annotator(CONDITION)
+        held_out = scene_folder(out / "held-out", HELD_OUT, HELD_OUT_SCENES)
+        curves, lines = {}, []
+        for title, run in self.runs.items():
+            folder = scene_folder(out / f"scenes-{run.scenes}", 0, run.scenes)
+            # A run that two studies have is made once.
+            named = ["timed"] * self.is_timed
+            named += [run.make.__name__, f"{run.scenes}", f"{steps}", *run.options]
+            place = out / "-".join(named)
+            each = max(steps // VALIDATIONS, 1)
+            arguments = [
+                *("--condition", CONDITION, "--folder", f"{folder}", "--validation", f"{held_out}"),
+                *("--steps", f"{steps}", "--validate-every", f"{each}", "--out", f"{place}"),
+                *RECIPE,
+                *run.options,
+            ]
+            start = time.monotonic()
+            training = trained(arguments, run.make)
+            print(f"{title}: {time.monotonic() - start:.0f} s", flush=True)
+            # A run gone on with validates again.
+            curves[title] = list(dict(read_curve(place)).items())
+            cells = [title, f"{sum(p.numel() for p in training.control.parameters()) / 1e6:.2f}"]
+            cells += [milliseconds(place)] if self.is_timed else []
+            cells += [f"{score:.0f}" for _, score in curves[title]]
+            if self.has_prompts:
+                data = FolderExamples(with_maps(held_out, annotator, SIZE, place), annotator, SIZE)
+                found = prompt_scores(training, data, annotator)
+                cells += [f"{score:.0f}" for score in found.values()]
+            lines.append(cells)
+        head = ["", "weights, M", *["ms a step"] * self.is_timed]
+        head += [f"step {step:,}" for step, _ in curves[title]]
+        head += [f"prompt: {setting}" for setting in prompts([""])] if self.has_prompts else []
+        return Found(head, lines, curves)
 
 
-STUDIES = {
+def milliseconds(out: Path) -> str:
+    """Return the median time of a step in a run's log; "–" if it is too short to have one.
+
+    That is from one line to the next, if no validation is between: the maps of the batches, both
+    passes and the optimizer.
+    """
+    times = [
+        (then["seconds"] - now["seconds"]) / (then["step"] - now["step"])
+        for now, then in pairwise(read_log(out))
+        if "seconds" in now and "seconds" in then
+    ]
+    return f"{1000 * median(times):.0f}" if times else "–"
+
+
+def guidance(_out: Path, _steps: int) -> Found:
+    """Draw held-out scenes with Diorama's ControlNet at each guidance scale, as the apps do."""
+    store = Store()
+    pipeline, defaults = Pipeline(store.load), store.registry.card(MODEL).defaults
+    condition = Condition(CONDITION, CONDITION, "", find_annotator(CONDITION), CONDITION)
+    scores: dict[float, list[float]] = {scale: [] for scale in GUIDANCE_SCALES}
+    hits: dict[float, list[bool]] = {scale: [] for scale in GUIDANCE_SCALES}
+    start = time.monotonic()
+    for k in range(GUIDANCE_SCENES):
+        scene = make_scene(HELD_OUT + k)
+        truth = render([scene], int(defaults["image_resolution"]))
+        for scale in GUIDANCE_SCALES:
+            request = GenerationRequest.single(
+                condition,
+                truth.image[0].numpy(),
+                prompt=scene.caption,
+                seed=k,
+                model=MODEL,
+                **{**defaults, "guidance_scale": scale},
+            )
+            made = pipeline.generate(request)
+            scores[scale].append(made.scores[0].headline)
+            hits[scale] += colour_hits(scene, truth, 0, made.images[0])
+        print(progress_line(k + 1, GUIDANCE_SCENES, start, "scenes"), end="\r", flush=True)
+    print()
+    curves = {
+        "control score": [(scale, float(np.mean(scores[scale]))) for scale in GUIDANCE_SCALES],
+        "named colours, %": [(scale, 100 * float(np.mean(hits[scale]))) for scale in hits],
+    }
+    head = ["Guidance scale", *(f"{scale:g}" for scale in GUIDANCE_SCALES)]
+    lines = [[title, *(f"{value:.0f}" for _, value in curve)] for title, curve in curves.items()]
+    axes = {"across": "guidance scale", "up": "of 100", "marks": GUIDANCE_SCALES}
+    return Found(head, lines, curves, axes)
+
+
+STUDIES: dict[str, Callable[[Path, int], Found]] = {
     "sudden-convergence": Study({"diffusion loss": Run(), "and reward": Run(REWARD)}),
     "zero-convolution": Study(
         {
@@ -144,7 +260,12 @@ STUDIES = {
             "timesteps up to 200": Run((*REWARD, "--reward-threshold", "200")),
         }
     ),
+    "t2i-adapter": Study(
+        {"ControlNet": Run(REWARD), "T2I-Adapter": Run(REWARD, make_adapter)}, is_timed=True
+    ),
+    "guidance": guidance,
 }
+"""By name: what finds something with a folder for its runs, and so many steps for each."""
 
 
 def scene_folder(folder: Path, first: int, count: int) -> Path:
@@ -198,37 +319,11 @@ def prompt_scores(
 
 def study(name: str, out: Path, steps: int = STEPS) -> str:
     """Run a study; return its table, which is also written beside its figure."""
-    chosen, annotator = STUDIES[name], find_annotator(CONDITION)
-    held_out = scene_folder(out / "held-out", HELD_OUT, HELD_OUT_SCENES)
-    curves, lines = {}, []
-    for title, run in chosen.runs.items():
-        folder = scene_folder(out / f"scenes-{run.scenes}", 0, run.scenes)
-        # A run that two studies have is made once.
-        place = out / "-".join([run.make.__name__, f"{run.scenes}", f"{steps}", *run.options])
-        each = max(steps // VALIDATIONS, 1)
-        arguments = [
-            *("--condition", CONDITION, "--folder", f"{folder}", "--validation", f"{held_out}"),
-            *("--steps", f"{steps}", "--validate-every", f"{each}", "--out", f"{place}"),
-            *RECIPE,
-            *run.options,
-        ]
-        start = time.monotonic()
-        training = trained(arguments, run.make)
-        print(f"{title}: {time.monotonic() - start:.0f} s", flush=True)
-        curves[title] = list(dict(read_curve(place)).items())  # a run gone on with validates again
-        cells = [title, f"{sum(p.numel() for p in training.control.parameters()) / 1e6:.2f}"]
-        cells += [f"{score:.0f}" for _, score in curves[title]]
-        if chosen.has_prompts:
-            data = FolderExamples(with_maps(held_out, annotator, SIZE, place), annotator, SIZE)
-            found = prompt_scores(training, data, annotator)
-            cells += [f"{score:.0f}" for score in found.values()]
-        lines.append(cells)
-    at = [f"step {step:,}" for step, _ in curves[title]]
-    at += [f"prompt: {setting}" for setting in prompts([""])] if chosen.has_prompts else []
-    head = ["", "weights, M", *at]
-    rows = [head, ["---"] * len(head), *lines]
+    found = STUDIES[name](out, steps)
+    rows = [found.head, ["---"] * len(found.head), *found.lines]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    draw_curves(curves).save(out / f"{name}.png")
+    out.mkdir(parents=True, exist_ok=True)
+    draw_curves(found.curves, **found.axes).save(out / f"{name}.png")
     (out / f"{name}.md").write_text(f"{table}\n", encoding="utf-8")
     return table
 
@@ -240,7 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a run that trains")
     options = parser.parse_args(arguments)
     print(study(options.name, options.out, options.steps))
 

@@ -5,8 +5,7 @@ compared. The loss says nothing of it: it hardly falls while control is learned,
 suddenly (Zhang et al. 2023, "sudden convergence").
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 from core.condition import RGBImage
 from core.consistency import Extractor
 from training.examples import FolderExamples
+from training.log import read_log
 
 JUMP = 10.0  # points of score between two validations that the log tells of
 CURVE_SIZE, CURVE_MARGIN = (640, 360), 48  # pixels
 COLOURS = ("steelblue", "chocolate", "seagreen", "purple", "black")
 SHEET_PICTURES = 8
+
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+"""Points by the curve's name."""
 
 
 class Validation:
@@ -83,18 +86,24 @@ class Validation:
 
 def read_curve(out: Path) -> list[tuple[int, float]]:
     """Return the steps and scores in the log of a run, in order."""
-    file = out / "log.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    records = [json.loads(line) for line in lines]
-    return [(one["step"], one["score"]) for one in records if "score" in one]
+    return [(one["step"], one["score"]) for one in read_log(out) if "score" in one]
 
 
-def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> Image.Image:
-    """Draw scores, 0 to 100, against steps: a curve for each name, which is written beside it."""
+def draw_curves(
+    curves: Curves,
+    across: str = "steps",
+    up: str = "control score",
+    marks: Sequence[float] = (),
+) -> Image.Image:
+    """Draw scores, 0 to 100, against steps: a curve for each name, which is written beside it.
+
+    `across` and `up` are what is drawn against what, `marks` the numbers below; the first and the
+    last if there are none.
+    """
     (width, height), margin = CURVE_SIZE, CURVE_MARGIN
     picture = Image.new("RGB", CURVE_SIZE, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
-    last = max(step for curve in curves.values() for step, _ in curve) or 1
+    last = max(step for curve in curves.values() for step, _ in curve) or 1.0
 
     def place(step: float, score: float) -> tuple[float, float]:
         x = margin + step / last * (width - 2 * margin)
@@ -104,11 +113,11 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> Image.Image:
         draw.line([place(0, score), place(last, score)], "lightgrey")
         x, y = place(0, score)
         draw.text((x - 8, y), str(score), "black", font, anchor="rm")
-    for step in (0, last):
+    for step in marks or (0, last):
         x, y = place(step, 0)
-        draw.text((x, y + 8), str(step), "black", font, anchor="mt")
-    draw.text((width / 2, height - 14), "steps", "black", font, anchor="mm")
-    draw.text((margin, margin / 2), "control score", "black", font, anchor="lm")
+        draw.text((x, y + 8), f"{step:.10g}", "black", font, anchor="mt")
+    draw.text((width / 2, height - 14), across, "black", font, anchor="mm")
+    draw.text((margin, margin / 2), up, "black", font, anchor="lm")
     for k, (name, curve) in enumerate(curves.items()):
         colour, points = COLOURS[k % len(COLOURS)], [place(*one) for one in curve]
         draw.line(points, colour, 2)
