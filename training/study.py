@@ -5,7 +5,7 @@
 Each run trains from nothing on rendered scenes of 128 px, by `training.train_control` as on a
 user's own pictures, and is scored on held-out scenes as in the apps. Written are NAME.png, the
 scores against the steps, and NAME.md, a table. A study that was stopped goes on where it was.
-The last one trains nothing: it draws with Diorama's ControlNet for edges.
+The last two train nothing.
 
 sudden-convergence  the diffusion loss alone, and with ControlNet++'s reward
 zero-convolution    zero convolutions, Gaussian ones, and ControlNet-lite, in the four settings of
@@ -13,8 +13,10 @@ zero-convolution    zero convolutions, Gaussian ones, and ControlNet-lite, in th
 dataset-size        100, 1,000 and 10,000 scenes
 reward-threshold    the reward at timesteps up to 200, as in ControlNet++, and at all
 t2i-adapter         a ControlNet, and a T2I-Adapter (Mou et al. 2023), with the time of a step
-guidance            guidance scales from 1 to 7.5: the control score, and the share of named things
-                    that have their named colour
+guidance            guidance scales from 1 to 7.5, with Diorama's ControlNet for edges: the control
+                    score, and the share of named things that have their named colour
+gradient-memory     what a reward's gradients keep in memory, by the steps of sampling that they go
+                    back through (`training.gradient_memory`)
 """
 
 import argparse
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import ceil
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -48,6 +51,7 @@ from training.diorama.dataset import HELD_OUT
 from training.diorama.renderer import render
 from training.diorama.world import make_scene
 from training.examples import FolderExamples, default_extractor, with_maps
+from training.gradient_memory import kept_for_reward
 from training.log import read_log
 from training.progress import progress_line
 from training.train_control import SMALL_MAP_ENCODER, Make, Training, make_control, trained
@@ -60,6 +64,7 @@ REWARD = ("--reward", "edges")
 STEPS, VALIDATIONS = 300, 6
 INSUFFICIENT = "a picture"
 MODEL = "diorama"
+REWARDED_SIZE, SAMPLED_STEPS = 256, (1, 2, 5, 10, 20)
 GUIDANCE_SCALES, GUIDANCE_SCENES = (1.0, 2.0, 3.0, 5.0, 7.5), 128  # scenes as in the benchmark
 
 
@@ -241,6 +246,15 @@ def guidance(_out: Path, _steps: int) -> Found:
     return Found(head, lines, curves, axes)
 
 
+def gradient_memory(_out: Path, _steps: int) -> Found:
+    """Count what rewarding a picture of Diorama keeps in memory, by the steps of its sampling."""
+    curve = [(float(steps), kept_for_reward(steps, REWARDED_SIZE) / 1e6) for steps in SAMPLED_STEPS]
+    head = ["Steps of sampling", *(f"{steps}" for steps in SAMPLED_STEPS)]
+    lines = [["kept for the gradients, MB", *(f"{megabytes:.0f}" for _, megabytes in curve)]]
+    axes = {"across": "steps of sampling", "up": "MB", "top": 100 * ceil(curve[-1][1] / 100)}
+    return Found(head, lines, {"": curve}, {**axes, "marks": SAMPLED_STEPS})
+
+
 STUDIES: dict[str, Callable[[Path, int], Found]] = {
     "sudden-convergence": Study({"diffusion loss": Run(), "and reward": Run(REWARD)}),
     "zero-convolution": Study(
@@ -264,6 +278,7 @@ STUDIES: dict[str, Callable[[Path, int], Found]] = {
         {"ControlNet": Run(REWARD), "T2I-Adapter": Run(REWARD, make_adapter)}, is_timed=True
     ),
     "guidance": guidance,
+    "gradient-memory": gradient_memory,
 }
 """By name: what finds something with a folder for its runs, and so many steps for each."""
 

@@ -94,11 +94,12 @@ def draw_curves(
     across: str = "steps",
     up: str = "control score",
     marks: Sequence[float] = (),
+    top: int = 100,
 ) -> Image.Image:
-    """Draw scores, 0 to 100, against steps: a curve for each name, which is written beside it.
+    """Draw scores against steps: a curve for each name, which is written beside it.
 
-    `across` and `up` are what is drawn against what, `marks` the numbers below; the first and the
-    last if there are none.
+    `up` is drawn against `across`, from 0 to `top`; `marks` are the numbers below, the first and
+    the last if there are none.
     """
     (width, height), margin = CURVE_SIZE, CURVE_MARGIN
     picture = Image.new("RGB", CURVE_SIZE, "white")
@@ -107,9 +108,9 @@ def draw_curves(
 
     def place(step: float, score: float) -> tuple[float, float]:
         x = margin + step / last * (width - 2 * margin)
-        return x, height - margin - score / 100 * (height - 2 * margin)
+        return x, height - margin - score / top * (height - 2 * margin)
 
-    for score in range(0, 101, 25):
+    for score in range(0, top + 1, top // 4):
         draw.line([place(0, score), place(last, score)], "lightgrey")
         x, y = place(0, score)
         draw.text((x - 8, y), str(score), "black", font, anchor="rm")
