@@ -11,6 +11,7 @@ and each run's figures, so that a comparison that was stopped goes on where it w
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,7 @@ REWARDS = {
 }
 """The recipe's losses and weight by condition (training/README.md); classes for seg, as published,
 since --method uncertainty needs a loss of pixels."""
-PREFERENCE_WEIGHT = "20"
-"""Relative to the diffusion loss, as published: 1 to 0.05."""
+PREFERENCE_WEIGHT = "5"
 PLAIN = "diffusion loss"
 
 
@@ -112,21 +112,19 @@ def compare(
     draw_maps(data, conditions, SIZE)
     methods = (PLAIN, *METHODS)
     results: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for condition in conditions:
-        for method in methods:
-            for seed in range(SEEDS):
-                folder = out / f"{condition}-{method}-{seed}".replace(" ", "-")
-                if not (folder / "result.json").exists():
-                    start = Path("models/diorama/controlnet", condition)
-                    arguments = [
-                        *("--condition", condition, "--data", f"{data}", "--start", f"{start}"),
-                        *("--steps", f"{steps}", "--seed", f"{seed}", *RECIPE, *WARM_UP),
-                        *method_options(method, condition),
-                    ]
-                    _alone(arguments, condition, count, folder)
-                figures = json.loads((folder / "result.json").read_text())
-                results.setdefault((condition, method), []).append(figures)
-                print(f"{folder.name}: {figures}", flush=True)
+    for seed, condition, method in product(range(SEEDS), conditions, methods):
+        folder = out / f"{condition}-{method}-{seed}".replace(" ", "-")
+        if not (folder / "result.json").exists():
+            start = Path("models/diorama/controlnet", condition)
+            arguments = [
+                *("--condition", condition, "--data", f"{data}", "--start", f"{start}"),
+                *("--steps", f"{steps}", "--seed", f"{seed}", *RECIPE, *WARM_UP),
+                *method_options(method, condition),
+            ]
+            _alone(arguments, condition, count, folder)
+        figures = json.loads((folder / "result.json").read_text())
+        results.setdefault((condition, method), []).append(figures)
+        print(f"{folder.name}: {figures}", flush=True)
     table = _table(conditions, methods, results)
     (out / "compare.md").write_text(f"{table}\n", encoding="utf-8")
     return table

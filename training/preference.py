@@ -10,8 +10,20 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-BETA = 5000.0  # as published
-MARGIN = 0.01
+
+class Settings(NamedTuple):
+    """How much better a winning map is wanted to do, in units of the prediction's squared error."""
+
+    beta: float
+    """Of the preference: the larger, the sooner what is ahead of the reference is enough."""
+    margin: float
+    """By which the winning map's error is to be below the losing map's."""
+
+
+PUBLISHED = Settings(beta=5000.0, margin=0.01)
+DIORAMA = Settings(beta=20.0, margin=0.3)
+"""Diorama's errors are larger, and its winning maps ahead by 0.05 from the start: the published
+settings are of no effect there."""
 
 
 class Errors(NamedTuple):
@@ -26,11 +38,12 @@ class Errors(NamedTuple):
         return self.losing - self.winning
 
 
-def preference_loss(trained: Errors, reference: Errors) -> Tensor:
+def preference_loss(trained: Errors, reference: Errors, settings: Settings) -> Tensor:
     """The loss of a ControlNet beside the one that it began as.
 
-    A pair counts until the winning map's error is below the losing map's by MARGIN, and the less,
-    the better the trained ControlNet already tells them apart than the reference.
+    A pair counts until the winning map is ahead by the margin, and the less, the better the trained
+    ControlNet already tells the two apart than the reference.
     """
-    weight = (-BETA / 2 * (trained.ahead - reference.ahead)).detach().sigmoid()
-    return (weight * (MARGIN - trained.ahead).clamp_min(0)).mean()
+    gained = trained.ahead - reference.ahead
+    weight = (-settings.beta / 2 * gained).detach().sigmoid()
+    return (weight * (settings.margin - trained.ahead).clamp_min(0)).mean()

@@ -55,7 +55,7 @@ from training.examples import (
 )
 from training.loop import add_run_options, run_config, train
 from training.model_card import write_card
-from training.preference import Errors, preference_loss
+from training.preference import DIORAMA, PUBLISHED, Errors, preference_loss
 from training.progress import progress_line
 from training.reward import KINDS, OVERLAP, Reward
 from training.train_base import (
@@ -467,6 +467,7 @@ class Training:
         self._reference = None
         if options.method == CPO:
             self._reference = deepcopy(self.control).requires_grad_(False)
+            self._preference = PUBLISHED if base.is_sd1 else DIORAMA
             self._losing_maps = self._maps_of_own()
 
     def _maps_of_own(self) -> np.ndarray:
@@ -592,7 +593,7 @@ class Training:
 
         with torch.no_grad():
             before = errors(reference)
-        return preference_loss(errors(self.control), before)
+        return preference_loss(errors(self.control), before, self._preference)
 
     def _predict(self, control: nn.Module, batch: Batch) -> Tensor:
         """The UNet's prediction with a control's help, as in diffusers' training."""

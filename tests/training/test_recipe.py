@@ -18,7 +18,7 @@ from models.store import Store
 from training import examples, train_annotator, train_autoencoder, train_base, train_control
 from training.diorama import maps as scene_maps
 from training.diorama.dataset import Pictures, render_scenes
-from training.preference import MARGIN
+from training.preference import DIORAMA
 
 CARD = """
 title = "Diorama"
@@ -264,7 +264,7 @@ def test_a_preference_is_learned_between_a_map_and_one_of_an_own_sample(
     assert all(torch.equal(p, first[name]) for name, p in training._reference.named_parameters())
     # With the same map on both sides nothing can be preferred: only the margin is left.
     training._losing_maps = training._data.maps(rows)
-    assert training.loss_at(0)["preference"].item() == pytest.approx(MARGIN / 2, rel=1e-3)
+    assert training.loss_at(0)["preference"].item() == pytest.approx(DIORAMA.margin / 2, rel=1e-3)
 
 
 def test_a_users_folder_trains(trained, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from annotators._scene_annotator import SceneAnnotator
 from training.diffusion import NoisyTarget, make_scheduler
-from training.preference import BETA, MARGIN, Errors, preference_loss
+from training.preference import PUBLISHED, Errors, preference_loss
 from training.reward import (
     DOUBT_WEIGHT,
     KINDS,
@@ -72,17 +72,19 @@ def test_a_preference_counts_until_the_margin_and_while_it_is_not_learned():
     def loss(winning, losing, before=(1.0, 1.0)):
         tensors = (torch.tensor([value]) for value in (winning, losing, *before))
         first, second, third, fourth = tensors
-        return float(preference_loss(Errors(first, second), Errors(third, fourth)))
+        return float(preference_loss(Errors(first, second), Errors(third, fourth), PUBLISHED))
 
-    assert loss(1, 1) == pytest.approx(MARGIN / 2), "as the reference, both weigh alike"
-    assert loss(1 - 2 * MARGIN, 1) == 0 == loss(0, 1)
+    assert loss(1, 1) == pytest.approx(PUBLISHED.margin / 2), "as the reference, both weigh alike"
+    assert loss(1 - 2 * PUBLISHED.margin, 1) == 0 == loss(0, 1)
     assert loss(1, 1 - 0.002) == pytest.approx(
-        (MARGIN + 0.002) / (1 + np.exp(-BETA / 2 * 0.002)), rel=1e-4
+        (PUBLISHED.margin + 0.002) / (1 + np.exp(-PUBLISHED.beta / 2 * 0.002)), rel=1e-4
     )
     assert loss(1, 1.002) == pytest.approx(
-        (MARGIN - 0.002) / (1 + np.exp(BETA / 2 * 0.002)), rel=1e-3
+        (PUBLISHED.margin - 0.002) / (1 + np.exp(PUBLISHED.beta / 2 * 0.002)), rel=1e-3
     )
-    assert loss(1, 1.002, before=(1, 1.002)) == pytest.approx((MARGIN - 0.002) / 2, rel=1e-3)
+    assert loss(1, 1.002, before=(1, 1.002)) == pytest.approx(
+        (PUBLISHED.margin - 0.002) / 2, rel=1e-3
+    )
 
 
 def test_only_the_latents_get_gradients(reward_inputs):
