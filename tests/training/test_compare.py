@@ -40,7 +40,7 @@ def test_the_table_has_means_over_seeds_and_each_run_is_made_once(tmp_path, monk
     assert lines[0] == "|  | diffusion loss | reward | uncertainty | cpo |"
     assert lines[2].startswith("| canny | 50.0 ± 8.2, 80 % |")
     assert lines[4:] == [
-        "| seconds a step | 2.00 | 2.00 | 2.00 | 2.00 |",
+        "| processor, s | 2 | 2 | 2 | 2 |",
         "| memory, GB | 2.00 | 2.00 | 2.00 | 2.00 |",
     ]
     assert (tmp_path / "compare.md").read_text() == f"{table}\n"
