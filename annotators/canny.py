@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from annotators._map_checks import line_map_warning
@@ -86,22 +87,29 @@ def draw_kornia(image: RGBImage, _: CannyParams) -> ControlMap:
     return grey_map((edges * np.uint8(255)).astype(np.uint8))
 
 
-def _gradient(image: RGBImage) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the magnitude (H, W) and octant (H, W) of the blurred grey picture's gradient.
+def gradient(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of blurred grey pictures: its magnitude, x and y, each (B, H, W).
 
-    In torch and in kornia's order of operations: the two sides of a hard edge differ only in the
-    last digits, so rounding decides which is drawn.
+    `pictures` (B, 3, H, W) are RGB in 0..1. In torch and in kornia's order of operations: the two
+    sides of a hard edge differ only in the last digits, so rounding decides which is drawn.
     """
-    red, green, blue = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-    grey = (REC_601[0] * red + REC_601[1] * green + REC_601[2] * blue)[None, None]
-    gauss = torch.exp(-torch.arange(-2.0, 3.0, dtype=torch.float32).square() / 2)
+    red, green, blue = pictures.unbind(1)
+    grey = (REC_601[0] * red + REC_601[1] * green + REC_601[2] * blue)[:, None]
+    steps = torch.arange(-2.0, 3.0, dtype=torch.float32, device=pictures.device)
+    gauss = torch.exp(-steps.square() / 2)
     gauss = gauss / gauss.sum()
     grey = functional.conv2d(functional.pad(grey, (2, 2, 0, 0), "reflect"), gauss.view(1, 1, 1, 5))
     grey = functional.conv2d(functional.pad(grey, (0, 0, 2, 2), "reflect"), gauss.view(1, 1, 5, 1))
-    sobel = torch.tensor(SOBEL, dtype=torch.float32)
+    sobel = torch.tensor(SOBEL, dtype=torch.float32, device=pictures.device)
     kernels = torch.stack([sobel, sobel.T])[:, None]
-    x, y = functional.conv2d(functional.pad(grey, (1, 1, 1, 1), "replicate"), kernels)[0]
-    magnitude = torch.sqrt(x * x + y * y + EPSILON)
+    x, y = functional.conv2d(functional.pad(grey, (1, 1, 1, 1), "replicate"), kernels).unbind(1)
+    return torch.sqrt(x * x + y * y + EPSILON), x, y
+
+
+def _gradient(image: RGBImage) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the magnitude (H, W) and octant (H, W) of a picture's gradient."""
+    picture = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
+    magnitude, x, y = (one[0] for one in gradient(picture[None]))
     octant = torch.round(torch.atan2(y, x).rad2deg() / 45)
     return magnitude.numpy(), octant.long().numpy()
 
