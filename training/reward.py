@@ -1,23 +1,26 @@
 """ControlNet++'s reward: the generated picture's maps must be those of its source picture.
 
-The clean latents are extrapolated from the noisy ones in one step and decoded; Diorama's annotator
+The clean latents are extrapolated from the noisy ones in one step and decoded; a frozen annotator
 predicts maps of both pictures, and their difference is added to the diffusion loss. Source: Li et
 al. 2024, "ControlNet++" (arXiv 2404.07987). The paper rewards only low noise, t <= 200 of 1000, and
-uses one frozen network per task. Here every timestep is rewarded: the layout is decided early, and
-Diorama's annotator recognises classes in pictures extrapolated from t = 950 already.
+uses one network per task. So does `PhotoReward`, for photographs and any base, with the networks
+that the apps annotate with (`training.photo_annotators`). `Reward` has all maps from Diorama's
+annotator and rewards every timestep: the layout is decided early, and it recognises classes in
+pictures extrapolated from t = 950 already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
 from annotators._diorama import Prediction
 from annotators._scene_annotator import SceneAnnotator
 from annotators.seg import MIN_AREA
+from training.photo_annotators import PHOTO_ANNOTATORS, PhotoAnnotator, Predict, divergences
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels
 
@@ -54,26 +57,30 @@ def overlap_loss(logits: Tensor, classes: Tensor) -> Tensor:
 def disagreements(one: Prediction, other: Prediction) -> dict[str, Tensor]:
     """How far two predictions differ at each pixel, by field, (B, 1 or C, h, w); 0 for the same."""
     angle = 1 - functional.cosine_similarity(one.normal, other.normal, dim=1)
-    divergence = functional.kl_div(
-        one.classes.log_softmax(1), other.classes.log_softmax(1), reduction="none", log_target=True
-    )
     return {
         "edges": (one.edges.sigmoid() - other.edges.sigmoid()).abs(),
         "depth": (one.depth - other.depth).abs(),
         "normal": angle[:, None],
-        "classes": divergence.sum(1, keepdim=True),
+        "classes": divergences(one.classes, other.classes)[:, None],
         "joints": (one.joints.sigmoid() - other.joints.sigmoid()).abs(),
         "offset": (one.offset - other.offset).abs(),
     }
 
 
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, 8h, 8w) in [-1, 1] of the scheduler's latents (B, 4, h, w)."""
+    config = vae.config
+    raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    pictures: Tensor = vae.decode(raw, return_dict=False)[0]
+    return pictures.clamp(-1, 1)
+
+
 class Reward:
     """Compares pictures by a frozen annotator's predictions, with the losses named in `kinds`."""
 
-    def __init__(
-        self, vae: AutoencoderTiny, annotator: SceneAnnotator, kinds: Sequence[str]
-    ) -> None:
-        self._decoder = vae.decoder.requires_grad_(False)
+    def __init__(self, vae: Any, annotator: SceneAnnotator, kinds: Sequence[str]) -> None:
+        """Freeze the autoencoder and the annotator."""
+        self._vae = vae.requires_grad_(False)
         self._annotator = annotator.requires_grad_(False)
         self._kinds = kinds
 
@@ -108,5 +115,57 @@ class Reward:
 
     def _predict(self, latents: Tensor) -> Prediction:
         with torch.autocast(latents.device.type, torch.bfloat16):
-            found: Prediction = self._annotator(self._decoder(latents).clamp(-1, 1))
+            found: Prediction = self._annotator(decoded(self._vae, latents))
             return found
+
+
+class PhotoReward:
+    """Compares pictures by what frozen annotators of photographs predict for them.
+
+    They compute in float32, the autoencoder with products in `precision`.
+    """
+
+    def __init__(self, vae: Any, names: Sequence[str], device: str, precision: torch.dtype) -> None:
+        """Freeze the autoencoder, and load the annotators named.
+
+        Raises:
+            WeightsMissing, SuiteError: as their preprocessors.
+        """
+        self._vae, self._precision = vae.requires_grad_(False), precision
+        found = [PHOTO_ANNOTATORS[name] for name in names]
+        self._annotators = [(one, one.predictor(device)) for one in found]
+
+    def loss(self, latents: Tensor, pictures: np.ndarray) -> Tensor:
+        """The sum of losses, of latents (B, 4, h, w) and pictures (B, 8h, 8w, 3) uint8."""
+        found = self._errors(latents, pictures)
+        return torch.stack([errors.mean() for *_, errors in found]).sum()
+
+    def uncertain_loss(self, latents: Tensor, again: Tensor, pictures: np.ndarray) -> Tensor:
+        """The same, where a pixel counts less the more `again` disagrees; see `Reward`."""
+        other, parts = self._drawn(again), []
+        for annotator, predict, prediction, errors in self._errors(latents, pictures):
+            doubt = annotator.doubt(prediction, predict(other))
+            parts.append(((-doubt).exp() * errors).mean() + DOUBT_WEIGHT * doubt.mean())
+        return torch.stack(parts).sum()
+
+    def _errors(
+        self, latents: Tensor, pictures: np.ndarray
+    ) -> Iterator[tuple[PhotoAnnotator, Predict, Tensor, Tensor]]:
+        """Yield each annotator, its prediction for the latents, and the errors of that."""
+        drawn, wanted = self._drawn(latents), _shares(pixels(pictures, latents.device.type))
+        for annotator, predict in self._annotators:
+            prediction = predict(drawn)
+            with torch.no_grad():
+                target = predict(wanted)
+            yield annotator, predict, prediction, annotator.errors(prediction, target)
+
+    def _drawn(self, latents: Tensor) -> Tensor:
+        device, on = latents.device.type, self._precision != torch.float32
+        with torch.autocast(device, self._precision, enabled=on):
+            drawn = decoded(self._vae, latents)
+        return _shares(drawn.float())
+
+
+def _shares(pictures: Tensor) -> Tensor:
+    """Pictures from [-1, 1] to [0, 1]."""
+    return pictures / 2 + 0.5

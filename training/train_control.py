@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, T2IAdapter
+from diffusers import ControlNetModel, DDIMScheduler, T2IAdapter
 from torch import Tensor, nn
 
 from annotators import find_annotator
@@ -55,9 +55,10 @@ from training.examples import (
 )
 from training.loop import add_run_options, run_config, train
 from training.model_card import write_card
+from training.photo_annotators import PHOTO_ANNOTATORS, THRESHOLD
 from training.preference import DIORAMA, PUBLISHED, Errors, preference_loss
 from training.progress import progress_line
-from training.reward import KINDS, OVERLAP, Reward
+from training.reward import KINDS, OVERLAP, PhotoReward, Reward
 from training.train_base import (
     GROUNDING_WEIGHT,
     cached_latents,
@@ -166,16 +167,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--reward",
         nargs="+",
         default=[],
-        choices=KINDS,
+        choices=(*KINDS, *PHOTO_ANNOTATORS),
         help="learn also from these losses of the annotator's predictions: a trained ControlNet is "
-        "tuned by them, and a new one learns sooner",
+        f"tuned by them, and a new one learns sooner; for photographs: {_photo_names()}",
     )
     parser.add_argument(
         "--reward-threshold",
         type=int,
         default=None,
-        help="the last timestep at which a sample is rewarded, 0 to 999; ControlNet++ has 200; "
-        "default: all",
+        help="the last timestep at which a sample is rewarded, 0 to 999; default: all, and for "
+        f"photographs {THRESHOLD} as in ControlNet++",
     )
     parser.add_argument(
         "--method",
@@ -205,7 +206,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.out = options.out or Path("runs", _run_name(options))
     if options.own is None:
         options.own = PREFERENCE_SAMPLES if options.method == CPO else 0
+    if options.reward_threshold is None and PHOTO_ANNOTATORS.keys() & options.reward:
+        options.reward_threshold = THRESHOLD
     return options
+
+
+def _photo_names() -> str:
+    """Return the names of what --reward takes for photographs, each with its condition."""
+    return ", ".join(f"{name} ({one.condition})" for name, one in PHOTO_ANNOTATORS.items())
 
 
 def _run_name(options: argparse.Namespace) -> str:
@@ -327,6 +335,17 @@ def _check_method(options: argparse.Namespace) -> None:
         )
     if options.method == CPO and options.reward:
         raise BadInput("--method cpo has no use for --reward: leave it out.")
+    photo = [name for name in options.reward if name in PHOTO_ANNOTATORS]
+    if photo and len(photo) < len(options.reward):
+        raise BadInput(
+            f"--reward {photo[0]} is for photographs, the losses of Diorama's annotator are not: "
+            "take either."
+        )
+    if any(PHOTO_ANNOTATORS[name].condition != options.condition for name in photo):
+        raise BadInput(
+            f"--reward {photo[0]} does not fit --condition {options.condition}: for photographs "
+            f"there are {_photo_names()}."
+        )
     if options.own and options.enable_bucket:
         raise BadInput("--own and --method cpo need squares: leave out --enable-bucket.")
 
@@ -338,7 +357,9 @@ def _train(options: argparse.Namespace, make: Make | None = None) -> "Training":
     options.batch = options.batch or (4 if base.is_sd1 else 48)
     options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
     options.size = base.size(options.size)
-    base.find()  # before maps are drawn in vain
+    base.find()  # before maps are drawn in vain, as are the reward's networks
+    for name in PHOTO_ANNOTATORS.keys() & options.reward:
+        PHOTO_ANNOTATORS[name].load()
     torch.manual_seed(options.seed)
     validation_data = None
     with processes.first_alone():  # it draws maps and encodes pictures; the others find them
@@ -420,10 +441,6 @@ class Training:
         self._app_guidance = float({**DEFAULTS, **base.card.defaults}["guidance_scale"])
         networks = base.load(device)
         self._vae: Any = networks.vae
-        if options.reward and not isinstance(self._vae, AutoencoderTiny):
-            raise BadInput(
-                "--reward is for bases like Diorama, with a tiny autoencoder: leave it out."
-            )
         control = make(base, networks.unet, options.start)
         self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
         count = sum(p.numel() for p in control.parameters())
@@ -437,9 +454,10 @@ class Training:
         if options.gradient_checkpointing:
             if isinstance(data, Pictures):
                 raise BadInput("--gradient-checkpointing is for --folder: leave it out.")
-            self._unet.enable_gradient_checkpointing()
-            if not isinstance(control, T2IAdapter):  # which is small
-                self.control.enable_gradient_checkpointing()
+            kept: list[Any] = [self._unet, self._vae]  # the reward goes back through both
+            kept += [] if isinstance(control, T2IAdapter) else [control]  # the first is small
+            for one in kept:
+                one.enable_gradient_checkpointing()
         self._channels = int(self._unet.config.in_channels)
         self._latents = cached_latents(cache_folder, data, self._vae, device)
         self._tokenizer = networks.tokenizer
@@ -457,8 +475,10 @@ class Training:
             alone = isinstance(control, T2IAdapter)
             learning = (self._unet,) if alone else (self._unet.up_blocks, control)
             self._attention = AttentionRecorder(*learning)
-        self._reward = None
-        if options.reward:
+        self._reward: Reward | PhotoReward | None = None
+        if PHOTO_ANNOTATORS.keys() & options.reward:
+            self._reward = PhotoReward(self._vae, options.reward, device, self._precision)
+        elif options.reward:
             self._reward = Reward(self._vae, load_network().to(device), options.reward)
         self._own_rows = self._mapped[torch.randint(len(self._mapped), (options.own,))]
         self._own_latents = None
@@ -560,7 +580,9 @@ class Training:
         """Draw half a batch of the own samples, by index."""
         return torch.randint(len(self._own_rows), (-(-self._options.batch // 2),), generator=rng)
 
-    def _reward_loss(self, reward: Reward, batch: Batch, prediction: Tensor, step: int) -> Tensor:
+    def _reward_loss(
+        self, reward: Reward | PhotoReward, batch: Batch, prediction: Tensor, step: int
+    ) -> Tensor:
         """Return the reward's loss of those samples of a batch that are rewarded."""
         picked = self._rewarded(batch.target.timesteps, step)
         if not len(picked):

@@ -179,7 +179,10 @@ def test_a_refusal_is_one_sentence(sd_base, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for more, sentence in (
         (["--use-8bit-adam"], "needs bitsandbytes"),
-        (["--reward", "edges"], "with a tiny autoencoder"),
+        (["--reward", "HED"], "canny: for photographs there are Kornia (canny), HED (hed), PiDi"),
+        (["--condition", "pose", "--reward", "HED"], "HED does not fit --condition pose"),
+        (["--reward", "Kornia", "edges"], "take either"),
+        (["--reward", "Kornia", "--method", "cpo"], "leave it out"),
         (["--method", "uncertainty"], "name its losses"),
         (["--method", "uncertainty", "--reward", "overlap"], "take classes"),
         (["--method", "cpo", "--reward", "edges"], "leave it out"),
@@ -188,7 +191,7 @@ def test_a_refusal_is_one_sentence(sd_base, folder, tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit) as refused:
             train_control.main(arguments(sd_base, folder, tmp_path / "run", *more))
-        assert sentence in str(refused.value)
+        assert sentence in str(refused.value) and str(refused.value).count(". ") == 0
 
 
 @pytest.mark.slow

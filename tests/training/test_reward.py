@@ -5,18 +5,22 @@ import pytest
 import torch
 
 from annotators._scene_annotator import SceneAnnotator
+from models.networks import decode
+from tests.tiny_networks import tiny_autoencoder
 from training.diffusion import NoisyTarget, make_scheduler
 from training.preference import PUBLISHED, Errors, preference_loss
 from training.reward import (
     DOUBT_WEIGHT,
     KINDS,
     OVERLAP,
+    PhotoReward,
     Reward,
+    decoded,
     disagreements,
     large_classes,
     overlap_loss,
 )
-from training.train_autoencoder import make_autoencoder
+from training.train_autoencoder import make_autoencoder, pixels
 
 
 def test_the_true_velocity_gives_the_clean_latents():
@@ -135,3 +139,60 @@ def test_small_classes_get_the_next_likely_class():
     assert large_classes(logits).unique().tolist() == [0, 1, 2]
     logits[0, 2, 0, 3] = 0
     assert torch.equal(large_classes(logits), logits[:, :2].argmax(1))
+
+
+# Photographs
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_latents_are_decoded_as_in_the_apps(kind):
+    torch.manual_seed(0)
+    vae, latents = tiny_autoencoder(kind), torch.randn(2, 4, 8, 8)
+    leaf = latents.requires_grad_(True)
+    drawn = decoded(vae, leaf)
+    assert torch.allclose(drawn, decode(vae, latents, torch.float32).clamp(-1, 1), atol=1e-4)
+    drawn.square().sum().backward()
+    assert float(leaf.grad.abs().min()) > 0
+
+
+@pytest.fixture(scope="module")
+def photo_inputs():
+    """A reward for edges, latents of a KL autoencoder and their pictures."""
+    torch.manual_seed(0)
+    vae, latents = tiny_autoencoder(), 3 * torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        drawn = decoded(vae, latents).permute(0, 2, 3, 1) * 127.5 + 127.5
+    reward = PhotoReward(vae, ["Kornia"], "cpu", torch.float32)
+    return reward, vae, latents, drawn.round().byte().numpy()
+
+
+def test_photographs_of_the_same_edges_cost_least(photo_inputs):
+    reward, vae, latents, pictures = photo_inputs
+    same = reward.loss(latents, pictures)
+    assert float(same) < float(reward.loss(latents, np.ascontiguousarray(pictures[:, ::-1])))
+    assert float(same) < float(reward.loss(latents, np.full_like(pictures, 255)))
+    leaf = latents.clone().requires_grad_(True)
+    reward.loss(leaf, 255 - pictures[:, ::-1]).backward()
+    assert bool(leaf.grad.isfinite().all()) and float((leaf.grad != 0).float().mean()) > 0.99
+    assert not any(one.requires_grad or one.grad is not None for one in vae.parameters())
+
+
+def test_what_two_estimates_of_a_photograph_disagree_on_counts_less(photo_inputs):
+    reward, _, latents, pictures = photo_inputs
+    other = np.ascontiguousarray(pictures[:, ::-1])
+    certain = reward.uncertain_loss(latents, latents, other)
+    assert torch.allclose(certain, reward.loss(latents, other))
+    ((annotator, predict),) = reward._annotators
+    doubt = annotator.doubt(*(predict(reward._drawn(one)) for one in (latents, -latents)))
+    assert 0 <= float(doubt.min()) < float(doubt.max()) < 1
+    rectified = reward.uncertain_loss(latents, -latents, other) - DOUBT_WEIGHT * doubt.mean()
+    assert float(rectified) < float(certain)
+
+
+def test_the_target_is_the_source_picture(photo_inputs):
+    reward, _, latents, pictures = photo_inputs
+    ((annotator, predict),) = reward._annotators
+    found, wanted = reward._drawn(latents), pixels(pictures, "cpu") / 2 + 0.5
+    assert float((found - wanted).abs().max()) < 0.01 and float(found.min()) >= 0
+    by_hand = annotator.errors(predict(found), predict(wanted)).mean()
+    assert torch.allclose(reward.loss(latents, pictures), by_hand)
