@@ -316,7 +316,7 @@ class _State:
             losses = loss_at(batch * processes.count() + processes.rank())
             self._scaler.scale(losses["loss"] / count).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():  # they stay on the GPU: reading would wait
-                latest[name] = latest.get(name, 0) + value.detach() / count
+                latest[name] = latest.get(name, 0) + value.detach().float() / count
         processes.average([p.grad for p in self.parameters.values() if p.grad is not None])
         processes.average([*latest.values()])
         self._set_learning_rate()

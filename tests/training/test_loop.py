@@ -91,6 +91,19 @@ def test_without_averaging_the_last_weights_are_returned_and_validated(tmp_path)
     assert seen[0][1] != seen[1][1]
 
 
+def test_a_loss_may_have_another_number_format_in_each_step(tmp_path):
+    """A reward is in bfloat16, and zero in float32 where no sample gets it."""
+    module, formats = nn.Linear(1, 1), (torch.float32, torch.bfloat16)
+
+    def loss_at(step: int) -> dict[str, torch.Tensor]:
+        loss = module(torch.ones(1, 1)).square().sum()
+        return {"loss": loss, "reward": torch.ones((), dtype=formats[step % 2])}
+
+    settings = RunConfig(tmp_path, 20, None, 0.1, sheet_every=0)
+    train(settings, {"module": module}, loss_at, lambda *_: None)
+    assert json.loads((tmp_path / "log.jsonl").read_text())["reward"] == 1.0
+
+
 def test_the_learning_rate_falls_at_the_end():
     assert lr_factor(0.0) == 1.0 and lr_factor(0.3) == 1.0
     assert 0.4 < lr_factor(2 / 3) < 0.6
