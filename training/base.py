@@ -4,13 +4,15 @@ What it predicts, from which noise, and how large its latents are, its own confi
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from core.errors import BadInput
 from models.checkpoints import folders, loading
 from models.checkpoints.detect import SD1_WIDTH
+from models.checkpoints.loading import CONVOLUTION_NDIM
 from models.checkpoints.prediction import scheduler_changes
 from models.networks import ddim_scheduler
 from models.registry import Registry, has_base
@@ -21,6 +23,29 @@ UNKNOWN_INPUTS = (
 )
 """What the config of a UNet has where it takes more than latents, a timestep and a text, such as a
 distilled LCM, which takes the guidance scale."""
+
+
+class Networks(NamedTuple):
+    """The networks of a base: as their files have them, on the CPU, until they are placed."""
+
+    tokenizer: Any
+    text_encoder: nn.Module
+    unet: Any
+    vae: Any
+
+    def place(self, device: str, precision: torch.dtype) -> None:
+        """Freeze them on the device: the autoencoder in float32, the others in `precision`.
+
+        Each weight is copied once, straight from its file. That is then mapped no more: it would
+        count as the process's memory for as long as a single weight is in use.
+        """
+        kinds = (self.unet, precision), (self.text_encoder, precision), (self.vae, torch.float32)
+        for network, dtype in kinds:
+            for one in network.parameters():
+                one.data = one.data.to(device, dtype, copy=True)
+                if one.ndim == CONVOLUTION_NDIM:
+                    one.data = one.data.contiguous(memory_format=torch.channels_last)
+            network.to(device).eval().requires_grad_(False)
 
 
 class Base:
@@ -86,16 +111,13 @@ class Base:
         """
         return self._registry.find(self._model)[0]
 
-    def load(self, device: str) -> loading.Base:
-        """Return its networks in float32 on the device.
+    def load(self) -> Networks:
+        """Return its networks.
 
         Raises:
             WeightsMissing, WeightsMismatch: a file is missing, or does not fill its network.
         """
-        path = self.find()
-        placement = loading.Placement(torch.device(device), torch.float32)
+        path, folder = self.find(), self.card.base_folder
+        tokenizer = loading.load_tokenizer(path if path.is_dir() else folder)
         vae = self._registry.find_vae(self.card)
-        networks = loading.load_base(path, self.card.base_folder, placement, vae)
-        for one in (networks.text_encoder, networks.unet, networks.vae):
-            one.to(device)  # even where there seems to be too little room
-        return networks
+        return Networks(tokenizer, *loading.build_base(path, folder, vae))

@@ -11,7 +11,6 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from annotators._diorama import load_network
-from models.checkpoints import loading
 from training.adapter import predict
 from training.base import Base
 from training.reward import Reward
@@ -46,10 +45,9 @@ def kept_for_reward(steps: int, size: int) -> int:
     The picture is `size` pixels wide, drawn by Diorama with a new ControlNet, without guidance.
     """
     base = Base("diorama")
-    networks = base.load("cpu")
+    networks = base.load()
     control = make_control(base, networks.unet, None)
-    loading.Placement(torch.device("cpu"), torch.bfloat16).place(networks.unet)
-    networks.unet.requires_grad_(False)
+    networks.place("cpu", torch.bfloat16)
     annotator = load_network().to("cpu")
     reward = Reward(networks.vae, annotator, ["edges"])
     scheduler = DDIMScheduler.from_config(base.scheduler.config)

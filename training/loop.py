@@ -310,7 +310,6 @@ class _State:
     def advance(self, loss_at: Callable[[int], dict[str, Tensor]]) -> None:
         """Take one step of the optimizer, and update the averaged weights and losses."""
         count = self.run.gradient_accumulation_steps
-        self._optimizer.zero_grad(set_to_none=True)
         latest: dict[str, Tensor] = {}
         for batch in range(self.step * count, (self.step + 1) * count):
             losses = loss_at(batch * processes.count() + processes.rank())
@@ -326,6 +325,7 @@ class _State:
         if self._scaler.is_enabled() or bool(torch.isfinite(norm)):
             self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)  # before pictures are made, which need memory
         self.step += 1
         for name, value in latest.items():
             self.losses[name] = value.lerp(self.losses.get(name, value), 0.98)

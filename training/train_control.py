@@ -33,6 +33,7 @@ from annotators._diorama import load_network
 from core.condition import Annotator, RGBImage
 from core.errors import BadInput, SuiteError
 from core.images import to_images
+from core.memory import return_large_blocks
 from core.request import DEFAULTS
 from models.checkpoints import folders, loading
 from models.checkpoints.adapters import is_adapter
@@ -439,21 +440,20 @@ class Training:
         self._scheduler, device = base.scheduler, self._device
         self._downscale = base.downscale
         self._app_guidance = float({**DEFAULTS, **base.card.defaults}["guidance_scale"])
-        networks = base.load(device)
+        networks = base.load()
         self._vae: Any = networks.vae
         control = make(base, networks.unet, options.start)
         self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
         count = sum(p.numel() for p in control.parameters())
         print(f"{type(control).__name__} {count / 1e6:.1f} M", flush=True)
         self._precision = PRECISIONS[options.mixed_precision]
-        frozen = loading.Placement(torch.device(device), self._precision)
-        for one in (networks.unet, networks.text_encoder):
-            frozen.place(one)
+        networks.place(device, self._precision)
         self._unet: Any = networks.unet
         self._text_encoder = networks.text_encoder
         if options.gradient_checkpointing:
             if isinstance(data, Pictures):
                 raise BadInput("--gradient-checkpointing is for --folder: leave it out.")
+            return_large_blocks()
             kept: list[Any] = [self._unet, self._vae]  # the reward goes back through both
             kept += [] if isinstance(control, T2IAdapter) else [control]  # the first is small
             for one in kept:

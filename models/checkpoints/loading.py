@@ -115,15 +115,7 @@ def load_base(
         WeightsMismatch: the weights do not fill the networks.
     """
     folder = path if path.is_dir() else config_dir
-    if (
-        not (folder / "tokenizer" / "vocab.json").is_file()
-        and not (folder / "tokenizer" / "tokenizer.json").is_file()
-    ):
-        raise WeightsMissing(
-            f"The model folder {shown(folder)} has no tokenizer: put vocab.json and merges.txt, or "
-            "tokenizer.json, into its folder tokenizer."
-        )
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     if path.is_file():
         scheduler_config |= scheduler_changes(path)
@@ -133,6 +125,23 @@ def load_base(
     device = next(vae.parameters()).device  # the CPU if there was no room
     preview_matrix = fit_preview(vae, channels, device, placement.dtype).to(placement.device)
     return Base(tokenizer, text_encoder, unet, vae, scheduler_config, preview_matrix)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        WeightsMissing: it has none.
+    """
+    if (
+        not (folder / "tokenizer" / "vocab.json").is_file()
+        and not (folder / "tokenizer" / "tokenizer.json").is_file()
+    ):
+        raise WeightsMissing(
+            f"The model folder {shown(folder)} has no tokenizer: put vocab.json and merges.txt, or "
+            "tokenizer.json, into its folder tokenizer."
+        )
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
 def build_base(

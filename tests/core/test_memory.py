@@ -191,6 +191,36 @@ def test_all_threads_allocate_from_one_arena(asked, is_one):
     assert (done.stderr.count("Arena ") == 1) == is_one
 
 
+FREE = """
+import ctypes, sys
+from pathlib import Path
+from core.memory import return_large_blocks
+if sys.argv[1] == "returned":
+    return_large_blocks()
+libc, size = ctypes.CDLL(None), 2 * 2**20
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free(libc.malloc(30 * 2**20))  # now glibc takes all that is smaller from its heap
+blocks = [libc.malloc(size) for _ in range(100)]
+for one in blocks:
+    libc.memset(one, 1, size)
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+for one in blocks[::2]:
+    libc.free(one)
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+@pytest.mark.parametrize(("asked", "is_returned"), [("returned", True), ("usual", False)])
+def test_large_blocks_between_those_in_use_go_back(asked, is_returned):
+    program = [sys.executable, "-c", FREE, asked]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(program, cwd=root, check=True, capture_output=True, text=True)
+    assert (int(done.stdout) > 90e6) == is_returned
+
+
 def test_which_errors_are_meant():
     cudnn = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
     assert is_out_of_memory(cudnn)

@@ -39,7 +39,7 @@ def test_a_training_pass_is_that_of_the_apps():
     """Diorama's first level has no attention: there diffusers' own way to add features fails."""
     torch.manual_seed(0)
     base = Base("diorama")
-    unet = base.load("cpu").unet.float()
+    unet = base.load().unet.float()
     noisy, text = torch.randn(2, 4, 16, 16), torch.randn(1, 77, unet.config.cross_attention_dim)
     hint = torch.rand(1, 1, 128, 128).expand(1, 3, -1, -1)
     grey = T2IAdapter(1, [*unet.config.block_out_channels], 2, 8)
@@ -102,7 +102,7 @@ def test_what_is_trained_beside_diorama_is_accepted_at_once(folder, tmp_path, ca
 
 @pytest.mark.slow
 def test_an_earlier_adapter_is_trained_further(sd_base, folder, tmp_path):
-    unet = Base(str(sd_base)).load("cpu").unet
+    unet = Base(str(sd_base)).load().unet
     grey = tiny_adapter(unet, in_channels=1, adapter_type="light_adapter")
     grey.save_pretrained(tmp_path / "start")
     start = ["--adapter", "--start", f"{tmp_path / 'start'}"]
@@ -116,7 +116,7 @@ def test_an_earlier_adapter_is_trained_further(sd_base, folder, tmp_path):
 @pytest.mark.slow
 def test_adapters_and_controlnets_are_not_mixed_up(sd_base, folder, tmp_path):
     controlnet = sd_base / "controlnet" / "canny"
-    unet = Base(str(sd_base)).load("cpu").unet
+    unet = Base(str(sd_base)).load().unet
     adapter, other = tmp_path / "adapter", tmp_path / "other"
     tiny_adapter(unet).save_pretrained(adapter)
     T2IAdapter(3, [8, 8, 8, 8]).save_pretrained(other)

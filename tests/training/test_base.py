@@ -126,6 +126,34 @@ def test_a_new_controlnet_is_a_copy_of_the_unets_encoder(sd_base, folder, tmp_pa
     assert not any(one.any() for one in zero)
 
 
+def test_frozen_networks_are_copied_once_and_from_their_files(folder, tmp_path, monkeypatch):
+    """In float32 on the way, or with their files still mapped, they take twice the memory."""
+    seen, called = [], []
+
+    def make(base, unet, start):
+        seen.append(unet.dtype)
+        return train_control.make_control(base, unet, start)
+
+    monkeypatch.setattr(train_control, "train", lambda *_: None)
+    monkeypatch.setattr(train_control, "return_large_blocks", lambda: called.append(1))
+    few = ["--batch", "1", "--size", "64", "--device", "cpu", "--gradient-checkpointing"]
+    places = ["--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
+    training = train_control.trained([*few, *places], make)
+    assert seen == [torch.float16] and called == [1]
+    formats = {
+        torch.bfloat16: (training._unet, training._text_encoder),
+        torch.float32: (training._vae, training.control),
+    }
+    for dtype, networks in formats.items():
+        assert {one.dtype for network in networks for one in network.parameters()} == {dtype}
+
+    found = Base("diorama").load()
+    weights = [one for network in found[1:] for one in network.parameters()]
+    mapped = [one.data for one in weights]
+    found.place("cpu", torch.float16)  # their files' own, which needs no conversion
+    assert not {one.data_ptr() for one in mapped} & {one.data_ptr() for one in weights}
+
+
 def test_sizes_come_from_the_base(sd_base):
     found = Base(str(sd_base))
     assert (found.downscale, found.multiple, found.size(None)) == (8, 64, 64)

@@ -91,6 +91,18 @@ def test_without_averaging_the_last_weights_are_returned_and_validated(tmp_path)
     assert seen[0][1] != seen[1][1]
 
 
+def test_pictures_are_made_without_gradients_in_memory(tmp_path):
+    seen, module = [], nn.Linear(1, 1)
+    settings = RunConfig(tmp_path, 2, None, 0.1, sheet_every=1)
+    train(
+        settings,
+        {"module": module},
+        lambda _: {"loss": module(torch.ones(1, 1)).square().sum()},
+        lambda modules, _: seen.extend(one.grad for one in modules["module"].parameters()),
+    )
+    assert len(seen) == 6 and not any(one is not None for one in seen)
+
+
 def test_a_loss_may_have_another_number_format_in_each_step(tmp_path):
     """A reward is in bfloat16, and zero in float32 where no sample gets it."""
     module, formats = nn.Linear(1, 1), (torch.float32, torch.bfloat16)

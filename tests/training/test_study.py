@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from annotators import find_annotator
-from models.checkpoints import loading
 from training import study, train_control
-from training.base import Base
+from training.base import Base, Networks
 from training.examples import FolderExamples, with_maps
 from training.study import make_gaussian, make_lite, prompt_scores, prompts
 from training.validation import draw_curves
@@ -22,9 +21,11 @@ PHOTOS = Path(__file__).parents[2] / "test_imgs"
 
 
 @pytest.fixture(scope="module")
-def diorama() -> loading.Base:
+def diorama() -> Networks:
     """Diorama's networks."""
-    return Base("diorama").load("cpu")
+    networks = Base("diorama").load()
+    networks.place("cpu", torch.float32)
+    return networks
 
 
 def _residuals(control: torch.nn.Module, unet: torch.nn.Module) -> list[torch.Tensor]:
