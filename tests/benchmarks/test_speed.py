@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from benchmarks import _peers, speed
-from benchmarks._random_sd15 import random_networks
+from benchmarks._random_sd15 import random_networks, save
 from core.networks import PredictCall
+from models.checkpoints.loading import build_base, load_tokenizer
 from models.engine.kernels.build import best_target
 from models.engine.layers import can_be_light, is_light
 from models.store import Store
@@ -239,6 +240,15 @@ def test_random_networks_are_reproducible_and_finite(models_folder):
     call = PredictCall(torch.randn(1, 4, 8, 8), 500, one.encode_text(["the red ball"]))
     pictures = one.decode(one.predict(call))
     assert torch.isfinite(pictures).all() and pictures.std() > 0.01
+
+
+@pytest.mark.slow
+def test_random_networks_as_a_folder_are_a_base(models_folder, tmp_path):
+    save(tmp_path, models_folder / "tiny")
+    networks = build_base(tmp_path, tmp_path)
+    assert [one.dtype for one in networks] == [torch.float16] * 3
+    assert all(one.isfinite().all() for network in networks for one in network.parameters())
+    load_tokenizer(tmp_path)
 
 
 def test_random_networks_have_full_size():
