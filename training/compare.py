@@ -4,7 +4,7 @@
 
 Each run tunes one of Diorama's ControlNets on rendered scenes of 128 px, for as many steps as every
 other, and is then scored as in the apps on held-out scenes: how well the map is kept, and the share
-of named things in their named colour. Written are compare.md, a table of means over three seeds
+of named things in their named colour. Written are compare.md, a table of means over the seeds
 with what a run costs, and each run's figures, so that a comparison that was stopped goes on where
 it was. With OMP_NUM_THREADS=1 two of them may run side by side.
 """
@@ -104,7 +104,11 @@ def run(arguments: Sequence[str], condition: str, count: int, out: Path) -> None
 
 
 def compare(
-    conditions: Sequence[str], out: Path, steps: int = STEPS, count: int = HELD_OUT_SCENES
+    conditions: Sequence[str],
+    out: Path,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+    count: int = HELD_OUT_SCENES,
 ) -> str:
     """Run what is missing; return the table, which is also written into `out`.
 
@@ -115,7 +119,7 @@ def compare(
     draw_maps(data, conditions, SIZE)
     methods = (PLAIN, *METHODS)
     results: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for seed, condition, method in product(range(SEEDS), conditions, methods):
+    for seed, condition, method in product(range(seeds), conditions, methods):
         folder = out / f"{condition}-{method}-{seed}".replace(" ", "-")
         if not (folder / "result.json").exists():
             start = Path("models/diorama/controlnet", condition)
@@ -158,7 +162,8 @@ def _table(
         for method in methods:
             scores = values("score", condition, method)
             colours = np.mean(values("colours", condition, method))
-            cells.append(f"{np.mean(scores):.1f} ± {np.std(scores):.1f}, {colours:.0f} %")
+            spread = f" ± {np.std(scores):.1f}" if len(scores) > 1 else ""
+            cells.append(f"{np.mean(scores):.1f}{spread}, {colours:.0f} %")
         rows.append(cells)
     for title, name, digits in (("processor, s", "seconds", 0), ("memory, GB", "gigabytes", 2)):
         each = (
@@ -175,9 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--conditions", default=",".join(REWARDS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     options = parser.parse_args(arguments)
-    print(compare(options.conditions.split(","), options.out))
+    print(compare(options.conditions.split(","), options.out, options.seeds))
 
 
 if __name__ == "__main__":
