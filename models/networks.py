@@ -372,9 +372,14 @@ def _for_batch(networks: Any, call: PredictCall) -> tuple[Forward, PredictCall]:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the autoencoder's float32 pictures (B, 3, H, W) of the scheduler's latents."""
+    return decode_latents(vae, raw_latents(vae, latents).to(dtype)).float()
+
+
+def raw_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Return the autoencoder's own latents of the scheduler's, which are scaled."""
     config = vae.config
-    raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-    return decode_latents(vae, raw.to(dtype)).float()
+    raw: Tensor = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    return raw
 
 
 @torch.no_grad()

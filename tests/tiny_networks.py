@@ -114,6 +114,23 @@ def tiny_autoencoder(kind: str = "kl") -> AutoencoderKL | AutoencoderTiny:
     ).eval()
 
 
+def tiny_depth_anything() -> torch.nn.Module:
+    """A Depth Anything V2 for pictures of 56 px."""
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
+
+    config = DepthAnythingConfig(
+        backbone_config={
+            "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4,
+            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
+            "out_indices": [1, 2, 3, 4],
+            "reshape_hidden_states": False, "apply_layernorm": True,
+        },
+        reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
+        head_hidden_size=8, patch_size=14,
+    )  # fmt: skip
+    return DepthAnythingForDepthEstimation(config)
+
+
 def tiny_scheduler(**changes: object) -> DDIMScheduler:
     """Stable Diffusion's noise schedule."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -20,6 +20,7 @@ from torch.nn import functional
 from annotators._diorama import Prediction
 from annotators._scene_annotator import SceneAnnotator
 from annotators.seg import MIN_AREA
+from models.networks import raw_latents
 from training.photo_annotators import PHOTO_ANNOTATORS, PhotoAnnotator, Predict, divergences
 from training.train_annotator import Targets
 from training.train_autoencoder import pixels
@@ -69,9 +70,7 @@ def disagreements(one: Prediction, other: Prediction) -> dict[str, Tensor]:
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """Pictures (B, 3, 8h, 8w) in [-1, 1] of the scheduler's latents (B, 4, h, w)."""
-    config = vae.config
-    raw = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-    pictures: Tensor = vae.decode(raw, return_dict=False)[0]
+    pictures: Tensor = vae.decode(raw_latents(vae, latents), return_dict=False)[0]
     return pictures.clamp(-1, 1)
 
 

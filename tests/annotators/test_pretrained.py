@@ -15,6 +15,7 @@ from annotators._pretrained import load_detector
 from core.errors import SuiteError, WeightsMissing
 from core.params import settings_of
 from models.catalog.download import amount
+from tests.tiny_networks import tiny_depth_anything
 
 
 @pytest.fixture(autouse=True)
@@ -162,23 +163,13 @@ def test_a_transformers_folder_put_there_by_hand_is_used(tmp_path):
 
 
 def test_depth_anything_is_drawn_near_white(tmp_path, monkeypatch):
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
+    from transformers import DPTImageProcessor
 
     from annotators import depth
 
     torch.manual_seed(0)
-    config = DepthAnythingConfig(
-        backbone_config={
-            "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4,
-            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
-            "out_indices": [1, 2, 3, 4],
-            "reshape_hidden_states": False, "apply_layernorm": True,
-        },
-        reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
-        head_hidden_size=8, patch_size=14,
-    )  # fmt: skip
     folder = tmp_path / "Depth-Anything-V2-Small-hf"
-    network = DepthAnythingForDepthEstimation(config)
+    network = tiny_depth_anything()
     network.save_pretrained(folder)
     DPTImageProcessor(size={"height": 56, "width": 56}, ensure_multiple_of=14).save_pretrained(
         folder
@@ -191,7 +182,7 @@ def test_depth_anything_is_drawn_near_white(tmp_path, monkeypatch):
     def to_the_right(*_, **__):  # inverse depth, as this network's: larger is nearer
         return SimpleNamespace(predicted_depth=torch.from_numpy(near)[None])
 
-    monkeypatch.setattr(DepthAnythingForDepthEstimation, "forward", to_the_right)
+    monkeypatch.setattr(type(network), "forward", to_the_right)
     drawn = depth.draw_depth_anything(picture, depth.DepthParams())[:, :, 0]
     assert (drawn[:, 0] == 0).all() and (drawn[:, -1] == 255).all(), "near is white"
 

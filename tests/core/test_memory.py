@@ -166,6 +166,13 @@ def test_what_glibc_keeps_of_freed_memory_goes_back():
     assert before - resident() > 60e6 and in_use.all()
 
 
+def _run(program, asked):
+    """Run a program in a process of its own: what it sets holds for all of it."""
+    command = [sys.executable, "-c", program, asked]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+
+
 ALLOCATE = """
 import ctypes, sys, threading
 from core.memory import keep_one_arena
@@ -185,10 +192,7 @@ libc.malloc_stats()
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_stats"), reason="not glibc")
 @pytest.mark.parametrize(("asked", "is_one"), [("one", True), ("usual", False)])
 def test_all_threads_allocate_from_one_arena(asked, is_one):
-    program = [sys.executable, "-c", ALLOCATE, asked]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(program, cwd=root, check=True, capture_output=True, text=True)
-    assert (done.stderr.count("Arena ") == 1) == is_one
+    assert (_run(ALLOCATE, asked).stderr.count("Arena ") == 1) == is_one
 
 
 FREE = """
@@ -215,10 +219,7 @@ print(before - resident())
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 @pytest.mark.parametrize(("asked", "is_returned"), [("returned", True), ("usual", False)])
 def test_large_blocks_between_those_in_use_go_back(asked, is_returned):
-    program = [sys.executable, "-c", FREE, asked]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(program, cwd=root, check=True, capture_output=True, text=True)
-    assert (int(done.stdout) > 90e6) == is_returned
+    assert (int(_run(FREE, asked).stdout) > 90e6) == is_returned
 
 
 def test_which_errors_are_meant():

@@ -7,6 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks._shared import at_strength
+from benchmarks.controllability import conditions_by_annotator
+from core.pipeline import Pipeline
+from core.request import GenerationRequest
+from models.store import Store
 from tests.tiny_networks import save_networks, tiny_controlnet, tiny_networks, tiny_unet
 
 LEVELS = {
@@ -41,3 +46,28 @@ def folder(tmp_path_factory):
         lines.append({"source": f"source{k}.png", "target": f"target{k}.png", "prompt": prompt})
     (place / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
     return place
+
+
+def draw_in_the_apps(base, saved, folder, place):
+    """Draw the first map of a folder as the apps do, with a trained control put beside its base.
+
+    Returns the networks, and the pictures at the strengths 0 and 1.
+    """
+    (place / "controlnet").mkdir(parents=True)
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (place / part).symlink_to(base / part)
+    (place / "controlnet" / "canny").symlink_to(saved)
+    store = Store("cpu", "float32")
+    request = GenerationRequest.single(
+        conditions_by_annotator()["canny"],
+        np.asarray(Image.open(folder / "target0.png")),
+        model=str(place),
+        image_resolution=256,
+        steps=2,
+        seed=1,
+    )
+    pictures = [
+        Pipeline(store.load).generate(at_strength(request, strength)).images[0].astype(int)
+        for strength in (0.0, 1.0)
+    ]
+    return store.load(str(place), "canny"), pictures

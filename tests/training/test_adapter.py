@@ -1,23 +1,18 @@
 """T2I-Adapters are trained where a ControlNet may be, and drawn with as the apps do."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import T2IAdapter
-from PIL import Image
 
 from benchmarks._trained import find_trained
-from benchmarks.controllability import conditions_by_annotator
 from core.networks import ControlInput, PredictCall
-from core.pipeline import Pipeline
-from core.request import GenerationRequest
 from models.__main__ import main as models_command
 from models.engine.unet import Forward
-from models.store import Store
 from tests.tiny_networks import tiny_adapter
+from tests.training.conftest import draw_in_the_apps
 from training import train_control
 from training.adapter import make_adapter, predict
 from training.base import Base
@@ -67,26 +62,8 @@ def test_a_saved_adapter_draws_in_the_apps(base, sd_base, folder, tmp_path, caps
     card = (saved / "README.md").read_text()
     assert "# A T2I-Adapter for canny maps" in card and "tags: [t2i-adapter," in card
     assert find_trained(f"{saved}").condition == "canny"
-    model = tmp_path / "model"
-    (model / "controlnet").mkdir(parents=True)
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        (model / part).symlink_to(source / part)
-    (model / "controlnet" / "canny").symlink_to(saved)
-    store = Store("cpu", "float32")
-    request = GenerationRequest.single(
-        conditions_by_annotator()["canny"],
-        np.asarray(Image.open(folder / "target0.png")),
-        model=str(model),
-        image_resolution=256,
-        steps=2,
-        seed=1,
-    )
-    pictures = [
-        Pipeline(store.load).generate(one).images[0].astype(int)
-        for strength in (0.0, 1.0)
-        for one in [replace(request, controls=(replace(request.controls[0], strength=strength),))]
-    ]
-    assert store.load(str(model), "canny").is_adapter("canny")
+    networks, pictures = draw_in_the_apps(source, saved, folder, tmp_path / "model")
+    assert networks.is_adapter("canny")
     assert np.abs(pictures[0] - pictures[1]).mean() > 1
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from annotators import _pretrained, canny, depth, find_annotator, hed, lineart, seg
 from core.errors import WeightsMissing
+from tests.tiny_networks import tiny_depth_anything
 from training import photo_annotators
 from training.photo_annotators import PHOTO_ANNOTATORS, PhotoAnnotator, resized
 
@@ -70,19 +71,9 @@ class Squeezed(nn.Module):
 
 
 def _depth_anything():
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
+    from transformers import DPTImageProcessor
 
-    config = DepthAnythingConfig(
-        backbone_config={
-            "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4,
-            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
-            "out_indices": [1, 2, 3, 4],
-            "reshape_hidden_states": False, "apply_layernorm": True,
-        },
-        reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
-        head_hidden_size=8, patch_size=14,
-    )  # fmt: skip
-    network = DepthAnythingForDepthEstimation(config).eval()
+    network = tiny_depth_anything().eval()
     network.head.conv3.bias.data += 1  # so that its last ReLU lets something pass
     for layer, factor in (
         (network.head.conv1, 1000),

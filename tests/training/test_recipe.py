@@ -211,13 +211,11 @@ def test_own_samples_are_rewarded(trained, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "resumed at step 1" in output and "own samples" not in output
     training = train_control.trained([*few, *start, *tuning, "--steps", "2"])
-    rewarded, reward = [], training._reward.loss
-    training._reward.loss = lambda latents, pictures: (
-        rewarded.append(len(latents)) or reward(latents, pictures)
-    )
+    before = training.loss_at(0)
     training._own_latents = training._own_latents + 1
-    assert training.loss_at(0)["diffusion"] == training.loss_at(0)["diffusion"]
-    assert rewarded == [1, 1], "half a batch of own samples, each one of them"
+    after = training.loss_at(0)
+    assert after["diffusion"] == before["diffusion"], "the scenes' own latents are the same"
+    assert after["reward"] != before["reward"], "it is the own samples that are rewarded"
     timesteps = torch.tensor([10, 700])
     assert training._rewarded(timesteps, 0).tolist() == [0, 1]
     training._options.reward_threshold = 200
@@ -251,8 +249,12 @@ def test_a_preference_is_learned_between_a_map_and_one_of_an_own_sample(
     monkeypatch.setattr(train_control, "PREFERENCE_SAMPLES", 3)
     training = train_control.trained([*few, *places, "--method", "cpo"])
     rows = training._own_rows.tolist()
-    assert training._losing_maps.shape == (3, 64, 64, 3)
-    assert not np.array_equal(training._losing_maps, training._data.maps(rows))
+    winning = training._data.maps(rows)
+    assert training._losing_maps.shape == winning.shape == (3, 64, 64, 3) and winning.any()
+    assert not np.array_equal(training._losing_maps, winning)
+    with monkeypatch.context() as patch:  # of the scenes themselves, the maps would be their own
+        patch.setattr(train_control, "to_images", lambda _: list(training._data.batch(rows)))
+        assert np.array_equal(training._maps_of_own(), winning)
     found = training.loss_at(0)
     assert set(found) == {"loss", "diffusion", "grounding", "preference"}
     training.control.zero_grad()
@@ -263,7 +265,7 @@ def test_a_preference_is_learned_between_a_map_and_one_of_an_own_sample(
     first = load_file(model / "controlnet" / "canny" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(p, first[name]) for name, p in training._reference.named_parameters())
     # With the same map on both sides nothing can be preferred: only the margin is left.
-    training._losing_maps = training._data.maps(rows)
+    training._losing_maps = winning
     assert training.loss_at(0)["preference"].item() == pytest.approx(DIORAMA.margin / 2, rel=1e-3)
 
 
