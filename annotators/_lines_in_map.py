@@ -46,7 +46,7 @@ def lines_of(mask: PixelMask) -> Segments:
         line, joined = pieces.pop(), True  # the longest that is left
         while joined and pieces:
             line, joined = _grown(line, pieces, near)
-        lines.append(line.reshape(4))
+        lines.append(_extended(line, near).reshape(4))
     return np.array(lines)
 
 
@@ -64,6 +64,21 @@ def _grown(line: _Ends, pieces: list[_Ends], near: PixelMask) -> tuple[_Ends, bo
             del pieces[index]
             return whole, True
     return line, False
+
+
+def _extended(line: _Ends, near: PixelMask) -> _Ends:
+    """Return a line with the last pixels at its ends, which may be too few to be a piece."""
+    height, width = near.shape
+    direction = (line[1] - line[0]) / max(_length(line), 1)
+    ends = []
+    for end, outward in ((line[0], -direction), (line[1], direction)):
+        points = end + np.arange(1, VOTES + 1)[:, None] * outward
+        x, y = np.round(points).astype(int).T
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        on = inside & near[y.clip(0, height - 1), x.clip(0, width - 1)]
+        # One less than are on it: `near` is a pixel longer than the map's line.
+        ends.append(end + max(int(np.cumprod(on).sum()) - 1, 0) * outward)
+    return np.array(ends)
 
 
 def _length(line: _Ends) -> float:
