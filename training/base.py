@@ -33,19 +33,25 @@ class Networks(NamedTuple):
     unet: Any
     vae: Any
 
-    def place(self, device: str, precision: torch.dtype) -> None:
+    def place(self, device: str, precision: torch.dtype, learning: nn.Module | None = None) -> None:
         """Freeze them on the device: the autoencoder in float32, the others in `precision`.
+
+        A part that is `learning` stays in float32, and gets gradients.
 
         Each weight is copied once, straight from its file. That is then mapped no more: it would
         count as the process's memory for as long as a single weight is in use.
         """
         kinds = (self.unet, precision), (self.text_encoder, precision), (self.vae, torch.float32)
+        kept = {id(one) for one in learning.parameters()} if learning else set()
         for network, dtype in kinds:
             for one in network.parameters():
-                one.data = one.data.to(device, dtype, copy=True)
+                kind = torch.float32 if id(one) in kept else dtype
+                one.data = one.data.to(device, kind, copy=True)
                 if one.ndim == CONVOLUTION_NDIM:
                     one.data = one.data.contiguous(memory_format=torch.channels_last)
             network.to(device).eval().requires_grad_(False)
+        if learning:
+            learning.requires_grad_(True)
 
 
 class Base:

@@ -9,7 +9,6 @@ the diffusion model needs no scaling factor.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +104,6 @@ def main(arguments: list[str] | None = None) -> None:
     modules = train(run_config(options), {"vae": vae}, loss_at, sheet)
     if options.save:
         save_module(modules["vae"], options.save, vars(options))
-        file = options.save / "config.json"
-        config = json.loads(file.read_text())
-        # AutoencoderTiny writes this key, and warns about it when reading.
-        config.pop("block_out_channels", None)
-        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from models.networks import decode
 from training import processes
 from training.adapter import make_adapter, predict
 from training.base import Base
+from training.decoder import decoder_of, keep_card, keep_to_middle, save_model
 from training.diffusion import NoisyTarget
 from training.diorama.dataset import Pictures
 from training.diorama.grounding import AttentionRecorder, Grounding
@@ -81,6 +82,7 @@ REWARD, UNCERTAINTY, CPO = METHODS = ("reward", "uncertainty", "cpo")
 UNCERTAIN_STEPS = 1  # timesteps between the two estimates of --method uncertainty, as published
 PREFERENCE_SAMPLES = 240
 SHEET_PICTURES, SHEET_STEPS, SHEET_GUIDANCE = 8, 20, 3.0
+DECODER = "decoder"  # among what learns
 BEST = "best"  # the run's folder of the weights with the best score
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -151,6 +153,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="train a T2I-Adapter, a smaller network that looks at the map alone, instead of a "
         "ControlNet",
+    )
+    parser.add_argument(
+        "--only-mid-control",
+        action="store_true",
+        help="connect the ControlNet to the UNet's middle alone, for a first look on a slow "
+        "machine; go on without this, with --start",
+    )
+    parser.add_argument(
+        "--unlock-decoder",
+        action="store_true",
+        help="train the UNet's decoder too, for much data and a low learning rate; --save then "
+        "writes a whole model",
     )
     parser.add_argument("--start", type=Path, default=None, help="continue from an earlier --save")
     parser.add_argument(
@@ -347,6 +361,12 @@ def _check_method(options: argparse.Namespace) -> None:
             f"--reward {photo[0]} does not fit --condition {options.condition}: for photographs "
             f"there are {_photo_names()}."
         )
+    if options.adapter and (options.only_mid_control or options.unlock_decoder):
+        raise BadInput(
+            "--only-mid-control and --unlock-decoder are for ControlNets, not --adapter."
+        )
+    if options.method == CPO and options.unlock_decoder:
+        raise BadInput("--method cpo needs the base as it was: leave out --unlock-decoder.")
     if options.own and options.enable_bucket:
         raise BadInput("--own and --method cpo need squares: leave out --enable-bucket.")
 
@@ -382,8 +402,7 @@ def _train(options: argparse.Namespace, make: Make | None = None) -> "Training":
         validate_every=options.validate_every,
         scale_gradients=options.mixed_precision == "fp16",
     )
-    modules: dict[str, nn.Module] = {"control": training.control}
-    train(run, modules, training.loss_at, training.sheet, validate)
+    train(run, training.modules, training.loss_at, training.sheet, validate)
     if options.save and not processes.rank():
         _save(options, base, data, training)
     return training
@@ -395,7 +414,9 @@ def _save(options: argparse.Namespace, base: Base, data: Examples, training: "Tr
     if options.validation and best.is_dir():
         shutil.copytree(best, options.save, dirs_exist_ok=True)
     else:
-        save_module(training.control, options.save, vars(options))
+        training.save(options.save, vars(options))
+    if options.unlock_decoder:
+        keep_card(base, options.save)
     if options.folder:
         state = torch.load(options.out / "checkpoint.pt", weights_only=True, mmap=True)
         write_card(options.save, base.card, vars(options), state["step"], data.captions)
@@ -437,27 +458,29 @@ class Training:
     ) -> None:
         """Load the networks, and encode the pictures unless `cache_folder` has their latents."""
         self._options, self._data, self._device = options, data, options.device
+        self._base = base
         self._scheduler, device = base.scheduler, self._device
         self._downscale = base.downscale
         self._app_guidance = float({**DEFAULTS, **base.card.defaults}["guidance_scale"])
         networks = base.load()
         self._vae: Any = networks.vae
         control = make(base, networks.unet, options.start)
-        self.control = control.to(device, memory_format=torch.channels_last).requires_grad_(True)
+        control = control.to(device, memory_format=torch.channels_last)
+        self.control: Any = control.requires_grad_(True)
+        if options.only_mid_control:
+            keep_to_middle(self.control)
+        self.modules: dict[str, nn.Module] = {"control": self.control}
+        """What learns, by name."""
+        if options.unlock_decoder:
+            self.modules[DECODER] = decoder_of(networks.unet)
         count = sum(p.numel() for p in control.parameters())
         print(f"{type(control).__name__} {count / 1e6:.1f} M", flush=True)
         self._precision = PRECISIONS[options.mixed_precision]
-        networks.place(device, self._precision)
+        networks.place(device, self._precision, self.modules.get(DECODER))
         self._unet: Any = networks.unet
         self._text_encoder = networks.text_encoder
         if options.gradient_checkpointing:
-            if isinstance(data, Pictures):
-                raise BadInput("--gradient-checkpointing is for --folder: leave it out.")
-            return_large_blocks()
-            kept: list[Any] = [self._unet, self._vae]  # the reward goes back through both
-            kept += [] if isinstance(control, T2IAdapter) else [control]  # the first is small
-            for one in kept:
-                one.enable_gradient_checkpointing()
+            self._checkpoint_gradients()
         self._channels = int(self._unet.config.in_channels)
         self._latents = cached_latents(cache_folder, data, self._vae, device)
         self._tokenizer = networks.tokenizer
@@ -489,6 +512,15 @@ class Training:
             self._reference = deepcopy(self.control).requires_grad_(False)
             self._preference = PUBLISHED if base.is_sd1 else DIORAMA
             self._losing_maps = self._maps_of_own()
+
+    def _checkpoint_gradients(self) -> None:
+        if isinstance(self._data, Pictures):
+            raise BadInput("--gradient-checkpointing is for --folder: leave it out.")
+        return_large_blocks()
+        kept = [self._unet, self._vae]  # the reward goes back through both
+        kept += [] if isinstance(self.control, T2IAdapter) else [self.control]  # it is small
+        for one in kept:
+            one.enable_gradient_checkpointing()
 
     def _maps_of_own(self) -> np.ndarray:
         """The maps (N, H, W, 3) uint8 of the ControlNet's own samples."""
@@ -650,7 +682,15 @@ class Training:
     def save_best(self, step: int, score: float) -> None:
         """Keep the weights of the moment as the best so far."""
         recipe = {**vars(self._options), "best_step": step, "score": round(score, 2)}
-        save_module(self.control, self._options.out / BEST, recipe)
+        self.save(self._options.out / BEST, recipe)
+
+    def save(self, folder: Path, recipe: dict[str, Any]) -> None:
+        """Write what was trained: the network, or the whole model if its decoder learned too."""
+        decoder, place = self.modules.get(DECODER), folder
+        if decoder:
+            save_model(self._base, decoder, folder, recipe)
+            place = folder / "controlnet" / self._options.condition
+        save_module(self.control, place, recipe)
 
     def sheet(self, _: dict[str, nn.Module], path: Path) -> None:
         """Save pictures, their maps, and what is generated from these with and without words."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -41,6 +42,11 @@ def save_module(module: nn.Module, folder: Path, recipe: dict[str, Any]) -> None
     half = copy.deepcopy(module, copies)
     shards = MAX_SHARD_SIZE if size < SMALL else "10GB"
     half.save_pretrained(folder, max_shard_size=shards, safe_serialization=True)  # type: ignore[operator]
+    if isinstance(module, AutoencoderTiny):  # it writes this key, and warns when reading it
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        config.pop("block_out_channels", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
     add_metadata(folder, recipe=json_recipe(recipe), commit=git_commit())
 
 

@@ -13,6 +13,7 @@ from core.errors import SuiteError
 from tests.tiny_networks import tiny_controlnet, tiny_networks
 from training import train_control
 from training.base import Base
+from training.decoder import decoder_of
 from training.diffusion import NoisyTarget
 
 
@@ -31,7 +32,7 @@ def one_step(monkeypatch, arguments):
             seen.update(latents=latents, timesteps=timesteps, noise=noise)
 
     def train(_run, modules, loss_at, *_):
-        seen.update(control=modules["control"], loss=loss_at(0)["loss"])
+        seen.update(**modules, loss=loss_at(0)["loss"])
 
     monkeypatch.setattr(train_control, "NoisyTarget", Seen)
     monkeypatch.setattr(train_control, "EMPTY_PROMPTS", 0.0)
@@ -41,11 +42,11 @@ def one_step(monkeypatch, arguments):
     return seen
 
 
-def few(sd_base, folder, tmp_path, checkpointing=False):
+def few(sd_base, folder, tmp_path, *more):
     """Return the arguments of a run in float32 on both pictures."""
     few = ["--batch", "2", "--size", "64", "--device", "cpu", "--mixed-precision", "no"]
     places = ["--base", f"{sd_base}", "--folder", f"{folder}", "--out", f"{tmp_path / 'run'}"]
-    return [*few, *places, *["--gradient-checkpointing"] * checkpointing]
+    return [*few, *places, *more]
 
 
 def inputs(sd_base, folder, seen):
@@ -71,18 +72,34 @@ def assert_learns_alike(seen, theirs, predicted):
     loss = functional.mse_loss(predicted, seen["noise"])
     loss.backward()
     assert float((loss - seen["loss"]).detach().abs()) < 1e-5
-    ours = dict(seen["control"].named_parameters())
+    assert_same_gradients(seen["control"], theirs)
+
+
+def assert_same_gradients(ours, theirs):
+    """Compare those of all weights that have any: the others have none in ours either."""
+    found, largest = dict(ours.named_parameters()), 0.0
     for name, parameter in theirs.named_parameters():
-        assert torch.allclose(ours[name].grad, parameter.grad, atol=1e-4), name
-    largest = max(float(one.grad.abs().max()) for one in theirs.parameters())
+        if parameter.grad is None:
+            assert found[name].grad is None, name
+        else:
+            assert torch.allclose(found[name].grad, parameter.grad, atol=1e-4), name
+            largest = max(largest, float(parameter.grad.abs().max()))
     assert largest > 0.01  # so that 1e-4 means something
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch, checkpointing):
-    """Loss and gradients of examples/controlnet/train_controlnet.py, the recipe of its README."""
+CHECKPOINTING, UNLOCKED = "--gradient-checkpointing", "--unlock-decoder"
+
+
+@pytest.mark.parametrize(
+    "more", [(), (CHECKPOINTING,), (UNLOCKED,), (UNLOCKED, CHECKPOINTING)], ids=" ".join
+)
+def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch, more):
+    """Loss and gradients of examples/controlnet/train_controlnet.py, the recipe of its README.
+
+    There the UNet is frozen, its decoder too; it is the original's sd_locked that frees that.
+    """
     start = ["--start", f"{sd_base / 'controlnet' / 'canny'}"]
-    seen = one_step(monkeypatch, [*few(sd_base, folder, tmp_path, checkpointing), *start])
+    seen = one_step(monkeypatch, [*few(sd_base, folder, tmp_path, *more), *start])
     unet, noisy, text, maps = inputs(sd_base, folder, seen)
     control = tiny_controlnet(unet)
     control.load_state_dict(seen["control"].state_dict())
@@ -95,14 +112,30 @@ def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch
         down_block_additional_residuals=down, mid_block_additional_residual=middle,
     ).sample  # fmt: skip
     assert_learns_alike(seen, control, predicted)
+    if UNLOCKED in more:
+        assert_same_gradients(seen["decoder"], decoder_of(unet))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_adapters_step_equals_diffusers_training(
-    sd_base, folder, tmp_path, monkeypatch, checkpointing
-):
+def test_the_middle_alone_learns_as_with_diffusers(sd_base, folder, tmp_path, monkeypatch):
+    start = ["--start", f"{sd_base / 'controlnet' / 'canny'}", "--only-mid-control"]
+    seen = one_step(monkeypatch, [*few(sd_base, folder, tmp_path), *start])
+    unet, noisy, text, maps = inputs(sd_base, folder, seen)
+    control = tiny_controlnet(unet)
+    control.load_state_dict(seen["control"].state_dict())
+    down, middle = control(noisy, seen["timesteps"], text, maps, return_dict=False)
+    nothing = [torch.zeros_like(one) for one in down]
+    predicted = unet(
+        noisy, seen["timesteps"], encoder_hidden_states=text,
+        down_block_additional_residuals=nothing, mid_block_additional_residual=middle,
+    ).sample  # fmt: skip
+    assert_learns_alike(seen, control, predicted)
+    assert not any(one.any() for one in seen["control"].controlnet_down_blocks.parameters())
+
+
+@pytest.mark.parametrize("more", [(), (CHECKPOINTING,)], ids=" ".join)
+def test_an_adapters_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch, more):
     """As examples/t2i_adapter/train_t2i_adapter_sdxl.py gives the features to the UNet."""
-    arguments = few(sd_base, folder, tmp_path, checkpointing)
+    arguments = few(sd_base, folder, tmp_path, *more)
     seen = one_step(monkeypatch, [*arguments, "--adapter"])
     unet, noisy, text, maps = inputs(sd_base, folder, seen)
     adapter = T2IAdapter(3, [*unet.config.block_out_channels], 2, 8, "full_adapter")
