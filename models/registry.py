@@ -138,7 +138,7 @@ class Registry:
         Raises:
             BadInput: a malformed card, or none to read the checkpoint with.
         """
-        own = path.with_suffix(".toml")
+        own = path.with_name(f"{path.name}.toml")  # a folder's name may have a dot
         if path.is_dir() and own.is_file():
             return read_card(own)
         if SD1_CARD not in self._cards:

@@ -16,7 +16,7 @@ base_model: {base}
 
 # A {kind} for {condition} maps
 
-It is used with {title}. Written by `python -m training.train_control`; every option and the commit
+{use} Written by `python -m training.train_control`; every option and the commit
 are in the metadata of the weights, under `controlloop`.
 
 | | |
@@ -60,12 +60,15 @@ def write_card(
         scores = SCORES.format(rows=rows.rstrip(), folder=options["validation"].name)
     accumulated = options["batch"] * options["gradient_accumulation_steps"]
     kind = "T2I-Adapter" if options["adapter"] else "ControlNet"
+    use = f"It is used with {base.title}."
+    if options["unlock_decoder"]:
+        use = f"It belongs to the base in this folder, {base.title} with a decoder trained too."
     text = CARD.format(
         kind=kind,
         tag=kind.lower(),
         base=base.base.hub if base.base else base.name,
         condition=options["condition"],
-        title=base.title,
+        use=use,
         pictures=len(captions),
         folder=options["folder"].name,
         captions=sum(map(bool, captions)),

@@ -38,10 +38,11 @@ from core.request import DEFAULTS
 from models.checkpoints import folders, loading
 from models.checkpoints.adapters import is_adapter
 from models.networks import decode
+from models.registry import DEFAULT_MODEL
 from training import processes
 from training.adapter import make_adapter, predict
 from training.base import Base
-from training.decoder import decoder_of, keep_card, keep_to_middle, save_model
+from training.decoder import decoder_of, keep_to_middle, save_model
 from training.diffusion import NoisyTarget
 from training.diorama.dataset import Pictures
 from training.diorama.grounding import AttentionRecorder, Grounding
@@ -70,7 +71,7 @@ from training.train_base import (
     tokens,
 )
 from training.validation import Validation
-from training.weights import save_module
+from training.weights import read_metadata, save_module
 
 SMALL_MAP_ENCODER = (16, 16, 32, 64)  # channels of the encoder from the map to the latents' size
 MAP_ENCODER = (16, 32, 96, 256)  # the original's
@@ -82,7 +83,8 @@ REWARD, UNCERTAINTY, CPO = METHODS = ("reward", "uncertainty", "cpo")
 UNCERTAIN_STEPS = 1  # timesteps between the two estimates of --method uncertainty, as published
 PREFERENCE_SAMPLES = 240
 SHEET_PICTURES, SHEET_STEPS, SHEET_GUIDANCE = 8, 20, 3.0
-DECODER = "decoder"  # among what learns
+DECODER = "decoder"  # of the UNet, where it is trained too
+CONTROLS = "controlnet"  # the folder of the ControlNets in a model's
 BEST = "best"  # the run's folder of the weights with the best score
 EMPTY_PROMPTS = 0.5  # the paper's share: the network must learn to read the map without words
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -163,8 +165,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--unlock-decoder",
         action="store_true",
-        help="train the UNet's decoder too, for much data and a low learning rate; --save then "
-        "writes a whole model",
+        help="train the UNet's decoder too, for much data; the learning rate is then 2e-6, and "
+        "--save writes a whole model",
     )
     parser.add_argument("--start", type=Path, default=None, help="continue from an earlier --save")
     parser.add_argument(
@@ -238,7 +240,9 @@ def _run_name(options: argparse.Namespace) -> str:
     names = [Path(one).name for one in own]
     if own:
         names.append(hashlib.sha256(repr(own).encode()).hexdigest()[:8])
-    return "-".join(["adapter" if options.adapter else "control", options.condition, *names])
+    kind = "adapter" if options.adapter else "control"
+    kind += "-middle" * options.only_mid_control + "-decoder" * options.unlock_decoder
+    return "-".join([kind, options.condition, *names])
 
 
 def _examples(
@@ -371,13 +375,37 @@ def _check_method(options: argparse.Namespace) -> None:
         raise BadInput("--own and --method cpo need squares: leave out --enable-bucket.")
 
 
+def _check_folders(options: argparse.Namespace, base: Base) -> None:
+    """Refuse folders that hold a whole model where a ControlNet is meant, or the other way."""
+    start, save = options.start, options.save
+    if start and (start / "unet").is_dir():
+        raise BadInput(
+            f"{start} is a whole model: give --base {start} and "
+            f"--start {start / CONTROLS / options.condition}."
+        )
+    if options.unlock_decoder and base.card.name == DEFAULT_MODEL:
+        raise BadInput(
+            "--unlock-decoder is for Stable Diffusion: train Diorama's base with "
+            "training.train_base."
+        )
+    if not save:
+        return
+    is_model, is_ours = (save / "unet").is_dir(), bool(read_metadata(save / "unet"))
+    if (save / "config.json").is_file() if options.unlock_decoder else is_model:
+        raise BadInput(f"--save {save} holds a model of another kind: name a new folder.")
+    if is_model and not is_ours:
+        raise BadInput(f"--save {save} holds a model that was not trained here: name a new folder.")
+
+
 def _train(options: argparse.Namespace, make: Make | None = None) -> "Training":
     _check_method(options)
     make = make or (make_adapter if options.adapter else make_control)
     base, annotator = Base(options.base), find_annotator(options.condition)
     options.batch = options.batch or (4 if base.is_sd1 else 48)
-    options.learning_rate = options.learning_rate or (1e-5 if base.is_sd1 else 5e-4)
+    usual = (2e-6 if options.unlock_decoder else 1e-5) if base.is_sd1 else 5e-4
+    options.learning_rate = options.learning_rate or usual
     options.size = base.size(options.size)
+    _check_folders(options, base)
     base.find()  # before maps are drawn in vain, as are the reward's networks
     for name in PHOTO_ANNOTATORS.keys() & options.reward:
         PHOTO_ANNOTATORS[name].load()
@@ -415,8 +443,6 @@ def _save(options: argparse.Namespace, base: Base, data: Examples, training: "Tr
         shutil.copytree(best, options.save, dirs_exist_ok=True)
     else:
         training.save(options.save, vars(options))
-    if options.unlock_decoder:
-        keep_card(base, options.save)
     if options.folder:
         state = torch.load(options.out / "checkpoint.pt", weights_only=True, mmap=True)
         write_card(options.save, base.card, vars(options), state["step"], data.captions)
@@ -689,7 +715,7 @@ class Training:
         decoder, place = self.modules.get(DECODER), folder
         if decoder:
             save_model(self._base, decoder, folder, recipe)
-            place = folder / "controlnet" / self._options.condition
+            place = folder / CONTROLS / self._options.condition
         save_module(self.control, place, recipe)
 
     def sheet(self, _: dict[str, nn.Module], path: Path) -> None:

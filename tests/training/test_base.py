@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, T2IAdapter, UNet2DConditionModel
+from diffusers import ControlNetModel, DDPMScheduler, T2IAdapter, UNet2DConditionModel
 from PIL import Image
+from torch import nn
 from torch.nn import functional
 
 from core.errors import SuiteError
@@ -117,7 +118,11 @@ def test_a_step_equals_diffusers_training(sd_base, folder, tmp_path, monkeypatch
 
 
 def test_the_middle_alone_learns_as_with_diffusers(sd_base, folder, tmp_path, monkeypatch):
-    start = ["--start", f"{sd_base / 'controlnet' / 'canny'}", "--only-mid-control"]
+    begun = ControlNetModel.from_pretrained(sd_base / "controlnet" / "canny")
+    for one in begun.controlnet_down_blocks.parameters():
+        nn.init.zeros_(one)
+    begun.save_pretrained(tmp_path / "begun")
+    start = ["--start", f"{tmp_path / 'begun'}", "--only-mid-control"]
     seen = one_step(monkeypatch, [*few(sd_base, folder, tmp_path), *start])
     unet, noisy, text, maps = inputs(sd_base, folder, seen)
     control = tiny_controlnet(unet)

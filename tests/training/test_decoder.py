@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from benchmarks._shared import at_strength
@@ -40,27 +41,36 @@ def test_the_middle_begins_and_the_rest_follows(sd_base, folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["diorama", "sd"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_model_with_its_decoder_is_drawn_with_at_once(
-    base, sd_base, folder, tmp_path, capsys, caplog
+    precision, sd_base, folder, tmp_path, capsys, caplog, monkeypatch
 ):
-    source, saved = "diorama" if base == "diorama" else sd_base, tmp_path / "saved"
-    more = ["--unlock-decoder", "--save", f"{saved}"]
-    training = train_control.trained(arguments(source, folder, tmp_path / "run", *more))
-    capsys.readouterr()
+    logging.enable_propagation()
+    monkeypatch.setattr(train_control.Validation, "__call__", validated)
+    saved = tmp_path / "a.model"
+    more = ["--unlock-decoder", "--save", f"{saved}", "--mixed-precision", precision]
+    more += ["--validation", f"{folder}", "--validate-every", "1"]
+    training = train_control.trained(arguments(sd_base, folder, tmp_path / "run", *more))
+    kinds = {one.dtype for one in training.modules["decoder"].parameters()}
+    assert kinds == {torch.float32}
+    assert {one.dtype for one in training._unet.down_blocks.parameters()} == {
+        train_control.PRECISIONS[precision]
+    }
+    told = capsys.readouterr().out
     assert models_command(["check", f"{saved}"]) == 0
-    assert "--model" in capsys.readouterr().out
-    store, before = Store("cpu", "float32"), Base(f"{source}").load().unet.float()
+    assert "--model" in capsys.readouterr().out and "Saved: " in told
+    assert "with a decoder trained too" in (saved / "README.md").read_text()
+    before = Base(f"{sd_base}").load().unet.half().float()
+    store = Store("cpu", "float32")
     networks = store.load(f"{saved}", "canny")
     assert "not expected" not in caplog.text  # of a key in a config
-    learnt = {name for name, one in decoder_of(before).named_parameters()}
+    learnt = {name for name, _ in decoder_of(before).named_parameters()}
     changed = {
         name
-        for name, one in networks.unet.named_parameters()
-        if not torch.equal(one, before.get_parameter(name).half().float())
+        for name, weight in networks.unet.named_parameters()
+        if not torch.equal(weight, before.get_parameter(name))
     }
-    assert changed and changed <= learnt and len(changed) > 0.9 * len(learnt)
-    assert store.registry.card(f"{saved}").defaults == Base(f"{source}").card.defaults
+    assert changed <= learnt and len(changed) > 0.9 * len(learnt)
     request = GenerationRequest.single(
         conditions_by_annotator()["canny"],
         np.asarray(Image.open(folder / "target0.png")),
@@ -74,20 +84,47 @@ def test_a_model_with_its_decoder_is_drawn_with_at_once(
         for strength in (0.0, 1.0)
     ]
     assert (pictures[0] != pictures[1]).any()
-    training.save_best(3, 50.0)
-    best = tmp_path / "run" / "best"
-    found = {one.relative_to(best) for one in best.rglob("*.safetensors")}
-    assert found == {one.relative_to(saved) for one in saved.rglob("*.safetensors")}
+
+    # It is a base to go on from; resumed, the run has the decoder that it had.
+    start = ["--start", f"{saved / 'controlnet' / 'canny'}", "--steps", "1"]
+    again = train_control.trained(arguments(saved, folder, tmp_path / "again", *start))
+    frozen = decoder_of(again._unet).state_dict()
+    for name, weight in decoder_of(networks.unet).state_dict().items():
+        assert torch.allclose(frozen[name].float(), weight, atol=1e-2), name
+    resumed = train_control.trained(arguments(sd_base, folder, tmp_path / "run", *more))
+    for name, weight in training.modules["decoder"].state_dict().items():
+        assert torch.equal(resumed.modules["decoder"].state_dict()[name], weight), name
+
+
+def validated(self, step):
+    """Find every step better than the one before, so that the last is kept."""
+    self._save_best(step, float(step))
+    return {}
 
 
 @pytest.mark.slow
 def test_what_does_not_go_together_is_refused(sd_base, folder, tmp_path):
-    for more, sentence in (
-        (["--adapter", "--only-mid-control"], "are for ControlNets, not --adapter"),
-        (["--adapter", "--unlock-decoder"], "are for ControlNets, not --adapter"),
-        (["--method", "cpo", "--unlock-decoder"], "leave out --unlock-decoder"),
+    connected = ["--start", f"{sd_base / 'controlnet' / 'canny'}"]
+    unlocked, kept = ["--unlock-decoder"], tmp_path / "control"
+    kept.mkdir()
+    (kept / "config.json").write_text("{}")
+    for base, more, sentence in (
+        (sd_base, ["--adapter", "--only-mid-control"], "are for ControlNets, not --adapter"),
+        (sd_base, ["--adapter", *unlocked], "are for ControlNets, not --adapter"),
+        (sd_base, ["--method", "cpo", *unlocked], "leave out --unlock-decoder"),
+        (sd_base, ["--only-mid-control", *connected], "connected to the UNet's decoder already"),
+        (sd_base, ["--start", f"{sd_base}"], f"--start {sd_base / 'controlnet' / 'canny'}"),
+        (sd_base, ["--save", f"{sd_base}"], "holds a model of another kind"),
+        (sd_base, [*unlocked, "--save", f"{kept}"], "holds a model of another kind"),
+        (sd_base, [*unlocked, "--save", f"{sd_base}"], "that was not trained here"),
+        ("diorama", unlocked, "train Diorama's base with training.train_base"),
     ):
         with pytest.raises(SystemExit) as refused:
-            train_control.main(arguments(sd_base, folder, tmp_path / "run", *more))
+            train_control.main(arguments(base, folder, tmp_path / "run", *more))
         assert sentence in str(refused.value) and ". " not in str(refused.value)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_runs_of_other_kinds_have_folders_of_their_own():
+    assert str(train_control._options(["--only-mid-control"]).out) == "runs/control-middle-canny"
+    assert str(train_control._options(["--unlock-decoder"]).out) == "runs/control-decoder-canny"
