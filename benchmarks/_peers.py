@@ -11,19 +11,21 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._openvino import to_openvino
+from core.condition import RGBImage
 from core.diffusion import batches
 from core.pipeline import Pipeline, image_seeds
 from core.request import GenerationRequest, Progress
@@ -54,6 +56,8 @@ class Measurement:
     """Above the memory in use before the request."""
     latents: list[Tensor] = field(default_factory=list)
     """The final latents, (B, C, h, w) of each batch, float32 on the CPU."""
+    picture: RGBImage | None = None
+    """The first."""
     on_gpu: bool = False
     _ends: list[tuple[int, int, Any]] = field(default_factory=list)
     """For each step: its number, its images, and the time of its end."""
@@ -85,6 +89,10 @@ class Peer(Protocol):
 
     networks: Any
 
+    def weights_mb(self) -> float:
+        """Memory of all its weights, in MB."""
+        ...
+
     def __call__(self, request: GenerationRequest, measurement: Measurement) -> None:
         """Generate the pictures, and record each step and the final latents."""
 
@@ -94,6 +102,10 @@ class Ours:
 
     def __init__(self, networks: Any) -> None:
         self.networks = networks
+
+    def weights_mb(self) -> float:
+        """See Peer."""
+        return weights_mb(self.networks)
 
     def __call__(self, request: GenerationRequest, measurement: Measurement) -> None:
         """See Peer."""
@@ -112,7 +124,7 @@ class Ours:
         ) -> Any:
             return recorder
 
-        Pipeline(load).generate(request, on_progress)
+        measurement.picture = Pipeline(load).generate(request, on_progress).images[0]
 
 
 class _LatentsRecorder:
@@ -166,22 +178,42 @@ class Diffusers:
                 setattr(self._pipeline, part, compile_(getattr(self._pipeline, part)))
             vae.decoder = compile_(vae.decoder)
 
+    def weights_mb(self) -> float:
+        """See Peer."""
+        return weights_mb(self.networks)
+
+    def trailing_picture(self, request: GenerationRequest) -> RGBImage:
+        """The picture by DDIM from the trailing timesteps, down to no noise at all."""
+        usual = self._pipeline.scheduler
+        self._pipeline.scheduler = type(usual).from_config(
+            usual.config, timestep_spacing="trailing", set_alpha_to_one=True
+        )
+        try:
+            return self._generate(request, lambda _pipe, _step, _t, values: values)
+        finally:
+            self._pipeline.scheduler = usual
+
     def __call__(self, request: GenerationRequest, measurement: Measurement) -> None:
         """See Peer."""
+        images = request.num_samples
+
+        def on_step(_pipe: Any, step: int, _t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            measurement.end_step(step + 1, images)
+            if step == request.steps - 1:
+                measurement.latents.append(values["latents"].detach().float().cpu())
+            return values
+
+        measurement.picture = self._generate(request, on_step)
+
+    def _generate(self, request: GenerationRequest, on_step: Callable[..., Any]) -> RGBImage:
+        """Return the first picture."""
         networks = self.networks
         (control,) = request.controls
         # Our own noise: diffusers would draw it in half precision, and differently.
         height, width = (side // networks.downscale for side in control.image.shape[:2])
         seeds = image_seeds(request.seed, request.num_samples)
         noise, _ = seeded_noise(seeds, (networks.latent_channels, height, width))
-
-        def on_step(_pipe: Any, step: int, _t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-            measurement.end_step(step + 1, len(seeds))
-            if step == request.steps - 1:
-                measurement.latents.append(values["latents"].detach().float().cpu())
-            return values
-
-        self._pipeline(
+        made = self._pipeline(
             request.prompt,
             image=Image.fromarray(control.image),
             num_inference_steps=request.steps,
@@ -193,6 +225,7 @@ class Diffusers:
             callback_on_step_end=on_step,
             callback_on_step_end_tensor_inputs=["latents"],
         )
+        return np.asarray(made.images[0])
 
     def flops(self, request: GenerationRequest) -> tuple[float, float]:
         """Floating-point operations of one step, and of the rest; a multiply-add counts as two.
@@ -265,7 +298,7 @@ class PeakMemory:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
         if trim is not None:
             trim(0)
-        self._before = _resident_mb()
+        self._before = resident_mb()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -273,7 +306,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.02):
-            self.megabytes = max(self.megabytes, _resident_mb() - self._before)
+            self.megabytes = max(self.megabytes, resident_mb() - self._before)
 
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
@@ -283,7 +316,7 @@ class PeakMemory:
             return
         self._done.set()
         self._thread.join()
-        self.megabytes = max(self.megabytes, _resident_mb() - self._before)
+        self.megabytes = max(self.megabytes, resident_mb() - self._before)
 
 
 def _kept_for_graphs_mb() -> float:
@@ -293,7 +326,7 @@ def _kept_for_graphs_mb() -> float:
     return float(sum(s["total_size"] - s["allocated_size"] for s in pooled)) / 2**20
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -20,6 +20,10 @@ keep.
 
 --light adds ours in the mode light, whose weights are in 8 bits.
 
+--stable-diffusion-cpp adds that program (`pip install stable-diffusion-cpp-python` builds it for
+this processor). Its sampler is another DDIM, so its picture is compared with that of diffusers in
+float32 with the same one; its timesteps are diffusers' where --steps divides 1000.
+
 --beside runs them, and a matrix product, beside so many programs that are always busy, and prints
 how many times as long each takes as alone.
 
@@ -36,6 +40,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -54,10 +61,19 @@ from benchmarks._peers import (
     why_not_openvino,
 )
 from benchmarks._random_sd15 import random_networks
-from benchmarks._shared import ROOT, command, machine, served
+from benchmarks._shared import ROOT, command, machine, psnr, served
+from benchmarks._stable_diffusion_cpp import (
+    KINDS,
+    StableDiffusionCpp,
+    build,
+    why_no_cpp,
+    write_checkpoints,
+)
 from core.condition import ALREADY_A_MAP, Condition
 from core.errors import BadInput, SuiteError
 from core.request import DEFAULTS, GenerationRequest
+from models.checkpoints.detect import SD1_WIDTH
+from models.checkpoints.folders import read_json
 from models.devices import choose_device
 from models.engine.kernels.build import LIMIT_VARIABLE, cpu_has_bfloat16
 from models.engine.layers import can_be_light
@@ -176,6 +192,7 @@ def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> di
         step, rest = eager.flops(work.request(0))
         flops = {"step": step, "rest": rest, "image": work.steps * step + rest}
     rows = {}
+    psnrs = _psnrs(measurements, peers.get("diffusers_float32"), work)
     same_format, references = (
         measurements.get(name, []) for name in ("diffusers", "diffusers_float32")
     )
@@ -183,7 +200,8 @@ def compare(work: Workload, names: Sequence[str], rounds: int, seeds: int) -> di
         row = _times(runs, work)
         row["peak_memory_mb"] = round(weights[name] + memory[name])
         row |= _rho(runs, same_format, references)
-        if flops:
+        row |= psnrs.get(name, {})
+        if flops and name not in KINDS:
             is_float32 = dtype == torch.float32 or name == "diffusers_float32" or not is_native
             best = peak["fp32" if is_float32 else "bf16"] * 1e9
             row["share_of_peak"] = flops["image"] / best / row["seconds_per_image"]["median"]
@@ -202,7 +220,14 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
     """
     peers: dict[str, Peer] = {"ours": Ours(work.load(work.control))}
     theirs: Any = work.load(work.control) if set(names) - {LIGHT} else None
+    in_cpp = [name for name in names if name in KINDS]
+    if in_cpp:
+        with TemporaryDirectory() as folder:
+            files = write_checkpoints(theirs, work.control, Path(folder))
+            peers |= {name: StableDiffusionCpp(theirs, *files, KINDS[name]) for name in in_cpp}
     for name in names:
+        if name in peers:
+            continue
         if name == LIGHT:
             peers[name] = Ours(work.load(work.control, light=True))
         elif name == "diffusers":
@@ -212,7 +237,28 @@ def _peers(work: Workload, names: Sequence[str]) -> tuple[dict[str, Peer], dict[
             peers[name] = Diffusers(theirs.in_float32(), work.control)
         else:
             peers[name] = Diffusers(replace(theirs), work.control, name)
-    return peers, {name: weights_mb(peer.networks) for name, peer in peers.items()}
+    return peers, {name: peer.weights_mb() for name, peer in peers.items()}
+
+
+def _psnrs(
+    measurements: Mapping[str, Sequence[Measurement]], exact: Peer | None, work: Workload
+) -> dict[str, dict[str, float]]:
+    """Return rows' PSNR in dB, of the first picture to that of diffusers in float32, if it ran.
+
+    stable-diffusion.cpp's is compared with one of its own sampler, made for this.
+    """
+    if not isinstance(exact, Diffusers):
+        return {}
+    usual = measurements["diffusers_float32"][0].picture
+    trailing = None
+    if KINDS.keys() & measurements.keys():
+        trailing = exact.trailing_picture(work.request(1))
+    found = {}
+    for name, (run, *_) in measurements.items():
+        reference = trailing if name in KINDS else usual
+        if name != "diffusers_float32" and run.picture is not None and reference is not None:
+            found[name] = {"psnr": psnr(run.picture, reference)}
+    return found
 
 
 def _run(peer: Peer, request: GenerationRequest) -> Measurement:
@@ -252,6 +298,8 @@ def _rho(
     """Return rho's median and 95th percentile over the rounds that have all three."""
     rhos = []
     for run, other, exact in zip(runs, same_format, references, strict=False):
+        if not run.latents:
+            continue
         latents, theirs, reference = (torch.cat(m.latents) for m in (run, other, exact))
         error = (theirs - reference).norm()
         if error > 0:
@@ -397,11 +445,12 @@ def _print(result: Mapping[str, Any]) -> None:
     for name, row in result.get("runs", {}).items():
         times = row["seconds_per_image"]
         rho = "-" if row["rho"] is None else f"{row['rho']:.2f} (p95 {row['rho_p95']:.2f})"
+        exactness = f", PSNR {row['psnr']:.1f} dB" if "psnr" in row else ""
         share = f", {row['share_of_peak']:.0%} of the peak" if "share_of_peak" in row else ""
         print(
             f"{name:18} {times['median']:.2f} s per image (p95 {times['p95']:.2f}), "
             f"{row['seconds_per_step']:.3f} s per step (p95 {row['seconds_per_step_p95']:.3f}), "
-            f"{row['peak_memory_mb']} MB, rho {rho}{share}"
+            f"{row['peak_memory_mb']} MB, rho {rho}{exactness}{share}"
         )
     if result.get("ratios"):
         print("  ".join(f"{name} / ours = {ratio:.2f}" for name, ratio in result["ratios"].items()))
@@ -439,6 +488,11 @@ def _options(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argp
         "--autotune", action="store_true", help="add torch.compile with max-autotune; GPU only"
     )
     parser.add_argument("--openvino", action="store_true", help="add OpenVINO; CPU only")
+    parser.add_argument(
+        "--stable-diffusion-cpp",
+        action="store_true",
+        help="add stable-diffusion.cpp, with weights in f16 and in q8_0; CPU only",
+    )
     parser.add_argument("--light", action="store_true", help="add ours in the mode light; CPU only")
     parser.add_argument(
         "--growth", action="store_true", help="measure how time and memory grow instead"
@@ -469,20 +523,32 @@ def _competitors(
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise BadInput(f"There is no peer '{unknown[0]}': choose among {', '.join(PEERS)}.")
-    for requested, name, why_not in (
+    no_cpp = partial(why_no_cpp, _is_sd1(options.model), options.level)
+    wanted: tuple[tuple[bool, str, Callable[[], str]], ...] = (
         (options.compile, "inductor", why_not_compiled),
         (options.autotune, "inductor_autotuned", why_not_compiled),
         (options.openvino, "openvino", why_not_openvino),
+        *((options.stable_diffusion_cpp, name, no_cpp) for name in KINDS),
         (options.light, LIGHT, lambda: "" if can_be_light(device, dtype) else NOT_LIGHT),
-    ):
+    )
+    for requested, name, why_not in wanted:
         reason = why_not() if requested else ""
-        if requested and device.type not in COMPILE_OPTIONS.get(name, device.type):
+        only = ("cpu",) if name in KINDS else COMPILE_OPTIONS.get(name, device.type)
+        if requested and device.type not in only:
             reason = f"it does not run on {device.type}"
         if reason:
             _log(f"{name} is left out: {reason}.")
         elif requested:
             names.append(name)
     return names
+
+
+def _is_sd1(model: str) -> bool:
+    """Tell whether a model is of Stable Diffusion 1.x's size."""
+    if model == RANDOM:
+        return True
+    config = read_json(Registry().card(model).base_folder / "unet" / "config.json")
+    return bool(config["cross_attention_dim"] == SD1_WIDTH)
 
 
 def _workload(options: argparse.Namespace) -> Workload:
@@ -543,7 +609,10 @@ def main(arguments: list[str] | None = None) -> None:
             result["beside"] = beside(work, [int(n) for n in options.beside.split(",")], rounds)
         else:
             server = None if options.no_server or slow else server_times(options.model)
-            result |= compare(work, _competitors(options, device, dtype), rounds, seeds)
+            names = _competitors(options, device, dtype)
+            if KINDS.keys() & set(names):
+                result["machine"]["stable_diffusion_cpp"] = build()
+            result |= compare(work, names, rounds, seeds)
             result["server"] = server
     except SuiteError as error:
         parser.exit(2, f"{error}\n")

@@ -28,6 +28,13 @@ PEERS = {
     "inductor": "torch.compile",
     "openvino": "OpenVINO",
 }
+ALL_PEERS = {
+    "ours": "ours",
+    "light": "ours, mode light",
+    **PEERS,
+    "stable_diffusion_cpp_f16": "stable-diffusion.cpp, f16",
+    "stable_diffusion_cpp_q8_0": "stable-diffusion.cpp, q8_0",
+}
 SHOWN = ("speed-sd15-random-cpu", "speed-sd15-random-256px-cpu", "speed-diorama-cpu",
          "speed-sd15-random-gpu")  # fmt: skip
 """Of the speeds, those that README.md has."""
@@ -182,6 +189,24 @@ def _times(record: Record, names: Iterable[str]) -> list[str]:
 
 def _seconds(value: float) -> str:
     return f"{1000 * value:.1f} ms" if value < 0.1 else f"{value:.3g} s"
+
+
+def peers() -> str:
+    """Return time, memory and exactness of all that were measured with stable-diffusion.cpp."""
+    head = ("", "an image", "a step", "times ours", "memory, GB", "rho", "PSNR")
+    text = ""
+    for record in records("peers-sd15-random-cpu"):
+        rows = []
+        for name, run in record["runs"].items():
+            rows.append((ALL_PEERS[name], _seconds(run["seconds_per_image"]["median"]),
+                         _seconds(run["seconds_per_step"]),
+                         f"{record['ratios'].get(name, 1):.2f}",
+                         f"{run['peak_memory_mb'] / 1000:.2f}",
+                         f"{run['rho']:.2f}" if run["rho"] else "",
+                         f"{run['psnr']:.1f} dB" if "psnr" in run else ""))  # fmt: skip
+        built = record["machine"]["stable_diffusion_cpp"]
+        text += f"{measured(record)} · {built}\n\n{table(head, rows)}\n"
+    return text.rstrip() + "\n"
 
 
 def growth() -> str:
@@ -445,6 +470,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "control-others": lambda: scores("controllability-diorama-all"),
     "control-seg": lambda: scores("controllability-diorama-seg"),
     "every-speed": every_speed,
+    "peers": peers,
     "beside": beside,
     "growth": growth,
     "modes": modes,

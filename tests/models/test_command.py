@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks._ldm_layout import base_state, control_state, difference_state
 from core.errors import SuiteError
 from models.__main__ import FAILED, main
 from models.networks import DiffusersNetworks
@@ -16,7 +17,6 @@ from models.registry import Registry
 from models.store import Store
 from tests.conftest import CARD
 from tests.fake_hub import REVISION, serving
-from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks._ldm_layout import base_state, control_state
 from core.errors import BadInput, WeightsMismatch, WeightsMissing
 from models.networks import DiffusersNetworks
 from models.registry import Registry
-from tests.models.checkpoints.ldm_layout import base_state, control_state
 from tests.models.conftest import HUB_CARD
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks._ldm_layout import base_state, control_state, difference_state
 from core.errors import WeightsMismatch, WeightsMissing
 from core.networks import ControlInput, PredictCall
 from models import store as store_module
@@ -21,7 +22,6 @@ from models.checkpoints import loading
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
-from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 from tests.models.conftest import HUB_CARD, OTHER_CARD
 from tests.tiny_networks import tiny_adapter, tiny_networks
 

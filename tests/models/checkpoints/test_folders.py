@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from benchmarks._ldm_layout import base_state, control_state
 from core.errors import WeightsMismatch, WeightsMissing
 from core.networks import ControlInput, PredictCall
 from models.checkpoints.folders import inspect_control
 from models.networks import DiffusersNetworks
 from models.store import Store
 from tests.conftest import CARD
-from tests.models.checkpoints.ldm_layout import base_state, control_state
 from tests.tiny_networks import save_networks, tiny_unet
 
 

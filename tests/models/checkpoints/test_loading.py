@@ -16,10 +16,10 @@ from transformers import CLIPTextModel
 
 from annotators._diorama import FOLDER
 from annotators._scene_annotator import SceneAnnotator
+from benchmarks._ldm_layout import difference_state
 from models.catalog.paths import MODELS
 from models.checkpoints import loading
 from models.networks import DiffusersNetworks
-from tests.models.checkpoints.ldm_layout import difference_state
 from tests.tiny_networks import tiny_autoencoder
 
 DIORAMA = [

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks._ldm_layout import unet_key
 from models.checkpoints import lora
 from models.checkpoints.lora_names import block_of, find_layer, layers_of, ldm_name, split_key
 from models.networks import DiffusersNetworks
-from tests.models.checkpoints.ldm_layout import unet_key
 from tests.tiny_networks import tiny_networks, tiny_unet
 
 TO_K = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -84,7 +84,7 @@ def test_what_is_not_in_the_model_is_not_found(key: str, networks: DiffusersNetw
 
 @pytest.mark.parametrize("levels", [("CrossAttn", ""), ("", "CrossAttn")])
 def test_latent_diffusions_names(levels: tuple[str, str]) -> None:
-    """Of a UNet as tests/models/checkpoints/ldm_layout.py writes it."""
+    """Of a UNet as benchmarks/_ldm_layout.py writes it."""
     unet = tiny_unet(
         down_block_types=[f"{one}DownBlock2D" for one in levels],
         up_block_types=[f"{one}UpBlock2D" for one in reversed(levels)],

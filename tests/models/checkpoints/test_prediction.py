@@ -9,12 +9,12 @@ from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks._ldm_layout import base_state
 from core.sampling import denoise, seeded_noise
 from models.__main__ import main
 from models.checkpoints.prediction import scheduler_changes
 from models.networks import DiffusersNetworks
 from models.store import Store
-from tests.models.checkpoints.ldm_layout import base_state
 from tests.tiny_networks import save_networks, tiny_scheduler
 
 VELOCITY = {"prediction_type": "v_prediction"}

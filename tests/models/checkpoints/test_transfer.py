@@ -10,12 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks._ldm_layout import base_state, control_state, difference_state
 from core.errors import WeightsMismatch
 from models.__main__ import FAILED, main
 from models.checkpoints.transfer import transferred
 from models.networks import DiffusersNetworks
 from models.store import Store
-from tests.models.checkpoints.ldm_layout import base_state, control_state, difference_state
 from tests.tiny_networks import save_networks, tiny_networks
 
 

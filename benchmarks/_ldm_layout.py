@@ -1,4 +1,4 @@
-"""Names diffusers' weights as the original repositories do, to build their files in tests.
+"""Names Stable Diffusion 1.x's weights as the original repositories do, not as diffusers does.
 
 The inverse of diffusers' conversion, written from the original key names (CompVis latent-diffusion,
 lllyasviel/ControlNet).
@@ -9,8 +9,8 @@ import re
 import torch
 from torch import Tensor, nn
 
-LEVELS, LAYERS = 2, 2
-"""Of the tiny UNet; an encoder level fills LAYERS + 1 input blocks, a decoder level as many output
+LAYERS = 2
+"""Of the UNet; an encoder level fills LAYERS + 1 input blocks, a decoder level as many output
 blocks."""
 
 RESNET = {
