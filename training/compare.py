@@ -45,7 +45,7 @@ REWARDS = {
 }
 """The recipe's losses and weight by condition (training/README.md); classes for seg, as published,
 since --method uncertainty needs a loss of pixels."""
-PREFERENCE_WEIGHT = "5"
+PREFERENCE_WEIGHT = "2"
 PLAIN = "diffusion loss"
 
 
