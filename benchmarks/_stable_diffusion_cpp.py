@@ -111,4 +111,4 @@ class StableDiffusionCpp:
             control_strength=control.strength,
             progress_callback=lambda step, _steps, _seconds: measurement.end_step(step, 1),
         )
-        measurement.picture = np.asarray(pictures[0])
+        measurement.picture = np.asarray(pictures[0].convert("RGB"))

@@ -42,7 +42,7 @@ class StandIn:
         self.asked = {"prompt": prompt, "negative_prompt": negative_prompt, **options}
         for step in range(options["sample_steps"]):
             progress_callback(step + 1, options["sample_steps"], 0.1)
-        return [Image.fromarray(self.drawn ^ 1)] * options["batch_count"]
+        return [Image.fromarray(self.drawn ^ 1).convert("RGBA")] * options["batch_count"]
 
 
 @pytest.fixture
