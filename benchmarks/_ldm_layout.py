@@ -1,7 +1,7 @@
 """Names Stable Diffusion 1.x's weights as the original repositories do, not as diffusers does.
 
 The inverse of diffusers' conversion, written from the original key names (CompVis latent-diffusion,
-lllyasviel/ControlNet).
+lllyasviel/ControlNet). It shares nothing with models/checkpoints, which the tests hold against it.
 """
 
 import re

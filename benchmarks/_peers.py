@@ -327,6 +327,7 @@ def _kept_for_graphs_mb() -> float:
 
 
 def resident_mb() -> float:
+    """The process's memory, in MB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -18,6 +18,7 @@ from typing import Any
 import apps
 from apps.web.tool import Tool
 from benchmarks._shared import ROOT
+from benchmarks._stable_diffusion_cpp import KINDS
 
 RESULTS = ROOT / "benchmarks" / "results"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
@@ -32,8 +33,7 @@ ALL_PEERS = {
     "ours": "ours",
     "light": "ours, mode light",
     **PEERS,
-    "stable_diffusion_cpp_f16": "stable-diffusion.cpp, f16",
-    "stable_diffusion_cpp_q8_0": "stable-diffusion.cpp, q8_0",
+    **{name: f"stable-diffusion.cpp, {kind}" for name, kind in KINDS.items()},
 }
 SHOWN = ("speed-sd15-random-cpu", "speed-sd15-random-256px-cpu", "speed-diorama-cpu",
          "speed-sd15-random-gpu")  # fmt: skip

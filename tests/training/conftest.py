@@ -57,11 +57,19 @@ def draw_in_the_apps(base, saved, folder, place):
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         (place / part).symlink_to(base / part)
     (place / "controlnet" / "canny").symlink_to(saved)
+    return draw_with(place, folder)
+
+
+def draw_with(model, folder):
+    """Draw the first map of a folder as the apps do, with a model's folder.
+
+    Returns the networks, and the pictures at the strengths 0 and 1.
+    """
     store = Store("cpu", "float32")
     request = GenerationRequest.single(
         conditions_by_annotator()["canny"],
         np.asarray(Image.open(folder / "target0.png")),
-        model=str(place),
+        model=str(model),
         image_resolution=256,
         steps=2,
         seed=1,
@@ -70,4 +78,4 @@ def draw_in_the_apps(base, saved, folder, place):
         Pipeline(store.load).generate(at_strength(request, strength)).images[0].astype(int)
         for strength in (0.0, 1.0)
     ]
-    return store.load(str(place), "canny"), pictures
+    return store.load(str(model), "canny"), pictures

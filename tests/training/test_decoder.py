@@ -1,17 +1,11 @@
 """The UNet's decoder is left unconnected, or is trained and saved with the whole model."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers.utils import logging
-from PIL import Image
 
-from benchmarks._shared import at_strength
-from benchmarks.controllability import conditions_by_annotator
-from core.pipeline import Pipeline
-from core.request import GenerationRequest
 from models.__main__ import main as models_command
-from models.store import Store
+from tests.training.conftest import draw_with
 from training import train_control
 from training.base import Base
 from training.decoder import decoder_of
@@ -61,8 +55,7 @@ def test_a_model_with_its_decoder_is_drawn_with_at_once(
     assert "--model" in capsys.readouterr().out and "Saved: " in told
     assert "with a decoder trained too" in (saved / "README.md").read_text()
     before = Base(f"{sd_base}").load().unet.half().float()
-    store = Store("cpu", "float32")
-    networks = store.load(f"{saved}", "canny")
+    networks, pictures = draw_with(saved, folder)
     assert "not expected" not in caplog.text  # of a key in a config
     learnt = {name for name, _ in decoder_of(before).named_parameters()}
     changed = {
@@ -71,18 +64,6 @@ def test_a_model_with_its_decoder_is_drawn_with_at_once(
         if not torch.equal(weight, before.get_parameter(name))
     }
     assert changed <= learnt and len(changed) > 0.9 * len(learnt)
-    request = GenerationRequest.single(
-        conditions_by_annotator()["canny"],
-        np.asarray(Image.open(folder / "target0.png")),
-        model=f"{saved}",
-        image_resolution=256,
-        steps=2,
-        seed=1,
-    )
-    pictures = [
-        Pipeline(store.load).generate(at_strength(request, strength)).images[0].astype(int)
-        for strength in (0.0, 1.0)
-    ]
     assert (pictures[0] != pictures[1]).any()
 
     # It is a base to go on from; resumed, the run has the decoder that it had.
